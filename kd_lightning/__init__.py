@@ -1,0 +1,45 @@
+"""Knowledge distillation for PyTorch Lightning.
+
+The public names are imported when they are first used, so that ``kd_lightning.losses`` and ``kd_lightning.networks``
+stay free of Lightning and the command line starts at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kd_lightning.data.cifar import CIFAR10DataModule as CIFAR10DataModule
+    from kd_lightning.data.cifar import CIFAR100DataModule as CIFAR100DataModule
+    from kd_lightning.data.digits import DigitsDataModule as DigitsDataModule
+    from kd_lightning.data.image_folder import ImageFolderDataModule as ImageFolderDataModule
+    from kd_lightning.modules.classification import TeacherModule as TeacherModule
+    from kd_lightning.modules.distillation import DistillationModule as DistillationModule
+
+_HOMES = {
+    "CIFAR10DataModule": "data.cifar",
+    "CIFAR100DataModule": "data.cifar",
+    "DigitsDataModule": "data.digits",
+    "ImageFolderDataModule": "data.image_folder",
+    "DistillationModule": "modules.distillation",
+    "TeacherModule": "modules.classification",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "CIFAR10DataModule",
+    "CIFAR100DataModule",
+    "DigitsDataModule",
+    "DistillationModule",
+    "ImageFolderDataModule",
+    "TeacherModule",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

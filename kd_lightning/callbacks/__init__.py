@@ -1,0 +1,1 @@
+"""Callbacks: which weights may move, or exist."""

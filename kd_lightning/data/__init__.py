@@ -1,0 +1,1 @@
+"""Lightning data modules over uint8 images, augmented batch by batch."""

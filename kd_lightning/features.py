@@ -1,0 +1,127 @@
+"""Reads the outputs of named layers from an unchanged network."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Outputs(NamedTuple):
+    """What a network said about a batch.
+
+    Attributes:
+        logits: What the network returned, ``(B, C)`` for a classifier.
+        features: The output of each tapped layer by its dotted name, for example ``(B, channels, H, W)``.
+    """
+
+    logits: Tensor
+    features: dict[str, Tensor] = {}  # noqa: RUF012 - never written to
+
+
+class _Recorder:
+    """A forward hook that keeps the output of one layer while its tap is reading.
+
+    A callable object and not a closure, so that a network that carries hooks can be deep-copied: the copy's recorder
+    is a copy as well, which no tap opens.
+    """
+
+    def __init__(self) -> None:
+        self.reading = False
+        self.output: Any = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.reading:
+            self.output = output
+
+
+class FeatureTap:
+    """Runs a network and returns its logits together with the outputs of named layers.
+
+    Not an ``nn.Module``: the network's weights stay where they are, once. With no layers named no hook is installed.
+    An in-place operation that follows a tapped layer changes what is read (tap a block rather than the batch norm
+    before an in-place ReLU).
+
+    Args:
+        network: Any classifier. It is not changed apart from one forward hook for each named layer.
+        layers: Dotted names as in ``network.named_modules()``, for example ``"layer2"`` or ``"layer3.0.conv1"``.
+
+    Raises:
+        ValueError: If a name is not a layer of the network; the message lists the candidates.
+
+    Example:
+        >>> from kd_lightning.networks import resnet20
+        >>> logits, features = FeatureTap(resnet20(), ["layer2"])(torch.rand(4, 3, 32, 32))
+        >>> features["layer2"].shape
+        torch.Size([4, 32, 16, 16])
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[str] = ()) -> None:
+        modules = dict(network.named_modules())
+        missing = [name for name in dict.fromkeys(layers) if not name or name not in modules]
+        if missing:
+            raise ValueError(
+                f"{type(network).__name__} has no layer {', '.join(map(repr, missing))}; choose from: "
+                f"{', '.join(name for name in modules if name)}."
+            )
+        self.network = network
+        self._recorders = {name: _Recorder() for name in dict.fromkeys(layers)}
+        self._hooks = [modules[name].register_forward_hook(hook) for name, hook in self._recorders.items()]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names that are read, each once."""
+        return tuple(self._recorders)
+
+    def __call__(self, images: Tensor) -> Outputs:
+        """Run the network on ``(B, channels, H, W)`` images."""
+        for recorder in self._recorders.values():
+            recorder.reading, recorder.output = True, None
+        try:
+            logits = self.network(images)
+            return Outputs(_tensor("the network", logits), {n: _tensor(n, r.output) for n, r in self._recorders.items()})
+        finally:
+            for recorder in self._recorders.values():
+                recorder.reading, recorder.output = False, None
+
+    def remove(self) -> None:
+        """Take the hooks out of the network."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def layer_shapes(network: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:
+    """The output shape of every layer that returns one tensor, in the order in which the layers finish.
+
+    The network runs once in eval mode and without gradient, so that its batch norms do not move; its mode is restored.
+
+    Args:
+        network: Any network.
+        images: A batch that it takes, ``(B, channels, H, W)``.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    names = {module: name for name, module in network.named_modules() if name}
+
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            shapes[names[module]] = tuple(output.shape)
+
+    hooks = [module.register_forward_hook(record) for module in names]
+    modes = {module: module.training for module in network.modules()}
+    try:
+        with torch.no_grad():
+            network.eval()(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return shapes
+
+
+def _tensor(name: str, output: Any) -> Tensor:
+    if output is None:
+        raise ValueError(f"Layer {name!r} did not run in the network's forward; name a layer that does.")
+    if not isinstance(output, Tensor):
+        raise ValueError(f"{name} returns a {type(output).__name__} and not one tensor; name a layer that returns one.")
+    return output

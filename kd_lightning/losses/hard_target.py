@@ -1,0 +1,51 @@
+"""Cross-entropy with the true labels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_lightning.features import Outputs
+from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.precision import in_full_precision
+
+
+@in_full_precision
+def hard_target_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    r"""Cross-entropy with the labels, averaged over the labelled rows (0 where there are none).
+
+    Args:
+        logits: ``(B, C)``.
+        labels: Class indices ``(B,)``, -1 where a row is unlabelled, or class probabilities ``(B, C)``.
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1].
+
+    Example:
+        >>> hard_target_loss(torch.zeros(2, 4), torch.tensor([3, -1]))
+        tensor(1.3863)
+    """
+    if labels.is_floating_point():
+        return F.cross_entropy(logits, labels.to(logits.dtype), label_smoothing=label_smoothing)
+    total = F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=label_smoothing, reduction="sum")
+    return total / (labels >= 0).sum().clamp(min=1)
+
+
+class HardTargetLoss(DistillationLoss):
+    """The student's cross-entropy with the true labels, :func:`hard_target_loss`.
+
+    Args:
+        weight: Weight of the term.
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1].
+        warmup_epochs: See :class:`DistillationLoss`.
+
+    Raises:
+        ValueError: If ``label_smoothing`` lies outside [0, 1].
+    """
+
+    def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0, warmup_epochs: int = 0) -> None:
+        super().__init__(weight, warmup_epochs=warmup_epochs)
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
+        self.label_smoothing = label_smoothing
+
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The term for one batch, see :class:`DistillationLoss`."""
+        return hard_target_loss(student.logits, labels, self.label_smoothing)

@@ -1,0 +1,38 @@
+"""Half-precision inputs are computed in float32; float32 and float64 keep their type."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+
+
+def in_full_precision(function: Function) -> Function:
+    """Wrap a function of tensors so that float16 and bfloat16 arguments arrive as float32, with autocast off inside.
+
+    Example:
+        >>> @in_full_precision
+        ... def energy(features):
+        ...     return features.square().sum()
+        >>> energy(torch.full((2,), 300.0, dtype=torch.float16))
+        tensor(180000.)
+    """
+
+    @wraps(function)
+    def wrapper(*args: Any, **options: Any) -> Tensor:
+        device = next((a.device.type for a in (*args, *options.values()) if isinstance(a, Tensor)), "cpu")
+        with torch.autocast(device, enabled=False):
+            return function(*map(_widen, args), **{name: _widen(value) for name, value in options.items()})
+
+    return wrapper  # type: ignore[return-value]
+
+
+def _widen(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+        return [_widen(item) for item in value]
+    return value

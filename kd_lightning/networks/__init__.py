@@ -1,0 +1,1 @@
+"""Networks for small images and the reading of their weights; plain PyTorch."""
