@@ -79,7 +79,9 @@ class FeatureTap:
             recorder.reading, recorder.output = True, None
         try:
             logits = self.network(images)
-            return Outputs(_tensor("the network", logits), {n: _tensor(n, r.output) for n, r in self._recorders.items()})
+            return Outputs(
+                _tensor("the network", logits), {n: _tensor(n, r.output) for n, r in self._recorders.items()}
+            )
         finally:
             for recorder in self._recorders.values():
                 recorder.reading, recorder.output = False, None

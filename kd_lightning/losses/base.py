@@ -56,7 +56,7 @@ class DistillationLoss(nn.Module, ABC):
         """The weight in an epoch, counted from 0."""
         return self.weight * min(1.0, (epoch + 1) / self.warmup_epochs) if self.warmup_epochs else self.weight
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:  # noqa: B027 - most losses have nothing to build
+    def build(self, student: Outputs, teacher: Outputs) -> None:
         """Make the learned parts for tensors of these shapes (only the shapes may be read)."""
 
     @abstractmethod

@@ -1,6 +1,5 @@
 """Cross-entropy with the true labels."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,6 +18,7 @@ def hard_target_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.
         label_smoothing: Share of the target that is spread over all classes, in [0, 1].
 
     Example:
+        >>> import torch
         >>> hard_target_loss(torch.zeros(2, 4), torch.tensor([3, -1]))
         tensor(1.3863)
     """
