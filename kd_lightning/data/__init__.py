@@ -1,1 +1,16 @@
 """Lightning data modules over uint8 images, augmented batch by batch."""
+
+from kd_lightning.data.batch import Batch
+from kd_lightning.data.cifar import CIFAR10DataModule, CIFAR100DataModule
+from kd_lightning.data.digits import DigitsDataModule
+from kd_lightning.data.image_data_module import ImageDataModule
+from kd_lightning.data.image_folder import ImageFolderDataModule
+
+__all__ = [
+    "Batch",
+    "CIFAR10DataModule",
+    "CIFAR100DataModule",
+    "DigitsDataModule",
+    "ImageDataModule",
+    "ImageFolderDataModule",
+]

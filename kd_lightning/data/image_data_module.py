@@ -1,0 +1,212 @@
+"""What the data modules share: splits, loaders, and the augmentation of a batch on the device."""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from kd_lightning.data.augmentation import cut, draw_crops, normalise, pack
+from kd_lightning.data.batch import Batch, StoredBatch
+from kd_lightning.data.image_set import ImageSet, Part
+from kd_lightning.data.mixing import mix
+from kd_lightning.data.sampler import EpochSampler
+
+
+class ImageDataModule(pl.LightningDataModule, ABC):
+    """Batches of uint8 images, gathered, augmented and normalised as a batch on the device.
+
+    The augmentation of a sample in an epoch depends on (``view_seed``, sample, epoch) alone. A subclass says where the
+    images come from (:meth:`load`) and what they are (``classes``).
+
+    Args:
+        batch_size: Images of a batch, of one process.
+        val_fraction: Share of each class that is split from the training images where there is no validation set.
+        seed: Of the split and of the order of samples.
+        view_seed: Of the augmentation.
+        padding: Pixels of zeros on each side from which a random crop is cut; 0 for none.
+        flip: Whether half of the training images are mirrored.
+        mean: Of each channel of images in [0, 1].
+        std: Standard deviation of each channel.
+        mixup: alpha of mixup's Beta distribution; 0 for none.
+        cutmix: alpha of CutMix's; with both, each image gets one of them.
+        num_workers: Processes that read images; 0 is best for sets in memory.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        val_fraction: float,
+        seed: int,
+        view_seed: int,
+        padding: int,
+        flip: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        mixup: float,
+        cutmix: float,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}.")
+        if min(padding, mixup, cutmix, num_workers) < 0:
+            raise ValueError("padding, mixup, cutmix and num_workers must be >= 0.")
+        if len(mean) != len(std) or not min(std) > 0:
+            raise ValueError(f"mean and std need one value for each channel, std above 0; got {mean} and {std}.")
+        self.batch_size = batch_size
+        self.val_fraction = val_fraction
+        self.seed = seed
+        self.view_seed = view_seed
+        self.padding = padding
+        self.flip = flip
+        self.mean = tuple(map(float, mean))
+        self.std = tuple(map(float, std))
+        self.mixup = mixup
+        self.cutmix = cutmix
+        self.num_workers = num_workers
+        self.stores: dict[str, ImageSet] = {}
+        self._packed: dict[tuple[str, torch.device], Tensor] = {}
+        # in-memory sets are augmented on the device: there is nothing for workers to do
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """The class names in the order of the labels."""
+
+    @abstractmethod
+    def load(self, split: str) -> ImageSet | None:
+        """Read ``"train"``, ``"val"``, ``"test"`` or ``"predict"``; ``None`` where there is no such set."""
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, C."""
+        return len(self.classes)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what a stage needs; the test images not before ``test``."""
+        needs = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+        for split in needs[str(getattr(stage, "value", stage) or "fit")]:
+            self._store(split)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches of equal size."""
+        return self._loader("train", self._train_samples, training=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation images, each once."""
+        if self._store("val") is None:
+            return self._loader("train", self._split[1])
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """The test images, each once."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """The images to predict, in order."""
+        return self._loader("predict")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Turn a :class:`StoredBatch` into the :class:`Batch` that a module sees."""
+        return self.view(batch) if isinstance(batch, StoredBatch) else batch
+
+    def view(self, batch: StoredBatch) -> Batch:
+        """Gather, augment and normalise a batch on the device where it lies."""
+        images = normalise(self.pixels(batch), self.mean, self.std)
+        if batch.epoch < 0 or not (self.mixup or self.cutmix):
+            return Batch(images, batch.labels, batch.ids)
+        targets = F.one_hot(batch.labels, self.num_classes).float()
+        mixed = mix(images, targets, batch.ids, self.view_seed, batch.epoch, self.mixup, self.cutmix)
+        return Batch(*mixed, batch.ids)
+
+    def pixels(self, batch: StoredBatch) -> Tensor:
+        """The augmented images before they are normalised, uint8 ``(B, channels, H, W)``."""
+        if batch.pixels.numel():
+            packed, rows = pack(batch.pixels, self.padding), torch.arange(len(batch.ids), device=batch.ids.device)
+        else:
+            packed, rows = self._resident(batch.store, batch.ids.device), batch.ids
+        crops = draw_crops(self.view_seed, batch.ids, batch.epoch, self.padding, self.flip)
+        return cut(packed, rows, crops, self.padding, channels=len(self.mean))
+
+    def _resident(self, name: str, device: torch.device) -> Tensor:
+        if (name, device) not in self._packed:
+            pixels = self.stores[name].pixels
+            assert pixels is not None
+            self._packed[name, device] = pack(pixels, self.padding).to(device)
+        return self._packed[name, device]
+
+    def _store(self, name: str) -> ImageSet | None:
+        if name not in self.stores:
+            images = self.load(name)
+            if images is None and name != "val":
+                raise ValueError(f"{type(self).__name__} has no {name!r} images.")
+            if images is None:
+                self._store("train")
+                return None
+            if len(images.labels) and int(images.labels.max()) >= self.num_classes:
+                raise ValueError(
+                    f"Label {int(images.labels.max())} of the {name!r} images is outside [0, {self.num_classes})."
+                )
+            self.stores[name] = images
+        return self.stores[name]
+
+    @cached_property
+    def _split(self) -> tuple[Tensor, Tensor]:
+        """Samples of the training images that are trained on, and that are validated on: a share of each class."""
+        images = self._store("train")
+        assert images is not None
+        generator = torch.Generator().manual_seed(self.seed)
+        val = []
+        for label in images.labels.unique().tolist():
+            members = (images.labels == label).nonzero().flatten()
+            share = round(len(members) * self.val_fraction) if label >= 0 else 0
+            val.append(members[torch.randperm(len(members), generator=generator)[:share]])
+        chosen = torch.cat(val).sort().values
+        left = torch.ones(len(images.labels), dtype=torch.bool)
+        left[chosen] = False
+        return left.nonzero().flatten(), chosen
+
+    @property
+    def _train_samples(self) -> Tensor:
+        images = self._store("train")
+        assert images is not None
+        samples = torch.arange(len(images.labels)) if self._store("val") is not None else self._split[0]
+        if (self.mixup or self.cutmix) and bool((images.labels[samples] < 0).any()):
+            raise ValueError("mixup and CutMix mix labels, but some images are unlabelled; set both to 0.")
+        return samples
+
+    def _loader(self, store: str, samples: Tensor | None = None, training: bool = False) -> DataLoader:
+        images = self._store(store)
+        assert images is not None
+        samples = torch.arange(len(images.labels)) if samples is None else samples
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        if len(samples) < world:
+            raise ValueError(f"{len(samples)} {store!r} images cannot be shared by {world} processes; use fewer.")
+        batch_size = min(self.batch_size, len(samples) // world)
+        part = Part(images, samples, store)
+        return DataLoader(
+            part,
+            batch_size=batch_size,
+            sampler=EpochSampler(part, batch_size, training, self.seed, world, rank),
+            num_workers=self.num_workers,
+            collate_fn=_as_fetched,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def _as_fetched(batch: StoredBatch) -> StoredBatch:
+    return batch

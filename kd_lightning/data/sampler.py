@@ -1,0 +1,54 @@
+"""The order of samples: a function of (seed, epoch), cut into equal shares for the ranks."""
+
+from collections.abc import Iterator, Sized
+
+import torch
+from torch.utils.data import DistributedSampler
+
+
+class EpochSampler(DistributedSampler):
+    """Yields ``(position, epoch)`` for one rank.
+
+    In training each global batch is shuffled from (seed, epoch), rank r holds its contiguous rows [r*B, (r+1)*B), and
+    what does not fill a global batch is left out of this epoch. In evaluation (epoch -1) every sample is yielded once,
+    by one rank: nothing is padded, so nothing is counted twice. Lightning leaves subclasses of ``DistributedSampler``
+    alone and tells them the epoch.
+
+    Args:
+        samples: Anything with a length.
+        batch_size: B, of one rank.
+        training: Whether samples are shuffled.
+        seed: Of the order.
+        num_replicas: Number of ranks.
+        rank: This rank.
+
+    Example:
+        >>> list(EpochSampler(range(5), batch_size=2, training=False, num_replicas=2, rank=1))
+        [(3, -1), (4, -1)]
+    """
+
+    def __init__(
+        self, samples: Sized, batch_size: int, training: bool, seed: int = 0, num_replicas: int = 1, rank: int = 0
+    ) -> None:
+        super().__init__(samples, num_replicas, rank, shuffle=training, seed=seed, drop_last=training)  # type: ignore[arg-type]
+        self.count = len(samples)
+        self.batch_size = batch_size
+        self.training = training
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+        return iter(self._training() if self.training else self._evaluation())
+
+    def __len__(self) -> int:
+        if self.training:
+            return self.count // (self.batch_size * self.num_replicas) * self.batch_size
+        return len(self._evaluation())
+
+    def _training(self) -> list[tuple[int, int]]:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        order = torch.randperm(self.count, generator=generator)
+        batches = order[: len(self) * self.num_replicas].view(-1, self.num_replicas, self.batch_size)
+        return [(position, self.epoch) for position in batches[:, self.rank].flatten().tolist()]
+
+    def _evaluation(self) -> list[tuple[int, int]]:
+        start, end = (self.count * rank // self.num_replicas for rank in (self.rank, self.rank + 1))
+        return [(position, -1) for position in range(start, end)]

@@ -1,0 +1,179 @@
+"""Weights from files: ours and those that others publish; a file is data and never code."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.networks.trained_on import TrainedOn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a file of tensors and plain data on any machine; code in it is refused, never run.
+
+    Args:
+        path: ``.ckpt``, ``.pt``, ``.pth``, ``.th`` (anything of ``torch.save``) or ``.safetensors``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged (a flipped bit is found by the checksums in it), carries code, or is none of
+            the formats.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {str(path)!r}; check the path, or train the network first.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch writes a checksum for each record and never looks at it
+            if damaged:
+                raise ValueError(f"its record {damaged!r} does not match its checksum")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{str(path)!r} is no checkpoint of tensors and plain data (it is damaged, of another format, or carries "
+            "code, which was not run); export its state dict with torch.save where it was made."
+        ) from error
+    except Exception as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be read as a checkpoint ({_first_line(error)}); it is damaged or of another "
+            "format, copy or download it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} holds a {type(content).__name__} and not a state dict or a checkpoint.")
+    return content
+
+
+def from_checkpoint(
+    network: nn.Module,
+    path: str | Path,
+    rename: Mapping[str, str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """Fill a network with the weights of a file and return it.
+
+    The network is filled in place. What the file says of the training data (input statistics, class names) is kept
+    as ``network.trained_on``; a module that holds the network re-normalises its input by it.
+
+    Args:
+        network: A network of the architecture that was saved.
+        path: A checkpoint of this package, or any published state dict (``.ckpt .pt .pth .th .safetensors``), bare or
+            under ``state_dict`` or ``model``; the prefixes ``module.`` and ``network.`` are dropped.
+        rename: Spellings to replace at the start of the file's keys, for example ``{"linear.": "fc."}``.
+        mean: Of a file that does not say it: the mean per channel that the network was trained with.
+        std: The same for the standard deviation.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, carries code, or does not fit the network (one message lists the missing,
+            unexpected and mis-shaped keys).
+
+    Example:
+        >>> import tempfile
+        >>> from kd_lightning.networks import resnet20
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(resnet20().state_dict(), f"{folder}/weights.pt")
+        ...     network = from_checkpoint(resnet20(), f"{folder}/weights.pt")
+    """
+    declared = TrainedOn.of(mean, std)
+    content = read_checkpoint(path)
+    weights = _state_dict(content, rename or {}, path)
+    _check_fit(network, weights, path)
+    network.load_state_dict(weights)
+    known = TrainedOn.of(**content.get("trained_on", {}))
+    # a plain attribute, so that it is copied along and stays out of the state dict
+    network.trained_on = known if declared.mean is None else declared._replace(classes=known.classes)  # type: ignore[assignment]
+    return network
+
+
+def replace_head(network: Network, num_classes: int) -> Network:
+    """Give a network a new last linear layer for another number of classes, and return it.
+
+    Args:
+        network: Any network whose last ``nn.Linear`` (in the order of ``named_modules``) makes the logits. It is
+            changed in place.
+        num_classes: Columns of the new logits.
+
+    Raises:
+        ValueError: If the network has no linear layer, or ``num_classes`` is below 1.
+
+    Example:
+        >>> from kd_lightning.networks import resnet20
+        >>> replace_head(resnet20(num_classes=10), num_classes=100).fc
+        Linear(in_features=64, out_features=100, bias=True)
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be >= 1, got {num_classes}.")
+    heads = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear) and name]
+    if not heads:
+        raise ValueError(f"{type(network).__name__} has no linear layer to replace; give it a head of your own.")
+    name, head = heads[-1]
+    new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
+    network.set_submodule(name, new.to(head.weight))
+    if isinstance(getattr(network, "trained_on", None), TrainedOn):
+        network.trained_on = network.trained_on._replace(classes=None)  # type: ignore[assignment, operator, union-attr]
+    return network
+
+
+def _state_dict(content: dict[str, Any], rename: Mapping[str, str], path: str | Path) -> dict[str, Tensor]:
+    ours = "pytorch-lightning_version" in content
+    for key in ("state_dict", "model"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise ValueError(f"{str(path)!r} holds no weights, neither bare nor under 'state_dict' or 'model'.")
+    if ours and any(key.startswith("network.") for key in weights):  # beside it: the learned parts of losses
+        weights = {key: value for key, value in weights.items() if key.startswith("network.")}
+    return {_spelling(key, rename): value for key, value in weights.items()}
+
+
+def _spelling(key: str, rename: Mapping[str, str]) -> str:
+    for prefix in ("network.", "_orig_mod.", "module."):
+        key = key.removeprefix(prefix)
+    for old, new in rename.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
+
+
+def _check_fit(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    wanted = network.state_dict()
+    shapes = [
+        f"{key} is {tuple(weights[key].shape)} in the file and {tuple(wanted[key].shape)} in the network"
+        for key in wanted
+        if key in weights and wanted[key].shape != weights[key].shape
+    ]
+    # a file from before PyTorch 0.4.1 has no batch counters; they do not change what a network says
+    missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
+    problems = {
+        "missing": missing,
+        "unexpected": [key for key in weights if key not in wanted],
+        "of another shape": shapes,
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(
+            f"{str(path)!r} does not fit {type(network).__name__} ({listed}); build the network that was saved, "
+            "or map spellings with rename={'old.': 'new.'}."
+        )
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

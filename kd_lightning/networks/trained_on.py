@@ -1,0 +1,49 @@
+"""What a network's weights expect of their input, carried by the network itself."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+
+class TrainedOn(NamedTuple):
+    """The data that a network's weights were trained on; ``None`` where it is not known.
+
+    Attributes:
+        mean: Mean of each channel that was subtracted from images in [0, 1].
+        std: Standard deviation of each channel that they were divided by.
+        classes: Class names in the order of the logits.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    classes: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> "TrainedOn":
+        """Check and convert.
+
+        Raises:
+            ValueError: If only one of the statistics is given, they differ in length or a deviation is not above 0.
+        """
+        if (mean is None) != (std is None):
+            raise ValueError("mean and std describe the input together; give both or neither.")
+        if mean is not None and std is not None and (len(mean) != len(std) or not min(std, default=0) > 0):
+            raise ValueError(
+                f"mean and std need one value for each channel and deviations above 0, got {mean} and {std}."
+            )
+        return cls(_floats(mean), _floats(std), None if classes is None else tuple(map(str, classes)))
+
+
+def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(map(float, values))
+
+
+def trained_on(network: nn.Module) -> TrainedOn:
+    """What :func:`from_checkpoint` learned about a network's data; nothing for any other network."""
+    return getattr(network, "trained_on", TrainedOn())
