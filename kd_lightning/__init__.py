@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kd_lightning.data.cifar import CIFAR100DataModule as CIFAR100DataModule
     from kd_lightning.data.digits import DigitsDataModule as DigitsDataModule
     from kd_lightning.data.image_folder import ImageFolderDataModule as ImageFolderDataModule
-    from kd_lightning.modules.classification import TeacherModule as TeacherModule
+    from kd_lightning.modules.teacher import TeacherModule as TeacherModule
     from kd_lightning.modules.distillation import DistillationModule as DistillationModule
 
 _HOMES = {
@@ -21,7 +21,7 @@ _HOMES = {
     "DigitsDataModule": "data.digits",
     "ImageFolderDataModule": "data.image_folder",
     "DistillationModule": "modules.distillation",
-    "TeacherModule": "modules.classification",
+    "TeacherModule": "modules.teacher",
 }
 
 __version__ = "0.1.0"

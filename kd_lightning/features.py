@@ -1,6 +1,7 @@
 """Reads the outputs of named layers from an unchanged network."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -109,16 +110,26 @@ def layer_shapes(network: nn.Module, images: Tensor) -> dict[str, tuple[int, ...
             shapes[names[module]] = tuple(output.shape)
 
     hooks = [module.register_forward_hook(record) for module in names]
-    modes = {module: module.training for module in network.modules()}
     try:
-        with torch.no_grad():
-            network.eval()(images)
+        with evaluating(network):
+            network(images)
     finally:
         for hook in hooks:
             hook.remove()
+    return shapes
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradient for a while; afterwards each layer is in its own mode again."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
         for module, mode in modes.items():
             module.training = mode
-    return shapes
 
 
 def _tensor(name: str, output: Any) -> Tensor:

@@ -95,6 +95,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """The number of classes, C."""
         return len(self.classes)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images, once a set is read."""
+        images = next(iter(self.stores.values()))
+        height, width = images.size if images.pixels is None and images.size else images.pixels.shape[2:]  # type: ignore[union-attr]
+        return len(self.mean), height, width
+
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs; the test images not before ``test``."""
         needs = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}

@@ -1,1 +1,7 @@
 """The three Lightning modules."""
+
+from kd_lightning.modules.classification import ClassificationModule
+from kd_lightning.modules.distillation import DistillationModule
+from kd_lightning.modules.teacher import TeacherModule
+
+__all__ = ["ClassificationModule", "DistillationModule", "TeacherModule"]

@@ -1,0 +1,293 @@
+"""What every module shares: the optimization, evaluation and saving of one network."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from functools import partial
+from time import perf_counter
+from typing import Any, Literal, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import LRSchedulerTypeUnion
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kd_lightning.features import evaluating
+from kd_lightning.modules.evaluation import Evaluation
+from kd_lightning.modules.example_images import example_images
+from kd_lightning.modules.hyper_parameters import refuse_foreign_classes
+from kd_lightning.modules.renormalise import renormaliser
+from kd_lightning.modules.running_means import RunningMeans
+from kd_lightning.modules.schedule import one_cycle, parameter_groups
+from kd_lightning.networks import TrainedOn, read_checkpoint, trained_on
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRSchedulerTypeUnion]
+
+
+class Prediction(NamedTuple):
+    """What ``predict`` gives for a batch: ids (``None`` for a plain loader), labels and their probabilities, ``(B,)``."""
+
+    ids: Tensor | None
+    labels: Tensor
+    probabilities: Tensor
+
+
+class ClassificationModule(pl.LightningModule, ABC):
+    """Optimizes, evaluates and saves the network under ``network``; a subclass defines ``training_step``.
+
+    Batches are ``(images, labels)`` or ``(images, labels, ids)``; label -1 means unlabelled.
+
+    Args:
+        network: The network that is trained, images to logits.
+        learning_rate: Peak of the default schedule.
+        weight_decay: Of the default optimizer; norms and biases are left out.
+        optimizer: Makes an optimizer from parameter groups; by default SGD with Nesterov momentum 0.9.
+        lr_scheduler: Makes a scheduler from the optimizer; by default one cycle over the steps of ``max_epochs``.
+        lr_interval: Whether ``lr_scheduler`` moves after each step or each epoch.
+    """
+
+    network_argument = "network"
+    """What the constructor calls the trained network."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        learning_rate: float,
+        weight_decay: float,
+        optimizer: OptimizerFactory | None,
+        lr_scheduler: SchedulerFactory | None,
+        lr_interval: Literal["step", "epoch"],
+    ) -> None:
+        super().__init__()
+        if not learning_rate > 0 or not weight_decay >= 0:
+            raise ValueError(
+                f"learning_rate must be above 0 and weight_decay >= 0, got {learning_rate} and {weight_decay}."
+            )
+        self.network = network
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.optimizer_factory = optimizer
+        self.scheduler_factory = lr_scheduler
+        self.lr_interval = lr_interval
+        self.num_classes: int | None = None
+        self.renormalise: nn.Module = nn.Identity()
+        self.evaluation: Evaluation | None = None
+        self.means = RunningMeans()
+        self.confusion: Tensor | None = None
+        self._seconds, self._since = 0.0, 0.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, C)`` of images ``(B, channels, H, W)`` that are normalised as the data module does."""
+        return self.network(self.renormalise(images))
+
+    @abstractmethod
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+
+    def setup(self, stage: str) -> None:
+        """Check network and data against each other before the first step."""
+        self._match_data()
+        images = example_images(self.trainer)
+        if images is not None:
+            self.dry_run(images)
+
+    def dry_run(self, images: Tensor) -> None:
+        """Run the network once on two images, to learn the number of classes.
+
+        Args:
+            images: ``(2, channels, H, W)``.
+
+        Raises:
+            ValueError: If the network does not turn them into ``(2, C)`` logits, or C is not the data's.
+        """
+        with evaluating(self):
+            logits = self(images.to(self.device))
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            raise ValueError(f"{type(self.network).__name__} must return logits (B, C), one row for each image.")
+        self.num_classes = logits.shape[1]
+        wanted = getattr(self._datamodule, "num_classes", None)
+        if wanted is not None and wanted != self.num_classes:
+            raise ValueError(
+                f"The network tells {self.num_classes} classes apart and the data have {wanted}; build it with "
+                f"num_classes={wanted}, or give it a new head with replace_head."
+            )
+
+    @property
+    def data(self) -> TrainedOn:
+        """What the attached data module says of its images."""
+        source = self._datamodule
+        return TrainedOn.of(*(getattr(source, name, None) for name in TrainedOn._fields))
+
+    @property
+    def _datamodule(self) -> Any:
+        return self._trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
+
+    def _match_data(self) -> None:
+        known, data = trained_on(self.network), self.data
+        self.renormalise = renormaliser(data, known).to(self.device)
+        if self.trainer.state.fn == "fit":  # from here on its weights are made by these data
+            statistics = data if known.mean is None else known
+            self.network.trained_on = statistics._replace(classes=data.classes or known.classes)  # type: ignore[assignment]
+        if self.trainer.state.fn != "fit" and known.classes and data.classes and known.classes != data.classes:
+            raise ValueError(
+                f"The network was trained on the classes {_named(known.classes)} and the data have "
+                f"{_named(data.classes)}; the order and the names must be the same."
+            )
+
+    def configure_optimizers(self) -> Any:
+        """SGD and one cycle in steps, unless others are given."""
+        groups = parameter_groups(self.parameters())
+        if self.optimizer_factory is None:
+            decay: dict[str, Any] = {"weight_decay": self.weight_decay, "momentum": 0.9, "nesterov": True}
+            optimizer: Optimizer = torch.optim.SGD(groups, lr=self.learning_rate, **decay)
+        else:
+            optimizer = self.optimizer_factory(groups)
+        if self.scheduler_factory is not None:
+            scheduler = {"scheduler": self.scheduler_factory(optimizer), "interval": self.lr_interval}
+            return {"optimizer": optimizer, "lr_scheduler": {**scheduler, "monitor": "val/loss"}}
+        if self.optimizer_factory is not None:
+            return optimizer
+        curve = partial(one_cycle, total_steps=self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Refuse a batch of one, which has no variance that batch norm could use."""
+        normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
+        loader = self.trainer.train_dataloader
+        if normed and getattr(loader, "batch_size", None) == 1:
+            raise ValueError("Batch norm needs more than one image in a batch; set batch_size to 2 or more.")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Look at the labels of a loader that is not ours, in its first epoch (a look waits for the device)."""
+        if self.current_epoch == 0 and self._datamodule is None:
+            self._check_labels(batch[1])
+
+    def on_train_epoch_start(self) -> None:
+        """Start the clock."""
+        self._seconds, self._since = 0.0, perf_counter()
+
+    def record(self, loss: Tensor, terms: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
+        """Keep sums over the epoch on the device, and log the loss of this step every ``log_every_n_steps``."""
+        with torch.no_grad():
+            labelled: Tensor | int = len(logits)
+            if labels.is_floating_point():
+                right = logits.argmax(1) == labels.argmax(1)
+            else:
+                right, labelled = logits.argmax(1) == labels, (labels >= 0).sum()
+            accuracy = right.sum() / torch.as_tensor(labelled, device=logits.device).clamp(min=1)
+            values = {"loss": loss, "accuracy": accuracy, **terms}
+            self.means.add(values, {**dict.fromkeys(values, len(logits)), "accuracy": labelled})
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self.log("train/loss_step", loss.detach(), prog_bar=True)
+            self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count the time of training alone."""
+        now = perf_counter()
+        self._seconds, self._since = self._seconds + now - self._since, now
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means over the epoch and all ranks, and the images per second."""
+        if self.means.sums is None:
+            return
+        total = self.trainer.strategy.reduce(self.means.sums, reduce_op="sum")
+        figures = self.means.compute(total)  # type: ignore[arg-type]
+        if self._seconds:
+            figures["images_per_second"] = total[1, 0] / self._seconds  # type: ignore[index]
+        self._log_figures("train", figures)
+        self.means = RunningMeans()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of the validation images."""
+        self._finish_evaluation("val")
+        self._since = perf_counter()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Count a batch of validation images."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Count a batch of test images."""
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of the test images."""
+        self._finish_evaluation("test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Prediction:
+        """The most probable label of each image, and its probability."""
+        images, _, *ids = batch if isinstance(batch, list | tuple) and len(batch) > 1 else (batch, None)
+        probabilities, labels = self(images).float().softmax(1).max(1)
+        return Prediction(ids[0] if ids else None, labels, probabilities)
+
+    def teacher_logits(self, images: Tensor) -> Tensor | None:
+        """What a teacher says of a batch, to compare with; ``None`` where there is none."""
+        return None
+
+    def _evaluate(self, batch: Any) -> None:
+        images, labels, *_ = batch
+        logits = self(images)
+        self.num_classes = logits.shape[1]
+        self._check_labels(labels)
+        if self.evaluation is None:
+            self.evaluation = Evaluation(logits.shape[1]).to(self.device)
+        self.evaluation.update(logits, labels, self.teacher_logits(images))
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if labels.is_floating_point() or self.num_classes is None:
+            return
+        low, high = torch.stack(labels.aminmax()).tolist()
+        if low < -1 or high >= self.num_classes:
+            raise ValueError(
+                f"Label {low if low < -1 else high} is outside [0, {self.num_classes}) (-1 means unlabelled); mend the "
+                "labels, or give the network as many classes as the data have."
+            )
+
+    def _finish_evaluation(self, split: str) -> None:
+        if self.evaluation is None:
+            return
+        figures = self.evaluation.compute()
+        self.confusion = figures.pop("confusion", None)
+        self._log_figures(split, figures)
+        self.evaluation.reset()
+
+    def _log_figures(self, split: str, figures: dict[str, Tensor]) -> None:
+        for name, value in figures.items():
+            self.log(f"{split}/{name}", value, prog_bar=name == "accuracy", sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a network needs to be used elsewhere: statistics and class names, as plain data."""
+        checkpoint["trained_on"] = trained_on(self.network)._asdict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them up again."""
+        self.network.trained_on = TrainedOn.of(**checkpoint.get("trained_on", {}))  # type: ignore[assignment]
+        if self._trainer is not None:
+            self._match_data()
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Rebuild a module from a checkpoint; see Lightning, with two differences.
+
+        The file is read as data: its checksums are compared, and it may name only classes of kd_lightning, torch,
+        torchvision and modules already imported.
+
+        Raises:
+            ValueError: If the file is damaged, carries code, names another class, or was saved from Python and the
+                networks are not passed again.
+        """
+        saved = read_checkpoint(checkpoint_path).get("hyper_parameters", {})
+        refuse_foreign_classes(saved, str(checkpoint_path))
+        needed = cls.network_argument
+        if needed not in saved and needed not in kwargs:
+            raise ValueError(
+                f"{str(checkpoint_path)!r} was saved from Python, which keeps weights and no code; pass the network "
+                f"again: {cls.__name__}.load_from_checkpoint(path, {needed}=...)."
+            )
+        return super().load_from_checkpoint(checkpoint_path, *args, weights_only=True, **kwargs)
+
+
+def _named(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")

@@ -1,0 +1,246 @@
+"""Knowledge distillation."""
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from kd_lightning.features import FeatureTap, Outputs, evaluating
+from kd_lightning.losses import DistillationLoss, HardTargetLoss, SoftTargetLoss
+from kd_lightning.modules.classification import ClassificationModule, OptimizerFactory, SchedulerFactory
+from kd_lightning.modules.hyper_parameters import unsaved
+from kd_lightning.modules.renormalise import renormaliser
+from kd_lightning.modules.teacher_check import accuracy_on_val, refuse_guessing
+from kd_lightning.networks import trained_on
+
+
+class DistillationModule(ClassificationModule):
+    """Holds a teacher frozen and trains a student on labels and on what the teacher says.
+
+    By default the objective is Hinton's, with ``alpha`` the share of the teacher:
+
+        (1 - alpha) * CE(labels, student) + alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T))
+
+    G. Hinton, O. Vinyals, J. Dean: Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531
+
+    Args:
+        student: The network that is trained (``network`` in checkpoints).
+        teacher: A trained network; the module keeps a frozen copy. Needed to fit only.
+        temperature: T > 0; 4 unless ``losses`` are given.
+        alpha: In [0, 1]; 0.9 unless ``losses`` are given.
+        losses: Terms by name instead of ``temperature`` and ``alpha``, each with a weight of its own.
+        teacher_check: What happens before the first step if the teacher is no better than chance on the validation
+            images: ``"error"``, ``"warn"``, or ``"off"`` to leave the look out.
+        learning_rate: Peak of the default schedule.
+        weight_decay: Of the default optimizer; norms and biases are left out.
+        optimizer: See :class:`TeacherModule`.
+        lr_scheduler: See :class:`TeacherModule`.
+        lr_interval: See :class:`TeacherModule`.
+
+    Raises:
+        ValueError: If an argument lies outside its range, ``losses`` come together with ``temperature`` or ``alpha``,
+            or a loss reads a layer that a network does not have.
+
+    Example:
+        >>> from kd_lightning.networks import resnet20, resnet56
+        >>> module = DistillationModule(student=resnet20(), teacher=resnet56(), temperature=4.0, alpha=0.9)
+        >>> {name: round(loss.weight, 2) for name, loss in module.losses.items()}
+        {'hard': 0.1, 'soft': 0.9}
+    """
+
+    network_argument = "student"
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        temperature: float | None = None,
+        alpha: float | None = None,
+        losses: dict[str, DistillationLoss] | None = None,
+        teacher_check: Literal["error", "warn", "off"] = "error",
+        learning_rate: float = 0.1,
+        weight_decay: float = 5e-4,
+        optimizer: OptimizerFactory | None = None,
+        lr_scheduler: SchedulerFactory | None = None,
+        lr_interval: Literal["step", "epoch"] = "epoch",
+    ) -> None:
+        super().__init__(student, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval)
+        self.losses = nn.ModuleDict(_terms(temperature, alpha, losses))
+        self.teacher = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False).eval()
+        self.teacher_renormalise: nn.Module = nn.Identity()
+        self.teacher_check = teacher_check
+        self._student_tap = FeatureTap(student, [n for loss in self.losses.values() for n in loss.student_layers])
+        if self.teacher is not None:
+            self._teacher_tap = FeatureTap(
+                self.teacher, [n for loss in self.losses.values() for n in loss.teacher_layers]
+            )
+            # DDP would send the teacher's statistics from rank to rank before every step
+            frozen = [name for name, _ in self.teacher.named_buffers(prefix="teacher")]
+            self._ddp_params_and_buffers_to_ignore = frozen
+        self._shapes: dict[str, Any] | None = None
+        self.register_state_dict_post_hook(_without_teacher)
+        self.register_load_state_dict_post_hook(_teacher_is_not_missing)
+        self.save_hyperparameters(ignore=unsaved("student", "teacher", "losses", "optimizer", "lr_scheduler"))
+
+    @property
+    def student(self) -> nn.Module:
+        """The network that is trained."""
+        return self.network
+
+    def train(self, mode: bool = True) -> "DistillationModule":
+        """Set the mode of everything but the teacher, whose batch norms would move (the one override of torch's)."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The sum of the weighted terms."""
+        images, labels, *_ = batch
+        student = self._student_tap(self.renormalise(images))
+        teacher = self._teach(images)
+        terms = {name: loss(student, teacher, labels) for name, loss in self.losses.items()}
+        loss = sum(self.losses[name].weight_in(self.current_epoch) * term for name, term in terms.items())  # type: ignore[operator]
+        self.record(loss, terms, student.logits, labels)
+        return loss
+
+    def teacher_logits(self, images: Tensor) -> Tensor | None:
+        """What the teacher says of a batch, ``(B, C)``; nothing where it knows other classes."""
+        logits = None if self.teacher is None else self._teach(images).logits
+        return logits if logits is not None and logits.shape[1] == self.num_classes else None
+
+    @torch.no_grad()
+    def _teach(self, images: Tensor) -> Outputs:
+        return self._teacher_tap(self.teacher_renormalise(images))
+
+    def setup(self, stage: str) -> None:
+        """Check both networks, the losses and the data against each other before the first step."""
+        if stage == "fit" and self.teacher is None:
+            raise ValueError("DistillationModule needs a teacher to fit; pass teacher=..., a trained network.")
+        super().setup(stage)
+        # Lightning asks whether it is a mistake that modules are in eval mode; the teacher is, on purpose
+        warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")
+
+    def dry_run(self, images: Tensor) -> None:
+        """Run both networks once; build the learned parts of the losses.
+
+        Args:
+            images: ``(2, channels, H, W)``.
+
+        Raises:
+            ValueError: If the teacher says NaN, or knows other classes than the student where a loss compares logits.
+        """
+        super().dry_run(images)
+        if self.teacher is None:
+            return
+        with evaluating(self):
+            images = images.to(self.device)
+            student, teacher = self._student_tap(self.renormalise(images)), self._teach(images)
+        if not bool(torch.isfinite(teacher.logits).all()):
+            raise ValueError("The teacher's logits are not finite (NaN or infinity); its weights are damaged.")
+        compared = [name for name, loss in self.losses.items() if loss.reads_teacher_logits]
+        if compared and teacher.logits.shape != student.logits.shape:
+            raise ValueError(
+                f"The teacher tells {teacher.logits.shape[1]} classes apart and the student {student.logits.shape[1]}, "
+                f"but the loss {compared[0]!r} compares their logits; use networks of the same classes, or losses on "
+                "features."
+            )
+        self._build(_shapes(student), _shapes(teacher))
+
+    def _build(self, student: dict[str, Any], teacher: dict[str, Any]) -> None:
+        if self._shapes is None:
+            self._shapes = {"student": student, "teacher": teacher}
+            for loss in self.losses.values():
+                loss.build(_zeros(student), _zeros(teacher))
+                loss.to(self.device)
+
+    def _match_data(self) -> None:
+        super()._match_data()
+        if self.teacher is None:
+            rank_zero_info("There is no teacher, so agreement with it is not measured.")
+            return
+        known, data = trained_on(self.teacher), self.data
+        self.teacher_renormalise = renormaliser(data, known).to(self.device)
+        if known.mean is None and data.mean is not None and self._shapes is None:
+            rank_zero_info("The teacher's input statistics are not known; those of the data are assumed.")
+        compared = any(loss.reads_teacher_logits for loss in self.losses.values())
+        if compared and known.classes and data.classes and known.classes != data.classes:
+            raise ValueError(
+                f"The teacher was trained on the classes {', '.join(known.classes[:5])} ... and the data have "
+                f"{', '.join(data.classes[:5])} ...; the names and their order must be the same."
+            )
+
+    def on_train_start(self) -> None:
+        """Evaluate the teacher once, before anything is learned from it."""
+        super().on_train_start()
+        if self.teacher_check == "off" or self.trainer.global_step > 0:
+            return
+        right, count = accuracy_on_val(self.trainer, lambda images: self._teach(images).logits)
+        if not count:
+            rank_zero_info("There are no labelled validation images to check the teacher on.")
+            return
+        rank_zero_info(f"The teacher's accuracy on the validation images is {right / count:.2%}.")
+        if self.trainer.is_global_zero and self.logger is not None:
+            self.logger.log_metrics({"teacher/accuracy": right / count}, step=0)
+        reason = refuse_guessing(right, count, self.num_classes or 1) if self._same_classes() else None
+        if reason and self.teacher_check == "error":
+            raise ValueError(reason)
+        if reason:
+            rank_zero_warn(reason)
+
+    def _same_classes(self) -> bool:
+        shapes = self._shapes
+        return shapes is None or shapes["teacher"]["logits"][1:] == shapes["student"]["logits"][1:]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the shapes from which the learned parts of the losses are rebuilt."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["loss_shapes"] = self._shapes
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Rebuild the learned parts of the losses, so that their weights can be loaded."""
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint.get("loss_shapes") is not None:
+            self._build(**checkpoint["loss_shapes"])
+
+
+def _terms(
+    temperature: float | None, alpha: float | None, losses: Mapping[str, DistillationLoss] | None
+) -> Mapping[str, DistillationLoss]:
+    if losses is not None and (temperature is not None or alpha is not None):
+        raise ValueError("Give either losses, each with its own weight, or temperature and alpha; not both.")
+    if losses is None:
+        alpha = 0.9 if alpha is None else alpha
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha, the share of the teacher's term, must lie in [0, 1], got {alpha}.")
+        soft = SoftTargetLoss(4.0 if temperature is None else temperature, weight=alpha)
+        return {"hard": HardTargetLoss(weight=1 - alpha), "soft": soft}
+    if not losses or not math.fsum(loss.weight for loss in losses.values()) > 0:
+        raise ValueError("losses must name at least one term with a weight above 0.")
+    taken = {"loss", "loss_step", "accuracy", "images_per_second"} & set(losses)
+    if taken:
+        raise ValueError(f"A loss cannot be called {taken.pop()!r}, which is logged already; choose another name.")
+    return losses
+
+
+def _shapes(outputs: Outputs) -> dict[str, Any]:
+    return {"logits": list(outputs.logits.shape), "features": {n: list(f.shape) for n, f in outputs.features.items()}}
+
+
+def _zeros(shapes: dict[str, Any]) -> Outputs:
+    features = {name: torch.zeros(shape) for name, shape in shapes["features"].items()}
+    return Outputs(torch.zeros(shapes["logits"]), features)
+
+
+def _without_teacher(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}teacher.")]:
+        del state[key]
+
+
+def _teacher_is_not_missing(module: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith("teacher.")]

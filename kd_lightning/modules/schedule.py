@@ -1,0 +1,51 @@
+"""The defaults for the optimizer: which weights decay, and how the learning rate moves."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+
+def parameter_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Two groups, so that weight decay leaves out what has fewer than two dimensions: norms and biases.
+
+    Example:
+        >>> [len(group["params"]) for group in parameter_groups(nn.Linear(2, 3).parameters())]
+        [1, 1]
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1]},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def one_cycle(step: int, total_steps: float, rise: float = 0.3) -> float:
+    """What the peak learning rate is multiplied by: a cosine from 1/25 up to 1, and one down to 4e-6.
+
+    As ``torch.optim.lr_scheduler.OneCycleLR`` by default, but a pure function: a run that is resumed with more epochs
+    follows the longer curve. Constant where the number of steps is unknown.
+
+    L. N. Smith, N. Topin: Super-Convergence, 2018, https://arxiv.org/abs/1708.07120
+
+    Args:
+        step: Optimizer steps done.
+        total_steps: Optimizer steps of the whole run, or infinity.
+        rise: The share of the steps during which the rate rises.
+
+    Example:
+        >>> [round(one_cycle(step, 10), 3) for step in (0, 2, 9)]
+        [0.04, 1.0, 0.0]
+    """
+    if math.isinf(total_steps) or total_steps < 4:
+        return 1.0
+    top, end = max(rise * total_steps - 1, 1), total_steps - 1
+    if step <= top:
+        return _cosine(1 / 25, 1.0, step / top)
+    return _cosine(1.0, 4e-6, min((step - top) / (end - top), 1.0))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
