@@ -1,1 +1,7 @@
-"""Callbacks: which weights may move, or exist."""
+"""Callbacks: which weights may move, or exist; what is drawn and written."""
+
+from kd_lightning.callbacks.prediction_writer import PredictionWriter
+from kd_lightning.callbacks.run_report import RunReport
+from kd_lightning.callbacks.tensorboard_images import TensorBoardImages
+
+__all__ = ["PredictionWriter", "RunReport", "TensorBoardImages"]

@@ -56,6 +56,7 @@ class CIFAR10DataModule(ImageDataModule):
         super().__init__(
             batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers
         )
+        self.save_hyperparameters()
         self.root = root
 
     def prepare_data(self) -> None:
@@ -114,6 +115,7 @@ class CIFAR100DataModule(ImageDataModule):
         super().__init__(
             batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers
         )
+        self.save_hyperparameters()
         self.root = root
 
     def prepare_data(self) -> None:

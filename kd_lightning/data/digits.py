@@ -55,6 +55,7 @@ class DigitsDataModule(ImageDataModule):
         super().__init__(
             batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers
         )
+        self.save_hyperparameters()
 
     @property
     def classes(self) -> tuple[str, ...]:

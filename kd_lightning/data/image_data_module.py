@@ -102,6 +102,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         height, width = images.size if images.pixels is None and images.size else images.pixels.shape[2:]  # type: ignore[union-attr]
         return len(self.mean), height, width
 
+    def name(self, split: str, sample: int) -> str:
+        """The file of a sample of a split that is read, or its number."""
+        return self.stores[split].name(sample)
+
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs; the test images not before ``test``."""
         needs = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}

@@ -63,6 +63,7 @@ class ImageFolderDataModule(ImageDataModule):
         super().__init__(
             batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers
         )
+        self.save_hyperparameters()
         self.root = Path(root)
         self.image_size = image_size
         self.memory_limit = memory_limit

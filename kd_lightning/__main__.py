@@ -1,0 +1,69 @@
+"""The command `kd-lightning`; what needs no network starts without torch."""
+
+import sys
+from importlib import import_module
+
+_LIGHTNING = {
+    "fit": "Train a teacher, or distil a student.",
+    "validate": "Evaluate a checkpoint on the validation images.",
+    "test": "Evaluate a checkpoint on the test images.",
+    "predict": "Write the labels of images to a CSV file.",
+}
+_FUNCTIONS = {
+    "recipes": ("kd_lightning.recipes", "List the recipes that -c takes by name."),
+    "compare": ("kd_lightning.runs", "Print a table of tested runs."),
+}
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in _LIGHTNING:
+        from kd_lightning.cli import run
+
+        run()
+    elif command in _FUNCTIONS:
+        _call(command)
+    elif command in ("-h", "--help"):
+        print(_help())
+    elif command == "--version":
+        from kd_lightning import __version__
+
+        print(__version__)
+    else:
+        sys.exit(f"kd-lightning: there is no command {command!r}.\n\n{_help()}")
+
+
+def _call(command: str) -> None:
+    from jsonargparse import auto_cli
+
+    module, _ = _FUNCTIONS[command]
+    try:
+        auto_cli(getattr(import_module(module), command), args=sys.argv[2:], prog=f"kd-lightning {command}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"kd-lightning {command}: {error}")
+
+
+def _help() -> str:
+    commands = {**_LIGHTNING, **{name: text for name, (_, text) in _FUNCTIONS.items()}}
+    lines = [f"  {name:<10}{text}" for name, text in commands.items()]
+    return "\n".join(
+        [
+            "usage: kd-lightning COMMAND ...",
+            "",
+            "Knowledge distillation for PyTorch Lightning.",
+            "",
+            *lines,
+            "",
+            "First steps:",
+            "  kd-lightning fit -c digits/teacher",
+            "  kd-lightning fit -c digits/distill",
+            "  kd-lightning test -c digits/distill",
+            "",
+            "`kd-lightning COMMAND --help` tells a command's options.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

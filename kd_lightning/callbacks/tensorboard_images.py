@@ -1,0 +1,110 @@
+"""What TensorBoard shows besides curves."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchvision.utils import make_grid
+
+HP_METRIC = "hp/test_accuracy"
+
+
+class TensorBoardImages(pl.Callback):
+    """Draws one grid of training images, what the teacher says of a few, and the confusion matrix of the test.
+
+    It also fills the hyper-parameters tab, with the test accuracy as its metric. Nothing happens without a
+    ``TensorBoardLogger``.
+
+    Args:
+        images: How many images the grid has.
+        teacher_images: For how many the teacher's softened probabilities are drawn.
+    """
+
+    def __init__(self, images: int = 32, teacher_images: int = 6) -> None:
+        self.images = images
+        self.teacher_images = teacher_images
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Enter the hyper-parameters with a metric that the test will fill in."""
+        logger = _tensorboard(trainer)
+        if logger is not None:
+            data = getattr(trainer.datamodule, "hparams", {})  # type: ignore[attr-defined]
+            plain = {key: value for key, value in {**data, **pl_module.hparams}.items() if not key.startswith("_")}
+            logger.log_hyperparams(plain, {HP_METRIC: -1.0})
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw the first batch of a run."""
+        logger = _tensorboard(trainer)
+        if logger is None or trainer.global_step > 0 or batch_idx > 0:
+            return
+        images = batch[0]
+        shown = _as_seen(images[: self.images], trainer.datamodule)  # type: ignore[attr-defined]
+        logger.experiment.add_image("train/images", make_grid(shown), 0)
+        teach = getattr(pl_module, "teacher_logits", None)
+        logits = teach(images[: self.teacher_images]) if teach else None
+        if logits is not None:
+            temperature = _temperature(pl_module)
+            probabilities = (logits.float() / temperature).softmax(1)
+            logger.experiment.add_figure("teacher/softened", _bars(shown, probabilities, temperature), 0)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the confusion matrix and enter the test accuracy."""
+        logger, confusion = _tensorboard(trainer), getattr(pl_module, "confusion", None)
+        if logger is None or confusion is None:
+            return
+        names = getattr(trainer.datamodule, "classes", None) or range(len(confusion))  # type: ignore[attr-defined]
+        logger.experiment.add_figure("test/confusion", _matrix(confusion.cpu(), list(map(str, names))), 0)
+        logger.log_metrics({HP_METRIC: float(trainer.callback_metrics["test/accuracy"])}, step=0)
+
+
+def _tensorboard(trainer: pl.Trainer) -> TensorBoardLogger | None:
+    loggers = trainer.loggers if trainer.is_global_zero else []
+    return next((logger for logger in loggers if isinstance(logger, TensorBoardLogger)), None)
+
+
+def _as_seen(images: Tensor, data: Any) -> Tensor:
+    images = images.detach().float().cpu()
+    if getattr(data, "mean", None) is not None:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+        images = images * std + mean
+    return images[:, :3].clamp(0, 1)
+
+
+def _temperature(pl_module: Any) -> float:
+    losses = getattr(pl_module, "losses", {}).values()
+    return next((loss.temperature for loss in losses if hasattr(loss, "temperature")), 1.0)
+
+
+def _bars(images: Tensor, probabilities: Tensor, temperature: float) -> Figure:
+    figure = Figure(figsize=(2 * len(images), 4), layout="constrained")
+    axes = figure.subplots(2, len(images), squeeze=False)
+    for column, (image, row) in enumerate(zip(images, probabilities.cpu(), strict=False)):
+        axes[0, column].imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray")
+        axes[0, column].axis("off")
+        axes[1, column].bar(range(len(row)), row)
+        axes[1, column].set_ylim(0, 1)
+    figure.suptitle(f"The teacher's probabilities at temperature {temperature:g}")
+    return figure
+
+
+def _matrix(confusion: Tensor, names: list[str]) -> Figure:
+    side = max(4.0, 0.35 * len(names))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(confusion / confusion.sum(1, keepdim=True).clamp(min=1), cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("label")
+    if len(names) <= 20:
+        for row, column in torch.cartesian_prod(*[torch.arange(len(names))] * 2).tolist():
+            count = int(confusion[row, column])
+            if count:
+                colour = "white" if count > confusion[row].sum() / 2 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=7)
+    return figure
