@@ -35,11 +35,18 @@ def main() -> None:
 
 
 def _call(command: str) -> None:
-    from jsonargparse import auto_cli
+    from jsonargparse import ArgumentParser
 
     module, _ = _FUNCTIONS[command]
+    function = getattr(import_module(module), command)
+    lists = [name for name, kind in function.__annotations__.items() if kind == list[str]]
+    parser = ArgumentParser(prog=f"kd-lightning {command}", description=function.__doc__.partition("\n")[0])
+    for name in lists:  # plain words, where jsonargparse would want one [a, b]
+        parser.add_argument(name, nargs="+", type=str)
+    parser.add_function_arguments(function, skip=set(lists))
+    options = parser.parse_args(sys.argv[2:])
     try:
-        auto_cli(getattr(import_module(module), command), args=sys.argv[2:], prog=f"kd-lightning {command}")
+        function(**options.as_dict())
     except (ValueError, OSError) as error:
         sys.exit(f"kd-lightning {command}: {error}")
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ class CommandLine(LightningCLI):
 def run() -> None:
     """Run a command of LightningCLI on ``sys.argv``; the errors that users make end it with one sentence."""
     command = sys.argv[1]
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's own affair with torch
     try:
         sys.argv[1:] = list(_expanded(sys.argv[1:]))
         CommandLine()

@@ -56,7 +56,9 @@ def compare(runs: list[str], output: str | None = None) -> None:
 
     rows = [_row(run) for run in runs]
     titles = ["run", "parameters", "file (MB)", "test accuracy", "agreement", "images/s"]
-    table = Table(*titles)
+    table = Table()
+    for title in titles:
+        table.add_column(title, justify="left" if title == "run" else "right", no_wrap=title == "run")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

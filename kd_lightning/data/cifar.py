@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100, downloaded and checked by torchvision."""
 
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
@@ -140,7 +141,7 @@ def _download(dataset: type[CIFAR10], root: str) -> None:
             f"{dataset.url} cannot be downloaded ({getattr(error, 'reason', error)}); get it by other means and put "
             f"the file at {str(Path(root) / dataset.filename)!r}."
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, EOFError, OSError, HTTPException) as error:
         raise ConnectionError(
             f"The download of {dataset.url} is damaged or was interrupted ({str(error).rstrip('.')}); run again, or "
             f"put the file at {str(Path(root) / dataset.filename)!r} by hand."

@@ -167,10 +167,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             if images is None:
                 self._store("train")
                 return None
-            if len(images.labels) and int(images.labels.max()) >= self.num_classes:
-                raise ValueError(
-                    f"Label {int(images.labels.max())} of the {name!r} images is outside [0, {self.num_classes})."
-                )
+            labelled = images.labels[images.labels != -1]
+            for label in map(int, labelled.aminmax() if len(labelled) else ()):
+                if not 0 <= label < self.num_classes:
+                    raise ValueError(f"Label {label} of the {name!r} images is outside [0, {self.num_classes}).")
             self.stores[name] = images
         return self.stores[name]
 
@@ -203,6 +203,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         images = self._store(store)
         assert images is not None
         samples = torch.arange(len(images.labels)) if samples is None else samples
+        if not len(samples):
+            raise ValueError(
+                f"No {'training' if training else 'validation'} image is left of {len(images.labels)} by "
+                f"val_fraction={self.val_fraction} of each class; change it, or give more images."
+            )
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if len(samples) < world:
             raise ValueError(f"{len(samples)} {store!r} images cannot be shared by {world} processes; use fewer.")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from kd_lightning.data.image_data_module import ImageDataModule
-from kd_lightning.data.image_set import ImageSet
+from kd_lightning.data.image_set import UNREADABLE, ImageSet
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -111,10 +111,10 @@ class ImageFolderDataModule(ImageDataModule):
         return files, torch.tensor(labels)
 
     def _size(self, files: list[Path]) -> tuple[int, int]:
-        if self.image_size is not None:
-            return self.image_size, self.image_size
         with ThreadPoolExecutor() as pool:
             sizes = list(pool.map(_header_size, files))
+        if self.image_size is not None:
+            return self.image_size, self.image_size
         for file, size in zip(files, sizes, strict=True):
             if size != sizes[0]:
                 raise ValueError(
@@ -140,5 +140,5 @@ def _header_size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as image:
             return image.height, image.width
-    except OSError as error:
+    except UNREADABLE as error:
         raise ValueError(f"{str(file)!r} cannot be read as an image; mend it or take it away.") from error

@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 
 from kd_lightning.data.batch import StoredBatch
 
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises of a bad file
+
 
 class ImageSet(NamedTuple):
     """Images with their labels, numbered from 0.
@@ -47,13 +49,15 @@ def read_image(file: Path, size: tuple[int, int] | None) -> Tensor:
     """Decode a file to uint8 RGB ``(3, H, W)``.
 
     Raises:
-        ValueError: If it is no readable image; the message names it.
+        ValueError: If it is no readable image or one of 16 or 32 bits of grey; the message names it.
     """
     try:
         with Image.open(file) as image:
-            rgb = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            deep, rgb = image.mode.startswith(("I", "F")), image.convert("RGB")
+    except UNREADABLE as error:
         raise ValueError(f"{str(file)!r} cannot be read as an image; mend it or take it away.") from error
+    if deep:  # Pillow would turn everything above 255 to white
+        raise ValueError(f"{str(file)!r} has more than 8 bits a pixel of grey; save it with 8 bits.")
     if size is not None and rgb.size != size[::-1]:
         rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)
     return torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(rgb.height, rgb.width, 3).permute(2, 0, 1)

@@ -12,9 +12,8 @@ from lightning.pytorch.utilities.types import LRSchedulerTypeUnion
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kd_lightning.features import evaluating
 from kd_lightning.modules.evaluation import Evaluation
-from kd_lightning.modules.example_images import example_images
+from kd_lightning.modules.example_images import example_images, tried_out
 from kd_lightning.modules.hyper_parameters import refuse_foreign_classes
 from kd_lightning.modules.renormalise import renormaliser
 from kd_lightning.modules.running_means import RunningMeans
@@ -87,6 +86,8 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Check network and data against each other before the first step."""
+        # convolutions are fastest so, and DDP wants the layout of gradients before it wraps the module
+        self.to(memory_format=torch.channels_last)
         self._match_data()
         images = example_images(self.trainer)
         if images is not None:
@@ -101,8 +102,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         Raises:
             ValueError: If the network does not turn them into ``(2, C)`` logits, or C is not the data's.
         """
-        with evaluating(self):
-            logits = self(images.to(self.device))
+        logits = tried_out(self, lambda: self(images.to(self.device)), type(self.network).__name__, images)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             raise ValueError(f"{type(self.network).__name__} must return logits (B, C), one row for each image.")
         self.num_classes = logits.shape[1]
@@ -251,7 +251,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         figures = self.evaluation.compute()
         self.confusion = figures.pop("confusion", None)
         self._log_figures(split, figures)
-        self.evaluation.reset()
+        self.evaluation = None  # made anew in the mode (no_grad or inference) of the next evaluation
 
     def _log_figures(self, split: str, figures: dict[str, Tensor]) -> None:
         for name, value in figures.items():

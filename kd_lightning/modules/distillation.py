@@ -10,9 +10,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from kd_lightning.features import FeatureTap, Outputs, evaluating
+from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.losses import DistillationLoss, HardTargetLoss, SoftTargetLoss
 from kd_lightning.modules.classification import ClassificationModule, OptimizerFactory, SchedulerFactory
+from kd_lightning.modules.example_images import tried_out
 from kd_lightning.modules.hyper_parameters import unsaved
 from kd_lightning.modules.renormalise import renormaliser
 from kd_lightning.modules.teacher_check import accuracy_on_val, refuse_guessing
@@ -122,6 +123,8 @@ class DistillationModule(ClassificationModule):
         """Check both networks, the losses and the data against each other before the first step."""
         if stage == "fit" and self.teacher is None:
             raise ValueError("DistillationModule needs a teacher to fit; pass teacher=..., a trained network.")
+        if self.teacher is None:
+            rank_zero_info("There is no teacher, so agreement with it is not measured.")
         super().setup(stage)
         # Lightning asks whether it is a mistake that modules are in eval mode; the teacher is, on purpose
         warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")
@@ -138,9 +141,9 @@ class DistillationModule(ClassificationModule):
         super().dry_run(images)
         if self.teacher is None:
             return
-        with evaluating(self):
-            images = images.to(self.device)
-            student, teacher = self._student_tap(self.renormalise(images)), self._teach(images)
+        images = images.to(self.device)
+        student = tried_out(self, lambda: self._student_tap(self.renormalise(images)), "The student", images)
+        teacher = tried_out(self, lambda: self._teach(images), "The teacher", images)
         if not bool(torch.isfinite(teacher.logits).all()):
             raise ValueError("The teacher's logits are not finite (NaN or infinity); its weights are damaged.")
         compared = [name for name, loss in self.losses.items() if loss.reads_teacher_logits]
@@ -162,7 +165,6 @@ class DistillationModule(ClassificationModule):
     def _match_data(self) -> None:
         super()._match_data()
         if self.teacher is None:
-            rank_zero_info("There is no teacher, so agreement with it is not measured.")
             return
         known, data = trained_on(self.teacher), self.data
         self.teacher_renormalise = renormaliser(data, known).to(self.device)

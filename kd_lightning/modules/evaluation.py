@@ -64,8 +64,3 @@ class Evaluation(nn.Module):
         if self.agreement.update_called:
             figures["agreement"], figures["kl"] = self.agreement.compute(), self.kl.compute()
         return figures
-
-    def reset(self) -> None:
-        """Begin again."""
-        for metric in (self.labelled, self.loss, self.agreement, self.kl, *self.by_label.values()):
-            metric.reset()

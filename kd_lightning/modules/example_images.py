@@ -1,9 +1,14 @@
 """Two images to try networks on before training."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from kd_lightning.features import evaluating
+
+Result = TypeVar("Result")
 
 
 def example_images(trainer: Any) -> Tensor | None:
@@ -31,3 +36,25 @@ def example_images(trainer: Any) -> Tensor | None:
             f"{type(batch).__name__}."
         )
     return images[:1].float().expand(2, -1, -1, -1)
+
+
+def tried_out(module: nn.Module, forward: Callable[[], Result], who: str, images: Tensor) -> Result:
+    """What a forward pass gives in eval mode and without gradient.
+
+    Args:
+        module: Holds what runs.
+        forward: Runs it.
+        who: Names it in the message.
+        images: What it is run on, for the message.
+
+    Raises:
+        ValueError: If the network cannot take the images.
+    """
+    try:
+        with evaluating(module):
+            return forward()
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise ValueError(
+            f"{who} cannot take images of shape {tuple(images.shape[1:])} ({reason}); choose a network for such images."
+        ) from error

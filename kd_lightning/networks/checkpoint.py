@@ -36,8 +36,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()  # torch writes a checksum for each record and never looks at it
-            if damaged:
-                raise ValueError(f"its record {damaged!r} does not match its checksum")
+                # and what one bit in the index marks as a folder, it does not read but leaves as memory was
+                folders = [record.filename for record in archive.infolist() if record.external_attr & 0x10]
+            if damaged or folders:
+                raise ValueError(f"its record {damaged or folders[0]!r} does not match its checksum or its index")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from kd_lightning.data import DigitsDataModule
+
+
+def ids(data: DigitsDataModule, split: str) -> list[int]:
+    return [sample for batch in getattr(data, f"{split}_dataloader")() for sample in batch.ids.tolist()]
+
+
+def test_sizes_and_classes() -> None:
+    data = DigitsDataModule()
+    data.setup("fit")
+    data.setup("test")
+    assert {split: tuple(images.pixels.shape) for split, images in data.stores.items()} == {
+        "train": (1437, 1, 8, 8),
+        "test": (360, 1, 8, 8),
+    }
+    assert data.image_shape == (1, 8, 8)
+    assert data.classes == tuple("0123456789")
+    for images in data.stores.values():
+        shares = images.labels.bincount(minlength=10) / len(images.labels)
+        assert (shares - 0.1).abs().max() < 0.01
+
+
+def test_training_and_test_images_are_scikit_learns_each_once() -> None:
+    data, digits = DigitsDataModule(), load_digits()
+    train, test = data.load("train"), data.load("test")
+    pixels = torch.cat([train.pixels, test.pixels]).flatten(1).double()
+    rows = torch.cat([pixels, torch.cat([train.labels, test.labels])[:, None]], dim=1)
+    expected = torch.cat(
+        [torch.from_numpy(digits.images).flatten(1) * 255 / 16, torch.from_numpy(digits.target)[:, None]], dim=1
+    ).round()
+    assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, expected.tolist()))
+
+
+def test_the_test_images_are_the_same_for_every_seed_and_prediction_shows_them() -> None:
+    first, other = (DigitsDataModule(seed=seed, view_seed=seed) for seed in (0, 5))
+    for split in ("test", "predict"):
+        images, others = first.load(split), other.load(split)
+        assert torch.equal(images.pixels, others.pixels)
+        assert torch.equal(images.labels, others.labels)
+        assert torch.equal(images.pixels, first.load("test").pixels)
+    assert ids(first, "predict") == ids(first, "test") == list(range(360))
+
+
+def test_validation_is_split_from_training_by_seed() -> None:
+    first, other = DigitsDataModule(batch_size=1), DigitsDataModule(batch_size=1, seed=1)
+    train, val = ids(first, "train"), ids(first, "val")
+    assert sorted(train + val) == list(range(1437))
+    labels = first.stores["train"].labels
+    assert torch.equal(labels[val].bincount(), (labels.bincount() * 0.2).round().long())
+    assert val != ids(other, "val")
+
+
+def test_the_statistics_are_those_of_the_training_images() -> None:
+    data = DigitsDataModule()
+    pixels = data.load("train").pixels.double() / 255
+    assert data.mean == pytest.approx([pixels.mean().item()], abs=1e-3)
+    assert data.std == pytest.approx([pixels.std().item()], abs=1e-3)
+
+
+def test_digits_are_cropped_and_not_mirrored() -> None:
+    data = DigitsDataModule(padding=1)
+    loader = data.train_dataloader()
+    batch = next(iter(loader))
+    plain = data.stores["train"].pixels[batch.ids]
+    padded = torch.nn.functional.pad(plain, (1, 1, 1, 1))
+    shifts = torch.stack([padded[:, :, y : y + 8, x : x + 8] for y in range(3) for x in range(3)])
+    assert (shifts == data.pixels(batch)).flatten(2).all(2).any(0).all()
+    assert not torch.equal(data.pixels(batch), plain)

@@ -1,0 +1,246 @@
+"""One's own images, from files that the tests draw."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kd_lightning.data import Batch, ImageFolderDataModule
+
+
+def draw(file: Path, size: tuple[int, int] = (6, 8), mode: str = "RGB") -> Path:
+    """A picture of (height, width) whose noise is a function of its place in the folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    seed = sum(map(ord, f"{file.parent.name}/{file.name}"))
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 4), dtype=np.uint8)
+    image = Image.fromarray(noise if "A" in mode else noise[:, :, :3])
+    image.convert(mode).save(file)
+    return file
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name, count in (("ant", 6), ("bee", 10)):
+        for i in range(count):
+            draw(tmp_path / "train" / name / f"{i:02}.png")
+        for i in range(3):
+            draw(tmp_path / "test" / name / f"{i}.png")
+    return tmp_path
+
+
+def pixels(file: Path, size: tuple[int, int] | None = None) -> Tensor:
+    with Image.open(file) as image:
+        rgb = image.convert("RGB")
+    if size is not None:
+        rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def batches(data: ImageFolderDataModule, split: str, epoch: int = 0) -> list[Batch]:
+    loader = getattr(data, f"{split}_dataloader")()
+    loader.sampler.set_epoch(epoch)
+    return [data.view(batch) for batch in loader]
+
+
+def test_folders_become_labels_and_files_keep_their_pixels(root: Path) -> None:
+    data = ImageFolderDataModule(str(root))
+    data.setup("fit")
+    images = data.stores["train"]
+    assert set(data.stores) == {"train"}
+    assert data.classes == ("ant", "bee")
+    assert data.image_shape == (3, 6, 8)
+    assert [str(file.relative_to(root / "train")) for file in images.files] == (
+        [f"ant/{i:02}.png" for i in range(6)] + [f"bee/{i:02}.png" for i in range(10)]
+    )
+    assert images.labels.tolist() == [0] * 6 + [1] * 10
+    assert torch.equal(images.pixels, torch.stack([pixels(file) for file in images.files]))
+    assert data.name("train", 7) == str(root / "train" / "bee" / "01.png")
+
+
+def test_without_a_validation_folder_a_share_of_each_class_is_split(root: Path) -> None:
+    data = ImageFolderDataModule(str(root), val_fraction=0.5, batch_size=4)
+    val = torch.cat([batch.ids for batch in batches(data, "val")])
+    train = torch.cat([batch.ids for batch in batches(data, "train")])
+    assert data.stores["train"].labels[val].bincount().tolist() == [3, 5]
+    assert sorted(torch.cat([train, val]).tolist()) == list(range(16))
+
+
+def test_a_validation_folder_leaves_training_whole(root: Path) -> None:
+    files = [draw(root / "val" / name / "v.png") for name in ("ant", "bee")]
+    data = ImageFolderDataModule(str(root), batch_size=16)
+    assert sorted(batches(data, "train")[0].ids.tolist()) == list(range(16))
+    (val,) = batches(data, "val")
+    assert val.labels.tolist() == [0, 1]
+    assert [data.name("val", sample) for sample in val.ids.tolist()] == [str(file) for file in files]
+
+
+@pytest.mark.parametrize("memory_limit", [4.0, 0.0])
+def test_images_to_predict_lie_at_any_depth_and_are_unlabelled(root: Path, memory_limit: float) -> None:
+    files = [draw(root / "predict" / place) for place in ("a.png", "more/b.PNG", "more/still/c.jpg")]
+    (root / "predict" / "notes.txt").write_text("no image")
+    data = ImageFolderDataModule(str(root), memory_limit=memory_limit)
+    data.setup("predict")
+    (batch,) = batches(data, "predict")
+    assert batch.labels.tolist() == [-1, -1, -1]
+    assert batch.ids.tolist() == [0, 1, 2]
+    assert [data.name("predict", i) for i in range(3)] == [str(file) for file in files]
+    assert "test" not in data.stores
+
+
+def test_prediction_needs_no_other_folder(tmp_path: Path) -> None:
+    draw(tmp_path / "predict" / "a.png")
+    data = ImageFolderDataModule(str(tmp_path))
+    data.setup("predict")
+    assert batches(data, "predict")[0].labels.tolist() == [-1]
+
+
+def test_without_images_to_predict_those_of_the_test_are_shown(root: Path) -> None:
+    data = ImageFolderDataModule(str(root))
+    assert [batch.ids.tolist() for batch in batches(data, "predict")] == [list(range(6))]
+    assert data.name("predict", 4) == str(root / "test" / "bee" / "1.png")
+
+
+@pytest.mark.parametrize("memory_limit", [4.0, 0.0])
+def test_images_of_any_size_are_resized_if_asked(root: Path, memory_limit: float) -> None:
+    odd = draw(root / "train" / "ant" / "odd.png", size=(9, 5))
+    data = ImageFolderDataModule(str(root), image_size=7, memory_limit=memory_limit)
+    data.setup("fit")
+    assert data.image_shape == (3, 7, 7)
+    assert torch.equal(data.stores["train"].read(torch.tensor([6]))[0], pixels(odd, (7, 7)))
+    assert {batch.images.shape[2:] for batch in batches(data, "train")} == {(7, 7)}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "1", "CMYK"])
+def test_images_of_other_colours_become_rgb(root: Path, mode: str) -> None:
+    suffix = "tiff" if mode == "CMYK" else "png"
+    file = draw(root / "train" / "ant" / f"other.{suffix}", mode=mode)
+    with Image.open(file) as image:
+        assert image.mode == mode
+    images = ImageFolderDataModule(str(root)).load("train")
+    assert images.pixels.shape == (17, 3, 6, 8)
+    assert torch.equal(images.pixels[6], pixels(file))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("alphas", [{}, {"mixup": 0.4, "cutmix": 1.0}], ids=["plain", "mixed"])
+def test_a_set_that_streams_gives_the_same_batches_to_the_bit(
+    root: Path, workers: int, alphas: dict[str, float]
+) -> None:
+    options: dict[str, Any] = {"batch_size": 4, "val_fraction": 0.3, "padding": 2, **alphas}
+    resident = ImageFolderDataModule(str(root), **options)
+    streamed = ImageFolderDataModule(str(root), memory_limit=0.0, num_workers=workers, **options)
+    for split, epoch in (("train", 0), ("train", 3), ("val", 0), ("test", 0), ("predict", 0)):
+        ours, theirs = batches(resident, split, epoch), batches(streamed, split, epoch)
+        assert len(ours) == len(theirs) > 0
+        for first, second in zip(ours, theirs, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert [images.pixels is None for images in resident.stores.values()] == [False] * 3
+    assert [images.pixels is None for images in streamed.stores.values()] == [True] * 3
+    assert resident.image_shape == streamed.image_shape == (3, 6, 8)
+
+
+def test_what_fits_into_the_memory_limit_counts_padding_and_four_bytes(root: Path) -> None:
+    needed = 16 * (6 + 2) * (8 + 2) * 4 / 2**30
+    for limit, resident in ((needed, True), (needed * 0.999, False)):
+        images = ImageFolderDataModule(str(root), padding=1, memory_limit=limit).load("train")
+        assert (images.pixels is not None) == resident
+
+
+@pytest.mark.parametrize("memory_limit", [4.0, 0.0])
+def test_mixed_sizes_are_refused_by_name(root: Path, memory_limit: float) -> None:
+    odd = draw(root / "train" / "bee" / "99.png", size=(9, 5))
+    first = root / "train" / "ant" / "00.png"
+    expected = f"{str(odd)!r} has 5x9 pixels and {str(first)!r} 8x6; set image_size to resize all images."
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        ImageFolderDataModule(str(root), memory_limit=memory_limit).setup("fit")
+
+
+def test_an_empty_class_folder_is_refused(root: Path) -> None:
+    (root / "train" / "cat").mkdir()
+    (root / "train" / "cat" / "notes.txt").write_text("no image")
+    expected = f"The class folder {str(root / 'train' / 'cat')!r} holds no images; fill it or take it away."
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        ImageFolderDataModule(str(root)).setup("fit")
+
+
+@pytest.mark.parametrize("image_size", [None, 4])
+@pytest.mark.parametrize("memory_limit", [4.0, 0.0])
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n\x00\x00\x00\x05IHDR", b"P6 1\x112 1 255 "])
+def test_an_unreadable_image_is_named_before_the_first_step(
+    root: Path, content: bytes, memory_limit: float, image_size: int | None
+) -> None:
+    bad = root / "train" / "bee" / ("05.ppm" if content[:1] == b"P" else "05.png")
+    bad.write_bytes(content)
+    expected = f"{str(bad)!r} cannot be read as an image; mend it or take it away."
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        ImageFolderDataModule(str(root), image_size=image_size, memory_limit=memory_limit).setup("fit")
+
+
+def test_a_truncated_image_is_named(root: Path) -> None:
+    bad = root / "train" / "bee" / "05.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    with pytest.raises(ValueError, match=f"^{re.escape(repr(str(bad)))} cannot be read as an image"):
+        ImageFolderDataModule(str(root)).setup("fit")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_truncated_image_of_a_set_that_streams_is_named(root: Path, workers: int) -> None:
+    bad = root / "test" / "bee" / "1.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    data = ImageFolderDataModule(str(root), memory_limit=0.0, num_workers=workers)
+    data.setup("test")
+    with pytest.raises(ValueError, match=re.escape(f"{str(bad)!r} cannot be read as an image")):
+        batches(data, "test")
+
+
+def test_a_picture_too_large_to_be_true_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(ValueError, match="00.png' cannot be read as an image"):
+        ImageFolderDataModule(str(root), memory_limit=0.0).setup("fit")
+
+
+def test_missing_folders_are_named(root: Path) -> None:
+    shutil.rmtree(root / "test")
+    for stage, split in (("test", "test"), ("predict", "test")):
+        expected = f"There is no folder {str(root / split)!r}; put images into {split}/<class>/."
+        with pytest.raises(FileNotFoundError, match=f"^{re.escape(expected)}$"):
+            ImageFolderDataModule(str(root)).setup(stage)
+    (root / "predict").mkdir()
+    with pytest.raises(ValueError, match=r"predict' holds no images \(\.bmp, .*\)\.$"):
+        ImageFolderDataModule(str(root)).setup("predict")
+    shutil.rmtree(root / "train" / "ant")
+    shutil.rmtree(root / "train" / "bee")
+    with pytest.raises(ValueError, match=r"train' has no class folders; put images into train/<class>/\.$"):
+        ImageFolderDataModule(str(root)).setup("fit")
+    shutil.rmtree(root / "train")
+    with pytest.raises(FileNotFoundError, match=r"train'; put images into train/<class>/\.$"):
+        ImageFolderDataModule(str(root)).setup("fit")
+    with pytest.raises(FileNotFoundError, match=r"has no folder train/, val/ or test/; put images into train/<class>"):
+        ImageFolderDataModule(str(root / "none")).num_classes  # noqa: B018
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_differing_classes_are_refused_by_name(root: Path, split: str) -> None:
+    draw(root / split / "ant" / "a.png")
+    draw(root / split / "wasp" / "a.png")
+    differing = "wasp" if split == "test" else "bee, wasp"
+    expected = f"The class folders of {str(root / split)!r} differ from the others: {differing}."
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        ImageFolderDataModule(str(root)).setup("validate" if split == "val" else split)
+
+
+def test_hidden_folders_are_no_classes(root: Path) -> None:
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    assert ImageFolderDataModule(str(root)).classes == ("ant", "bee")
+
+
+def test_testing_alone_needs_no_training_folder(root: Path) -> None:
+    shutil.rmtree(root / "train")
+    data = ImageFolderDataModule(str(root))
+    assert [batch.labels.tolist() for batch in batches(data, "test")] == [[0, 0, 0, 1, 1, 1]]

@@ -1,0 +1,74 @@
+"""The order of samples on any number of ranks."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DistributedSampler
+
+from kd_lightning.data.sampler import EpochSampler
+
+few = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+def order(
+    count: int, size: int, training: bool, seed: int = 0, epoch: int = 0, world: int = 1, rank: int = 0
+) -> list[int]:
+    """The positions that a rank sees; their epochs are checked on the way."""
+    sampler = EpochSampler(range(count), size, training, seed, world, rank)
+    sampler.set_epoch(epoch)
+    places = list(sampler)
+    assert len(places) == len(sampler)
+    assert {shown for _, shown in places} <= {epoch if training else -1}
+    return [position for position, _ in places]
+
+
+@few
+@given(
+    count=st.integers(0, 50),
+    size=st.integers(1, 7),
+    world=st.integers(1, 5),
+    seed=st.integers(-5, 5),
+    epoch=st.integers(0, 9),
+)
+def test_ranks_hold_contiguous_rows_of_each_global_batch(
+    count: int, size: int, world: int, seed: int, epoch: int
+) -> None:
+    whole = order(count, size * world, True, seed, epoch)
+    ranks = [order(count, size, True, seed, epoch, world, rank) for rank in range(world)]
+    steps = range(0, len(ranks[0]), size)
+    assert [position for step in steps for rows in ranks for position in rows[step : step + size]] == whole
+    assert len(whole) == count // (size * world) * size * world
+    assert len(set(whole)) == len(whole)
+    assert set(whole) <= set(range(count))
+
+
+def test_each_epoch_is_another_permutation() -> None:
+    epochs = [order(60, 6, True, epoch=epoch) for epoch in range(4)]
+    assert all(sorted(positions) == list(range(60)) for positions in epochs)
+    assert len({tuple(positions) for positions in [*epochs, list(range(60))]}) == 5
+
+
+def test_the_rest_of_a_batch_is_another_one_in_each_epoch() -> None:
+    left_out = {frozenset(range(10)) - set(order(10, 4, True, epoch=epoch)) for epoch in range(8)}
+    assert {len(rest) for rest in left_out} == {2}
+    assert len(left_out) > 3
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    assert order(40, 8, True, seed=3, epoch=5) == order(40, 8, True, seed=3, epoch=5)
+    assert order(40, 8, True, seed=3, epoch=5) == order(40, 4, True, seed=3, epoch=5)
+    orders = {tuple(order(40, 8, True, seed=seed, epoch=epoch)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+
+
+@few
+@given(count=st.integers(0, 30), size=st.integers(1, 7), world=st.integers(1, 5), epoch=st.integers(0, 3))
+def test_evaluation_counts_every_sample_once(count: int, size: int, world: int, epoch: int) -> None:
+    ranks = [order(count, size, False, epoch=epoch, world=world, rank=rank) for rank in range(world)]
+    assert sum(ranks, []) == list(range(count))
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_lightning_leaves_it_alone(training: bool) -> None:
+    assert isinstance(EpochSampler(range(4), 2, training), DistributedSampler)

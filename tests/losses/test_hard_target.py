@@ -1,0 +1,112 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.special import log_softmax
+from torch import Tensor
+
+from kd_lightning.features import Outputs
+from kd_lightning.losses import HardTargetLoss, hard_target_loss
+
+
+def logits(rows: int = 6, classes: int = 5, dtype: torch.dtype = torch.float64) -> Tensor:
+    return (3 * torch.randn(rows, classes, dtype=torch.float64)).to(dtype)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_equals_scipy(smoothing: float) -> None:
+    z, labels = logits(), torch.tensor([0, 4, 2, 2, 1, 3])
+    targets = (1 - smoothing) * F.one_hot(labels, 5).numpy() + smoothing / 5
+    expected = -(targets * log_softmax(z.numpy(), axis=1)).sum() / 6
+    assert hard_target_loss(z, labels, smoothing).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_unlabelled_rows_are_as_if_they_were_not_there(smoothing: float) -> None:
+    z, labels = logits().requires_grad_(), torch.tensor([0, -1, 2, -1, -1, 3])
+    loss = hard_target_loss(z, labels, smoothing)
+    kept = labels >= 0
+    torch.testing.assert_close(loss, F.cross_entropy(z[kept], labels[kept], label_smoothing=smoothing))
+    loss.backward()
+    assert z.grad is not None
+    assert (z.grad[~kept] == 0).all()
+    assert (z.grad[kept] != 0).all()
+
+
+def test_is_zero_where_nothing_is_labelled() -> None:
+    z = logits().requires_grad_()
+    loss = hard_target_loss(z, torch.full((6,), -1))
+    loss.backward()
+    assert loss.item() == 0
+    assert (z.grad == 0).all()  # type: ignore[union-attr]
+
+
+def test_takes_probabilities_as_labels() -> None:
+    z, targets = logits(), torch.rand(6, 5).softmax(1)
+    expected = -(targets.double() * z.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(hard_target_loss(z, targets), expected)
+    labels = torch.tensor([0, 4, 2, 2, 1, 3])
+    for smoothing in (0.0, 0.2):
+        one_hot = hard_target_loss(z, F.one_hot(labels, 5).float(), smoothing)
+        torch.testing.assert_close(one_hot, hard_target_loss(z, labels, smoothing))
+
+
+def test_a_constant_added_to_a_row_changes_nothing() -> None:
+    z, labels = logits(), torch.tensor([0, 4, 2, -1, 1, 3])
+    shifted = z + 10 * torch.randn(6, 1, dtype=torch.float64)
+    torch.testing.assert_close(hard_target_loss(shifted, labels), hard_target_loss(z, labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    z, labels = logits(dtype=dtype), torch.tensor([0, 4, 2, 2, 1, 3])
+    loss = hard_target_loss(z, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, F.cross_entropy(z.float(), labels))
+    targets = torch.rand(6, 5).softmax(1).to(dtype)
+    torch.testing.assert_close(hard_target_loss(z, targets), F.cross_entropy(z.float(), targets.float()))
+
+
+def test_float64_stays() -> None:
+    assert hard_target_loss(logits(), torch.zeros(6, dtype=torch.long)).dtype == torch.float64
+    assert hard_target_loss(logits(), torch.rand(6, 5)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_saturated_logits_stay_finite(dtype: torch.dtype, smoothing: float) -> None:
+    z = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]], dtype=dtype, requires_grad=True)
+    loss = hard_target_loss(z, torch.tensor([1, 0]), smoothing)
+    loss.backward()
+    assert loss.isfinite()
+    assert z.grad is not None
+    assert z.grad.isfinite().all()
+
+
+def test_the_gradient_is_the_difference_of_probabilities() -> None:
+    z, labels = logits().requires_grad_(), torch.tensor([0, 4, 2, 2, 1, 3])
+    hard_target_loss(z, labels).backward()
+    torch.testing.assert_close(z.grad, (z.softmax(1) - F.one_hot(labels, 5)).detach() / 6)
+    assert torch.autograd.gradcheck(lambda x: hard_target_loss(x, labels, 0.1), (z,))
+
+
+def test_the_module_reads_the_students_logits_alone() -> None:
+    student, teacher = logits().requires_grad_(), logits().requires_grad_()
+    labels = torch.tensor([0, 4, -1, 2, 1, 3])
+    loss = HardTargetLoss(weight=0.3, label_smoothing=0.1)
+    term = loss(Outputs(student), Outputs(teacher), labels)
+    torch.testing.assert_close(term, hard_target_loss(student, labels, 0.1))  # the weight is the caller's
+    term.backward()
+    assert student.grad is not None
+    assert teacher.grad is None
+    assert loss.weight == 0.3
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
+def test_refuses_a_smoothing_outside_its_range(smoothing: float) -> None:
+    with pytest.raises(ValueError, match=rf"^label_smoothing must lie in \[0, 1\], got {smoothing}\.$"):
+        HardTargetLoss(label_smoothing=smoothing)
+
+
+def test_refuses_a_negative_weight() -> None:
+    with pytest.raises(ValueError, match="weight must be >= 0"):
+        HardTargetLoss(weight=-1)

@@ -1,0 +1,364 @@
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
+from kd_lightning.features import Outputs
+from kd_lightning.losses import DistillationLoss, HardTargetLoss, SoftTargetLoss
+from kd_lightning.networks import ResNet, TrainedOn, from_checkpoint, resnet18
+
+Networks = Callable[..., ResNet]
+Trainers = Callable[..., pl.Trainer]
+
+
+class ProjectionLoss(DistillationLoss):
+    """A user's own loss, with a learned part built from the shapes of a dry run."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__(weight, ["layer2"], ["layer1"])
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        self.project = nn.Linear(student.features["layer2"].shape[1], teacher.features["layer1"].shape[1])
+
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        projected = self.project(student.features["layer2"].mean((2, 3)))
+        return F.mse_loss(projected, teacher.features["layer1"].mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    network = ResNet([1, 1], [8, 16], in_channels=1)
+    torch.manual_seed(0)
+    options: dict[str, Any] = dict.fromkeys(
+        ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False
+    )
+    trainer = pl.Trainer(max_epochs=5, accelerator="cpu", log_every_n_steps=1, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(TeacherModule(network), DigitsDataModule(batch_size=32))
+    return network
+
+
+# --- the objective
+
+
+@pytest.mark.parametrize(("temperature", "alpha"), [(4.0, 0.9), (1.0, 0.0), (2.5, 1.0)])
+def test_the_objective_is_hintons(
+    small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers, temperature: float, alpha: float
+) -> None:
+    student = small().double().eval()
+    teacher = copy.deepcopy(trained).double().eval()
+    module = DistillationModule(student, teacher, temperature, alpha).eval()
+    module.trainer = make_trainer()
+    module.trainer.strategy.connect(module)
+    module.record = lambda *_: None  # type: ignore[method-assign]
+    images, labels = torch.randn(16, 1, 8, 8).double(), torch.randint(10, (16,))
+    loss = module.training_step((images, labels), 0)
+    s, t = student(images), teacher(images)
+    p, q = (t / temperature).softmax(1), (s / temperature).softmax(1)
+    divergence = (p * (p.log() - q.log())).sum() / 16
+    hard = -s.log_softmax(1)[torch.arange(16), labels].mean()
+    torch.testing.assert_close(loss, (1 - alpha) * hard + alpha * temperature**2 * divergence)
+
+
+def test_each_term_is_logged_unweighted(
+    small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers
+) -> None:
+    trainer = make_trainer()
+    trainer.fit(DistillationModule(small(), trained, alpha=0.7), digits)
+    figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert figures["train/loss"] == pytest.approx(0.3 * figures["train/hard"] + 0.7 * figures["train/soft"], rel=1e-5)
+    assert {"val/agreement", "val/kl"} <= set(figures)
+
+
+def test_it_learns_from_the_teacher_alone(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
+    """Without a single label the student finds the teacher's answers."""
+    trainer = make_trainer(max_epochs=8)
+    trainer.fit(DistillationModule(small(8), trained, alpha=1.0), DigitsDataModule(batch_size=32))
+    assert trainer.callback_metrics["val/agreement"] > 0.85
+
+
+def test_a_warm_up_raises_the_weight_over_epochs(
+    small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers
+) -> None:
+    losses: dict[str, DistillationLoss] = {"soft": SoftTargetLoss(weight=2.0, warmup_epochs=4)}
+    trainer = make_trainer()
+    trainer.fit(DistillationModule(small(), trained, losses=losses), digits)
+    figures = trainer.callback_metrics
+    torch.testing.assert_close(figures["train/loss"], 0.5 * figures["train/soft"])
+
+
+# --- promise 1: the teacher never moves
+
+
+def test_the_teacher_never_moves(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
+    given = copy.deepcopy(trained).train()
+    before = copy.deepcopy(given.state_dict())
+    module = DistillationModule(small(), given)
+    teacher = module.teacher
+    assert teacher is not None
+    assert teacher is not given
+    modes: list[bool] = []
+    teacher.register_forward_pre_hook(lambda network, _: modes.append(any(m.training for m in network.modules())))
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(module, DigitsDataModule(batch_size=64))
+    assert modes
+    assert not any(modes)
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, before[key]), key
+        assert torch.equal(given.state_dict()[key], before[key]), key
+    assert all(weight.grad is None and not weight.requires_grad for weight in teacher.parameters())
+    assert given.training
+    assert all(weight.requires_grad for weight in given.parameters())
+    optimized = {id(weight) for group in trainer.optimizers[0].param_groups for weight in group["params"]}
+    assert optimized == {id(weight) for weight in module.student.parameters()}
+
+
+def test_train_mode_reaches_everything_but_the_teacher(small: Networks) -> None:
+    module = DistillationModule(small(), small()).eval().train()
+    assert module.student.training
+    assert module.teacher is not None
+    assert not any(part.training for part in module.teacher.modules())
+
+
+def test_the_teacher_is_absent_from_checkpoints_and_loading_stays_strict(small: Networks) -> None:
+    module = DistillationModule(small(), small(8))
+    state = module.state_dict()
+    assert state
+    assert all(key.startswith("network.") for key in state)
+    assert DistillationModule(small(), small(8)).load_state_dict(state).missing_keys == []
+    del state["network.fc.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*network\.fc\.bias"):
+        module.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*surprise"):
+        module.load_state_dict({**module.state_dict(), "surprise": torch.zeros(1)})
+
+
+def test_the_teacher_gets_the_statistics_that_it_expects(
+    small: Networks, trained: nn.Module, make_trainer: Trainers
+) -> None:
+    """Taught with other statistics the same teacher is as good, and with wrong ones it is not."""
+    data = DigitsDataModule(mean=(5.0,), std=(0.05,))
+    known, unknown = copy.deepcopy(trained), copy.deepcopy(trained)
+    unknown.trained_on = TrainedOn()  # type: ignore[assignment]
+    agreement = {}
+    for name, teacher in {"known": known, "unknown": unknown}.items():
+        module = DistillationModule(teacher, teacher, teacher_check="off")
+        module.trainer = make_trainer()
+        module.trainer.strategy.connect(module)
+        module.trainer.datamodule = data  # type: ignore[attr-defined]
+        data.setup("test")
+        module.setup("test")
+        correct = [
+            (module.teacher_logits(images).argmax(1) == labels).float().mean()  # type: ignore[union-attr]
+            for images, labels, _ in map(data.view, data.test_dataloader())
+        ]
+        agreement[name] = float(torch.stack(correct).mean())
+    assert agreement["known"] > 0.9
+    assert agreement["unknown"] < 0.5
+
+
+# --- promise 2: checkpoints hold tensors and plain data
+
+
+def test_a_checkpoint_is_plain_data_and_the_next_teacher(
+    small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    trainer = make_trainer()
+    module = DistillationModule(small(), trained, alpha=0.5)
+    trainer.fit(module, digits)
+    path = tmp_path / "student.ckpt"
+    trainer.save_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    assert content["trained_on"] == {"mean": digits.mean, "std": digits.std, "classes": digits.classes}
+    network = from_checkpoint(small(), path)
+    images = torch.randn(4, 1, 8, 8)
+    torch.testing.assert_close(network.eval()(images), module.eval()(images))  # in another memory layout
+    loaded = DistillationModule.load_from_checkpoint(path, student=small(), teacher=None)
+    assert loaded.losses["soft"].weight == 0.5
+    results = make_trainer().test(loaded, digits)[0]
+    assert "test/agreement" not in results
+    assert results["test/accuracy"] == make_trainer().test(module, digits)[0]["test/accuracy"]
+
+
+def test_learned_parts_of_losses_are_trained_saved_and_rebuilt(
+    small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    def build() -> DistillationModule:
+        return DistillationModule(small(), trained, losses={"hard": HardTargetLoss(), "mine": ProjectionLoss()})
+
+    module, trainer = build(), make_trainer()
+    module.setup = _before_training(module, module.setup)  # type: ignore[method-assign]
+    trainer.fit(module, digits)
+    learned = module.losses["mine"].project.weight  # type: ignore[union-attr]
+    assert not torch.equal(learned, module.untrained)  # type: ignore[arg-type]
+    path = tmp_path / "student.ckpt"
+    trainer.save_checkpoint(path)
+    options = {"losses": {"hard": HardTargetLoss(), "mine": ProjectionLoss()}}
+    loaded = DistillationModule.load_from_checkpoint(path, student=small(), teacher=None, **options)
+    assert torch.equal(loaded.losses["mine"].project.weight, learned)
+    resumed = make_trainer(max_epochs=2)
+    resumed.fit(build(), digits, ckpt_path=path, weights_only=True)
+    assert resumed.current_epoch == 2
+    assert from_checkpoint(small(), path) is not None  # the learned parts are no part of the network
+
+
+def _before_training(module: Any, setup: Callable[[str], None]) -> Callable[[str], None]:
+    def wrapped(stage: str) -> None:
+        setup(stage)
+        module.untrained = module.losses["mine"].project.weight.detach().clone()
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    "hyper_parameters",
+    [
+        {"student": {"class_path": "evil_package.Evil"}},
+        {"student": {"class_path": "torch.nn.Sequential", "init_args": {"args": [{"class_path": "evil_package.Evil"}]}}},
+        {"_class_path": "evil_package.Evil"},
+    ],
+)
+def test_a_checkpoint_cannot_choose_what_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hyper_parameters: dict[str, Any]
+) -> None:
+    (tmp_path / "evil_package.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "hyper_parameters": hyper_parameters}, path)
+    with pytest.raises(ValueError, match=r"asks for the class 'evil_package\.Evil'"):
+        DistillationModule.load_from_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+# --- promise 5: honest figures
+
+
+class TestSpy(DigitsDataModule):
+    __test__ = False
+    read: list[str] = []  # noqa: RUF012
+
+    def load(self, split: str) -> Any:
+        self.read.append(split)
+        return super().load(split)
+
+
+def test_no_test_image_is_seen_before_test(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
+    data = TestSpy(batch_size=256)
+    data.read.clear()
+    module = DistillationModule(small(), trained)
+    make_trainer().fit(module, data)
+    make_trainer().validate(module, data)
+    assert "test" not in data.read
+    make_trainer().test(module, data)
+    assert data.read.count("test") == 1
+
+
+# --- promise 6: errors come early
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be above 0, got 0"),
+        ({"temperature": -1.0}, "temperature must be above 0, got -1"),
+        ({"temperature": math.nan}, "temperature must be above 0, got nan"),
+        ({"alpha": 1.1}, r"alpha.*must lie in \[0, 1\], got 1.1"),
+        ({"alpha": -0.1}, r"alpha.*must lie in \[0, 1\], got -0.1"),
+        ({"alpha": 0.5, "losses": {"hard": HardTargetLoss()}}, "either losses.*or temperature and alpha; not both"),
+        ({"temperature": 4.0, "losses": {"hard": HardTargetLoss()}}, "either losses.*not both"),
+        ({"losses": {}}, "at least one term"),
+        ({"losses": {"accuracy": HardTargetLoss()}}, "cannot be called 'accuracy'"),
+    ],
+)
+def test_arguments_outside_their_range(small: Networks, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DistillationModule(small(), small(), **options)
+
+
+def test_fit_needs_a_teacher(small: Networks, digits: DigitsDataModule, make_trainer: Trainers) -> None:
+    with pytest.raises(ValueError, match="needs a teacher to fit"):
+        make_trainer().fit(DistillationModule(small()), digits)
+
+
+def test_class_counts_must_match_where_logits_are_compared(
+    small: Networks, digits: DigitsDataModule, make_trainer: Trainers
+) -> None:
+    with pytest.raises(ValueError, match=r"teacher tells 7 classes apart and the student 10, but the loss 'soft'"):
+        make_trainer().fit(DistillationModule(small(), small(num_classes=7)), digits)
+    trainer = make_trainer(fast_dev_run=True)
+    features: dict[str, DistillationLoss] = {"mine": ProjectionLoss()}
+    trainer.fit(DistillationModule(small(), small(num_classes=7), losses=features), digits)
+    assert "val/agreement" not in trainer.callback_metrics
+
+
+def test_class_names_must_match(
+    small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers
+) -> None:
+    teacher = copy.deepcopy(trained)
+    teacher.trained_on = teacher.trained_on._replace(classes=tuple("1023456789"))  # type: ignore[operator, union-attr, assignment]
+    with pytest.raises(ValueError, match=r"teacher was trained on the classes 1, 0, 2.*the data have 0, 1, 2"):
+        make_trainer().fit(DistillationModule(small(), teacher), digits)
+
+
+def test_a_teacher_that_says_nan_is_refused(small: Networks, digits: DigitsDataModule, make_trainer: Trainers) -> None:
+    teacher = small()
+    nn.init.constant_(teacher.fc.weight, math.nan)
+    with pytest.raises(ValueError, match=r"teacher's logits are not finite"):
+        make_trainer().fit(DistillationModule(small(), teacher, teacher_check="off"), digits)
+
+
+def test_a_teacher_that_guesses_is_refused_before_the_first_step(
+    small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers
+) -> None:
+    teacher = copy.deepcopy(trained)
+    with torch.no_grad():  # a wrong order of classes
+        teacher.fc.weight.copy_(teacher.fc.weight.roll(1, 0))  # type: ignore[union-attr, operator, arg-type]
+        teacher.fc.bias.copy_(teacher.fc.bias.roll(1, 0))  # type: ignore[union-attr, operator, arg-type]
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match=r"The teacher gets \d+ of 287 validation images right .*no better than chance"):
+        trainer.fit(DistillationModule(small(), teacher), digits)
+    assert trainer.global_step == 0
+    with pytest.warns(UserWarning, match="no better than chance"):
+        make_trainer(fast_dev_run=True).fit(DistillationModule(small(), teacher, teacher_check="warn"), digits)
+    make_trainer(fast_dev_run=True).fit(DistillationModule(small(), teacher, teacher_check="off"), digits)
+
+
+def test_a_network_of_other_channels_is_refused_early(
+    digits: DigitsDataModule, small: Networks, make_trainer: Trainers
+) -> None:
+    with pytest.raises(ValueError, match=r"cannot take images of shape \(1, 8, 8\)"):
+        make_trainer().fit(DistillationModule(small(), resnet18()), digits)
+    with pytest.raises(ValueError, match=r"cannot take images of shape \(1, 8, 8\)"):
+        make_trainer().fit(TeacherModule(resnet18()), digits)
+
+
+# --- other networks, other loaders
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_networks_of_torchvision_and_plain_loaders(make_trainer: Trainers) -> None:
+    from torchvision.models import mobilenet_v3_small, resnet18
+
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
+    loader = DataLoader(TensorDataset(images, labels), batch_size=4)
+    module = DistillationModule(mobilenet_v3_small(num_classes=4), resnet18(num_classes=4), teacher_check="off")
+    trainer = make_trainer()
+    trainer.fit(module, loader, loader)
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+def test_mixed_labels_are_learned_from(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
+    trainer = make_trainer()
+    trainer.fit(DistillationModule(small(), trained), DigitsDataModule(batch_size=256, mixup=0.2, cutmix=1.0))
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])

@@ -1,0 +1,86 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+
+from kd_lightning.modules.schedule import one_cycle, parameter_groups
+
+
+@pytest.mark.parametrize("steps", [7, 10, 100, 1001])
+@pytest.mark.parametrize("rise", [0.3, 0.5])
+def test_equals_torchs_one_cycle(steps: int, rise: float) -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    theirs, ours = torch.optim.SGD([parameter], lr=0.1), torch.optim.SGD([parameter], lr=0.1)
+    cycle = OneCycleLR(theirs, max_lr=0.1, total_steps=steps, pct_start=rise, cycle_momentum=False)
+    curve = LambdaLR(ours, partial(one_cycle, total_steps=steps, rise=rise))
+    for step in range(steps):
+        rates = (ours.param_groups[0]["lr"], theirs.param_groups[0]["lr"])
+        assert rates[0] == pytest.approx(rates[1], rel=1e-9), step
+        for optimizer, schedule in ((theirs, cycle), (ours, curve)):
+            if step < steps - 1:
+                optimizer.step()
+                schedule.step()
+
+
+@pytest.mark.parametrize("steps", [4, 5, 6, 10, 391, 78_200])
+def test_rises_to_one_and_falls(steps: int) -> None:
+    curve = [one_cycle(step, steps) for step in range(steps)]
+    top = max(range(steps), key=curve.__getitem__)
+    assert curve[0] == pytest.approx(1 / 25)
+    assert curve[-1] == pytest.approx(4e-6)
+    assert 0.9 < curve[top] <= 1
+    assert 0 < top < steps - 1
+    assert curve[: top + 1] == sorted(curve[: top + 1])
+    assert curve[top:] == sorted(curve[top:], reverse=True)
+    assert min(curve) > 0
+
+
+@pytest.mark.parametrize("total", [math.inf, 1, 3])
+def test_is_constant_where_the_steps_are_unknown_or_too_few(total: float) -> None:
+    assert {one_cycle(step, total) for step in (0, 1, 2, 10**6)} == {1.0}
+
+
+def test_stays_at_the_end_after_the_last_step() -> None:
+    assert one_cycle(10, 10) == one_cycle(10**6, 10) == pytest.approx(4e-6)
+
+
+def test_a_longer_run_follows_the_longer_curve() -> None:
+    assert one_cycle(9, 10) == pytest.approx(4e-6)
+    assert one_cycle(9, 30) > 0.9
+
+
+def test_decay_leaves_out_norms_and_biases() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))
+    decayed, rest = parameter_groups(network.parameters())
+    assert decayed == {"params": [network[0].weight, network[3].weight]}
+    assert rest["params"] == [network[0].bias, network[1].weight, network[1].bias, network[3].bias]
+    assert rest["weight_decay"] == 0
+
+
+def test_each_trained_parameter_is_in_one_group_and_frozen_ones_in_none() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+    network[0].requires_grad_(False)
+    grouped = [id(p) for group in parameter_groups(network.parameters()) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in network.parameters() if p.requires_grad)
+    assert len(set(grouped)) == len(grouped) == 4
+
+
+def test_empty_groups_are_left_out() -> None:
+    matrices = parameter_groups(nn.Linear(2, 3, bias=False).parameters())
+    assert [set(group) for group in matrices] == [{"params"}]
+    vectors = parameter_groups(nn.BatchNorm1d(3).parameters())
+    assert [group["weight_decay"] for group in vectors] == [0.0]
+    assert parameter_groups([]) == []
+
+
+def test_the_optimizer_decays_the_first_group_only() -> None:
+    layer = nn.Linear(2, 3)
+    optimizer = torch.optim.SGD(parameter_groups(layer.parameters()), lr=0.5, weight_decay=0.1)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    layer(torch.zeros(1, 2)).sum().mul(0).backward()
+    optimizer.step()
+    torch.testing.assert_close(layer.weight, weight * (1 - 0.5 * 0.1))
+    torch.testing.assert_close(layer.bias, bias)

@@ -1,0 +1,75 @@
+"""Imports run one way, and what needs no Lightning does not load it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kd_lightning
+
+PACKAGE = Path(kd_lightning.__file__).parent
+ALLOWED = {
+    "features": set(),
+    "networks": set(),
+    "recipes": set(),
+    "runs": set(),
+    "data": set(),
+    "callbacks": set(),
+    "losses": {"features"},
+    "modules": {"features", "networks", "losses"},
+    "cli": {"features", "networks", "losses", "modules", "data", "callbacks", "recipes", "runs"},
+    "__main__": {"cli"},
+}
+
+
+def _room(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_run_one_way(file: Path) -> None:
+    room = _room(file)
+    if room == "__init__":
+        return
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "kd_lightning" and len(parts) > 1:
+                assert parts[1] in ALLOWED[room] | {room}, f"{file} imports {name}"
+
+
+def _loaded_by(statement: str) -> set[str]:
+    code = f"{statement}; import sys; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+
+
+@pytest.mark.parametrize("room", ["losses", "networks", "features"])
+def test_plain_torch_stays_free_of_lightning(room: str) -> None:
+    assert not {"lightning", "pytorch_lightning"} & _loaded_by(f"import kd_lightning.{room}")
+
+
+def test_the_package_loads_nothing_until_it_is_used() -> None:
+    assert not {"torch", "lightning"} & _loaded_by("import kd_lightning")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["compare", "--help"]])
+def test_help_and_recipes_need_no_torch(arguments: list[str]) -> None:
+    statement = (
+        f"import sys, contextlib, io; sys.argv = ['kd-lightning', *{arguments}]\n"
+        "from kd_lightning.__main__ import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main()\n"
+        "import sys"
+    )
+    assert not {"torch", "lightning"} & _loaded_by(statement)
+
+
+def test_every_public_name_can_be_had() -> None:
+    for name in kd_lightning.__all__:
+        assert isinstance(getattr(kd_lightning, name), type)
+    assert set(kd_lightning.__all__) <= set(dir(kd_lightning))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        kd_lightning.nothing  # noqa: B018
