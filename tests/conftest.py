@@ -48,3 +48,19 @@ def make_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
         return pl.Trainer(**{**defaults, **options})
 
     return build
+
+
+@pytest.fixture
+def kd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a `kd-lightning` command in an empty folder and gives what it printed; its exit is a ``SystemExit``."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> str:
+        from kd_lightning.__main__ import main
+
+        monkeypatch.setattr("sys.argv", ["kd-lightning", *arguments])
+        capsys.readouterr()
+        main()
+        return capsys.readouterr().out
+
+    return call

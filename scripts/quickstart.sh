@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# From nothing to a distilled student: makes .venv, installs the package, and on scikit-learn's handwritten digits
+# trains a teacher, the student alone and the student distilled, tests all three and prints a table.
+# PYTHON names the interpreter (3.11 to 3.13). Can be run again: each run gets a folder of its own.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+echo "== Installing into .venv (a few minutes the first time)"
+[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+.venv/bin/python -m pip install --quiet --upgrade pip
+.venv/bin/python -m pip install --quiet .
+
+for recipe in digits/teacher digits/student digits/distill; do
+    echo "== kd-lightning fit -c $recipe"
+    .venv/bin/kd-lightning fit -c "$recipe" --trainer.enable_model_summary false
+done
+for recipe in digits/teacher digits/student digits/distill; do
+    echo "== kd-lightning test -c $recipe"
+    .venv/bin/kd-lightning test -c "$recipe"
+done
+echo "== kd-lightning compare"
+.venv/bin/kd-lightning compare digits/teacher digits/student digits/distill --output lightning_logs/quickstart.md
+echo "Watch the curves with: .venv/bin/tensorboard --logdir lightning_logs"
