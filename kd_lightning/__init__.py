@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from kd_lightning.data.cifar import CIFAR100DataModule as CIFAR100DataModule
     from kd_lightning.data.digits import DigitsDataModule as DigitsDataModule
     from kd_lightning.data.image_folder import ImageFolderDataModule as ImageFolderDataModule
-    from kd_lightning.modules.teacher import TeacherModule as TeacherModule
     from kd_lightning.modules.distillation import DistillationModule as DistillationModule
+    from kd_lightning.modules.teacher import TeacherModule as TeacherModule
 
 _HOMES = {
     "CIFAR10DataModule": "data.cifar",

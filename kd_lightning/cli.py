@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import kd_lightning
 from kd_lightning.callbacks import PredictionWriter, RunReport, TensorBoardImages
 from kd_lightning.modules.classification import ClassificationModule
+from kd_lightning.networks import read_checkpoint
 from kd_lightning.recipes import recipe_files, recipe_names
 from kd_lightning.runs import LOGS, newest_run, resolve_checkpoint, run_of
 
@@ -106,6 +108,7 @@ class CommandLine(LightningCLI):
         path = resolve_checkpoint(which, self._run()) if which in ("best", "last") else Path(which)
         if not path.is_file():
             raise FileNotFoundError(f"There is no checkpoint {which!r}; give a file, best or last to --ckpt_path.")
+        read_checkpoint(path)  # Lightning compares no checksum, and tells a damaged file in many lines
         self.options["ckpt_path"] = str(path)
         _say(f"The checkpoint is {path}.")
         run = run_of(path)
@@ -141,6 +144,8 @@ def run() -> None:
     """Run a command of LightningCLI on ``sys.argv``; the errors that users make end it with one sentence."""
     command = sys.argv[1]
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's own affair with torch
+    # a run that goes on, or is tested, writes into its own folder on purpose
+    warnings.filterwarnings("ignore", ".*(Checkpoint directory .* exists and is not empty|The dirpath has changed).*")
     try:
         sys.argv[1:] = list(_expanded(sys.argv[1:]))
         CommandLine()
@@ -179,7 +184,7 @@ def _with_config(arguments: list[str]) -> list[str]:
     if arguments[0] == "fit" or flags & {"-c", "--config", "-h", "--help", "--model", "--print_config"}:
         return arguments
     given = [a.removeprefix("--ckpt_path=") for a in arguments if a.startswith("--ckpt_path=")]
-    given += [value for flag, value in zip(arguments, arguments[1:], strict=False) if flag == "--ckpt_path"]
+    given += [value for flag, value in pairwise(arguments) if flag == "--ckpt_path"]
     run = run_of(Path(given[-1])) if given else None
     if run is None:
         raise ValueError("No model is named; add -c with a recipe or the config.yaml of a run.")

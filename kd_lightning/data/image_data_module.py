@@ -102,7 +102,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         height, width = images.size if images.pixels is None and images.size else images.pixels.shape[2:]  # type: ignore[union-attr]
         return len(self.mean), height, width
 
-    def name(self, split: str, sample: int) -> str:
+    def image_name(self, split: str, sample: int) -> str:
         """The file of a sample of a split that is read, or its number."""
         return self.stores[split].name(sample)
 
@@ -218,7 +218,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             batch_size=batch_size,
             sampler=EpochSampler(part, batch_size, training, self.seed, world, rank),
             num_workers=self.num_workers,
-            collate_fn=_as_fetched,
+            collate_fn=_as_fetched,  # type: ignore[arg-type]
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )

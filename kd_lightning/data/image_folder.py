@@ -69,7 +69,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.memory_limit = memory_limit
 
     @cached_property
-    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+    def classes(self) -> tuple[str, ...]:
         """The names of the folders in ``train/`` (else ``val/``, ``test/``), sorted."""
         split = next((s for s in ("train", "val", "test") if (self.root / s).is_dir()), None)
         if split is None:

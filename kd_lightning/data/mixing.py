@@ -49,7 +49,7 @@ def cutmix(images: Tensor, labels: Tensor, share: Tensor, centre: Tensor) -> tup
 def mix(
     images: Tensor, labels: Tensor, samples: Tensor, seed: int, epoch: int, mixup_alpha: float, cutmix_alpha: float
 ) -> tuple[Tensor, Tensor]:
-    """mixup or CutMix with shares from Beta(alpha, alpha), both (half of the images each) where both are above 0.
+    """Mixup or CutMix with shares from Beta(alpha, alpha), both (half of the images each) where both are above 0.
 
     What is drawn is a function of (seed, sample, epoch); the partner is the neighbour in the batch.
     """

@@ -1,9 +1,10 @@
 """The order of samples: a function of (seed, epoch), cut into equal shares for the ranks."""
 
 from collections.abc import Iterator, Sized
+from typing import Any, cast
 
 import torch
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 
 class EpochSampler(DistributedSampler):
@@ -24,18 +25,21 @@ class EpochSampler(DistributedSampler):
 
     Example:
         >>> list(EpochSampler(range(5), batch_size=2, training=False, num_replicas=2, rank=1))
-        [(3, -1), (4, -1)]
+        [(2, -1), (3, -1), (4, -1)]
     """
 
     def __init__(
         self, samples: Sized, batch_size: int, training: bool, seed: int = 0, num_replicas: int = 1, rank: int = 0
     ) -> None:
-        super().__init__(samples, num_replicas, rank, shuffle=training, seed=seed, drop_last=training)  # type: ignore[arg-type]
+        # a Dataset is asked for, and only its length is used
+        super().__init__(
+            cast("Dataset[Any]", samples), num_replicas, rank, shuffle=training, seed=seed, drop_last=training
+        )
         self.count = len(samples)
         self.batch_size = batch_size
         self.training = training
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(self._training() if self.training else self._evaluation())
 
     def __len__(self) -> int:

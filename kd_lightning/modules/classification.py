@@ -25,7 +25,7 @@ SchedulerFactory = Callable[[Optimizer], LRSchedulerTypeUnion]
 
 
 class Prediction(NamedTuple):
-    """What ``predict`` gives for a batch: ids (``None`` for a plain loader), labels and their probabilities, ``(B,)``."""
+    """What ``predict`` gives for a batch, ``(B,)`` each: ids (``None`` for a plain loader), labels, probabilities."""
 
     ids: Tensor | None
     labels: Tensor
@@ -179,7 +179,7 @@ class ClassificationModule(pl.LightningModule, ABC):
             accuracy = right.sum() / torch.as_tensor(labelled, device=logits.device).clamp(min=1)
             values = {"loss": loss, "accuracy": accuracy, **terms}
             self.means.add(values, {**dict.fromkeys(values, len(logits)), "accuracy": labelled})
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss_step", loss.detach(), prog_bar=True)
             self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
@@ -193,9 +193,9 @@ class ClassificationModule(pl.LightningModule, ABC):
         if self.means.sums is None:
             return
         total = self.trainer.strategy.reduce(self.means.sums, reduce_op="sum")
-        figures = self.means.compute(total)  # type: ignore[arg-type]
+        figures = self.means.compute(total)
         if self._seconds:
-            figures["images_per_second"] = total[1, 0] / self._seconds  # type: ignore[index]
+            figures["images_per_second"] = total[1, 0] / self._seconds
         self._log_figures("train", figures)
         self.means = RunningMeans()
 
@@ -268,7 +268,7 @@ class ClassificationModule(pl.LightningModule, ABC):
             self._match_data()
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Rebuild a module from a checkpoint; see Lightning, with two differences.
 
         The file is read as data: its checksums are compared, and it may name only classes of kd_lightning, torch,
@@ -286,7 +286,8 @@ class ClassificationModule(pl.LightningModule, ABC):
                 f"{str(checkpoint_path)!r} was saved from Python, which keeps weights and no code; pass the network "
                 f"again: {cls.__name__}.load_from_checkpoint(path, {needed}=...)."
             )
-        return super().load_from_checkpoint(checkpoint_path, *args, weights_only=True, **kwargs)
+        kwargs["weights_only"] = True
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
 
 def _named(classes: tuple[str, ...]) -> str:

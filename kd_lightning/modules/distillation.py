@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -75,10 +75,10 @@ class DistillationModule(ClassificationModule):
         self.teacher = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False).eval()
         self.teacher_renormalise: nn.Module = nn.Identity()
         self.teacher_check = teacher_check
-        self._student_tap = FeatureTap(student, [n for loss in self.losses.values() for n in loss.student_layers])
+        self._student_tap = FeatureTap(student, [n for loss in self.terms.values() for n in loss.student_layers])
         if self.teacher is not None:
             self._teacher_tap = FeatureTap(
-                self.teacher, [n for loss in self.losses.values() for n in loss.teacher_layers]
+                self.teacher, [n for loss in self.terms.values() for n in loss.teacher_layers]
             )
             # DDP would send the teacher's statistics from rank to rank before every step
             frozen = [name for name, _ in self.teacher.named_buffers(prefix="teacher")]
@@ -93,6 +93,11 @@ class DistillationModule(ClassificationModule):
         """The network that is trained."""
         return self.network
 
+    @property
+    def terms(self) -> dict[str, DistillationLoss]:
+        """The losses by name."""
+        return cast("dict[str, DistillationLoss]", dict(self.losses.items()))
+
     def train(self, mode: bool = True) -> "DistillationModule":
         """Set the mode of everything but the teacher, whose batch norms would move (the one override of torch's)."""
         super().train(mode)
@@ -105,9 +110,10 @@ class DistillationModule(ClassificationModule):
         images, labels, *_ = batch
         student = self._student_tap(self.renormalise(images))
         teacher = self._teach(images)
-        terms = {name: loss(student, teacher, labels) for name, loss in self.losses.items()}
-        loss = sum(self.losses[name].weight_in(self.current_epoch) * term for name, term in terms.items())  # type: ignore[operator]
-        self.record(loss, terms, student.logits, labels)
+        values = {name: term(student, teacher, labels) for name, term in self.terms.items()}
+        weighted = [term.weight_in(self.current_epoch) * values[name] for name, term in self.terms.items()]
+        loss = torch.stack(weighted).sum()
+        self.record(loss, values, student.logits, labels)
         return loss
 
     def teacher_logits(self, images: Tensor) -> Tensor | None:
@@ -146,7 +152,7 @@ class DistillationModule(ClassificationModule):
         teacher = tried_out(self, lambda: self._teach(images), "The teacher", images)
         if not bool(torch.isfinite(teacher.logits).all()):
             raise ValueError("The teacher's logits are not finite (NaN or infinity); its weights are damaged.")
-        compared = [name for name, loss in self.losses.items() if loss.reads_teacher_logits]
+        compared = [name for name, loss in self.terms.items() if loss.reads_teacher_logits]
         if compared and teacher.logits.shape != student.logits.shape:
             raise ValueError(
                 f"The teacher tells {teacher.logits.shape[1]} classes apart and the student {student.logits.shape[1]}, "
@@ -158,7 +164,7 @@ class DistillationModule(ClassificationModule):
     def _build(self, student: dict[str, Any], teacher: dict[str, Any]) -> None:
         if self._shapes is None:
             self._shapes = {"student": student, "teacher": teacher}
-            for loss in self.losses.values():
+            for loss in self.terms.values():
                 loss.build(_zeros(student), _zeros(teacher))
                 loss.to(self.device)
 
@@ -170,7 +176,7 @@ class DistillationModule(ClassificationModule):
         self.teacher_renormalise = renormaliser(data, known).to(self.device)
         if known.mean is None and data.mean is not None and self._shapes is None:
             rank_zero_info("The teacher's input statistics are not known; those of the data are assumed.")
-        compared = any(loss.reads_teacher_logits for loss in self.losses.values())
+        compared = any(loss.reads_teacher_logits for loss in self.terms.values())
         if compared and known.classes and data.classes and known.classes != data.classes:
             raise ValueError(
                 f"The teacher was trained on the classes {', '.join(known.classes[:5])} ... and the data have "

@@ -1,10 +1,10 @@
 """What is measured on validation and test images."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, SumMetric
+from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
 from kd_lightning.losses import hard_target_loss, soft_target_loss
@@ -48,7 +48,7 @@ class Evaluation(nn.Module):
         self.labelled.update(labelled)
         if labelled > 0:
             self.loss.update(hard_target_loss(logits, labels), labelled)
-            for metric in self.by_label.values():
+            for metric in self._metrics().values():
                 metric.update(logits, labels)
         if teacher_logits is not None:
             same = (logits.argmax(1) == teacher_logits.argmax(1)).float()
@@ -56,11 +56,14 @@ class Evaluation(nn.Module):
             self.kl.update(soft_target_loss(logits, teacher_logits.float(), temperature=1.0), len(labels))
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures by name, of all ranks; what nothing was counted for is left out. ``confusion`` has labels as rows."""
+        """The figures of all ranks by name; what nothing was counted for is left out (``confusion``: rows are labels)."""
         figures = {}
         if self.labelled.compute() > 0:
-            figures = {name: metric.compute() for name, metric in self.by_label.items()}
+            figures = {name: metric.compute() for name, metric in self._metrics().items()}
             figures["loss"] = self.loss.compute()
         if self.agreement.update_called:
             figures["agreement"], figures["kl"] = self.agreement.compute(), self.kl.compute()
         return figures
+
+    def _metrics(self) -> dict[str, Metric]:
+        return cast("dict[str, Metric]", dict(self.by_label.items()))

@@ -35,8 +35,8 @@ def refuse_foreign_classes(hyper_parameters: Any, path: str) -> None:
         home = name.rpartition(".")[0]
         if package not in _TRUSTED and home not in sys.modules:
             raise ValueError(
-                f"{path!r} asks for the class {name!r}, which is not part of kd_lightning, torch or torchvision; import "
-                f"{home or name!r} yourself first if you trust it."
+                f"{path!r} asks for the class {name!r}, which is not part of kd_lightning, torch or torchvision; "
+                f"import {home or name!r} yourself first if you trust it."
             )
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.networks.trained_on import TrainedOn
+from kd_lightning.networks.trained_on import TrainedOn, trained_on
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -123,8 +123,8 @@ def replace_head(network: Network, num_classes: int) -> Network:
     name, head = heads[-1]
     new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
     network.set_submodule(name, new.to(head.weight))
-    if isinstance(getattr(network, "trained_on", None), TrainedOn):
-        network.trained_on = network.trained_on._replace(classes=None)  # type: ignore[assignment, operator, union-attr]
+    known = trained_on(network)
+    network.trained_on = known._replace(classes=None)  # type: ignore[assignment]
     return network
 
 

@@ -27,7 +27,8 @@ def recipe_files(name: str) -> list[Path]:
     if name not in names:
         near = get_close_matches(name, names, cutoff=0.4) or names
         raise ValueError(
-            f"{name!r} is neither a file nor a recipe; near ones are {', '.join(near)} (`kd-lightning recipes` lists all)."
+            f"{name!r} is neither a file nor a recipe; near ones are {', '.join(near)} "
+            "(`kd-lightning recipes` lists all)."
         )
     own = _FOLDER / f"{name}.yaml"
     return [own.with_name(f"{_BASE}.yaml"), own]

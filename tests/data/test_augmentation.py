@@ -141,7 +141,7 @@ def test_normalise_is_torchvisions(mean: tuple[float, ...], std: tuple[float, ..
 
 
 def test_normalise_wants_one_value_a_channel() -> None:
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         normalise(torch.zeros(1, 2, 2, 2, dtype=torch.uint8), (0.5, 0.5), (0.5,))
 
 

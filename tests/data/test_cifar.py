@@ -1,4 +1,4 @@
-"""CIFAR end to end from a local server: the published file format, its checksums, and all that goes wrong on the way."""
+"""CIFAR end to end from a local server: the published format, its checksums, and all that goes wrong on the way."""
 
 import hashlib
 import io
@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.server.requests += 1
         self.close_connection = True
         half = self.server.content[: len(self.server.content) // 2]
@@ -249,7 +249,9 @@ def test_without_a_network_the_message_says_where_the_file_goes(
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             cifar10.url = f"http://127.0.0.1:{closed.getsockname()[1]}/cifar-10-python.tar.gz"
-            check_refused(data, cifar10, r"cannot be downloaded \(.*refused\); get it by other means and put the file at ")
+            check_refused(
+                data, cifar10, r"cannot be downloaded \(.*refused\); get it by other means and put the file at "
+            )
     else:
         check_refused(data, cifar10, r"cannot be downloaded \(.*[Nn]ot [Ff]ound.*\); get it by other means and put ")
     (tmp_path / cifar10.filename).write_bytes(content)

@@ -31,7 +31,7 @@ class Toy(ImageDataModule):
 
     def load(self, split: str) -> ImageSet | None:
         self.loaded.append(split)
-        if split == "val" and not self.own_val or split != "train" and not self.tests:
+        if (split == "val" and not self.own_val) or (split != "train" and not self.tests):
             return None
         labels = torch.tensor(self.labels if split == "train" else [i % 3 for i in range(self.tests)])
         generator = torch.Generator().manual_seed(len(split))
@@ -302,7 +302,7 @@ def test_shape_classes_and_names_are_known_once_a_set_is_read() -> None:
     data.setup("fit")
     assert data.image_shape == (2, 5, 6)
     assert data.num_classes == 3
-    assert data.name("train", 7) == "7"
+    assert data.image_name("train", 7) == "7"
 
 
 def test_batches_of_other_loaders_pass_untouched() -> None:

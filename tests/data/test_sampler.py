@@ -65,7 +65,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 @given(count=st.integers(0, 30), size=st.integers(1, 7), world=st.integers(1, 5), epoch=st.integers(0, 3))
 def test_evaluation_counts_every_sample_once(count: int, size: int, world: int, epoch: int) -> None:
     ranks = [order(count, size, False, epoch=epoch, world=world, rank=rank) for rank in range(world)]
-    assert sum(ranks, []) == list(range(count))
+    assert [position for rows in ranks for position in rows] == list(range(count))
     assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
 
 

@@ -1,12 +1,14 @@
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
-from torch import Tensor
+from torch import Tensor, nn
 
+from kd_lightning import DigitsDataModule, TeacherModule
 from kd_lightning.modules.evaluation import Evaluation
 
 SPLITS = [[103], [1, 50, 7, 45], [64, 39], [1] * 103]
@@ -117,17 +119,25 @@ def test_a_student_that_says_the_same_agrees_fully() -> None:
     assert figures["kl"].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_reset_begins_again() -> None:
+def test_two_evaluations_share_nothing() -> None:
     first, second = data(), data()
-    evaluation = Evaluation(10)
-    evaluation.update(*first)
-    evaluation.compute()
-    evaluation.reset()
-    evaluation.update(*second[:2])
-    expected = measure([103], *second[:2])
-    figures = evaluation.compute()
-    assert figures.keys() == expected.keys()
-    assert all(torch.equal(value, figures[name]) for name, value in expected.items())
+    evaluations = Evaluation(10), Evaluation(10)
+    for evaluation, columns in zip(evaluations, (first, second), strict=True):
+        evaluation.update(*columns)
+    for evaluation, columns in zip(evaluations, (first, second), strict=True):
+        expected = measure([103], *columns)
+        assert all(torch.equal(value, expected[name]) for name, value in evaluation.compute().items())
+
+
+def test_each_pass_of_a_trainer_begins_again(
+    small: Callable[..., nn.Module], digits: DigitsDataModule, make_trainer: Callable[..., pl.Trainer]
+) -> None:
+    trainer, module = make_trainer(), TeacherModule(small())
+    first, second = (trainer.validate(module, digits, verbose=False) for _ in range(2))
+    assert first == second
+    assert set(first[0]) == {"val/accuracy", "val/top5", "val/ece", "val/loss"}
+    assert module.confusion is not None
+    assert module.confusion.sum() == 287
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

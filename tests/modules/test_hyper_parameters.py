@@ -39,7 +39,7 @@ def test_a_foreign_class_is_named_and_not_imported(build: Callable[[str], Any], 
         ValueError, match=r"^'a/best\.ckpt' asks for the class 'stranger\.Network', which is not"
     ) as error:
         refuse_foreign_classes(build(f"{stranger}.Network"), "a/best.ckpt")
-    assert "import stranger yourself first if you trust it." in str(error.value)
+    assert "import 'stranger' yourself first if you trust it." in str(error.value)
     assert set(sys.modules) == before
 
 

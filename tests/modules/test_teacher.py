@@ -19,7 +19,9 @@ def test_it_learns_the_digits(small: Networks, make_trainer: Trainers) -> None:
     trainer.fit(module, DigitsDataModule(batch_size=32))
     figures = trainer.callback_metrics
     assert figures["val/accuracy"] > 0.9
-    assert {"val/loss", "val/top5", "val/ece", "train/loss", "train/accuracy", "train/images_per_second"} <= set(figures)
+    assert {"val/loss", "val/top5", "val/ece", "train/loss", "train/accuracy", "train/images_per_second"} <= set(
+        figures
+    )
 
 
 def test_the_network_carries_what_it_was_trained_on(
@@ -30,9 +32,7 @@ def test_the_network_carries_what_it_was_trained_on(
     assert trained_on(network) == TrainedOn(digits.mean, digits.std, digits.classes)
 
 
-def test_other_statistics_are_turned_into_the_expected_ones(
-    small: Networks, make_trainer: Trainers
-) -> None:
+def test_other_statistics_are_turned_into_the_expected_ones(small: Networks, make_trainer: Trainers) -> None:
     network = small().eval()
     plain, other = DigitsDataModule(mean=(0.0,), std=(1.0,)), DigitsDataModule(mean=(0.5,), std=(0.25,))
     network.trained_on = TrainedOn.of([0.0], [1.0])  # type: ignore[assignment]
@@ -94,9 +94,7 @@ def test_a_batch_of_one_with_batch_norm_is_refused(small: Networks, make_trainer
         make_trainer().fit(TeacherModule(small()), _loader([0, 1], batch_size=1), _loader([0, 1]))
 
 
-def test_train_figures_are_right_under_accumulation_and_uneven_batches(
-    small: Networks, make_trainer: Trainers
-) -> None:
+def test_train_figures_are_right_under_accumulation_and_uneven_batches(small: Networks, make_trainer: Trainers) -> None:
     """With a learning rate near 0 and no batch norm in the way, the mean over the epoch is that of one pass."""
     data = DigitsDataModule(batch_size=100)
     module = TeacherModule(small(), learning_rate=1e-12, weight_decay=0.0)
@@ -112,9 +110,7 @@ def test_train_figures_are_right_under_accumulation_and_uneven_batches(
     torch.testing.assert_close(
         trainer.callback_metrics["train/loss"], torch.nn.functional.cross_entropy(logits, labels)
     )
-    torch.testing.assert_close(
-        trainer.callback_metrics["train/accuracy"], (logits.argmax(1) == labels).float().mean()
-    )
+    torch.testing.assert_close(trainer.callback_metrics["train/accuracy"], (logits.argmax(1) == labels).float().mean())
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -85,9 +85,14 @@ def test_all_validation_images_are_looked_at(
         right += int((network(images).argmax(1) == labels).sum())
         count += len(labels)
     trainer = make_trainer(callbacks=[look], num_sanity_val_steps=sanity, limit_train_batches=1)
-    trainer.fit(TeacherModule(network), data)
+    trainer.fit(TeacherModule(network.train()), data)
     assert count == len(data._split[1]) > 128
     assert look.found == [(right, count)]
+
+
+class SeveralLoaders(TeacherModule):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step(batch, batch_idx)
 
 
 def fit_plain(make_trainer: Callable[..., pl.Trainer], val: Any, **options: Any) -> list[tuple[int, int]]:
@@ -98,7 +103,7 @@ def fit_plain(make_trainer: Callable[..., pl.Trainer], val: Any, **options: Any)
     with torch.no_grad():
         network[1].weight.zero_()
         network[1].bias.copy_(torch.tensor([0.0, 1.0, 0.0]))  # always says 1
-    trainer.fit(TeacherModule(network), train, val)
+    trainer.fit(SeveralLoaders(network), train, val)
     return look.found
 
 
@@ -106,22 +111,23 @@ def loader(labels: list[int], batch_size: int = 2) -> DataLoader:
     return DataLoader(TensorDataset(torch.rand(len(labels), 1, 2, 2), torch.tensor(labels)), batch_size=batch_size)
 
 
-pytest_plain = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+plain_loaders = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 
 
-@pytest_plain
+@plain_loaders
 def test_unlabelled_images_are_not_counted(make_trainer: Callable[..., pl.Trainer]) -> None:
     assert fit_plain(make_trainer, loader([1, -1, 0, 1, -1])) == [(2, 3)]
     assert fit_plain(make_trainer, loader([-1, -1])) == [(0, 0)]
 
 
-@pytest_plain
+@plain_loaders
 def test_several_loaders_and_their_limit(make_trainer: Callable[..., pl.Trainer]) -> None:
     loaders = [loader([1, 1, 0]), loader([0, 0, 1, 1, 1])]
     assert fit_plain(make_trainer, loaders) == [(5, 8)]
     assert fit_plain(make_trainer, loaders, limit_val_batches=1) == [(2, 4)]
 
 
-@pytest_plain
+@plain_loaders
+@pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*")
 def test_no_loader(make_trainer: Callable[..., pl.Trainer]) -> None:
     assert fit_plain(make_trainer, None) == [(0, 0)]

@@ -114,9 +114,7 @@ def test_a_published_legacy_file_is_read(tmp_path: Path) -> None:
         for key, value in saved.state_dict().items()
         if not key.endswith("num_batches_tracked")
     )
-    torch.save(
-        {"best_prec1": 92.6, "state_dict": weights}, tmp_path / "a.th", _use_new_zipfile_serialization=False
-    )
+    torch.save({"best_prec1": 92.6, "state_dict": weights}, tmp_path / "a.th", _use_new_zipfile_serialization=False)
     assert not zipfile.is_zipfile(tmp_path / "a.th")
     from_checkpoint(filled, tmp_path / "a.th", {"linear.": "fc."}, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert same(filled, saved)
@@ -187,7 +185,7 @@ def test_truncated_safetensors_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file(network().state_dict(), path)
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint .* copy or download it again"):
+    with pytest.raises(ValueError, match=r"cannot be read as a checkpoint .* copy or download it again"):
         from_checkpoint(network(), path)
 
 
@@ -200,7 +198,7 @@ def test_a_flipped_bit_in_a_tensor_is_refused(tmp_path: Path) -> None:
         assert content.count(values) == 1
         for bit in (0, 7, 8 * len(values) - 1):
             path.write_bytes(flipped(content, 8 * content.index(values) + bit))
-            with pytest.raises(ValueError, match="does not match its checksum.*copy or download it again"):
+            with pytest.raises(ValueError, match=r"does not match its checksum.*copy or download it again"):
                 from_checkpoint(network(), path)
 
 
@@ -323,7 +321,7 @@ def test_a_new_head_leaves_the_rest_alone() -> None:
     old, new = before.state_dict(), changed.state_dict()
     assert all(torch.equal(old[key], new[key]) for key in old if not key.startswith("fc."))
     assert trained_on(changed) == TrainedOn.of(STATISTICS["mean"], STATISTICS["std"], classes=None)
-    assert not hasattr(replace_head(network(), num_classes=2), "trained_on")
+    assert trained_on(replace_head(network(), num_classes=2)) == TrainedOn()
 
 
 def test_the_head_is_the_last_linear_layer_of_any_network() -> None:

@@ -34,5 +34,5 @@ def test_half_of_the_statistics_is_refused(given: dict) -> None:
     ("mean", "std"), [([0.5], [0.5, 0.5]), ([0.5], [0.0]), ([0.5], [-1.0]), ([0.5], [float("nan")]), ([], [])]
 )
 def test_impossible_statistics_are_refused(mean: list[float], std: list[float]) -> None:
-    with pytest.raises(ValueError, match="^mean and std need one value for each channel and deviations above 0, got "):
+    with pytest.raises(ValueError, match=r"^mean and std need one value for each channel and deviations above 0, got "):
         TrainedOn.of(mean, std)
