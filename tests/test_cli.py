@@ -169,11 +169,9 @@ def test_a_student_is_tested_and_teaches_where_its_teacher_is_absent(kd: Command
     printed = kd("test", "-c", "student.yaml", "--ckpt_path", "student.ckpt", *QUIET)
     assert "agreement with the teacher is left out" in printed
     assert _figure(printed) == _figure(with_teacher)
-    student = ["blocks=[1,1,1]", "widths=[2,4,8]", "in_channels=1"]
-    kd(
-        "fit", "-c", "digits/distill", "--teacher", "student.ckpt", *QUICK, "--model.teacher_check=off",
-        "--model.teacher.network=kd_lightning.networks.ResNet", *[f"--model.teacher.network.{option}" for option in student],
-    )  # fmt: skip
+    shape = ["network=kd_lightning.networks.ResNet", "network.blocks=[1,1,1]", "network.widths=[2,4,8]"]
+    options = [f"--model.teacher.{option}" for option in [*shape, "network.in_channels=1"]]
+    kd("fit", "-c", "digits/distill", "--teacher", "student.ckpt", "--model.teacher_check=off", *options, *QUICK)
 
 
 def _figure(printed: str) -> float:

@@ -12,7 +12,8 @@ from kd_lightning.recipes import describe, recipe_files, recipe_names, recipes
 
 QUICK = [
     "--trainer.accelerator=cpu",
-    "--trainer.max_steps=2",
+    "--trainer.max_epochs=1",
+    "--trainer.limit_train_batches=2",
     "--trainer.log_every_n_steps=1",
     "--trainer.limit_val_batches=1",
     "--trainer.enable_progress_bar=false",

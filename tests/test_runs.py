@@ -20,7 +20,7 @@ def checkpoint(run: Path, name: str = "best.ckpt", age: int = 0) -> Path:
     return path
 
 
-def tested(run: Path, **figures: Any) -> Path:
+def run_with_figures(run: Path, **figures: Any) -> Path:
     checkpoint(run)
     defaults = {"parameters": 1514, "accuracy": 0.96111, "images_per_second": 12345.6}
     (run / "test.json").write_text(json.dumps({**defaults, **figures}))
@@ -97,8 +97,8 @@ def test_compare_prints_a_table_and_writes_markdown(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    tested(Path("a"), file_bytes=1_234_567)
-    tested(Path("b"), parameters=21_282_122, accuracy=1.0, agreement=0.98765, images_per_second=7.4)
+    run_with_figures(Path("a"), file_bytes=1_234_567)
+    run_with_figures(Path("b"), parameters=21_282_122, accuracy=1.0, agreement=0.98765, images_per_second=7.4)
     compare(["a", "b"], output="deep/table.md")
     assert Path("deep/table.md").read_text().splitlines() == [
         TITLES,
@@ -116,7 +116,7 @@ def test_compare_writes_no_file_unless_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tested(Path("a"))
+    run_with_figures(Path("a"))
     compare(["a"])
     assert "96.11%" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -127,8 +127,8 @@ def test_compare_takes_the_newest_run_of_a_recipe_or_a_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     logs = Path("lightning_logs/digits/distill")
-    tested(logs / "version_9", accuracy=0.1111)
-    tested(logs / "version_10", accuracy=0.2222)
+    run_with_figures(logs / "version_9", accuracy=0.1111)
+    run_with_figures(logs / "version_10", accuracy=0.2222)
     compare(["digits/distill", str(logs), f"{logs}/version_9"], output="t.md")
     rows = Path("t.md").read_text().splitlines()[2:]
     assert [row.split(" | ")[3] for row in rows] == ["22.22%", "22.22%", "11.11%"]
@@ -137,7 +137,7 @@ def test_compare_takes_the_newest_run_of_a_recipe_or_a_folder(
 
 def test_compare_says_which_run_was_not_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    tested(Path("a"))
+    run_with_figures(Path("a"))
     checkpoint(Path("lightning_logs/digits/teacher/version_0"))
     run = "lightning_logs/digits/teacher/version_0"
     with pytest.raises(FileNotFoundError, match=f"^'{run}' was not tested yet; run `kd-lightning test -c {run}/config"):

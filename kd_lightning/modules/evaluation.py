@@ -56,7 +56,7 @@ class Evaluation(nn.Module):
             self.kl.update(soft_target_loss(logits, teacher_logits.float(), temperature=1.0), len(labels))
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures of all ranks by name; what nothing was counted for is left out (``confusion``: rows are labels)."""
+        """The figures of all ranks by name, without those that nothing was counted for."""
         figures = {}
         if self.labelled.compute() > 0:
             figures = {name: metric.compute() for name, metric in self._metrics().items()}
