@@ -10,6 +10,9 @@ from kd_lightning import DigitsDataModule
 from kd_lightning.networks import ResNet
 
 
+torch.set_num_threads(1)  # for networks this small, threads cost more than they save
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
