@@ -29,7 +29,11 @@ def newest_run(logs: Path) -> Path:
     Raises:
         FileNotFoundError: If there is none.
     """
-    runs = [run for run in logs.glob("version_*") if any((run / "checkpoints").glob("*.ckpt"))]
+    runs = [
+        run
+        for run in logs.glob("version_*")
+        if run.name.removeprefix("version_").isdecimal() and any((run / "checkpoints").glob("*.ckpt"))
+    ]
     if not runs:
         raise FileNotFoundError(f"{str(logs)!r} holds no finished run; run `kd-lightning fit` first, or name a file.")
     return max(runs, key=lambda run: int(run.name.removeprefix("version_")))
@@ -71,7 +75,7 @@ def compare(runs: list[str], output: str | None = None) -> None:
 
 def _row(run: str) -> list[str]:
     folder = Path(run)
-    if not (folder / "test.json").is_file():
+    if not (folder / "test.json").is_file() and not (folder / "checkpoints").is_dir():
         folder = newest_run(folder if folder.is_dir() else LOGS / run)
     if not (folder / "test.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} was not tested yet; run `kd-lightning test -c {folder}/config.yaml`.")

@@ -9,7 +9,6 @@ import torch
 from kd_lightning import DigitsDataModule
 from kd_lightning.networks import ResNet
 
-
 torch.set_num_threads(1)  # for networks this small, threads cost more than they save
 
 

@@ -74,7 +74,6 @@ def test_no_finished_run(tmp_path: Path, folder: str) -> None:
         newest_run(tmp_path / folder)
 
 
-@pytest.mark.xfail(strict=True, reason="int() of what follows version_")
 def test_a_folder_that_is_no_number_is_skipped(tmp_path: Path) -> None:
     checkpoint(tmp_path / "version_0")
     checkpoint(tmp_path / "version_0_backup")
@@ -147,7 +146,6 @@ def test_compare_says_which_run_was_not_tested(tmp_path: Path, monkeypatch: pyte
         compare(["digits/none"])
 
 
-@pytest.mark.xfail(strict=True, reason="runs are looked for inside the run")
 def test_compare_says_that_a_run_that_is_named_was_not_tested(tmp_path: Path) -> None:
     checkpoint(tmp_path / "version_0")
     with pytest.raises(FileNotFoundError, match="version_0' was not tested yet"):

@@ -53,9 +53,10 @@ class PredictionWriter(pl.Callback):
             shares: list[Any] = [None] * trainer.world_size
             dist.all_gather_object(shares, rows)
             rows = sorted(row for share in shares for row in share)
+        folder = trainer.log_dir or trainer.default_root_dir  # all ranks ask: the answer is broadcast
         if trainer.is_global_zero:
             data = trainer.datamodule  # type: ignore[attr-defined]
-            self.written = Path(self.path) if self.path else _free(Path(trainer.log_dir or trainer.default_root_dir))
+            self.written = Path(self.path) if self.path else _free(Path(folder))
             self.written.parent.mkdir(parents=True, exist_ok=True)
             with self.written.open("x", newline="") as file:
                 table = csv.writer(file)

@@ -31,7 +31,8 @@ class RunReport(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the file."""
         images, self._images = self._images, None
-        if not trainer.is_global_zero or trainer.log_dir is None or images is None:
+        log_dir = trainer.log_dir  # all ranks ask: the answer is broadcast
+        if not trainer.is_global_zero or log_dir is None or images is None:
             return
         figures = {
             name.removeprefix("test/"): round(float(value), 6)
@@ -48,7 +49,7 @@ class RunReport(pl.Callback):
             "device": str(pl_module.device),
             **figures,
         }
-        folder = Path(trainer.log_dir)
+        folder = Path(log_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "test.json").write_text(json.dumps(report, indent=2) + "\n")
 

@@ -27,10 +27,10 @@ class TensorBoardImages(pl.Callback):
         self.images = images
         self.teacher_images = teacher_images
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Enter the hyper-parameters with a metric that the test will fill in."""
         logger = _tensorboard(trainer)
-        if logger is not None:
+        if logger is not None and stage == "fit":  # before Lightning enters them with a metric of its own
             data = getattr(trainer.datamodule, "hparams", {})  # type: ignore[attr-defined]
             plain = {key: value for key, value in {**data, **pl_module.hparams}.items() if not key.startswith("_")}
             logger.log_hyperparams(plain, {HP_METRIC: -1.0})
@@ -50,7 +50,9 @@ class TensorBoardImages(pl.Callback):
         if logits is not None:
             temperature = _temperature(pl_module)
             probabilities = (logits.float() / temperature).softmax(1)
-            logger.experiment.add_figure("teacher/softened", _bars(shown, probabilities, temperature), 0)
+            logger.experiment.add_figure(
+                "teacher/softened", _bars(shown[: len(probabilities)], probabilities, temperature), 0
+            )
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the confusion matrix and enter the test accuracy."""

@@ -1,6 +1,6 @@
 """Half-precision inputs are computed in float32; float32 and float64 keep their type."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -23,11 +23,19 @@ def in_full_precision(function: Function) -> Function:
 
     @wraps(function)
     def wrapper(*args: Any, **options: Any) -> Tensor:
-        device = next((a.device.type for a in (*args, *options.values()) if isinstance(a, Tensor)), "cpu")
+        device = next(_devices((*args, *options.values())), "cpu")
         with torch.autocast(device, enabled=False):
             return function(*map(_widen, args), **{name: _widen(value) for name, value in options.items()})
 
     return wrapper  # type: ignore[return-value]
+
+
+def _devices(values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value.device.type
+        elif isinstance(value, list | tuple):
+            yield from _devices(value)
 
 
 def _widen(value: Any) -> Any:

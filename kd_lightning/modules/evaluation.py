@@ -24,9 +24,9 @@ class Evaluation(nn.Module):
         super().__init__()
         common: dict[str, Any] = {"num_classes": num_classes, "ignore_index": -1, "validate_args": False}
         self.labelled = SumMetric()
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy=float("nan"))
         self.agreement = MeanMetric()
-        self.kl = MeanMetric()
+        self.kl = MeanMetric(nan_strategy=float("nan"))
         self.by_label = nn.ModuleDict({"accuracy": MulticlassAccuracy(average="micro", **common)})
         if num_classes > 5:
             self.by_label["top5"] = MulticlassAccuracy(top_k=5, average="micro", **common)
@@ -48,8 +48,10 @@ class Evaluation(nn.Module):
         self.labelled.update(labelled)
         if labelled > 0:
             self.loss.update(hard_target_loss(logits, labels), labelled)
-            for metric in self._metrics().values():
-                metric.update(logits, labels)
+            # torchmetrics takes logits in [0, 1] for probabilities, and gives a confidence of 1 a bin of its own
+            probabilities = logits.softmax(1).clamp(max=1 - 2**-24)
+            for name, metric in self._metrics().items():
+                metric.update(probabilities if name == "ece" else logits, labels)
         if teacher_logits is not None:
             same = (logits.argmax(1) == teacher_logits.argmax(1)).float()
             self.agreement.update(same)

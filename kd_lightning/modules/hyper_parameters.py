@@ -1,7 +1,9 @@
 """What a checkpoint says about how its module was built: plain data, and only classes that are known."""
 
+import re
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
@@ -47,6 +49,9 @@ def _class_paths(value: Any) -> Iterator[str]:
                 yield item
             else:
                 yield from _class_paths(item)
+    elif isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
+        if find_spec(value.partition(".")[0]):  # a plain string may name a class as well
+            yield value
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _class_paths(item)

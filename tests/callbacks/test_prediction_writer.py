@@ -149,13 +149,11 @@ def test_two_ranks_write_one_file_in_order(monkeypatch: pytest.MonkeyPatch, tmp_
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="only rank 0 asks for trainer.log_dir, which broadcasts: two processes hang")
 def test_all_ranks_take_part_in_collectives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _, (first, second) = run_ranks(monkeypatch, tmp_path)
     assert first.collectives == second.collectives
 
 
-@pytest.mark.xfail(run=False, reason="hangs, see above")
 @pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier|nn.parallel).*")
 def test_two_processes_write_the_same_as_one(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
     module, paths = TeacherModule(small()), [tmp_path / "one.csv", tmp_path / "two.csv"]

@@ -87,7 +87,6 @@ def test_autocast_of_the_gpu_is_off_inside() -> None:
         assert matrix(a, a).dtype == torch.float32
 
 
-@pytest.mark.xfail(strict=True, reason="only tensors that are arguments themselves are looked at")
 def test_the_device_of_a_list_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = []
 

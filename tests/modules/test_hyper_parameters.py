@@ -100,7 +100,6 @@ def test_a_checkpoint_cannot_have_a_class_imported(tmp_path: Path, stranger: str
     assert stranger not in sys.modules
 
 
-@pytest.mark.xfail(strict=True, reason="jsonargparse takes a plain string for a class path, and it is not looked at")
 @pytest.mark.parametrize("argument", ["network", "optimizer"])
 def test_a_checkpoint_cannot_have_a_class_imported_by_its_bare_name(
     tmp_path: Path, stranger: str, argument: str
