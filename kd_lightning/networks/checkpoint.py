@@ -90,10 +90,10 @@ def from_checkpoint(
     """
     declared = TrainedOn.of(mean, std)
     content = read_checkpoint(path)
-    weights = _state_dict(content, rename or {}, path)
+    weights = _state_dict(content, rename or {}, path, wanted=set(network.state_dict()))
+    known = _declared_in(content, path)
     _check_fit(network, weights, path)
     network.load_state_dict(weights)
-    known = TrainedOn.of(**content.get("trained_on", {}))
     # a plain attribute, so that it is copied along and stays out of the state dict
     network.trained_on = known if declared.mean is None else declared._replace(classes=known.classes)  # type: ignore[assignment]
     return network
@@ -128,7 +128,16 @@ def replace_head(network: Network, num_classes: int) -> Network:
     return network
 
 
-def _state_dict(content: dict[str, Any], rename: Mapping[str, str], path: str | Path) -> dict[str, Tensor]:
+def _declared_in(content: dict[str, Any], path: str | Path) -> TrainedOn:
+    try:
+        return TrainedOn.of(**content.get("trained_on", {}))
+    except TypeError as error:
+        raise ValueError(f"'trained_on' in {str(path)!r} must hold mean, std and classes alone.") from error
+
+
+def _state_dict(
+    content: dict[str, Any], rename: Mapping[str, str], path: str | Path, wanted: set[str]
+) -> dict[str, Tensor]:
     ours = "pytorch-lightning_version" in content
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), dict):
@@ -139,7 +148,12 @@ def _state_dict(content: dict[str, Any], rename: Mapping[str, str], path: str | 
         raise ValueError(f"{str(path)!r} holds no weights, neither bare nor under 'state_dict' or 'model'.")
     if ours and any(key.startswith("network.") for key in weights):  # beside it: the learned parts of losses
         weights = {key: value for key, value in weights.items() if key.startswith("network.")}
-    return {_spelling(key, rename): value for key, value in weights.items()}
+    if set(weights) == wanted:  # a network may have a part of its own that is called network or module
+        return weights
+    spelled = {_spelling(key, rename): value for key, value in weights.items()}
+    if len(spelled) < len(weights):
+        raise ValueError(f"Two keys of {str(path)!r} become the same without their prefix; mend `rename`.")
+    return spelled
 
 
 def _spelling(key: str, rename: Mapping[str, str]) -> str:

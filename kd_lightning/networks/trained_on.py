@@ -1,6 +1,7 @@
 """What a network's weights expect of their input, carried by the network itself."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import NamedTuple
 
 from torch import nn
@@ -33,11 +34,15 @@ class TrainedOn(NamedTuple):
         """
         if (mean is None) != (std is None):
             raise ValueError("mean and std describe the input together; give both or neither.")
-        if mean is not None and std is not None and (len(mean) != len(std) or not min(std, default=0) > 0):
+        if mean is not None and std is not None and not _possible(mean, std):
             raise ValueError(
                 f"mean and std need one value for each channel and deviations above 0, got {mean} and {std}."
             )
         return cls(_floats(mean), _floats(std), None if classes is None else tuple(map(str, classes)))
+
+
+def _possible(mean: Sequence[float], std: Sequence[float]) -> bool:
+    return 0 < len(mean) == len(std) and all(map(isfinite, [*mean, *std])) and min(std) > 0
 
 
 def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:

@@ -343,3 +343,35 @@ def flipped(content: bytes, bit: int) -> bytes:
     changed = bytearray(content)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
+
+
+class Wrapped(nn.Module):
+    """A user's network with parts whose names are prefixes that are dropped elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Linear(2, 2)
+        self.module = nn.Linear(2, 2)
+
+
+def test_a_network_s_own_parts_may_be_called_like_prefixes(tmp_path: Path) -> None:
+    saved = Wrapped()
+    torch.save(saved.state_dict(), tmp_path / "weights.pt")
+    loaded = from_checkpoint(Wrapped(), tmp_path / "weights.pt")
+    for key, value in saved.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[key])
+
+
+def test_keys_that_become_the_same_are_refused(tmp_path: Path) -> None:
+    torch.save({"module.weight": torch.zeros(2, 2), "network.weight": torch.ones(2, 2)}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="become the same"):
+        from_checkpoint(nn.Linear(2, 2, bias=False), tmp_path / "weights.pt")
+
+
+def test_statistics_that_are_none_are_refused_before_a_weight_changes(tmp_path: Path) -> None:
+    network = nn.Linear(2, 2)
+    before = network.weight.detach().clone()
+    torch.save({"state_dict": nn.Linear(2, 2).state_dict(), "trained_on": {"colour": 1}}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"'trained_on' in .* must hold mean, std and classes alone"):
+        from_checkpoint(network, tmp_path / "weights.pt")
+    assert torch.equal(network.weight, before)
