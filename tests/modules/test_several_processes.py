@@ -37,7 +37,8 @@ class Keeper(pl.Callback):
         torch.save({**state, "figures": dict(trainer.callback_metrics)}, self.folder / f"{trainer.global_rank}.pt")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        torch.save(dict(trainer.callback_metrics), self.folder / f"test{trainer.global_rank}.pt")
+        state = {"figures": dict(trainer.callback_metrics), "confusion": pl_module.confusion}
+        torch.save(state, self.folder / f"test{trainer.global_rank}.pt")
 
 
 def _frozen_norms(network: nn.Module) -> nn.Module:
@@ -85,6 +86,7 @@ def test_every_test_image_is_counted_once(small: Networks, make_trainer: Trainer
     trainer = make_trainer(strategy="ddp_fork", devices=2, callbacks=[Keeper(tmp_path)])
     trainer.test(module, data)
     for rank in range(2):
-        figures = torch.load(tmp_path / f"test{rank}.pt", weights_only=True)
+        found = torch.load(tmp_path / f"test{rank}.pt", weights_only=True)
+        assert found["confusion"].sum() == 360
         for name, value in expected.items():
-            assert float(figures[name]) == pytest.approx(value, abs=1e-6), name
+            assert float(found["figures"][name]) == pytest.approx(value, abs=1e-6), name
