@@ -55,7 +55,7 @@ class RunReport(pl.Callback):
 
 
 def images_per_second(network: nn.Module, images: Tensor, seconds: float = 0.5) -> float:
-    """How many images a network classifies in a second, in batches of the given one, in eval mode.
+    """How many images a network classifies in a second, in batches of the given one, in the mode that it is in.
 
     Args:
         network: Images to logits.

@@ -18,7 +18,7 @@ def wilson_interval(right: int, count: int, z: float = 1.96) -> tuple[float, flo
     share, spread = right / count, z * z / count
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * sqrt(share * (1 - share) / count + spread / (4 * count))
-    return centre - half, centre + half
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def accuracy_on_val(trainer: Any, classify: Callable[[Tensor], Tensor]) -> tuple[int, int]:
