@@ -171,6 +171,8 @@ def _expanded(arguments: list[str]) -> Iterator[str]:
             last.append(f"--model.teacher.path={value}")
         elif Path(value).is_file():
             yield from ("-c", value)
+        elif (config := _trained_config(value, arguments)) is not None:
+            yield from ("-c", str(config))
         else:
             for file in recipe_files(value):
                 yield from ("-c", str(file))
@@ -178,14 +180,29 @@ def _expanded(arguments: list[str]) -> Iterator[str]:
     yield from last
 
 
+def _trained_config(recipe: str, arguments: list[str]) -> Path | None:
+    """After ``fit``: the configuration with which the newest run of a recipe was trained, flags included."""
+    if arguments[0] == "fit" or _value_of("--ckpt_path", arguments) not in (None, "best", "last"):
+        return None
+    try:
+        config = newest_run(LOGS / recipe) / "config.yaml"
+    except FileNotFoundError:
+        return None
+    return config if config.is_file() else None
+
+
+def _value_of(flag: str, arguments: list[str]) -> str | None:
+    joined = [argument.removeprefix(f"{flag}=") for argument in arguments if argument.startswith(f"{flag}=")]
+    return next(iter(joined + [value for name, value in pairwise(arguments) if name == flag]), None)
+
+
 def _with_config(arguments: list[str]) -> list[str]:
     """A checkpoint alone brings the ``config.yaml`` of its run."""
     flags = {argument.partition("=")[0] for argument in arguments}
     if arguments[0] == "fit" or flags & {"-c", "--config", "-h", "--help", "--model", "--print_config"}:
         return arguments
-    given = [a.removeprefix("--ckpt_path=") for a in arguments if a.startswith("--ckpt_path=")]
-    given += [value for flag, value in pairwise(arguments) if flag == "--ckpt_path"]
-    run = run_of(Path(given[-1])) if given else None
+    checkpoint = _value_of("--ckpt_path", arguments)
+    run = None if checkpoint is None else run_of(Path(checkpoint))
     if run is None:
         raise ValueError("No model is named; add -c with a recipe or the config.yaml of a run.")
     _say(f"The configuration is {run / 'config.yaml'}.")

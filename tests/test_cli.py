@@ -140,11 +140,15 @@ def _print_config(kd: Command, name: str, options: list[str]) -> str:
 
 def test_test_finds_the_best_checkpoint_and_writes_beside_it(kd: Command, here: Path) -> None:
     printed = kd("test", "-c", "digits/distill", *QUIET)
-    assert f"The teacher is {TEACHER_RUN}/checkpoints/best.ckpt." in printed
     assert f"The checkpoint is {STUDENT_RUN}/checkpoints/best.ckpt." in printed
     figures = json.loads((STUDENT_RUN / "test.json").read_text())
     assert {"accuracy", "agreement", "kl", "ece", "loss", "top5"} <= set(figures)
     assert [run.name for run in STUDENT_RUN.parent.iterdir()] == ["version_0"]
+
+
+def test_test_remembers_the_flags_of_fit(kd: Command) -> None:
+    kd("fit", "-c", "digits/student", "--model.network.widths=[3,5,7]", *QUICK)
+    assert "test/accuracy" in kd("test", "-c", "digits/student", *QUIET)
 
 
 def test_best_and_last_belong_to_the_config_that_is_given(kd: Command, here: Path) -> None:
