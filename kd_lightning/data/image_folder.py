@@ -6,10 +6,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from kd_lightning.data.image_data_module import ImageDataModule
-from kd_lightning.data.image_set import UNREADABLE, ImageSet
+from kd_lightning.data.image_set import ImageSet, opened
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -137,8 +136,5 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def _header_size(file: Path) -> tuple[int, int]:
-    try:
-        with Image.open(file) as image:
-            return image.height, image.width
-    except UNREADABLE as error:
-        raise ValueError(f"{str(file)!r} cannot be read as an image; mend it or take it away.") from error
+    with opened(file) as image:
+        return image.height, image.width

@@ -1,7 +1,8 @@
 """A stored set of images: in memory as uint8, or files that are read batch by batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,19 @@ from torch.utils.data import Dataset
 
 from kd_lightning.data.batch import StoredBatch
 
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises of a bad file
+
+@contextmanager
+def opened(file: Path) -> Iterator[Image.Image]:
+    """An image file, as long as it is open.
+
+    Raises:
+        ValueError: If it is no readable image, found on opening or while it is decoded; the message names it.
+    """
+    try:
+        with Image.open(file) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{str(file)!r} cannot be read as an image; mend it or take it away.") from error
 
 
 class ImageSet(NamedTuple):
@@ -51,11 +64,8 @@ def read_image(file: Path, size: tuple[int, int] | None) -> Tensor:
     Raises:
         ValueError: If it is no readable image or one of 16 or 32 bits of grey; the message names it.
     """
-    try:
-        with Image.open(file) as image:
-            deep, rgb = image.mode.startswith(("I", "F")), image.convert("RGB")
-    except UNREADABLE as error:
-        raise ValueError(f"{str(file)!r} cannot be read as an image; mend it or take it away.") from error
+    with opened(file) as image:
+        deep, rgb = image.mode.startswith(("I", "F")), image.convert("RGB")
     if deep:  # Pillow would turn everything above 255 to white
         raise ValueError(f"{str(file)!r} has more than 8 bits a pixel of grey; save it with 8 bits.")
     if size is not None and rgb.size != size[::-1]:

@@ -19,6 +19,7 @@ from kd_lightning.modules.renormalise import renormaliser
 from kd_lightning.modules.running_means import RunningMeans
 from kd_lightning.modules.schedule import one_cycle, parameter_groups
 from kd_lightning.networks import TrainedOn, read_checkpoint, trained_on
+from kd_lightning.networks.trained_on import refuse_other_classes
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRSchedulerTypeUnion]
@@ -129,11 +130,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         if self.trainer.state.fn == "fit":  # from here on its weights are made by these data
             statistics = data if known.mean is None else known
             self.network.trained_on = statistics._replace(classes=data.classes or known.classes)  # type: ignore[assignment]
-        if self.trainer.state.fn != "fit" and known.classes and data.classes and known.classes != data.classes:
-            raise ValueError(
-                f"The network was trained on the classes {_named(known.classes)} and the data have "
-                f"{_named(data.classes)}; the order and the names must be the same."
-            )
+        else:
+            refuse_other_classes("The network", known, data)
 
     def configure_optimizers(self) -> Any:
         """SGD and one cycle in steps, unless others are given."""
@@ -288,7 +286,3 @@ class ClassificationModule(pl.LightningModule, ABC):
             )
         kwargs["weights_only"] = True
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-
-
-def _named(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")

@@ -18,6 +18,7 @@ from kd_lightning.modules.hyper_parameters import unsaved
 from kd_lightning.modules.renormalise import renormaliser
 from kd_lightning.modules.teacher_check import accuracy_on_val, refuse_guessing
 from kd_lightning.networks import trained_on
+from kd_lightning.networks.trained_on import refuse_other_classes
 
 
 class DistillationModule(ClassificationModule):
@@ -176,12 +177,8 @@ class DistillationModule(ClassificationModule):
         self.teacher_renormalise = renormaliser(data, known).to(self.device)
         if known.mean is None and data.mean is not None and self._shapes is None:
             rank_zero_info("The teacher's input statistics are not known; those of the data are assumed.")
-        compared = any(loss.reads_teacher_logits for loss in self.terms.values())
-        if compared and known.classes and data.classes and known.classes != data.classes:
-            raise ValueError(
-                f"The teacher was trained on the classes {', '.join(known.classes[:5])} ... and the data have "
-                f"{', '.join(data.classes[:5])} ...; the names and their order must be the same."
-            )
+        if any(loss.reads_teacher_logits for loss in self.terms.values()):
+            refuse_other_classes("The teacher", known, data)
 
     def on_train_start(self) -> None:
         """Evaluate the teacher once, before anything is learned from it."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.networks.trained_on import TrainedOn, trained_on
+from kd_lightning.networks.trained_on import TrainedOn, shortened, trained_on
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -180,15 +180,11 @@ def _check_fit(network: nn.Module, weights: Mapping[str, Tensor], path: str | Pa
         "of another shape": shapes,
     }
     if any(problems.values()):
-        listed = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
+        listed = "; ".join(f"{what}: {shortened(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(
             f"{str(path)!r} does not fit {type(network).__name__} ({listed}); build the network that was saved, "
             "or map spellings with rename={'old.': 'new.'}."
         )
-
-
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
 
 def _first_line(error: Exception) -> str:

@@ -49,6 +49,34 @@ def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:
     return None if values is None else tuple(map(float, values))
 
 
+def refuse_other_classes(who: str, known: TrainedOn, data: TrainedOn) -> None:
+    """Make sure that a network and its data, where both are known, name the same classes in the same order.
+
+    Args:
+        who: Names the network in the message.
+        known: What the network was trained on.
+        data: What it is about to see.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if known.classes and data.classes and known.classes != data.classes:
+        raise ValueError(
+            f"{who} was trained on the classes {shortened(known.classes)} and the data have "
+            f"{shortened(data.classes)}; the order and the names must be the same."
+        )
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first five names, and how many there are besides.
+
+    Example:
+        >>> shortened("abcdefg")
+        'a, b, c, d, e and 2 more'
+    """
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def trained_on(network: nn.Module) -> TrainedOn:
     """What :func:`from_checkpoint` learned about a network's data; nothing for any other network."""
     return getattr(network, "trained_on", TrainedOn())
