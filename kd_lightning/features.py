@@ -1,7 +1,7 @@
 """Reads the outputs of named layers from an unchanged network."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +48,7 @@ class FeatureTap:
         layers: Dotted names as in ``network.named_modules()``, for example ``"layer2"`` or ``"layer3.0.conv1"``.
 
     Raises:
-        ValueError: If a name is not a layer of the network; the message lists the candidates.
+        ValueError: If a name is not a layer of the network; the message lists the candidates with their shapes.
 
     Example:
         >>> from kd_lightning.networks import resnet20
@@ -58,14 +58,14 @@ class FeatureTap:
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str] = ()) -> None:
-        modules = dict(network.named_modules())
+        self.network = network
+        plain = getattr(network, "_orig_mod", network)  # torch.compile wraps it and prefixes every name
+        modules = dict(plain.named_modules())
         missing = [name for name in dict.fromkeys(layers) if not name or name not in modules]
         if missing:
             raise ValueError(
-                f"{type(network).__name__} has no layer {', '.join(map(repr, missing))}; choose from: "
-                f"{', '.join(name for name in modules if name)}."
+                f"{type(plain).__name__} has no layer {', '.join(map(repr, missing))}; choose from{_candidates(plain)}."
             )
-        self.network = network
         self._recorders = {name: _Recorder() for name in dict.fromkeys(layers)}
         self._hooks = [modules[name].register_forward_hook(hook) for name, hook in self._recorders.items()]
 
@@ -130,6 +130,17 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _candidates(network: nn.Module) -> str:
+    """The layers with their shapes for an image of a usual size, or without where the network takes none such."""
+    filters = [weight for weight in network.parameters() if weight.dim() == 4]
+    for size in (32, 224):
+        with suppress(Exception):  # whatever a user's network raises at a size that it was not made for
+            shapes = layer_shapes(network, filters[0].new_zeros(2, filters[0].shape[1], size, size))
+            listed = ", ".join(f"{name} {shape[1:]}" for name, shape in shapes.items())
+            return f" (shapes for a {size}x{size} image): {listed}"
+    return f": {', '.join(name for name, _ in network.named_modules() if name)}"
 
 
 def _tensor(name: str, output: Any) -> Tensor:

@@ -88,7 +88,10 @@ def test_a_layer_named_twice_is_read_once(small: Callable[..., ResNet], images: 
 @pytest.mark.parametrize("name", ["layer3", "layer1.0.conv9", "", "Layer1"])
 def test_a_wrong_name_lists_the_candidates(small: Callable[..., ResNet], name: str) -> None:
     network = small()
-    with pytest.raises(ValueError, match=f"^ResNet has no layer '{name}'; choose from: conv1, bn1, layer1, ") as caught:
+    with pytest.raises(
+        ValueError,
+        match=f"^ResNet has no layer '{name}'; choose from \(shapes for a 32x32 image\): conv1 \(4, 32, 32\), ",
+    ) as caught:
         FeatureTap(network, ["layer1", name])
     assert all(layer in str(caught.value) for layer in ("layer1.0.conv1", "layer2.0.downsample.0", "fc."))
     assert hooks(network) == 0

@@ -1,7 +1,49 @@
 """Distillation losses: one method, one file; plain PyTorch."""
 
+from kd_lightning.losses.attention import AttentionLoss, attention_loss
 from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.contrastive import ContrastiveLoss, contrastive_loss
+from kd_lightning.losses.correlation import CorrelationLoss, correlation_loss
+from kd_lightning.losses.decoupled import DecoupledLoss, decoupled_loss
+from kd_lightning.losses.dist import DistLoss, dist_loss
 from kd_lightning.losses.hard_target import HardTargetLoss, hard_target_loss
+from kd_lightning.losses.hint import HintLoss, hint_loss
+from kd_lightning.losses.neuron_selectivity import NeuronSelectivityLoss, neuron_selectivity_loss
+from kd_lightning.losses.probabilistic import ProbabilisticLoss, probabilistic_loss
+from kd_lightning.losses.relational import RelationalLoss, relational_loss
+from kd_lightning.losses.review import ReviewLoss, hierarchical_context_loss
+from kd_lightning.losses.similarity import SimilarityLoss, similarity_loss
 from kd_lightning.losses.soft_target import SoftTargetLoss, soft_target_loss
+from kd_lightning.losses.variational import VariationalLoss, variational_loss
 
-__all__ = ["DistillationLoss", "HardTargetLoss", "SoftTargetLoss", "hard_target_loss", "soft_target_loss"]
+__all__ = [
+    "AttentionLoss",
+    "ContrastiveLoss",
+    "CorrelationLoss",
+    "DecoupledLoss",
+    "DistLoss",
+    "DistillationLoss",
+    "HardTargetLoss",
+    "HintLoss",
+    "NeuronSelectivityLoss",
+    "ProbabilisticLoss",
+    "RelationalLoss",
+    "ReviewLoss",
+    "SimilarityLoss",
+    "SoftTargetLoss",
+    "VariationalLoss",
+    "attention_loss",
+    "contrastive_loss",
+    "correlation_loss",
+    "decoupled_loss",
+    "dist_loss",
+    "hard_target_loss",
+    "hierarchical_context_loss",
+    "hint_loss",
+    "neuron_selectivity_loss",
+    "probabilistic_loss",
+    "relational_loss",
+    "similarity_loss",
+    "soft_target_loss",
+    "variational_loss",
+]

@@ -81,9 +81,6 @@ class DistillationModule(ClassificationModule):
             self._teacher_tap = FeatureTap(
                 self.teacher, [n for loss in self.terms.values() for n in loss.teacher_layers]
             )
-            # DDP would send the teacher's statistics from rank to rank before every step
-            frozen = [name for name, _ in self.teacher.named_buffers(prefix="teacher")]
-            self._ddp_params_and_buffers_to_ignore = frozen
         self._shapes: dict[str, Any] | None = None
         self.register_state_dict_post_hook(_without_teacher)
         self.register_load_state_dict_post_hook(_teacher_is_not_missing)
@@ -168,6 +165,11 @@ class DistillationModule(ClassificationModule):
             for loss in self.terms.values():
                 loss.build(_zeros(student), _zeros(teacher))
                 loss.to(self.device)
+            # DDP would send these from rank to rank before every step: the teacher's statistics, which never move,
+            # queues, which are the same already, and statistics of regressors, which nothing reads
+            self._ddp_params_and_buffers_to_ignore = [
+                name for name, _ in self.named_buffers() if name.startswith(("teacher.", "losses."))
+            ]
 
     def _match_data(self) -> None:
         super()._match_data()

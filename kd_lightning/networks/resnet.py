@@ -58,6 +58,7 @@ class ResNet(nn.Module):
         for i, stage in enumerate(self.stages):
             self.add_module(stage, _stage(width, widths[i], blocks[i], 1 if i == 0 else 2, shortcut))
             width = widths[i]
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -68,7 +69,7 @@ class ResNet(nn.Module):
         maps = F.relu(self.bn1(self.conv1(images)))
         for stage in self.stages:
             maps = self.get_submodule(stage)(maps)
-        return self.fc(maps.mean((2, 3)))
+        return self.fc(self.avgpool(maps).flatten(1))
 
 
 class _Block(nn.Module):

@@ -37,6 +37,7 @@ class WideResNet(nn.Module):
         self.layer2 = _stage(width, 2 * width, blocks, stride=2)
         self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
         self.bn1 = nn.BatchNorm2d(4 * width)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(4 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -45,7 +46,7 @@ class WideResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the images."""
         maps = self.layer3(self.layer2(self.layer1(self.conv1(images))))
-        return self.fc(F.relu(self.bn1(maps)).mean((2, 3)))
+        return self.fc(self.avgpool(F.relu(self.bn1(maps))).flatten(1))
 
 
 class _Block(nn.Module):

@@ -1,0 +1,159 @@
+"""Contrastive representation distillation: the student's embedding of an image is nearest to the teacher's."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_lightning.features import Outputs
+from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.gathering import gathered
+from kd_lightning.losses.maps import built, fit_to, vector_pairs
+from kd_lightning.losses.precision import in_full_precision
+
+_EMPTY = -2
+"""The label of a place in the queue that was not filled yet."""
+
+
+@in_full_precision
+def contrastive_loss(
+    anchors: Tensor, positives: Tensor, negatives: Tensor, excluded: Tensor, temperature: float = 0.07
+) -> Tensor:
+    r"""The cross-entropy of finding each anchor's positive among its negatives (InfoNCE).
+
+    .. math:: -\frac{1}{B} \sum_b \log \frac{e^{a_b \cdot p_b / \tau}}
+              {e^{a_b \cdot p_b / \tau} + \sum_{k \,\text{not excluded}} e^{a_b \cdot n_k / \tau}}
+
+    Args:
+        anchors: Unit vectors ``(B, n)``.
+        positives: Unit vectors ``(B, n)``, pairwise.
+        negatives: Unit vectors ``(K, n)`` that all anchors share.
+        excluded: Which of them are none for an anchor, boolean ``(B, K)``.
+        temperature: :math:`\tau` > 0.
+
+    Returns:
+        A scalar >= 0, and 0 where there are no negatives.
+
+    Example:
+        >>> anchors, negatives = torch.eye(2), torch.eye(2).flip(0)
+        >>> excluded = torch.tensor([[False, True], [True, False]])
+        >>> contrastive_loss(anchors, anchors, negatives, excluded, temperature=1.0)
+        tensor(0.3133)
+    """
+    positive = (anchors * positives).sum(1, keepdim=True) / temperature
+    negative = (anchors @ negatives.T / temperature).masked_fill(excluded, -torch.inf)
+    return (torch.cat([positive, negative], dim=1).logsumexp(1, keepdim=True) - positive).mean()
+
+
+class ContrastiveLoss(DistillationLoss):
+    """Contrastive representation distillation (CRD): :func:`contrastive_loss` in both directions, over the layers.
+
+    Y. Tian, D. Krishnan, P. Isola: Contrastive Representation Distillation, ICLR 2020, https://arxiv.org/abs/1910.10699;
+    authors' code: https://github.com/HobbitLong/RepDistiller
+
+    Both networks' features pass through a learned linear layer to unit vectors. The student's is contrasted with the
+    teacher's embeddings of other images, and the teacher's with the student's.
+
+    The paper draws negatives from a bank that holds a running mean of the embedding of every training image. Here they
+    are the latest ``queue_size`` embeddings of images of other classes, as they were, so that no bank of the size of
+    the data set and no sample numbers are needed and augmented images are never mixed; every anchor of a batch shares
+    them; and the objective is InfoNCE in place of noise-contrastive estimation with an estimated constant, which for
+    many negatives differs from it by a constant. The queue is saved in checkpoints. In the first step it is empty, and
+    the term 0. Unlabelled images have all the others as negatives; of class probabilities the largest counts.
+
+    Args:
+        weight: 0.8, as released.
+        student_layers: The pooled embedding by default, as released. Maps ``(B, C, H, W)`` are averaged over their
+            pixels.
+        teacher_layers: See :class:`DistillationLoss`.
+        dimensions: Of the unit vectors; 128 as released.
+        temperature: 0.07 as released.
+        queue_size: 16384, as many negatives as released.
+        gather: Fill the queue with the batches of all ranks and not the rank's own.
+        warmup_epochs: See :class:`DistillationLoss`.
+
+    Raises:
+        ValueError: If the temperature is not above 0, or ``dimensions`` or ``queue_size`` below 1.
+
+    Example:
+        >>> student = Outputs(torch.rand(4, 10), {"avgpool": torch.rand(4, 8)})
+        >>> teacher = Outputs(torch.rand(4, 10), {"avgpool": torch.rand(4, 32)})
+        >>> loss = ContrastiveLoss(queue_size=8)
+        >>> loss.build(student, teacher)
+        >>> [bool(loss(student, teacher, torch.tensor([3, 1, 0, 2])) > 0) for _ in range(2)]
+        [False, True]
+    """
+
+    queues: Tensor
+    queue_labels: Tensor
+    position: Tensor
+
+    def __init__(
+        self,
+        weight: float = 0.8,
+        student_layers: Sequence[str] = ("avgpool",),
+        teacher_layers: Sequence[str] | None = None,
+        dimensions: int = 128,
+        temperature: float = 0.07,
+        queue_size: int = 16384,
+        gather: bool = True,
+        warmup_epochs: int = 0,
+    ) -> None:
+        super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}.")
+        if dimensions < 1 or queue_size < 1:
+            raise ValueError(f"dimensions and queue_size must be >= 1, got {dimensions} and {queue_size}.")
+        self.dimensions = dimensions
+        self.temperature = temperature
+        self.gather = gather
+        self.student_embeddings = nn.ModuleList()
+        self.teacher_embeddings = nn.ModuleList()
+        # for each pair of layers the student's and the teacher's embeddings of the same images
+        self.register_buffer("queues", torch.zeros(len(self.student_layers), 2, queue_size, dimensions))
+        self.register_buffer("queue_labels", torch.full((queue_size,), _EMPTY))
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        """Make two linear layers for each pair of layers, see :class:`DistillationLoss`."""
+        pairs = vector_pairs(self, student, teacher)
+        self.student_embeddings = nn.ModuleList(nn.Linear(s.shape[1], self.dimensions) for s, _ in pairs)
+        self.teacher_embeddings = nn.ModuleList(nn.Linear(t.shape[1], self.dimensions) for _, t in pairs)
+
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The term for one batch, see :class:`DistillationLoss`; the batch then enters the queue."""
+        labels = labels.argmax(1) if labels.is_floating_point() else labels
+        same_class = (labels[:, None] == self.queue_labels) & (labels[:, None] >= 0)
+        excluded = same_class | (self.queue_labels == _EMPTY)
+        embeddings = zip(built(self, self.student_embeddings), self.teacher_embeddings, strict=True)
+        pairs = zip(embeddings, vector_pairs(self, student, teacher), strict=True)
+        embedded = [(_unit(a, s), _unit(b, t)) for (a, b), (s, t) in pairs]
+        terms = [
+            contrastive_loss(s, t, queue[1], excluded, self.temperature)
+            + contrastive_loss(t, s, queue[0], excluded, self.temperature)
+            for (s, t), queue in zip(embedded, self.queues, strict=True)
+        ]
+        if self.training:
+            self._enqueue(torch.stack([torch.stack(pair) for pair in embedded]).detach(), labels)
+        return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def _enqueue(self, embedded: Tensor, labels: Tensor) -> None:
+        size = len(self.queue_labels)
+        rows, labels = gathered(self.gather, embedded.movedim(2, 0), labels)
+        rows, labels = rows[-size:], labels[-size:]
+        places = (self.position + torch.arange(len(labels), device=labels.device)) % size
+        # copies, since the backward pass still reads the old ones
+        self.queues = self.queues.index_copy(2, places, rows.movedim(0, 2).to(self.queues))
+        self.queue_labels = self.queue_labels.index_copy(0, places, labels)
+        self.position = (self.position + len(labels)) % size
+
+
+@in_full_precision
+def _normalised(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors)
+
+
+def _unit(embedding: nn.Module, vectors: Tensor) -> Tensor:
+    return _normalised(embedding(fit_to(embedding, vectors)))

@@ -1,0 +1,85 @@
+"""Probabilistic knowledge transfer: how probable it is that an image of the batch picks another one as neighbour."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kd_lightning.features import Outputs
+from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.gathering import gathered
+from kd_lightning.losses.maps import vector_pairs
+from kd_lightning.losses.precision import in_full_precision
+
+_EPSILON = 1e-7
+
+
+@in_full_precision
+def probabilistic_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    r"""The divergence of both batches' neighbour probabilities.
+
+    .. math:: \frac{1}{B^2} \sum_{ij} p^t_{ij} \log \frac{p^t_{ij} + \epsilon}{p^s_{ij} + \epsilon}, \qquad
+              p_{ij} = \frac{k_{ij}}{\sum_l k_{il}}, \quad k_{ij} = \frac{\cos(f_i, f_j) + 1}{2}, \quad
+              \epsilon = 10^{-7}
+
+    A rotation of the features, or a factor on any of them, changes nothing.
+
+    Args:
+        student_features: ``(B, ...)``, flattened to vectors.
+        teacher_features: ``(B, ...)``.
+
+    Returns:
+        A scalar >= 0 (up to rounding), and 0 where both find the same neighbours.
+
+    Example:
+        >>> vectors = torch.rand(4, 8)
+        >>> abs(probabilistic_loss(vectors, 2 * vectors.flip(1)).item()) < 1e-6
+        True
+    """
+    student, teacher = _neighbours(student_features), _neighbours(teacher_features)
+    return (teacher * ((teacher + _EPSILON) / (student + _EPSILON)).log()).mean()
+
+
+def _neighbours(features: Tensor) -> Tensor:
+    rows = features.flatten(1)
+    rows = rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + _EPSILON)
+    kernel = (rows @ rows.T + 1) / 2
+    return kernel / kernel.sum(1, keepdim=True)
+
+
+class ProbabilisticLoss(DistillationLoss):
+    """Probabilistic knowledge transfer (PKT): :func:`probabilistic_loss`, summed over the layers.
+
+    N. Passalis, A. Tefas: Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018,
+    https://arxiv.org/abs/1803.10837; authors' code: https://github.com/passalis/probabilistic_kt
+
+    Args:
+        weight: 30000, as in the CRD benchmark (https://github.com/HobbitLong/RepDistiller).
+        student_layers: The pooled embedding by default, as in the CRD benchmark. Maps ``(B, C, H, W)`` are averaged
+            over their pixels.
+        teacher_layers: See :class:`DistillationLoss`.
+        gather: Use the batch of all ranks and not the rank's own.
+        warmup_epochs: See :class:`DistillationLoss`.
+
+    Example:
+        >>> student = Outputs(torch.rand(4, 10), {"avgpool": torch.rand(4, 8)})
+        >>> teacher = Outputs(torch.rand(4, 10), {"avgpool": torch.rand(4, 32)})
+        >>> ProbabilisticLoss()(student, teacher, torch.tensor([3, 1, 0, 2])).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        weight: float = 30000.0,
+        student_layers: Sequence[str] = ("avgpool",),
+        teacher_layers: Sequence[str] | None = None,
+        gather: bool = True,
+        warmup_epochs: int = 0,
+    ) -> None:
+        super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
+        self.gather = gather
+
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The term for one batch, see :class:`DistillationLoss`."""
+        pairs = [gathered(self.gather and self.training, *pair) for pair in vector_pairs(self, student, teacher)]
+        return torch.stack([probabilistic_loss(s, t) for s, t in pairs]).sum()

@@ -1,0 +1,79 @@
+"""Similarity-preserving distillation: which images of a batch the networks find alike."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_lightning.features import Outputs
+from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.gathering import gathered
+from kd_lightning.losses.maps import feature_pairs
+from kd_lightning.losses.precision import in_full_precision
+
+
+@in_full_precision
+def similarity_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    r"""The squared difference of both batches' similarity matrices.
+
+    .. math:: \frac{1}{B^2} \| \hat G^s - \hat G^t \|_F^2, \qquad \hat G_{b \cdot} = G_{b \cdot} / \|G_{b \cdot}\|,
+              \quad G = F F^\top, \; F \in \mathbb{R}^{B \times n}
+
+    A rotation of the features, or a factor on all of them, changes nothing.
+
+    Args:
+        student_features: ``(B, ...)``, flattened to ``(B, n)``.
+        teacher_features: ``(B, ...)``.
+
+    Returns:
+        A scalar >= 0, and 0 where both find the same images alike.
+
+    Example:
+        >>> maps = torch.rand(4, 8, 3, 3)
+        >>> similarity_loss(maps, 2 * maps.flip(1)).item() < 1e-9
+        True
+    """
+    return (_similarities(student_features) - _similarities(teacher_features)).square().mean()
+
+
+def _similarities(features: Tensor) -> Tensor:
+    rows = features.flatten(1)
+    return F.normalize(rows @ rows.T)
+
+
+class SimilarityLoss(DistillationLoss):
+    """Similarity-preserving distillation (SP): :func:`similarity_loss`, summed over the layers.
+
+    F. Tung, G. Mori: Similarity-Preserving Knowledge Distillation, ICCV 2019, https://arxiv.org/abs/1907.09682;
+    the form is that of the CRD benchmark, https://github.com/HobbitLong/RepDistiller
+
+    Args:
+        weight: 3000, the paper's gamma.
+        student_layers: The last map by default, as in the CRD benchmark.
+        teacher_layers: See :class:`DistillationLoss`.
+        gather: Use the batch of all ranks and not the rank's own.
+        warmup_epochs: See :class:`DistillationLoss`.
+
+    Example:
+        >>> student = Outputs(torch.rand(4, 10), {"layer3": torch.rand(4, 8, 8, 8)})
+        >>> teacher = Outputs(torch.rand(4, 10), {"layer3": torch.rand(4, 32, 4, 4)})
+        >>> SimilarityLoss()(student, teacher, torch.tensor([3, 1, 0, 2])).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        weight: float = 3000.0,
+        student_layers: Sequence[str] = ("layer3",),
+        teacher_layers: Sequence[str] | None = None,
+        gather: bool = True,
+        warmup_epochs: int = 0,
+    ) -> None:
+        super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
+        self.gather = gather
+
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The term for one batch, see :class:`DistillationLoss`."""
+        pairs = [gathered(self.gather and self.training, *pair) for pair in feature_pairs(self, student, teacher)]
+        return torch.stack([similarity_loss(s, t) for s, t in pairs]).sum()
