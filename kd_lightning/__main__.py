@@ -8,6 +8,7 @@ _LIGHTNING = {
     "validate": "Evaluate a checkpoint on the validation images.",
     "test": "Evaluate a checkpoint on the test images.",
     "predict": "Write the labels of images to a CSV file.",
+    "layers": "Print the layers of a recipe's networks with their shapes.",
 }
 _FUNCTIONS = {
     "recipes": ("kd_lightning.recipes", "List the recipes that -c takes by name."),

@@ -1,24 +1,25 @@
-"""`kd-lightning fit|validate|test|predict`: LightningCLI, with its traps closed."""
+"""`kd-lightning fit|validate|test|predict|layers`: LightningCLI, with its traps closed."""
 
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 import kd_lightning
+from kd_lightning.arguments import expanded
 from kd_lightning.callbacks import PredictionWriter, RunReport, TensorBoardImages
+from kd_lightning.features import layer_shapes
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks import read_checkpoint
-from kd_lightning.recipes import recipe_files, recipe_names
 from kd_lightning.runs import LOGS, newest_run, resolve_checkpoint, run_of
+from kd_lightning.teacher_files import find_teacher
 
 
 class ArgumentParser(LightningArgumentParser):
@@ -37,7 +38,7 @@ class CommandLine(LightningCLI):
     hyper-parameters.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: bool = True) -> None:
         super().__init__(
             model_class=ClassificationModule,
             subclass_mode_model=True,
@@ -54,6 +55,7 @@ class CommandLine(LightningCLI):
             },
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
+            run=run,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -68,39 +70,22 @@ class CommandLine(LightningCLI):
             }
         )
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_argument("--image_shape", type=list[int] | None, default=None, help="For `layers`: [C, H, W].")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning lets a checkpoint's hyper-parameters override the command line here."""
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoints that were named, before anything is built."""
-        self.options = self.config[self.config.subcommand]
-        self._find_teacher()
-        self._find_checkpoint()
-
-    def _find_teacher(self) -> None:
-        teacher = self.options.get("model.init_args.teacher")
-        path = teacher.get("init_args.path") if teacher and hasattr(teacher, "get") else None
-        if path is None:
-            return
-        name = "model.init_args.teacher.init_args.path"
-        missing = None
-        if not Path(path).is_file() and path in recipe_names():
-            try:
-                self.options[name] = str(resolve_checkpoint("best", newest_run(LOGS / path)))
-                _say(f"The teacher is {self.options[name]}.")
-            except FileNotFoundError:
-                missing = f"There is no trained teacher yet; run `kd-lightning fit -c {path}` first"
-        elif not Path(path).is_file():
-            missing = f"There is no teacher's checkpoint {str(path)!r}"
-        if missing and self.config.subcommand == "fit":
-            raise FileNotFoundError(f"{missing}, or name its checkpoint with --teacher FILE.")
-        if missing:
-            self.options["model.init_args.teacher"] = None
-            _say(f"{missing}; agreement with the teacher is left out.")
+        self.command = self.config.get("subcommand") or "layers"
+        self.options = self.config.get(self.command, self.config)
+        for line in find_teacher(self.options.get("model.init_args"), self.command):
+            _say(line)
+        if self.command != "layers":
+            self._find_checkpoint()
 
     def _find_checkpoint(self) -> None:
-        which, fits = self.options.get("ckpt_path"), self.config.subcommand == "fit"
+        which, fits = self.options.get("ckpt_path"), self.command == "fit"
         pretrained = str(self.options.get("model.init_args.network.class_path", "")).endswith("from_checkpoint")
         if which is None and (fits or pretrained):
             return
@@ -140,73 +125,40 @@ class CommandLine(LightningCLI):
                 _say(f"The predictions are in {callback.written}.")
 
 
+def _print_layers(cli: CommandLine) -> None:
+    """The layers of a configuration's networks, by the names that losses take, and their shapes for one image."""
+    shape = cli.options.image_shape or getattr(cli.datamodule, "image_shape", None)
+    if shape is None:
+        raise ValueError("The data do not tell the shape of their images; add --image_shape '[3, 32, 32]'.")
+    for role in ("network", "teacher"):
+        network = getattr(cli.model, role, None)
+        if network is not None:
+            shapes = layer_shapes(network, torch.zeros(2, *shape))
+            width = max(map(len, shapes))
+            print(f"{cli.model.network_argument if role == 'network' else role}: {type(network).__name__}")
+            print("\n".join(f"  {name:<{width}}  {tuple(size[1:])}" for name, size in shapes.items()))
+
+
 def run() -> None:
     """Run a command of LightningCLI on ``sys.argv``; the errors that users make end it with one sentence."""
     command = sys.argv[1]
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's own affair with torch
     # a run that goes on, or is tested, writes into its own folder on purpose
     warnings.filterwarnings("ignore", ".*(Checkpoint directory .* exists and is not empty|The dirpath has changed).*")
+    # a test needs the averaged weights alone, which are in the checkpoint
+    warnings.filterwarnings("ignore", ".*using the WeightAveraging callback, but loading a checkpoint.*")
     try:
-        sys.argv[1:] = list(_expanded(sys.argv[1:]))
-        CommandLine()
+        sys.argv[1:] = list(expanded(sys.argv[1:]))
+        if command == "layers":
+            del sys.argv[1]
+            _print_layers(CommandLine(run=False))
+        else:
+            CommandLine()
     except Exception as error:
         cause = _innermost(error)
         if not _is_ours(cause) or os.environ.get("KD_LIGHTNING_TRACEBACK"):
             raise
         sys.exit(f"kd-lightning {command}: {cause}")
-
-
-def _expanded(arguments: list[str]) -> Iterator[str]:
-    """Recipes by name become files, and ``--teacher`` the path of the teacher's checkpoint."""
-    arguments = _with_config(arguments)
-    last: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        flag, joined, value = argument.partition("=")
-        if flag not in ("-c", "--config", "--teacher"):
-            yield argument
-            continue
-        value = value if joined else next(rest, "")
-        if flag == "--teacher":
-            last.append(f"--model.teacher.path={value}")
-        elif Path(value).is_file():
-            yield from ("-c", value)
-        elif (config := _trained_config(value, arguments)) is not None:
-            yield from ("-c", str(config))
-        else:
-            for file in recipe_files(value):
-                yield from ("-c", str(file))
-            yield f"--trainer.logger.init_args.name={value}"
-    yield from last
-
-
-def _trained_config(recipe: str, arguments: list[str]) -> Path | None:
-    """After ``fit``: the configuration with which the newest run of a recipe was trained, flags included."""
-    if arguments[0] == "fit" or _value_of("--ckpt_path", arguments) not in (None, "best", "last"):
-        return None
-    try:
-        config = newest_run(LOGS / recipe) / "config.yaml"
-    except FileNotFoundError:
-        return None
-    return config if config.is_file() else None
-
-
-def _value_of(flag: str, arguments: list[str]) -> str | None:
-    joined = [argument.removeprefix(f"{flag}=") for argument in arguments if argument.startswith(f"{flag}=")]
-    return next(iter(joined + [value for name, value in pairwise(arguments) if name == flag]), None)
-
-
-def _with_config(arguments: list[str]) -> list[str]:
-    """A checkpoint alone brings the ``config.yaml`` of its run."""
-    flags = {argument.partition("=")[0] for argument in arguments}
-    if arguments[0] == "fit" or flags & {"-c", "--config", "-h", "--help", "--model", "--print_config"}:
-        return arguments
-    checkpoint = _value_of("--ckpt_path", arguments)
-    run = None if checkpoint is None else run_of(Path(checkpoint))
-    if run is None:
-        raise ValueError("No model is named; add -c with a recipe or the config.yaml of a run.")
-    _say(f"The configuration is {run / 'config.yaml'}.")
-    return [arguments[0], "-c", str(run / "config.yaml"), *arguments[1:]]
 
 
 @rank_zero_only

@@ -19,7 +19,9 @@ ALLOWED = {
     "callbacks": set(),
     "losses": {"features"},
     "modules": {"features", "networks", "losses"},
-    "cli": {"features", "networks", "losses", "modules", "data", "callbacks", "recipes", "runs"},
+    "arguments": {"recipes", "runs"},
+    "teacher_files": {"recipes", "runs"},
+    "cli": {"features", "networks", "losses", "modules", "data", "callbacks", "runs", "arguments", "teacher_files"},
     "__main__": {"cli"},
 }
 

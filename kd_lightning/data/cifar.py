@@ -38,6 +38,7 @@ class CIFAR10DataModule(ImageDataModule):
     """
 
     dataset = CIFAR10
+    size = (32, 32)
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class CIFAR100DataModule(ImageDataModule):
     """
 
     dataset = CIFAR100
+    size = (32, 32)
 
     def __init__(
         self,

@@ -42,6 +42,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         ValueError: If an argument lies outside its range.
     """
 
+    size: tuple[int, int] | None = None
+    """Height and width, where they are known before a set is read."""
+
     def __init__(
         self,
         batch_size: int,
@@ -97,8 +100,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the images, once a set is read."""
-        images = next(iter(self.stores.values()))
+        """Channels, height and width of the images."""
+        if self.size is not None:
+            return len(self.mean), *self.size
+        images = next(iter(self.stores.values()), None) or self._store("train")
         height, width = images.size if images.pixels is None and images.size else images.pixels.shape[2:]  # type: ignore[union-attr]
         return len(self.mean), height, width
 

@@ -64,7 +64,7 @@ class ImageFolderDataModule(ImageDataModule):
         )
         self.save_hyperparameters()
         self.root = Path(root)
-        self.image_size = image_size
+        self.size = None if image_size is None else (image_size, image_size)
         self.memory_limit = memory_limit
 
     @cached_property
@@ -112,8 +112,8 @@ class ImageFolderDataModule(ImageDataModule):
     def _size(self, files: list[Path]) -> tuple[int, int]:
         with ThreadPoolExecutor() as pool:
             sizes = list(pool.map(_header_size, files))
-        if self.image_size is not None:
-            return self.image_size, self.image_size
+        if self.size is not None:
+            return self.size
         for file, size in zip(files, sizes, strict=True):
             if size != sizes[0]:
                 raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.types import LRSchedulerTypeUnion
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,10 +16,10 @@ from torch.optim import Optimizer
 from kd_lightning.modules.evaluation import Evaluation
 from kd_lightning.modules.example_images import example_images, tried_out
 from kd_lightning.modules.hyper_parameters import refuse_foreign_classes
-from kd_lightning.modules.renormalise import renormaliser
 from kd_lightning.modules.running_means import RunningMeans
 from kd_lightning.modules.schedule import one_cycle, parameter_groups
 from kd_lightning.networks import TrainedOn, read_checkpoint, trained_on
+from kd_lightning.networks.renormalise import renormaliser
 from kd_lightning.networks.trained_on import refuse_other_classes
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -93,6 +94,9 @@ class ClassificationModule(pl.LightningModule, ABC):
         images = example_images(self.trainer)
         if images is not None:
             self.dry_run(images)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):
+                callback.setup(self.trainer, self, stage)  # it has copied the module before this hook finished it
 
     def dry_run(self, images: Tensor) -> None:
         """Run the network once on two images, to learn the number of classes.

@@ -15,9 +15,9 @@ from kd_lightning.losses import DistillationLoss, HardTargetLoss, SoftTargetLoss
 from kd_lightning.modules.classification import ClassificationModule, OptimizerFactory, SchedulerFactory
 from kd_lightning.modules.example_images import tried_out
 from kd_lightning.modules.hyper_parameters import unsaved
-from kd_lightning.modules.renormalise import renormaliser
 from kd_lightning.modules.teacher_check import accuracy_on_val, refuse_guessing
 from kd_lightning.networks import trained_on
+from kd_lightning.networks.renormalise import renormaliser
 from kd_lightning.networks.trained_on import refuse_other_classes
 
 

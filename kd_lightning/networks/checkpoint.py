@@ -4,14 +4,12 @@ import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.networks.trained_on import TrainedOn, shortened, trained_on
-
-Network = TypeVar("Network", bound=nn.Module)
+from kd_lightning.networks.trained_on import TrainedOn, shortened
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -96,35 +94,6 @@ def from_checkpoint(
     network.load_state_dict(weights)
     # a plain attribute, so that it is copied along and stays out of the state dict
     network.trained_on = known if declared.mean is None else declared._replace(classes=known.classes)  # type: ignore[assignment]
-    return network
-
-
-def replace_head(network: Network, num_classes: int) -> Network:
-    """Give a network a new last linear layer for another number of classes, and return it.
-
-    Args:
-        network: Any network whose last ``nn.Linear`` (in the order of ``named_modules``) makes the logits. It is
-            changed in place.
-        num_classes: Columns of the new logits.
-
-    Raises:
-        ValueError: If the network has no linear layer, or ``num_classes`` is below 1.
-
-    Example:
-        >>> from kd_lightning.networks import resnet20
-        >>> replace_head(resnet20(num_classes=10), num_classes=100).fc
-        Linear(in_features=64, out_features=100, bias=True)
-    """
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be >= 1, got {num_classes}.")
-    heads = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear) and name]
-    if not heads:
-        raise ValueError(f"{type(network).__name__} has no linear layer to replace; give it a head of your own.")
-    name, head = heads[-1]
-    new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
-    network.set_submodule(name, new.to(head.weight))
-    known = trained_on(network)
-    network.trained_on = known._replace(classes=None)  # type: ignore[assignment]
     return network
 
 

@@ -4,24 +4,29 @@ from difflib import get_close_matches
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
-_BASE = "_base"
+_METHODS = _FOLDER / "_methods"
+_BASE, _DISTILL = "_base.yaml", "_distill.yaml"
+_ALONE = ("teacher", "student")
+"""Networks that are trained on labels alone."""
 
 
 def recipe_names() -> list[str]:
     """The names of all recipes, for example ``digits/distill``."""
-    files = sorted(_FOLDER.glob("*/*.yaml"))
-    return [f"{file.parent.name}/{file.stem}" for file in files if file.stem != _BASE]
+    return [f"{folder.name}/{name}" for folder in _folders() for name in _names_in(folder)]
 
 
 def recipe_files(name: str) -> list[Path]:
-    """The files of a recipe in the order in which they are read: what its folder shares, then its own.
+    """The files of a recipe in the order in which they are read; a later one overrides an earlier one.
+
+    They are what its folder shares, for a distillation the folder's two networks, and its own file: one of the folder,
+    or a distillation method of ``_methods``, which all folders share.
 
     Raises:
         ValueError: If there is no such recipe; the message lists those with near names.
 
     Example:
-        >>> [file.name for file in recipe_files("digits/distill")]
-        ['_base.yaml', 'distill.yaml']
+        >>> [file.name for file in recipe_files("cifar100/dkd")]
+        ['_base.yaml', '_distill.yaml', 'dkd.yaml']
     """
     names = recipe_names()
     if name not in names:
@@ -30,8 +35,10 @@ def recipe_files(name: str) -> list[Path]:
             f"{name!r} is neither a file nor a recipe; near ones are {', '.join(near)} "
             "(`kd-lightning recipes` lists all)."
         )
-    own = _FOLDER / f"{name}.yaml"
-    return [own.with_name(f"{_BASE}.yaml"), own]
+    folder, own = _FOLDER / name.partition("/")[0], f"{name.partition('/')[2]}.yaml"
+    distills = (folder / _DISTILL).is_file() and Path(own).stem not in _ALONE
+    shared = [folder / _BASE, folder / _DISTILL] if distills else [folder / _BASE]
+    return [*shared, folder / own if (folder / own).is_file() else _METHODS / own]
 
 
 def describe(name: str) -> str:
@@ -42,7 +49,22 @@ def describe(name: str) -> str:
 
 def recipes() -> None:
     """List the recipes that `-c` takes by name, with a line each."""
-    names = recipe_names()
-    width = max(map(len, names))
-    for name in names:
-        print(f"{name:<{width}}  {describe(name)}")
+    methods = {name: describe(name) for name in recipe_names() if recipe_files(name)[-1].parent == _METHODS}
+    own = {name: describe(name) for name in recipe_names() if name not in methods}
+    shared = {name.partition("/")[2]: text for name, text in methods.items()}
+    width = max(map(len, [*own, *(f".../{name}" for name in shared)]))
+    for name, text in own.items():
+        print(f"{name:<{width}}  {text}")
+    folders = ", ".join(f"{folder.name}/" for folder in _folders() if (folder / _DISTILL).is_file())
+    print(f"\nAlso below each of {folders} with the networks of its distill:")
+    for name, text in shared.items():
+        print(f"{f'.../{name}':<{width}}  {text}")
+
+
+def _folders() -> list[Path]:
+    return sorted(file.parent for file in _FOLDER.glob(f"*/{_BASE}"))
+
+
+def _names_in(folder: Path) -> list[str]:
+    methods = list(_METHODS.glob("*.yaml")) if (folder / _DISTILL).is_file() else []
+    return sorted({file.stem for file in [*folder.glob("*.yaml"), *methods] if not file.name.startswith("_")})

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from kd_lightning.modules.renormalise import Renormalise, renormaliser
 from kd_lightning.networks import TrainedOn
+from kd_lightning.networks.renormalise import Renormalise, renormaliser
 
 CIFAR = TrainedOn.of([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
 IMAGENET = TrainedOn.of([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], ["cat", "dog"])

@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.networks import TrainedOn
+from kd_lightning.networks.trained_on import TrainedOn
 
 
 class Renormalise(nn.Module):

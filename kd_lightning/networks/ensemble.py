@@ -1,0 +1,74 @@
+"""Several teachers as one."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.networks.renormalise import renormaliser
+from kd_lightning.networks.trained_on import refuse_other_classes, trained_on
+
+
+class EnsembleTeacher(nn.Module):
+    r"""The weighted average of what several networks say.
+
+    With ``average="logits"`` it is :math:`\sum_k w_k z_k`; with ``"probabilities"`` the logarithm of
+    :math:`\sum_k w_k \, \mathrm{softmax}(z_k)`, whose softmax is that average. Each network gets its input with the
+    statistics that it was trained with. A loss on features reads a layer as ``"networks.0.layer3"``.
+
+    S. You et al.: Learning from Multiple Teacher Networks, KDD 2017, https://doi.org/10.1145/3097983.3098135
+
+    Args:
+        networks: Trained networks of the same classes.
+        average: What is averaged.
+        weights: One for each network, >= 0; they are divided by their sum. ``None`` for equal ones.
+
+    Shapes:
+        Images ``(B, channels, H, W)`` to logits ``(B, C)``.
+
+    Raises:
+        ValueError: If there is no network, the weights do not fit, or the networks name different classes.
+
+    Example:
+        >>> from kd_lightning.networks import resnet20, resnet56
+        >>> EnsembleTeacher([resnet20(), resnet56()], weights=[1.0, 3.0])(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    shares: Tensor
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        average: Literal["logits", "probabilities"] = "logits",
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        weights = [1.0] * len(networks) if weights is None else list(weights)
+        if not networks or len(weights) != len(networks):
+            raise ValueError(f"Give one weight for each network, got {len(networks)} networks, {len(weights)} weights.")
+        if not (min(weights) >= 0 and 0 < sum(weights) < float("inf")):
+            raise ValueError(f"The weights of an ensemble must be >= 0 and not all 0, got {weights}.")
+        if average not in ("logits", "probabilities"):
+            raise ValueError(f"average must be 'logits' or 'probabilities', got {average!r}.")
+        known = [trained_on(network) for network in networks]
+        classes = next((one.classes for one in known if one.classes), None)
+        statistics = next((one for one in known if one.mean is not None), known[0])
+        # a plain attribute, as from_checkpoint sets it: what the ensemble itself expects
+        self.trained_on = statistics._replace(classes=classes)
+        for number, one in enumerate(known):
+            refuse_other_classes(f"Network {number} of the ensemble", one, self.trained_on)
+        self.networks = nn.ModuleList(networks)
+        self.renormalise = nn.ModuleList(renormaliser(self.trained_on, one) for one in known)
+        self.average = average
+        self.register_buffer("shares", torch.tensor(weights) / sum(weights), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the images."""
+        members = zip(self.renormalise, self.networks, strict=True)
+        logits = torch.stack([network(renormalise(images)).float() for renormalise, network in members])
+        shares = self.shares[:, None, None]
+        if self.average == "logits":
+            return (shares * logits).sum(0)
+        return (logits.log_softmax(2) + shares.log()).logsumexp(0)

@@ -1,0 +1,98 @@
+"""The last linear layer of a network: a new one for other classes, or another network's."""
+
+import copy
+from collections import OrderedDict
+from typing import TypeVar
+
+from torch import nn
+
+from kd_lightning.networks.trained_on import trained_on
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def replace_head(network: Network, num_classes: int) -> Network:
+    """Give a network a new last linear layer for another number of classes, and return it.
+
+    Args:
+        network: Any network whose last ``nn.Linear`` (in the order of ``named_modules``) makes the logits. It is
+            changed in place.
+        num_classes: Columns of the new logits.
+
+    Raises:
+        ValueError: If the network has no linear layer, or ``num_classes`` is below 1.
+
+    Example:
+        >>> from kd_lightning.networks import resnet20
+        >>> replace_head(resnet20(num_classes=10), num_classes=100).fc
+        Linear(in_features=64, out_features=100, bias=True)
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be >= 1, got {num_classes}.")
+    name, head = _head(network)
+    new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
+    network.set_submodule(name, new.to(head.weight))
+    known = trained_on(network)
+    network.trained_on = known._replace(classes=None)  # type: ignore[assignment]
+    return network
+
+
+def graft_classifier(backbone: Network, classifier: nn.Module, pool: str = "avgpool", reduction: int = 2) -> Network:
+    """Give a network a projector and the frozen classifier of another one, and return it (SimKD's student).
+
+    The last map is projected to the channels that the classifier was trained on by a bottleneck of 1x1, 3x3 and 1x1
+    convolutions. Projector and classifier are part of the network: they are saved, counted and exported with it, and
+    only the classifier does not train. Train it with ``HintLoss(weight=1, student_layers=["avgpool.projector"],
+    teacher_layers=["layer4"], regressor=False)``, the teacher's layer being its last map.
+
+    D. Chen et al.: Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022,
+    https://arxiv.org/abs/2203.14001; authors' code: https://github.com/DefangChen/SimKD
+
+    Args:
+        backbone: A network that pools its last map ``(B, C, H, W)`` in a layer and makes the logits of the C values by
+            its last ``nn.Linear``. It is changed in place.
+        classifier: A trained network, whose last ``nn.Linear`` is copied, or such a layer.
+        pool: The dotted name of the backbone's pooling layer.
+        reduction: The bottleneck has 1/reduction of the teacher's channels; 2 as released.
+
+    Raises:
+        ValueError: If a network has no linear layer, or the backbone no such pooling layer.
+
+    Example:
+        >>> from kd_lightning.networks import resnet20, resnet32x4
+        >>> student = graft_classifier(resnet20(), resnet32x4())
+        >>> student.fc
+        Linear(in_features=256, out_features=10, bias=True)
+    """
+    modules = dict(backbone.named_modules())
+    if not pool or pool not in modules:
+        raise ValueError(
+            f"{type(backbone).__name__} has no layer {pool!r}; name the layer that pools its last map, one of: "
+            f"{', '.join(name for name in modules if name)}."
+        )
+    name, head = _head(backbone)
+    grafted = copy.deepcopy(classifier if isinstance(classifier, nn.Linear) else _head(classifier)[1])
+    projector = _projector(head.in_features, grafted.in_features, reduction).to(head.weight)
+    backbone.set_submodule(pool, nn.Sequential(OrderedDict(projector=projector, pool=modules[pool])))
+    backbone.set_submodule(name, grafted.requires_grad_(False))
+    known = trained_on(backbone)
+    backbone.trained_on = known._replace(classes=trained_on(classifier).classes)  # type: ignore[assignment]
+    return backbone
+
+
+def _head(network: nn.Module) -> tuple[str, nn.Linear]:
+    heads = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear) and name]
+    if not heads:
+        raise ValueError(f"{type(network).__name__} has no linear layer to replace; give it a head of your own.")
+    return heads[-1]
+
+
+def _projector(channels: int, teacher_channels: int, reduction: int) -> nn.Sequential:
+    width = max(1, teacher_channels // reduction)
+    sizes = [(channels, width, 1), (width, width, 3), (width, teacher_channels, 1)]
+    layers: list[nn.Module] = []
+    for inputs, outputs, size in sizes:
+        conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers)

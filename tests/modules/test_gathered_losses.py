@@ -1,0 +1,299 @@
+"""Losses that compare the samples of a batch see the batch of all ranks: two processes equal one, in float64."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from kd_lightning import DigitsDataModule, DistillationModule
+from kd_lightning.features import Outputs
+from kd_lightning.losses import (
+    ContrastiveLoss,
+    CorrelationLoss,
+    DistillationLoss,
+    DistLoss,
+    HardTargetLoss,
+    ProbabilisticLoss,
+    RelationalLoss,
+    SimilarityLoss,
+    SoftTargetLoss,
+)
+from kd_lightning.networks import ResNet
+
+Networks = Callable[..., ResNet]
+Losses = dict[str, DistillationLoss]
+Fit = Callable[..., list[dict[str, Any]]]
+
+STEPS = 3
+
+close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-13)
+
+pytestmark = [
+    pytest.mark.timeout(90),
+    pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier|nn.parallel).*"),
+    pytest.mark.filterwarnings("ignore:.*(does not have many workers|have no `val_dataloader`).*"),
+]
+
+
+def relational(gather: bool = True) -> Losses:
+    """Weights make each of them as large as the others."""
+    layers = ["layer2"]
+    return {
+        "similarity": SimilarityLoss(student_layers=layers, gather=gather),
+        "probabilistic": ProbabilisticLoss(weight=1e7, gather=gather),
+        "relational": RelationalLoss(gather=gather),
+        "correlation": CorrelationLoss(dimensions=8, weight=1.0, gather=gather),
+        "dist": DistLoss(gather=gather),
+        "contrastive": ContrastiveLoss(dimensions=8, queue_size=200, gather=gather),  # 3 * 128 is more, 64 is less
+    }
+
+
+NAMES = list(relational())
+
+
+class Halves(DistillationLoss):
+    """What two ranks that do not gather make of a batch: the mean of the loss on either half of it.
+
+    Each half has its own buffers, as each rank has.
+    """
+
+    def __init__(self, loss: DistillationLoss) -> None:
+        super().__init__(loss.weight, loss.student_layers, loss.teacher_layers)
+        self.loss = loss
+        self.kept: list[dict[str, Tensor]] = [{}, {}]
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        self.loss.build(student, teacher)
+
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        terms = []
+        for half in range(2):
+            for name, buffer in self.kept[half].items():
+                setattr(self.loss, name, buffer)
+            start = {name: buffer.clone() for name, buffer in self.loss.named_buffers()} if not self.kept[half] else {}
+            terms.append(self.loss(_half(student, half), _half(teacher, half), labels.chunk(2)[half]))
+            self.kept[half] = dict(self.loss.named_buffers())
+            for name, buffer in start.items():
+                setattr(self.loss, name, buffer)
+        return torch.stack(terms).mean()
+
+
+def _half(outputs: Outputs, half: int) -> Outputs:
+    return Outputs(outputs.logits.chunk(2)[half], {n: f.chunk(2)[half] for n, f in outputs.features.items()})
+
+
+class Keeper(pl.Callback):
+    """Writes what a rank saw in each step to a file, where the parent process can read it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.values: dict[str, list[Tensor]] = {}
+        self.gradients: list[dict[str, Tensor]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        for name, term in pl_module.terms.items():
+            self.values[name] = []
+            term.register_forward_hook(partial(self._keep, name))
+
+    def _keep(self, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.values[name].append(output.detach().clone())
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        """DDP has averaged the gradients by then."""
+        trained = {name: weight for name, weight in pl_module.named_parameters() if weight.requires_grad}
+        assert all(weight.grad is not None for weight in trained.values())
+        self.gradients.append({name: weight.grad.clone() for name, weight in trained.items()})
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        values = {name: torch.stack(steps) for name, steps in self.values.items()}
+        figures = {k: v for k, v in trainer.callback_metrics.items() if k.split("/")[-1] in self.values}
+        state = {"values": values, "gradients": self.gradients, "weights": pl_module.state_dict(), "figures": figures}
+        torch.save(state, self.folder / f"{trainer.global_rank}.pt")
+
+
+def _in_type_of_weights(network: nn.Module, args: Any) -> Tensor:
+    return args[0].to(next(network.parameters()).dtype)
+
+
+def _exact(network: nn.Module) -> nn.Module:
+    """Without batch statistics, so that a batch may be cut into two; takes float32 images as float64 if it is so."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.GroupNorm(1, child.num_features))
+    network.register_forward_pre_hook(_in_type_of_weights)
+    return network
+
+
+@pytest.fixture(autouse=True)
+def _no_group_is_left() -> Iterator[None]:
+    assert not dist.is_initialized()
+    yield
+    assert not dist.is_initialized()
+
+
+@pytest.fixture
+def fit(small: Networks, make_trainer: Callable[..., pl.Trainer], tmp_path: Path) -> Fit:
+    """Trains the same student with some losses and gives what each rank saw."""
+
+    def run(world: int, losses: Losses, loader: DataLoader | None = None) -> list[dict[str, Any]]:
+        torch.manual_seed(1)
+        student, teacher = _exact(small()), _exact(small(8))
+        module = DistillationModule(student, teacher, losses=losses, teacher_check="off", learning_rate=0.01)
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        # ddp_fork, with a rank that hangs ending in an error
+        gloo = DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=20))
+        trainer = make_trainer(
+            precision="64-true",
+            callbacks=[Keeper(folder)],
+            limit_train_batches=STEPS,
+            limit_val_batches=0,
+            devices=world,
+            **({"strategy": gloo} if world > 1 else {}),
+        )
+        trainer.fit(module, DigitsDataModule(batch_size=128 // world) if loader is None else loader)
+        ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+        for rank in ranks:
+            assert len(rank["gradients"]) == STEPS
+        return ranks
+
+    return run
+
+
+def assert_ranks_equal(first: dict[str, Any], second: dict[str, Any], apart: str = "nothing") -> None:
+    for key, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][key]) or apart in key, f"the ranks differ in {key}"
+
+
+def assert_same_training(rank: dict[str, Any], one: dict[str, Any], apart: str = "nothing") -> None:
+    for found, expected in zip(rank["gradients"], one["gradients"], strict=True):
+        assert set(found) == {name.replace(".loss.", ".") for name in expected}
+        for name, gradient in expected.items():
+            close(found[name.replace(".loss.", ".")], gradient, msg=lambda text, name=name: f"{name}: {text}")
+    for name, weight in one["weights"].items():
+        if apart not in name:
+            close(rank["weights"][name.replace(".loss.", ".")], weight)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_equal_one(fit: Fit, name: str) -> None:
+    (one,) = fit(1, {"hard": HardTargetLoss(), name: relational()[name]})
+    first, second = ranks = fit(2, {"hard": HardTargetLoss(), name: relational()[name]})
+    assert one["gradients"][0]["network.conv1.weight"].dtype == torch.float64
+    assert_ranks_equal(first, second)
+    assert_same_training(first, one)
+    close((first["values"][name] + second["values"][name]) / 2, one["values"][name])
+    for rank in ranks:
+        if name != "contrastive":  # where a rank has its own anchors
+            close(rank["values"][name], one["values"][name])
+        close(rank["figures"][f"train/{name}"], one["figures"][f"train/{name}"])
+    weighted = relational()[name].weight * one["values"][name][1:]  # the contrastive one is 0 in the first step
+    assert (weighted > 0.02).all(), "a term too small to be seen in the gradient"
+
+
+@pytest.mark.parametrize("queue_size", [100, 128, 1000])
+def test_the_queues_of_all_ranks_are_one(fit: Fit, queue_size: int) -> None:
+    """Smaller than the batch of both ranks, as large, and larger than all that is seen."""
+
+    def losses() -> Losses:
+        return {"hard": HardTargetLoss(), "contrastive": ContrastiveLoss(dimensions=8, queue_size=queue_size)}
+
+    (one,) = fit(1, losses())
+    first, second = fit(2, losses())
+    assert_ranks_equal(first, second)
+    assert_same_training(first, one)  # compares the queues as well
+    found = {name: first["weights"][f"losses.contrastive.{name}"] for name in ("queues", "queue_labels", "position")}
+    assert int((found["queue_labels"] >= 0).sum()) == min(queue_size, 128 * STEPS)
+    assert int((found["queues"].abs().sum((0, 1, 3)) > 0).sum()) == min(queue_size, 128 * STEPS)
+    assert int(found["position"]) == (STEPS * min(queue_size, 128)) % queue_size
+
+
+def test_without_gathering_each_rank_compares_its_own_samples(fit: Fit) -> None:
+    (gathered,) = fit(1, {"hard": HardTargetLoss(), **relational()})
+    halves: Losses = {name: Halves(loss) for name, loss in relational().items()}
+    (one,) = fit(1, {"hard": HardTargetLoss(), **halves})
+    first, second = fit(2, {"hard": HardTargetLoss(), **relational(gather=False)})
+    assert_ranks_equal(first, second, apart="contrastive.queue")
+    assert_same_training(first, one, apart="contrastive.loss.queue")
+    for name in NAMES:
+        mean = (first["values"][name] + second["values"][name]) / 2
+        close(mean, one["values"][name])
+        step = 1 if name == "contrastive" else 0  # in the first its queue is empty
+        for other in (first, second):
+            difference = (gathered["values"][name] - other["values"][name])[step].abs()
+            assert difference > 1e-5 * gathered["values"][name][step], f"{name} does not depend on gather"
+    for name in ("queues", "queue_labels"):
+        key = f"losses.contrastive.{name}"
+        assert not torch.equal(first["weights"][key], second["weights"][key])
+
+
+def test_they_combine_with_each_other_and_with_logits(fit: Fit) -> None:
+    def losses() -> Losses:
+        return {"hard": HardTargetLoss(weight=0.1), "soft": SoftTargetLoss(4.0, weight=0.9), **relational()}
+
+    (one,) = fit(1, losses())
+    first, second = fit(2, losses())
+    assert_ranks_equal(first, second)
+    assert_same_training(first, one)
+    for name in losses():
+        mean = (first["values"][name] + second["values"][name]) / 2
+        close(mean, one["values"][name])
+        close(first["figures"][f"train/{name}"], one["figures"][f"train/{name}"])
+
+
+class Uneven(DistributedSampler):
+    """A user's own: of 40 samples the ranks hold 8 and 8, 8 and 8, 5 and 3 in the three batches."""
+
+    def __init__(self) -> None:
+        super().__init__(TensorDataset(torch.zeros(40)), num_replicas=2, rank=0)
+
+    def __iter__(self) -> Iterator[int]:
+        last = range(32, 37) if dist.get_rank() == 0 else range(37, 40)
+        rows = range(8) if dist.get_rank() == 0 else range(8, 16)
+        return iter([*rows, *(16 + row for row in rows), *last])
+
+    def __len__(self) -> int:
+        return 21 if dist.get_rank() == 0 else 19
+
+
+def _own_data() -> TensorDataset:
+    generator = torch.Generator().manual_seed(2)
+    return TensorDataset(torch.rand(40, 1, 8, 8, generator=generator), torch.arange(40) % 10)
+
+
+def test_the_last_batch_may_be_uneven(fit: Fit) -> None:
+    """The gathered terms are those of one process all the same."""
+
+    def losses() -> Losses:
+        return {name: loss for name, loss in relational().items() if name != "contrastive"}
+
+    (one,) = fit(1, losses(), DataLoader(_own_data(), batch_size=16))
+    first, second = fit(2, losses(), DataLoader(_own_data(), batch_size=8, sampler=Uneven()))
+    assert_ranks_equal(first, second)
+    assert_same_training(first, one)
+    for name in losses():
+        for rank in (first, second):
+            close(rank["values"][name], one["values"][name])
+            close(rank["figures"][f"train/{name}"], one["figures"][f"train/{name}"])
+
+
+def test_the_queue_takes_uneven_batches(fit: Fit) -> None:
+    """All terms at once; those that average over a rank's own rows weigh both ranks alike, as everywhere in DDP."""
+    losses: Losses = {"hard": HardTargetLoss(), "soft": SoftTargetLoss(), **relational()}
+    first, second = fit(2, losses, DataLoader(_own_data(), batch_size=8, sampler=Uneven()))
+    assert_ranks_equal(first, second)
+    labels = first["weights"]["losses.contrastive.queue_labels"]
+    assert labels[:40].tolist() == [i % 10 for i in range(40)]
+    assert (labels[40:] < 0).all()
+    assert int(first["weights"]["losses.contrastive.position"]) == 40
+    assert all(value.isfinite().all() for value in first["weights"].values())
