@@ -137,7 +137,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """Turn a :class:`StoredBatch` into the :class:`Batch` that a module sees."""
-        return self.view(batch) if isinstance(batch, StoredBatch) else batch
+        if not isinstance(batch, StoredBatch):
+            return batch
+        # Lightning converts to the type of `bf16-true` or the like before this hook, when images are still bytes
+        return self.trainer.precision_plugin.convert_input(self.view(batch))  # type: ignore[union-attr]
 
     def view(self, batch: StoredBatch) -> Batch:
         """Gather, augment and normalise a batch on the device where it lies."""

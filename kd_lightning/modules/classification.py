@@ -107,7 +107,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         Raises:
             ValueError: If the network does not turn them into ``(2, C)`` logits, or C is not the data's.
         """
-        logits = tried_out(self, lambda: self(images.to(self.device)), type(self.network).__name__, images)
+        images = self._as_shown(images)
+        logits = tried_out(self, lambda: self(images), type(self.network).__name__, images)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             raise ValueError(f"{type(self.network).__name__} must return logits (B, C), one row for each image.")
         self.num_classes = logits.shape[1]
@@ -117,6 +118,11 @@ class ClassificationModule(pl.LightningModule, ABC):
                 f"The network tells {self.num_classes} classes apart and the data have {wanted}; build it with "
                 f"num_classes={wanted}, or give it a new head with replace_head."
             )
+
+    def _as_shown(self, images: Tensor) -> Tensor:
+        """In the type in which the network will see images (its own where precision is ``bf16-true`` or the like)."""
+        weight = next(self.network.parameters(), images)
+        return images.to(self.device, weight.dtype if weight.is_floating_point() else images.dtype)
 
     @property
     def data(self) -> TrainedOn:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -56,6 +55,8 @@ class DistillationModule(ClassificationModule):
     """
 
     network_argument = "student"
+    teacher: nn.Module | None
+    teacher_renormalise: nn.Module
 
     def __init__(
         self,
@@ -73,8 +74,10 @@ class DistillationModule(ClassificationModule):
     ) -> None:
         super().__init__(student, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval)
         self.losses = nn.ModuleDict(_terms(temperature, alpha, losses))
-        self.teacher = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False).eval()
-        self.teacher_renormalise: nn.Module = nn.Identity()
+        # beside the sub-modules and not among them, so that nothing that walks over these meets the teacher: train(),
+        # the optimizer, DDP, checkpoints, averages of the weights, pruning
+        self.__dict__["teacher"] = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False).eval()
+        self.__dict__["teacher_renormalise"] = nn.Identity()
         self.teacher_check = teacher_check
         self._student_tap = FeatureTap(student, [n for loss in self.terms.values() for n in loss.student_layers])
         if self.teacher is not None:
@@ -82,8 +85,6 @@ class DistillationModule(ClassificationModule):
                 self.teacher, [n for loss in self.terms.values() for n in loss.teacher_layers]
             )
         self._shapes: dict[str, Any] | None = None
-        self.register_state_dict_post_hook(_without_teacher)
-        self.register_load_state_dict_post_hook(_teacher_is_not_missing)
         self.save_hyperparameters(ignore=unsaved("student", "teacher", "losses", "optimizer", "lr_scheduler"))
 
     @property
@@ -96,11 +97,12 @@ class DistillationModule(ClassificationModule):
         """The losses by name."""
         return cast("dict[str, DistillationLoss]", dict(self.losses.items()))
 
-    def train(self, mode: bool = True) -> "DistillationModule":
-        """Set the mode of everything but the teacher, whose batch norms would move (the one override of torch's)."""
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
+    def _apply(self, fn: Any, recurse: bool = True) -> "DistillationModule":
+        """What moves the module to a device or a type moves the teacher along (the one override of torch's)."""
+        super()._apply(fn, recurse)
+        for part in (self.teacher, self.teacher_renormalise):
+            if part is not None:
+                part._apply(fn, recurse)
         return self
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -130,8 +132,6 @@ class DistillationModule(ClassificationModule):
         if self.teacher is None:
             rank_zero_info("There is no teacher, so agreement with it is not measured.")
         super().setup(stage)
-        # Lightning asks whether it is a mistake that modules are in eval mode; the teacher is, on purpose
-        warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training.*")
 
     def dry_run(self, images: Tensor) -> None:
         """Run both networks once; build the learned parts of the losses.
@@ -145,7 +145,7 @@ class DistillationModule(ClassificationModule):
         super().dry_run(images)
         if self.teacher is None:
             return
-        images = images.to(self.device)
+        images = self._as_shown(images)
         student = tried_out(self, lambda: self._student_tap(self.renormalise(images)), "The student", images)
         teacher = tried_out(self, lambda: self._teach(images), "The teacher", images)
         if not bool(torch.isfinite(teacher.logits).all()):
@@ -165,18 +165,17 @@ class DistillationModule(ClassificationModule):
             for loss in self.terms.values():
                 loss.build(_zeros(student), _zeros(teacher))
                 loss.to(self.device)
-            # DDP would send these from rank to rank before every step: the teacher's statistics, which never move,
-            # queues, which are the same already, and statistics of regressors, which nothing reads
-            self._ddp_params_and_buffers_to_ignore = [
-                name for name, _ in self.named_buffers() if name.startswith(("teacher.", "losses."))
-            ]
+            # DDP would send these from rank to rank before every step: queues, which are the same already, and the
+            # statistics of regressors, which nothing reads
+            buffers = [name for name, _ in self.losses.named_buffers(prefix="losses")]
+            self._ddp_params_and_buffers_to_ignore = buffers
 
     def _match_data(self) -> None:
         super()._match_data()
         if self.teacher is None:
             return
         known, data = trained_on(self.teacher), self.data
-        self.teacher_renormalise = renormaliser(data, known).to(self.device)
+        self.__dict__["teacher_renormalise"] = renormaliser(data, known).to(self.device)
         if known.mean is None and data.mean is not None and self._shapes is None:
             rank_zero_info("The teacher's input statistics are not known; those of the data are assumed.")
         if any(loss.reads_teacher_logits for loss in self.terms.values()):
@@ -242,12 +241,3 @@ def _shapes(outputs: Outputs) -> dict[str, Any]:
 def _zeros(shapes: dict[str, Any]) -> Outputs:
     features = {name: torch.zeros(shape) for name, shape in shapes["features"].items()}
     return Outputs(torch.zeros(shapes["logits"]), features)
-
-
-def _without_teacher(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    for key in [key for key in state if key.startswith(f"{prefix}teacher.")]:
-        del state[key]
-
-
-def _teacher_is_not_missing(module: nn.Module, keys: Any) -> None:
-    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith("teacher.")]

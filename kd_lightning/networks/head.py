@@ -2,16 +2,13 @@
 
 import copy
 from collections import OrderedDict
-from typing import TypeVar
 
 from torch import nn
 
 from kd_lightning.networks.trained_on import trained_on
 
-Network = TypeVar("Network", bound=nn.Module)
 
-
-def replace_head(network: Network, num_classes: int) -> Network:
+def replace_head(network: nn.Module, num_classes: int) -> nn.Module:
     """Give a network a new last linear layer for another number of classes, and return it.
 
     Args:
@@ -37,7 +34,9 @@ def replace_head(network: Network, num_classes: int) -> Network:
     return network
 
 
-def graft_classifier(backbone: Network, classifier: nn.Module, pool: str = "avgpool", reduction: int = 2) -> Network:
+def graft_classifier(
+    backbone: nn.Module, classifier: nn.Module, pool: str = "avgpool", reduction: int = 2
+) -> nn.Module:
     """Give a network a projector and the frozen classifier of another one, and return it (SimKD's student).
 
     The last map is projected to the channels that the classifier was trained on by a bottleneck of 1x1, 3x3 and 1x1

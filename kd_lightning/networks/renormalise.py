@@ -43,7 +43,7 @@ class Renormalise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, channels, H, W)``."""
-        return images * self.scale + self.shift
+        return (images * self.scale + self.shift).to(images.dtype)
 
 
 def renormaliser(given: TrainedOn, expected: TrainedOn) -> nn.Module:

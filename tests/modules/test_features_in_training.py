@@ -1,0 +1,215 @@
+"""Losses on features under what users do to networks: compile, copy, average, run in half precision."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import timm
+import torch
+import torchvision
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from kd_lightning import DigitsDataModule, DistillationModule
+from kd_lightning.losses import (
+    AttentionLoss,
+    ContrastiveLoss,
+    CorrelationLoss,
+    DecoupledLoss,
+    DistillationLoss,
+    DistLoss,
+    HardTargetLoss,
+    HintLoss,
+    NeuronSelectivityLoss,
+    ProbabilisticLoss,
+    RelationalLoss,
+    ReviewLoss,
+    SimilarityLoss,
+    SoftTargetLoss,
+    VariationalLoss,
+)
+from kd_lightning.networks import ResNet, resnet20
+
+Networks = Callable[..., ResNet]
+Trainers = Callable[..., pl.Trainer]
+
+
+def every_loss(student: tuple[str, str], teacher: tuple[str, str], size: int = 64) -> dict[str, DistillationLoss]:
+    """All of them at once: of each network two layers, the last one its embedding."""
+    maps = {"student_layers": student, "teacher_layers": teacher}
+    last = {"student_layers": student[1:], "teacher_layers": teacher[1:]}
+    return {
+        "hard": HardTargetLoss(),
+        "soft": SoftTargetLoss(),
+        "standardized": SoftTargetLoss(standardize=True),
+        "decoupled": DecoupledLoss(),
+        "dist": DistLoss(),
+        "hint": HintLoss(0.1, **maps),
+        "attention": AttentionLoss(1.0, **maps),
+        "neuron_selectivity": NeuronSelectivityLoss(**maps),
+        "similarity": SimilarityLoss(1.0, **last),
+        "probabilistic": ProbabilisticLoss(1.0, **last),
+        "relational": RelationalLoss(0.1, **last),
+        "correlation": CorrelationLoss(**last),
+        "variational": VariationalLoss(0.1, **maps),
+        "review": ReviewLoss(0.1, **maps),
+        "contrastive": ContrastiveLoss(queue_size=size, **last),
+    }
+
+
+def _digits_module(small: Networks, losses: dict[str, DistillationLoss] | None = None) -> DistillationModule:
+    torch.manual_seed(1)
+    losses = losses or every_loss(("layer1", "layer2"), ("layer1", "layer2"))
+    return DistillationModule(small(), small(8), losses=losses, teacher_check="off")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_all_losses_together_train_in_each_precision(small: Networks, make_trainer: Trainers, precision: str) -> None:
+    module, trainer = _digits_module(small), make_trainer(precision=precision, max_epochs=2)
+    trainer.fit(module, DigitsDataModule(batch_size=128))
+    figures = trainer.callback_metrics
+    assert all(torch.isfinite(figures[f"train/{name}"]) for name in module.terms)
+    assert all(torch.isfinite(weight).all() for weight in module.parameters())
+
+
+NETWORKS = {
+    "torchvision": (
+        lambda: torchvision.models.regnet_y_400mf(num_classes=10),
+        ("trunk_output.block2", "trunk_output.block4"),
+    ),
+    "timm": (lambda: timm.create_model("resnet10t", num_classes=10), ("layer2", "layer4")),
+    "transformer": (
+        lambda: torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=10),
+        ("encoder.ln", "heads"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_others_stay_as_they_are(make_trainer: Trainers, name: str) -> None:
+    build, layers = NETWORKS[name]
+    student = build()
+    keys = list(student.state_dict())
+    images = TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 10)
+    losses: dict[str, DistillationLoss] = every_loss(layers, ("layer2", "avgpool"))
+    if name == "transformer":  # its layers give tokens (B, n, width) and no maps
+        losses = {n: loss for n, loss in losses.items() if n in ("hard", "relational", "probabilistic", "similarity")}
+    module = DistillationModule(student, resnet20(), losses=losses, teacher_check="off", learning_rate=1e-3)
+    loader = DataLoader(images, batch_size=8, drop_last=True)
+    make_trainer(max_epochs=2).fit(module, loader, loader)
+    assert list(student.state_dict()) == keys
+    assert all(torch.isfinite(weight).all() for weight in module.parameters())
+
+
+def _weights(module: DistillationModule) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo looks at it
+@pytest.mark.parametrize("what", ["network", pytest.param("module", marks=pytest.mark.slow)])
+def test_compiled_training_reads_the_same_features(small: Networks, make_trainer: Trainers, what: str) -> None:
+    """With Dynamo's tracing and no code generator, so that the bits stay the same."""
+    weights = []
+    for compiled in (False, True):
+        losses: dict[str, DistillationLoss] = {
+            "hint": HintLoss(1.0, ["layer2"]),
+            "attention": AttentionLoss(1.0, ["layer1"]),
+        }
+        module = _digits_module(small, losses)
+        trainer = make_trainer(max_steps=3)
+        fitted: Any = module
+        if compiled and what == "network":
+            module.network.compile(backend="eager")
+            module.teacher.compile(backend="eager")  # type: ignore[union-attr]
+        elif compiled:
+            fitted = torch.compile(module, backend="eager")
+        trainer.fit(fitted, DigitsDataModule(batch_size=128))
+        weights.append(_weights(module))
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, msg=key)
+
+
+def test_a_copy_of_a_module_trains_as_the_module_does(small: Networks, make_trainer: Trainers) -> None:
+    module = _digits_module(small)
+    copied = copy.deepcopy(module)
+    for one in (module, copied):
+        torch.manual_seed(2)
+        make_trainer(max_steps=4).fit(one, DigitsDataModule(batch_size=128))
+    for key, value in _weights(module).items():
+        assert torch.equal(copied.state_dict()[key], value), key
+
+
+# --- the average of a student's weights
+
+
+class Averages(pl.Callback):
+    """The running average of the student and of what its losses learn, computed apart."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay, self.averages = decay, dict[str, Tensor]()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        for name, value in pl_module.named_parameters():
+            old = self.averages.get(name, value.detach())
+            self.averages[name] = self.decay * old + (1 - self.decay) * value.detach()
+
+
+def _hint(small: Networks) -> DistillationModule:
+    return _digits_module(small, {"hard": HardTargetLoss(), "hint": HintLoss(1.0, ["layer2"])})
+
+
+def test_the_averaged_student_is_saved_beside_an_unmoved_teacher(
+    small: Networks, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    module, averages = _hint(small), Averages(0.9)
+    teacher = copy.deepcopy(module.teacher)
+    trainer = make_trainer(max_epochs=2, callbacks=[averages, EMAWeightAveraging(decay=0.9)])
+    data = DigitsDataModule(batch_size=128)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "averaged.ckpt")
+    saved = torch.load(tmp_path / "averaged.ckpt", weights_only=True)
+    assert not any(key.startswith("teacher.") for part in saved.values() if isinstance(part, dict) for key in part)
+    learned = [name for name in averages.averages if not name.startswith("teacher.")]
+    assert any(name.startswith("losses.hint.") for name in learned)
+    for name in learned:
+        torch.testing.assert_close(saved["state_dict"][name], averages.averages[name], rtol=1e-4, atol=1e-6)
+    assert teacher is not None
+    assert module.teacher is not None
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(module.teacher.state_dict()[name], value), name
+    results = make_trainer().test(module, data)[0]
+    loaded = DistillationModule.load_from_checkpoint(
+        tmp_path / "averaged.ckpt",
+        student=small(),
+        teacher=None,
+        losses={"hard": HardTargetLoss(), "hint": HintLoss(1.0, ["layer2"])},
+    )
+    assert make_trainer().test(loaded, data)[0]["test/loss"] == pytest.approx(results["test/loss"])
+
+
+class SaveFirst(pl.Callback):
+    """Saves after the first epoch, as ``ModelCheckpoint`` would."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+
+def test_an_averaged_run_goes_on_to_the_same_bits(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+    def run(path: Path | None = None) -> dict[str, Tensor]:
+        module = _hint(small)
+        callbacks = [EMAWeightAveraging(decay=0.9), SaveFirst(tmp_path / "first.ckpt")]
+        trainer = make_trainer(max_epochs=3, callbacks=callbacks)
+        trainer.fit(module, DigitsDataModule(batch_size=128), ckpt_path=path, weights_only=True)
+        return module.state_dict()
+
+    whole = run()
+    for key, value in run(tmp_path / "first.ckpt").items():
+        assert torch.equal(value, whole[key]), key
