@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.directions import directions
 from kd_lightning.losses.maps import map_pairs, same_size
 from kd_lightning.losses.precision import in_full_precision
 
@@ -39,7 +40,7 @@ def attention_loss(student_features: Tensor, teacher_features: Tensor, power: in
 
 
 def _attention(features: Tensor, power: int) -> Tensor:
-    return F.normalize(features.pow(power).mean(1).flatten(1))
+    return directions(features.pow(power).mean(1).flatten(1))
 
 
 class AttentionLoss(DistillationLoss):

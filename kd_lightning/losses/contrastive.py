@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.directions import directions
 from kd_lightning.losses.gathering import gathered
 from kd_lightning.losses.maps import built, fit_to, vector_pairs
 from kd_lightning.losses.precision import in_full_precision
@@ -18,12 +18,19 @@ _EMPTY = -2
 
 @in_full_precision
 def contrastive_loss(
-    anchors: Tensor, positives: Tensor, negatives: Tensor, excluded: Tensor, temperature: float = 0.07
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    excluded: Tensor,
+    temperature: float = 0.07,
+    counted_as: int | None = None,
 ) -> Tensor:
     r"""The cross-entropy of finding each anchor's positive among its negatives (InfoNCE).
 
     .. math:: -\frac{1}{B} \sum_b \log \frac{e^{a_b \cdot p_b / \tau}}
-              {e^{a_b \cdot p_b / \tau} + \sum_{k \,\text{not excluded}} e^{a_b \cdot n_k / \tau}}
+              {e^{a_b \cdot p_b / \tau} + w_b \sum_{k \,\text{not excluded}} e^{a_b \cdot n_k / \tau}}
+
+    with :math:`w_b` = 1, or ``counted_as`` / number of negatives that are not excluded.
 
     Args:
         anchors: Unit vectors ``(B, n)``.
@@ -31,6 +38,7 @@ def contrastive_loss(
         negatives: Unit vectors ``(K, n)`` that all anchors share.
         excluded: Which of them are none for an anchor, boolean ``(B, K)``.
         temperature: :math:`\tau` > 0.
+        counted_as: As how many negatives those of an anchor count, however many there are.
 
     Returns:
         A scalar >= 0, and 0 where there are no negatives.
@@ -43,6 +51,8 @@ def contrastive_loss(
     """
     positive = (anchors * positives).sum(1, keepdim=True) / temperature
     negative = (anchors @ negatives.T / temperature).masked_fill(excluded, -torch.inf)
+    if counted_as is not None:
+        negative = negative + (counted_as / (~excluded).sum(1, keepdim=True).clamp(min=1)).log()
     return (torch.cat([positive, negative], dim=1).logsumexp(1, keepdim=True) - positive).mean()
 
 
@@ -59,8 +69,9 @@ class ContrastiveLoss(DistillationLoss):
     are the latest ``queue_size`` embeddings of images of other classes, as they were, so that no bank of the size of
     the data set and no sample numbers are needed and augmented images are never mixed; every anchor of a batch shares
     them; and the objective is InfoNCE in place of noise-contrastive estimation with an estimated constant, which for
-    many negatives differs from it by a constant. The queue is saved in checkpoints. In the first step it is empty, and
-    the term 0. Unlabelled images have all the others as negatives; of class probabilities the largest counts.
+    many negatives differs from it by a constant. An anchor's negatives count as ``queue_size``, also while the queue
+    fills. The queue is saved in checkpoints. In the first step it is empty, and the term 0. Unlabelled images have all
+    the others as negatives; of class probabilities the largest counts.
 
     Args:
         weight: 0.8, as released.
@@ -123,15 +134,16 @@ class ContrastiveLoss(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """The term for one batch, see :class:`DistillationLoss`; the batch then enters the queue."""
-        labels = labels.argmax(1) if labels.is_floating_point() else labels
+        labels = labels.argmax(1) if labels.is_floating_point() else labels.long()
         same_class = (labels[:, None] == self.queue_labels) & (labels[:, None] >= 0)
         excluded = same_class | (self.queue_labels == _EMPTY)
         embeddings = zip(built(self, self.student_embeddings), self.teacher_embeddings, strict=True)
         pairs = zip(embeddings, vector_pairs(self, student, teacher), strict=True)
         embedded = [(_unit(a, s), _unit(b, t)) for (a, b), (s, t) in pairs]
+        size = len(self.queue_labels)
         terms = [
-            contrastive_loss(s, t, queue[1], excluded, self.temperature)
-            + contrastive_loss(t, s, queue[0], excluded, self.temperature)
+            contrastive_loss(s, t, queue[1], excluded, self.temperature, size)
+            + contrastive_loss(t, s, queue[0], excluded, self.temperature, size)
             for (s, t), queue in zip(embedded, self.queues, strict=True)
         ]
         if self.training:
@@ -150,10 +162,5 @@ class ContrastiveLoss(DistillationLoss):
         self.position = (self.position + len(labels)) % size
 
 
-@in_full_precision
-def _normalised(vectors: Tensor) -> Tensor:
-    return F.normalize(vectors)
-
-
 def _unit(embedding: nn.Module, vectors: Tensor) -> Tensor:
-    return _normalised(embedding(fit_to(embedding, vectors)))
+    return in_full_precision(directions)(embedding(fit_to(embedding, vectors)))

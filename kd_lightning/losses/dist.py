@@ -5,6 +5,7 @@ from torch import Tensor
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.centring import centred
 from kd_lightning.losses.gathering import gathered
 from kd_lightning.losses.precision import in_full_precision
 
@@ -28,7 +29,8 @@ def dist_loss(
         temperature: T > 0.
 
     Returns:
-        A scalar in [0, 2 T^2 (beta + gamma)], and 0 where both agree.
+        A scalar in [0, 2 T^2 (beta + gamma)]; 0 where both agree and all probabilities vary. What hardly varies (a
+        class that no sample is given, and each class in a batch of one) counts as uncorrelated.
 
     Example:
         >>> logits = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0]])
@@ -41,11 +43,10 @@ def dist_loss(
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """One minus the mean correlation of paired rows."""
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    # the released code's epsilon; the norm of a constant row has gradient 0
-    scale = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1) + 1e-8
-    return 1 - ((a * b).sum(1) / scale).mean()
+    """One minus the mean correlation of paired rows; a constant row has none, and no gradient towards one."""
+    (a, a_lengths, a_constant), (b, b_lengths, b_constant) = centred(a), centred(b)
+    correlations = (a * b).sum(1, keepdim=True) / (a_lengths * b_lengths + 1e-8)  # the released code's epsilon
+    return 1 - torch.where(a_constant | b_constant, 0.0, correlations).mean()
 
 
 class DistLoss(DistillationLoss):

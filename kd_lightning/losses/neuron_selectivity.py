@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.directions import directions
 from kd_lightning.losses.maps import map_pairs, same_size
 from kd_lightning.losses.precision import in_full_precision
 
@@ -37,8 +37,7 @@ def neuron_selectivity_loss(student_features: Tensor, teacher_features: Tensor) 
         True
     """
     student_features, teacher_features = same_size(student_features, teacher_features)
-    student = F.normalize(student_features.flatten(2), dim=2)
-    teacher = F.normalize(teacher_features.flatten(2), dim=2)
+    student, teacher = directions(student_features.flatten(2), dim=2), directions(teacher_features.flatten(2), dim=2)
     return _kernel(student, student) + _kernel(teacher, teacher) - 2 * _kernel(student, teacher)
 
 

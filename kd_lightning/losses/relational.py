@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.directions import directions
 from kd_lightning.losses.gathering import gathered
 from kd_lightning.losses.maps import vector_pairs
 from kd_lightning.losses.precision import in_full_precision
@@ -74,11 +75,8 @@ def _angle_difference(student: Tensor, teacher: Tensor, start: int, end: int) ->
 
 def _cosines(rows: Tensor, start: int, end: int) -> Tensor:
     """Of the angles at vertices ``start`` to ``end``, ``(end - start, B, B)``."""
-    differences = rows[None] - rows[start:end, None]
-    lengths = torch.linalg.vector_norm(differences, dim=2, keepdim=True)
-    # what lies on the vertex has no direction, and no gradient towards one
-    directions = torch.where(lengths > 0, differences / torch.where(lengths > 0, lengths, 1.0), 0.0)
-    return directions @ directions.transpose(1, 2)
+    arms = directions(rows[None] - rows[start:end, None], dim=2)
+    return arms @ arms.transpose(1, 2)
 
 
 class RelationalLoss(DistillationLoss):

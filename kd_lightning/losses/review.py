@@ -19,7 +19,7 @@ def hierarchical_context_loss(student_features: Tensor, teacher_features: Tensor
     .. math:: \frac{\sum_l w_l \, \mathrm{MSE}(P_l(f^s), P_l(f^t))}{\sum_l w_l},
               \qquad w = 1, \tfrac12, \tfrac14, \tfrac18
 
-    Only the levels that are lower than the map are used, and the weight halves at every one that is.
+    Only the levels that are below the map's height are used, and the weight halves at every one that is.
 
     Args:
         student_features: ``(B, C, H, W)``.

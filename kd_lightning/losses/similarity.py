@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.directions import directions
 from kd_lightning.losses.gathering import gathered
 from kd_lightning.losses.maps import feature_pairs
 from kd_lightning.losses.precision import in_full_precision
@@ -39,7 +39,7 @@ def similarity_loss(student_features: Tensor, teacher_features: Tensor) -> Tenso
 
 def _similarities(features: Tensor) -> Tensor:
     rows = features.flatten(1)
-    return F.normalize(rows @ rows.T)
+    return directions(rows @ rows.T)
 
 
 class SimilarityLoss(DistillationLoss):

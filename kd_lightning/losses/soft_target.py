@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.centring import centred
 from kd_lightning.losses.precision import in_full_precision
 
 
@@ -38,15 +39,10 @@ def soft_target_loss(
 
 
 def _z_score(logits: Tensor) -> Tensor:
-    centred = logits - logits.mean(1, keepdim=True)
-    return centred / (_std(centred) + 1e-7)
-
-
-def _std(centred: Tensor) -> Tensor:
-    """Unbiased standard deviation of centred rows, with gradient 0 (and not NaN) for a constant row."""
-    variance = centred.square().sum(1, keepdim=True) / max(centred.shape[1] - 1, 1)
-    constant = variance == 0
-    return torch.where(constant, 0.0, torch.where(constant, 1.0, variance).sqrt())
+    """Constant rows have no score, and no gradient towards one."""
+    difference, lengths, constant = centred(logits)
+    deviations = lengths / max(logits.shape[1] - 1, 1) ** 0.5
+    return torch.where(constant, 0.0, difference / (deviations + 1e-7))
 
 
 class SoftTargetLoss(DistillationLoss):

@@ -54,6 +54,7 @@ def ranks(tmp_path: Path) -> Callable[[int, Work], list[Any]]:
 def _rank(rank: int, world: int, work: Work, folder: Path) -> None:
     meeting = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", meeting, timedelta(seconds=20), world, rank)
+    dist.barrier()  # who has nothing to do must not leave before the others have connected
     torch.save(work(rank), folder / f"{rank}.pt")
     dist.destroy_process_group()
 

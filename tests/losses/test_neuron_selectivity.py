@@ -1,0 +1,67 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_lightning.features import Outputs
+from kd_lightning.losses import NeuronSelectivityLoss, neuron_selectivity_loss
+
+
+def pair() -> tuple[Tensor, Tensor]:
+    return torch.randn(3, 4, 5, 6, dtype=torch.float64), torch.randn(3, 7, 5, 6, dtype=torch.float64)
+
+
+def test_values_by_hand() -> None:
+    """Channels that respond to one pixel of two."""
+    left, right = torch.tensor([[[[2.0, 0.0]]]]), torch.tensor([[[[0.0, 5.0]]]])
+    assert neuron_selectivity_loss(left, right) == 1 + 1 - 2 * 0
+    both = torch.cat([left, right], dim=1)
+    assert neuron_selectivity_loss(both, left) == 0.5 + 1 - 2 * 0.5
+    diagonal = torch.tensor([[[[1.0, 1.0]]]])
+    assert neuron_selectivity_loss(left, diagonal).item() == pytest.approx(1 + 1 - 2 * 0.5)
+
+
+def test_is_the_mean_over_the_batch() -> None:
+    student, teacher = pair()
+    rows = [neuron_selectivity_loss(student[[i]], teacher[[i]]) for i in range(3)]
+    torch.testing.assert_close(neuron_selectivity_loss(student, teacher), torch.stack(rows).mean())
+
+
+def test_is_zero_at_equality_and_above_elsewhere() -> None:
+    student, teacher = pair()
+    assert neuron_selectivity_loss(teacher, teacher.clone()).item() == pytest.approx(0, abs=1e-12)
+    twice = torch.cat([teacher, teacher], dim=1)
+    assert neuron_selectivity_loss(twice, teacher).item() == pytest.approx(0, abs=1e-12)
+    assert neuron_selectivity_loss(student, teacher) > 1e-3
+
+
+def test_order_and_factors_of_the_channels_change_nothing() -> None:
+    student, teacher = pair()
+    loss = neuron_selectivity_loss(student, teacher)
+    factors = torch.randn(3, 4, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(neuron_selectivity_loss(factors * student, -3 * teacher), loss)
+    permuted = student[:, torch.randperm(4)], teacher[:, torch.randperm(7)]
+    torch.testing.assert_close(neuron_selectivity_loss(*permuted), loss)
+    torch.testing.assert_close(neuron_selectivity_loss(student.flip(3), teacher.flip(3)), loss)
+    torch.testing.assert_close(neuron_selectivity_loss(teacher, student), loss)
+
+
+def test_the_larger_map_is_averaged() -> None:
+    student, _ = pair()
+    large = torch.randn(3, 7, 10, 18, dtype=torch.float64)
+    pooled = F.avg_pool2d(large, (2, 3))
+    torch.testing.assert_close(neuron_selectivity_loss(student, large), neuron_selectivity_loss(student, pooled))
+    torch.testing.assert_close(neuron_selectivity_loss(large, student), neuron_selectivity_loss(pooled, student))
+
+
+def test_the_module_and_its_published_defaults() -> None:
+    student, teacher = pair()
+    loss = NeuronSelectivityLoss()
+    assert (loss.weight, loss.warmup_epochs) == (50.0, 0)
+    assert loss.student_layers == loss.teacher_layers == ("layer1", "layer2", "layer3")
+    loss = NeuronSelectivityLoss(weight=2.0, student_layers=["a"], teacher_layers=["b"], warmup_epochs=2)
+    outputs = Outputs(torch.randn(3, 2), {"a": student}), Outputs(torch.randn(3, 2), {"b": teacher})
+    loss.build(*outputs)
+    assert loss(*outputs, torch.full((3,), -1)) == neuron_selectivity_loss(student, teacher)
+    assert (loss.weight, loss.weight_in(0)) == (2.0, 1.0)
+    assert loss.state_dict() == {}
