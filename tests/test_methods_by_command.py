@@ -44,8 +44,6 @@ class PooledLoss(DistillationLoss):
 MY_LOSSES = """
 model:
   init_args:
-    temperature: null
-    alpha: null
     losses:
       hard: {class_path: HardTargetLoss}
       pooled: {class_path: my_losses.PooledLoss, init_args: {weight: 10.0}}

@@ -73,7 +73,7 @@ def test_it_runs(name: str, kd: Callable[..., str], image_folder: Callable[[int]
 def test_each_method_is_there_in_each_folder() -> None:
     for folder, method in product(("cifar10", "cifar100", "digits", "folder"), METHODS):
         *shared, own = recipe_files(f"{folder}/{method}")
-        assert [file.name for file in shared] == ["_base.yaml", "_distill.yaml"]
+        assert [file.name for file in shared] == ["_base.yaml", "distill.yaml"]
         assert own.stem == method
         assert len(own.read_text().splitlines()) <= 9, "an overlay is short"
     for folder in ("cifar10", "cifar100", "digits"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 _METHODS = _FOLDER / "_methods"
-_BASE, _DISTILL = "_base.yaml", "_distill.yaml"
+_BASE, _DISTILL = "_base.yaml", "distill.yaml"
 _ALONE = ("teacher", "student")
 """Networks that are trained on labels alone."""
 
@@ -18,15 +18,15 @@ def recipe_names() -> list[str]:
 def recipe_files(name: str) -> list[Path]:
     """The files of a recipe in the order in which they are read; a later one overrides an earlier one.
 
-    They are what its folder shares, for a distillation the folder's two networks, and its own file: one of the folder,
-    or a distillation method of ``_methods``, which all folders share.
+    They are what its folder shares; for a distillation the folder's ``distill``, which names the two networks; and its
+    own file: one of the folder, or a method of ``_methods``, which all folders share.
 
     Raises:
         ValueError: If there is no such recipe; the message lists those with near names.
 
     Example:
         >>> [file.name for file in recipe_files("cifar100/dkd")]
-        ['_base.yaml', '_distill.yaml', 'dkd.yaml']
+        ['_base.yaml', 'distill.yaml', 'dkd.yaml']
     """
     names = recipe_names()
     if name not in names:
@@ -38,7 +38,8 @@ def recipe_files(name: str) -> list[Path]:
     folder, own = _FOLDER / name.partition("/")[0], f"{name.partition('/')[2]}.yaml"
     distills = (folder / _DISTILL).is_file() and Path(own).stem not in _ALONE
     shared = [folder / _BASE, folder / _DISTILL] if distills else [folder / _BASE]
-    return [*shared, folder / own if (folder / own).is_file() else _METHODS / own]
+    last = folder / own if (folder / own).is_file() else _METHODS / own
+    return list(dict.fromkeys([*shared, last]))
 
 
 def describe(name: str) -> str:

@@ -1,0 +1,90 @@
+"""Training steps a second of each distillation method, relative to KD.
+
+ResNet-56 teaches ResNet-20 on random 32x32 images, bfloat16 autocast, one thread; the methods take turns within one
+process, and the median of the rounds counts.
+
+    python scripts/bench_losses.py [--batch-size 128] [--rounds 7]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from kd_lightning import losses
+from kd_lightning.features import FeatureTap
+from kd_lightning.networks import graft_classifier, resnet20, resnet56
+
+METHODS: dict[str, Callable[[], losses.DistillationLoss]] = {
+    "KD": losses.SoftTargetLoss,
+    "KD, standardized": lambda: losses.SoftTargetLoss(2.0, 9.0, standardize=True),
+    "DKD": losses.DecoupledLoss,
+    "DIST": losses.DistLoss,
+    "FitNets": losses.HintLoss,
+    "AT": losses.AttentionLoss,
+    "NST": losses.NeuronSelectivityLoss,
+    "SP": losses.SimilarityLoss,
+    "PKT": losses.ProbabilisticLoss,
+    "RKD": losses.RelationalLoss,
+    "CC": losses.CorrelationLoss,
+    "VID": losses.VariationalLoss,
+    "ReviewKD": losses.ReviewLoss,
+    "CRD": losses.ContrastiveLoss,
+    "SimKD": lambda: losses.HintLoss(1.0, ["avgpool.projector"], ["layer3"], regressor=False),
+}
+
+
+class Step:
+    """One training step of a method."""
+
+    def __init__(self, name: str, batch_size: int) -> None:
+        torch.manual_seed(0)
+        teacher = resnet56().eval().requires_grad_(False)
+        student = graft_classifier(resnet20(), teacher) if name == "SimKD" else resnet20()
+        self.loss, self.hard = METHODS[name](), losses.HardTargetLoss()
+        self.student = FeatureTap(student.to(memory_format=torch.channels_last), self.loss.student_layers)
+        self.teacher = FeatureTap(teacher.to(memory_format=torch.channels_last), self.loss.teacher_layers)
+        self.images = torch.randn(batch_size, 3, 32, 32).to(memory_format=torch.channels_last)
+        self.labels = torch.randint(10, (batch_size,))
+        self.loss.build(self.student(self.images[:2]), self.teacher(self.images[:2]))
+        trained = nn.ModuleList([student, self.loss]).parameters()
+        self.optimizer = torch.optim.SGD([weight for weight in trained if weight.requires_grad], lr=1e-3)
+
+    def __call__(self) -> float:
+        start = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            said = self.student(self.images)
+            with torch.no_grad():
+                taught = self.teacher(self.images)
+            total = self.hard(said, taught, self.labels) + self.loss.weight * self.loss(said, taught, self.labels)
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    steps = {name: Step(name, options.batch_size) for name in METHODS}
+    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    for number in range(options.rounds + 1):
+        for name, step in steps.items():
+            spent = step()
+            if number:  # the first round warms up
+                seconds[name].append(spent)
+    kd = statistics.median(seconds["KD"])
+    for name, spent in seconds.items():
+        median = statistics.median(spent)
+        spread = f"{min(spent):.3f} to {max(spent):.3f} s"
+        print(f"{name:<18}{1 / median:7.2f} steps/s   {kd / median:5.2f} of KD   ({spread})")
+
+
+if __name__ == "__main__":
+    main()
