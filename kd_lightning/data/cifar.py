@@ -31,6 +31,7 @@ class CIFAR10DataModule(ImageDataModule):
         mixup: alpha of mixup; 0 for none.
         cutmix: alpha of CutMix; 0 for none.
         num_workers: 0 is best: the images live on the device.
+        views: V fixed views of each image in turn; ``None`` for a new one in each epoch.
 
     Raises:
         ConnectionError: If the archive can be neither found nor downloaded.
@@ -54,9 +55,10 @@ class CIFAR10DataModule(ImageDataModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         num_workers: int = 0,
+        views: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers
+            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views
         )
         self.save_hyperparameters()
         self.root = root
@@ -91,6 +93,7 @@ class CIFAR100DataModule(ImageDataModule):
         mixup: See there.
         cutmix: See there.
         num_workers: See there.
+        views: See there.
 
     Raises:
         ConnectionError: If the archive can be neither found nor downloaded.
@@ -114,9 +117,10 @@ class CIFAR100DataModule(ImageDataModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         num_workers: int = 0,
+        views: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers
+            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views
         )
         self.save_hyperparameters()
         self.root = root

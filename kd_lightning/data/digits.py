@@ -27,6 +27,7 @@ class DigitsDataModule(ImageDataModule):
         mixup: alpha of mixup; 0 for none.
         cutmix: alpha of CutMix; 0 for none.
         num_workers: 0 is best: the images live on the device.
+        views: V fixed views of each image in turn; ``None`` for a new one in each epoch.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -51,9 +52,10 @@ class DigitsDataModule(ImageDataModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         num_workers: int = 0,
+        views: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers
+            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views
         )
         self.save_hyperparameters()
 

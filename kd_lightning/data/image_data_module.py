@@ -1,5 +1,7 @@
 """What the data modules share: splits, loaders, and the augmentation of a batch on the device."""
 
+import hashlib
+import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -37,6 +39,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         mixup: alpha of mixup's Beta distribution; 0 for none.
         cutmix: alpha of CutMix's; with both, each image gets one of them.
         num_workers: Processes that read images; 0 is best for sets in memory.
+        views: V, if the augmentation of an image goes round in V fixed views, epoch e showing view e mod V; ``None``
+            for a new one in each epoch.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -58,6 +62,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         mixup: float,
         cutmix: float,
         num_workers: int,
+        views: int | None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -66,6 +71,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}.")
         if min(padding, mixup, cutmix, num_workers) < 0:
             raise ValueError("padding, mixup, cutmix and num_workers must be >= 0.")
+        if views is not None and views < 1:
+            raise ValueError(f"views must be >= 1, or null for a new view in each epoch, got {views}.")
         if len(mean) != len(std) or not min(std) > 0:
             raise ValueError(f"mean and std need one value for each channel, std above 0; got {mean} and {std}.")
         self.batch_size = batch_size
@@ -79,6 +86,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.mixup = mixup
         self.cutmix = cutmix
         self.num_workers = num_workers
+        self.views = views
         self.stores: dict[str, ImageSet] = {}
         self._packed: dict[tuple[str, torch.device], Tensor] = {}
         # in-memory sets are augmented on the device: there is nothing for workers to do
@@ -135,6 +143,39 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """The images to predict, in order."""
         return self._loader("predict")
 
+    def view_dataloader(self, view: int) -> DataLoader:
+        """This rank's share of the training images, each once, in one of the fixed views."""
+        images, samples = self._store("train"), self._train_samples
+        assert images is not None
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        part = Part(images, samples, "train")
+        places = [(position, view) for position in range(rank, len(samples), world)]
+        return DataLoader(
+            part,
+            batch_size=max(self.batch_size, 256),  # nothing is learned, so a batch may be as large as is quick
+            sampler=places,  # as EpochSampler: (position, epoch)
+            num_workers=self.num_workers,
+            collate_fn=_as_fetched,  # type: ignore[arg-type]
+        )
+
+    def fingerprint(self) -> dict[str, str]:
+        """What decides how the training images look in each view, to be compared with another run's."""
+        images = self._store("train")
+        assert images is not None
+        digest = hashlib.sha256(self._train_samples.numpy().tobytes())
+        if images.pixels is not None:
+            digest.update(images.pixels.contiguous().numpy().data)
+        else:
+            seen = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in images.files]
+            digest.update(json.dumps(seen).encode())
+        return {
+            "images": digest.hexdigest(),
+            "statistics": f"mean {self.mean}, std {self.std}",
+            "augmentation": f"{self.image_shape}, padding {self.padding}, flip {self.flip}",
+            "view_seed": str(self.view_seed),
+            "views": str(self.views),
+        }
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """Turn a :class:`StoredBatch` into the :class:`Batch` that a module sees."""
         if not isinstance(batch, StoredBatch):
@@ -145,11 +186,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def view(self, batch: StoredBatch) -> Batch:
         """Gather, augment and normalise a batch on the device where it lies."""
         images = normalise(self.pixels(batch), self.mean, self.std)
+        ids = batch.ids
+        if batch.epoch >= 0 and self.views is not None:
+            ids = ids * self.views + batch.epoch % self.views
         if batch.epoch < 0 or not (self.mixup or self.cutmix):
-            return Batch(images, batch.labels, batch.ids)
+            return Batch(images, batch.labels, ids)
         targets = F.one_hot(batch.labels, self.num_classes).float()
         mixed = mix(images, targets, batch.ids, self.view_seed, batch.epoch, self.mixup, self.cutmix)
-        return Batch(*mixed, batch.ids)
+        return Batch(*mixed, ids)
 
     def pixels(self, batch: StoredBatch) -> Tensor:
         """The augmented images before they are normalised, uint8 ``(B, channels, H, W)``."""
@@ -157,7 +201,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             packed, rows = pack(batch.pixels, self.padding), torch.arange(len(batch.ids), device=batch.ids.device)
         else:
             packed, rows = self._resident(batch.store, batch.ids.device), batch.ids
-        crops = draw_crops(self.view_seed, batch.ids, batch.epoch, self.padding, self.flip)
+        view = batch.epoch if self.views is None or batch.epoch < 0 else batch.epoch % self.views
+        crops = draw_crops(self.view_seed, batch.ids, view, self.padding, self.flip)
         return cut(packed, rows, crops, self.padding, channels=len(self.mean))
 
     def _resident(self, name: str, device: torch.device) -> Tensor:

@@ -34,6 +34,7 @@ class ImageFolderDataModule(ImageDataModule):
         mixup: alpha of mixup; 0 for none.
         cutmix: alpha of CutMix; 0 for none.
         num_workers: Processes that read a set which does not fit into memory.
+        views: V fixed views of each image in turn; ``None`` for a new one in each epoch.
         memory_limit: GiB that a set may take in memory.
 
     Raises:
@@ -57,10 +58,11 @@ class ImageFolderDataModule(ImageDataModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         num_workers: int = 0,
+        views: int | None = None,
         memory_limit: float = 4.0,
     ) -> None:
         super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers
+            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views
         )
         self.save_hyperparameters()
         self.root = Path(root)

@@ -46,6 +46,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         optimizer: Makes an optimizer from parameter groups; by default SGD with Nesterov momentum 0.9.
         lr_scheduler: Makes a scheduler from the optimizer; by default one cycle over the steps of ``max_epochs``.
         lr_interval: Whether ``lr_scheduler`` moves after each step or each epoch.
+        compile: Whether ``fit`` compiles the network in place.
     """
 
     network_argument = "network"
@@ -59,6 +60,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         optimizer: OptimizerFactory | None,
         lr_scheduler: SchedulerFactory | None,
         lr_interval: Literal["step", "epoch"],
+        compile: bool,
     ) -> None:
         super().__init__()
         if not learning_rate > 0 or not weight_decay >= 0:
@@ -71,6 +73,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.optimizer_factory = optimizer
         self.scheduler_factory = lr_scheduler
         self.lr_interval = lr_interval
+        self.compiles = compile
         self.num_classes: int | None = None
         self.renormalise: nn.Module = nn.Identity()
         self.evaluation: Evaluation | None = None
@@ -94,6 +97,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         images = example_images(self.trainer)
         if images is not None:
             self.dry_run(images)
+        if stage == "fit" and self.compiles:
+            self.network.compile()
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):
                 callback.setup(self.trainer, self, stage)  # it has copied the module before this hook finished it

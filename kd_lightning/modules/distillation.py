@@ -1,8 +1,8 @@
 """Knowledge distillation."""
 
-import copy
 import math
 from collections.abc import Mapping
+from time import perf_counter
 from typing import Any, Literal, cast
 
 import torch
@@ -15,6 +15,7 @@ from kd_lightning.modules.classification import ClassificationModule, OptimizerF
 from kd_lightning.modules.example_images import tried_out
 from kd_lightning.modules.hyper_parameters import unsaved
 from kd_lightning.modules.teacher_check import accuracy_on_val, refuse_guessing
+from kd_lightning.modules.teaching import Teaching
 from kd_lightning.networks import trained_on
 from kd_lightning.networks.renormalise import renormaliser
 from kd_lightning.networks.trained_on import refuse_other_classes
@@ -42,6 +43,10 @@ class DistillationModule(ClassificationModule):
         optimizer: See :class:`TeacherModule`.
         lr_scheduler: See :class:`TeacherModule`.
         lr_interval: See :class:`TeacherModule`.
+        teacher_cache: Ask the teacher once about each of the data module's V ``views`` of a training image and keep
+            its logits: ``True`` in memory, or the path of a folder that serves further runs. Not for losses on
+            features.
+        compile: See :class:`TeacherModule`.
 
     Raises:
         ValueError: If an argument lies outside its range, ``losses`` come together with ``temperature`` or ``alpha``,
@@ -55,8 +60,6 @@ class DistillationModule(ClassificationModule):
     """
 
     network_argument = "student"
-    teacher: nn.Module | None
-    teacher_renormalise: nn.Module
 
     def __init__(
         self,
@@ -71,19 +74,16 @@ class DistillationModule(ClassificationModule):
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        teacher_cache: bool | str = False,
+        compile: bool = False,
     ) -> None:
-        super().__init__(student, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval)
+        super().__init__(student, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, compile)
         self.losses = nn.ModuleDict(_terms(temperature, alpha, losses))
-        # beside the sub-modules and not among them, so that nothing that walks over these meets the teacher: train(),
-        # the optimizer, DDP, checkpoints, averages of the weights, pruning
-        self.__dict__["teacher"] = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False).eval()
-        self.__dict__["teacher_renormalise"] = nn.Identity()
         self.teacher_check = teacher_check
+        self.teacher_cache = teacher_cache
         self._student_tap = FeatureTap(student, [n for loss in self.terms.values() for n in loss.student_layers])
-        if self.teacher is not None:
-            self._teacher_tap = FeatureTap(
-                self.teacher, [n for loss in self.terms.values() for n in loss.teacher_layers]
-            )
+        layers = [n for loss in self.terms.values() for n in loss.teacher_layers]
+        self._teaching = None if teacher is None else Teaching(teacher, layers)
         self._shapes: dict[str, Any] | None = None
         self.save_hyperparameters(ignore=unsaved("student", "teacher", "losses", "optimizer", "lr_scheduler"))
 
@@ -97,19 +97,23 @@ class DistillationModule(ClassificationModule):
         """The losses by name."""
         return cast("dict[str, DistillationLoss]", dict(self.losses.items()))
 
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The module's own frozen copy; no sub-module."""
+        return None if self._teaching is None else self._teaching.network
+
     def _apply(self, fn: Any, recurse: bool = True) -> "DistillationModule":
         """What moves the module to a device or a type moves the teacher along (the one override of torch's)."""
         super()._apply(fn, recurse)
-        for part in (self.teacher, self.teacher_renormalise):
-            if part is not None:
-                part._apply(fn, recurse)
+        if self._teaching is not None:
+            self._teaching.move(fn)
         return self
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The sum of the weighted terms."""
-        images, labels, *_ = batch
+        images, labels, *ids = batch
         student = self._student_tap(self.renormalise(images))
-        teacher = self._teach(images)
+        teacher = self._teach(images, *ids)
         values = {name: term(student, teacher, labels) for name, term in self.terms.items()}
         weighted = [term.weight_in(self.current_epoch) * values[name] for name, term in self.terms.items()]
         loss = torch.stack(weighted).sum()
@@ -118,12 +122,13 @@ class DistillationModule(ClassificationModule):
 
     def teacher_logits(self, images: Tensor) -> Tensor | None:
         """What the teacher says of a batch, ``(B, C)``; nothing where it knows other classes."""
-        logits = None if self.teacher is None else self._teach(images).logits
+        logits = None if self._teaching is None else self._teaching(images).logits
         return logits if logits is not None and logits.shape[1] == self.num_classes else None
 
-    @torch.no_grad()
-    def _teach(self, images: Tensor) -> Outputs:
-        return self._teacher_tap(self.teacher_renormalise(images))
+    @property
+    def _teach(self) -> Teaching:
+        assert self._teaching is not None
+        return self._teaching
 
     def setup(self, stage: str) -> None:
         """Check both networks, the losses and the data against each other before the first step."""
@@ -146,6 +151,7 @@ class DistillationModule(ClassificationModule):
         if self.teacher is None:
             return
         images = self._as_shown(images)
+        self._image_shape = images.shape[1:]
         student = tried_out(self, lambda: self._student_tap(self.renormalise(images)), "The student", images)
         teacher = tried_out(self, lambda: self._teach(images), "The teacher", images)
         if not bool(torch.isfinite(teacher.logits).all()):
@@ -175,7 +181,7 @@ class DistillationModule(ClassificationModule):
         if self.teacher is None:
             return
         known, data = trained_on(self.teacher), self.data
-        self.__dict__["teacher_renormalise"] = renormaliser(data, known).to(self.device)
+        self._teach.renormalise = renormaliser(data, known).to(self.device)
         if known.mean is None and data.mean is not None and self._shapes is None:
             rank_zero_info("The teacher's input statistics are not known; those of the data are assumed.")
         if any(loss.reads_teacher_logits for loss in self.terms.values()):
@@ -184,6 +190,10 @@ class DistillationModule(ClassificationModule):
     def on_train_start(self) -> None:
         """Evaluate the teacher once, before anything is learned from it."""
         super().on_train_start()
+        images = self._as_shown(torch.rand(4, *self._image_shape))
+        self._teach.hasten(images, _PRECISION.get(str(self.trainer.precision)), self.compiles)
+        if self.teacher_cache is not False:
+            self._open_cache(self.teacher_cache)
         if self.teacher_check == "off" or self.trainer.global_step > 0:
             return
         right, count = accuracy_on_val(self.trainer, lambda images: self._teach(images).logits)
@@ -199,6 +209,26 @@ class DistillationModule(ClassificationModule):
         if reason:
             rank_zero_warn(reason)
 
+    def _open_cache(self, where: bool | str) -> None:
+        data = self._datamodule
+        reading = next((name for name, loss in self.terms.items() if loss.teacher_layers), None)
+        if reading is not None:
+            reason = f"the loss {reading!r} reads the teacher's features, which are not kept"
+        elif getattr(data, "views", None) is None:
+            reason = "each epoch shows new views; set views=V on a data module of this package"
+        elif data.mixup or data.cutmix:
+            reason = "mixup and CutMix make new images in each epoch; set both to 0"
+        else:
+            self._teach.keep_logits(data, self._shapes["teacher"]["logits"][1], where)  # type: ignore[index]
+            return
+        raise ValueError(f"The teacher's logits cannot be cached: {reason}, or set teacher_cache=False.")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Show the view of this epoch in the cache, once it is whole."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self._teach.cache is not None and self._teach.turn_to(self.current_epoch, self.trainer):
+            self._since = perf_counter()
+
     def _same_classes(self) -> bool:
         shapes = self._shapes
         return shapes is None or shapes["teacher"]["logits"][1:] == shapes["student"]["logits"][1:]
@@ -213,6 +243,10 @@ class DistillationModule(ClassificationModule):
         super().on_load_checkpoint(checkpoint)
         if checkpoint.get("loss_shapes") is not None:
             self._build(**checkpoint["loss_shapes"])
+
+
+_PRECISION = {"bf16-mixed": torch.bfloat16}
+"""In what type a teacher is asked under mixed precision; under another it is asked as the student is."""
 
 
 def _terms(

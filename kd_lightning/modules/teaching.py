@@ -1,0 +1,136 @@
+"""How a teacher is asked: as it is, as a faster copy of it, or through its cached logits."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from kd_lightning.features import FeatureTap, Outputs
+from kd_lightning.teacher_cache import TeacherCache
+
+
+class Teaching:
+    """A frozen copy of a network, and the quickest way to its logits.
+
+    Not an ``nn.Module``, so that nothing that walks over a module's parts meets the teacher: train(), the optimizer,
+    DDP, checkpoints, averages of the weights, pruning.
+
+    Args:
+        network: The teacher. It stays as it is.
+        layers: Names of its layers that are read.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.tap = FeatureTap(self.network, layers)
+        self.renormalise: nn.Module = nn.Identity()
+        self.quick: nn.Module | None = None
+        self.folded = False
+        self.cache: TeacherCache | None = None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, ids: Tensor | None = None) -> Outputs:
+        """What it says of images as the data module gives them; of training images, by their ids, from the cache."""
+        if self.cache is not None and ids is not None:
+            return Outputs(self.cache(ids))
+        images = self.renormalise(images)
+        if self.quick is None:
+            return self.tap(images)
+        return Outputs(self.quick(images.to(_dtype(self.quick))).float())
+
+    def move(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Apply what moves a module to a device or a type."""
+        for part in (self.network, self.renormalise, self.quick):
+            if part is not None:
+                part._apply(function)
+
+    def hasten(self, images: Tensor, dtype: torch.dtype | None, compile: bool) -> None:
+        """Make a copy with batch norms folded into the convolutions before them, in a type, where no layer is read.
+
+        Args:
+            images: On which the copy must say what the network says.
+            dtype: ``None`` for the network's own.
+            compile: Whether the copy is compiled.
+        """
+        if self.tap.layers:
+            return
+        folded = _folded(self.network, images)
+        self.folded = folded is not None
+        self.quick = (folded or copy.deepcopy(self.network)).to(memory_format=torch.channels_last)
+        if dtype is not None:
+            self.quick.to(dtype)
+        if compile:
+            self.quick.compile()
+
+    def keep_logits(self, data: Any, classes: int, where: bool | str) -> None:
+        """Cache the logits of the training images.
+
+        Args:
+            data: A data module with ``views``.
+            classes: C.
+            where: The path of a folder; ``True`` for memory.
+        """
+        asked = self.quick or self.network
+        fingerprint = {"teacher": _digest(self.network), "precision": str(_dtype(asked)), **data.fingerprint()}
+        folder = None if where is True else Path(str(where))
+        self.cache = TeacherCache(len(data.stores["train"].labels), classes, data.views, fingerprint, folder)
+
+    def turn_to(self, epoch: int, trainer: Any) -> bool:
+        """Have the view of an epoch in the cache, asking the teacher about each training image if it is not there.
+
+        The ranks share the work.
+
+        Returns:
+            Whether another view than before is shown.
+        """
+        cache = self.cache
+        assert cache is not None
+        view = epoch % cache.views
+        if view == cache.shown:
+            return False
+        missing = torch.tensor(view not in cache, device=trainer.strategy.root_device)
+        if trainer.strategy.reduce(missing.float(), reduce_op="sum") > 0:
+            logits = self._ask_about_all(view, trainer)
+            if cache.folder is None or trainer.is_global_zero or trainer.local_rank == 0:
+                cache.put(view, logits)
+            trainer.strategy.barrier()
+        cache.show(view, trainer.strategy.root_device)
+        return True
+
+    def _ask_about_all(self, view: int, trainer: Any) -> Tensor:
+        cache, device = self.cache, trainer.strategy.root_device
+        assert cache is not None
+        logits = torch.zeros(cache.shape, device=device)
+        with trainer.precision_plugin.forward_context():
+            for batch in trainer.datamodule.view_dataloader(view):
+                images, _, ids = trainer.strategy.batch_to_device(batch)
+                logits[ids // cache.views] = self(images).logits.float()
+        return trainer.strategy.reduce(logits, reduce_op="sum")  # each row is another's zeros but for one rank
+
+
+@torch.no_grad()
+def _folded(network: nn.Module, images: Tensor) -> nn.Module | None:
+    with suppress(Exception):  # whatever a network's code does that cannot be traced: it is used as it is
+        folded = fuse(network)
+        expected = network(images)
+        if torch.allclose(folded(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+            return folded
+    return None
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next((weight.dtype for weight in network.parameters()), torch.float32)
+
+
+def _digest(network: nn.Module) -> str:
+    digest = hashlib.sha256(type(network).__name__.encode())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
