@@ -62,7 +62,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         mixup: float,
         cutmix: float,
         num_workers: int,
-        views: int | None,
+        views: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -185,7 +185,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def view(self, batch: StoredBatch) -> Batch:
         """Gather, augment and normalise a batch on the device where it lies."""
-        images = normalise(self.pixels(batch), self.mean, self.std)
+        images = normalise(self._cut(batch), self.mean, self.std)
         ids = batch.ids
         if batch.epoch >= 0 and self.views is not None:
             ids = ids * self.views + batch.epoch % self.views
@@ -197,6 +197,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def pixels(self, batch: StoredBatch) -> Tensor:
         """The augmented images before they are normalised, uint8 ``(B, channels, H, W)``."""
+        return self._cut(batch).to(torch.uint8)
+
+    def _cut(self, batch: StoredBatch) -> Tensor:
         if batch.pixels.numel():
             packed, rows = pack(batch.pixels, self.padding), torch.arange(len(batch.ids), device=batch.ids.device)
         else:

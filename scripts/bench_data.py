@@ -1,0 +1,87 @@
+"""Augmented images a second: the batched pipeline, per-image PIL transforms, and the bound.
+
+The bound takes images by an index and normalises them, with no augmentation. One torch thread (the loader has two
+worker processes besides); the three take turns in one process, and the median of the rounds counts.
+
+    python scripts/bench_data.py [--batch-size 128] [--rounds 7]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torchvision
+from bench_baseline import MEAN, STD, endless, plain_loader, random_images
+
+from kd_lightning.data.augmentation import normalise
+from kd_lightning.data.batch import StoredBatch
+from kd_lightning.data.image_data_module import ImageDataModule
+from kd_lightning.data.image_set import ImageSet
+
+COUNT = 20_000
+
+
+class RandomImages(ImageDataModule):
+    """Images in memory, as CIFAR-10's are."""
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__(batch_size, 0.1, 0, 0, 4, True, MEAN, STD, 0.0, 0.0, 0, None)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(map(str, range(10)))
+
+    def load(self, split: str) -> ImageSet | None:
+        images, labels = random_images(COUNT)
+        return None if split == "val" else ImageSet(labels, images)
+
+
+def rate(batch: Callable[[], object], batch_size: int, batches: int) -> float:
+    start = time.perf_counter()
+    for _ in range(batches):
+        batch()
+    return batches * batch_size / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data = RandomImages(options.batch_size)
+    ours = endless(data.train_dataloader())
+    plain = endless(plain_loader(*random_images(COUNT), options.batch_size))
+    images, _ = random_images(COUNT)
+
+    def bound() -> torch.Tensor:
+        return normalise(images[torch.randint(COUNT, (options.batch_size,))], MEAN, STD)
+
+    def batched() -> object:
+        stored = next(ours)
+        assert isinstance(stored, StoredBatch)
+        return data.view(stored)
+
+    sides: dict[str, tuple[Callable[[], object], int]] = {
+        "batched (ours)": (batched, 100),
+        "per image, PIL": (lambda: next(plain), 20),
+        "bound": (bound, 100),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(options.rounds + 1):
+        for name, (batch, batches) in sides.items():
+            found = rate(batch, options.batch_size, batches)
+            if number:  # the first round warms up
+                rates[name].append(found)
+    median = {name: statistics.median(found) for name, found in rates.items()}
+    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, batch {options.batch_size}, one thread")
+    for name, found in rates.items():
+        print(f"{name:<16}{median[name]:>12,.0f} images/s   ({min(found):,.0f} to {max(found):,.0f})")
+    print(f"ours / PIL   {median['batched (ours)'] / median['per image, PIL']:.1f}")
+    print(f"ours / bound {median['batched (ours)'] / median['bound']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
