@@ -40,8 +40,10 @@ def expanded(arguments: list[str]) -> Iterator[str]:
 
 
 def _trained_config(recipe: str, arguments: list[str]) -> Path | None:
-    """After ``fit``: the configuration with which the newest run of a recipe was trained, flags included."""
-    if arguments[0] in ("fit", "layers") or _value_of("--ckpt_path", arguments) not in (None, "best", "last"):
+    """Of a run that is evaluated or goes on: the configuration with which it was trained, flags included."""
+    checkpoint = _value_of("--ckpt_path", arguments)
+    goes_on = arguments[0] == "fit" and checkpoint is not None
+    if (arguments[0] in ("fit", "layers") and not goes_on) or checkpoint not in (None, "best", "last"):
         return None
     try:
         config = newest_run(LOGS / recipe) / "config.yaml"

@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kd_lightning.arguments import expanded
 from kd_lightning.callbacks import PredictionWriter, RunReport, TensorBoardImages
 from kd_lightning.features import layer_shapes
 from kd_lightning.modules.classification import ClassificationModule
+from kd_lightning.modules.example_images import tried_out
 from kd_lightning.networks import read_checkpoint
 from kd_lightning.runs import LOGS, newest_run, resolve_checkpoint, run_of
 from kd_lightning.teacher_files import find_teacher
@@ -39,6 +41,7 @@ class CommandLine(LightningCLI):
     """
 
     def __init__(self, run: bool = True) -> None:
+        self.lists_layers = not run
         super().__init__(
             model_class=ClassificationModule,
             subclass_mode_model=True,
@@ -70,7 +73,8 @@ class CommandLine(LightningCLI):
             }
         )
         parser.add_lightning_class_args(PredictionWriter, "predictions")
-        parser.add_argument("--image_shape", type=list[int] | None, default=None, help="For `layers`: [C, H, W].")
+        if self.lists_layers:
+            parser.add_argument("--image_shape", type=list[int] | None, default=None, help="[C, H, W] of an image.")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning lets a checkpoint's hyper-parameters override the command line here."""
@@ -133,7 +137,8 @@ def _print_layers(cli: CommandLine) -> None:
     for role in ("network", "teacher"):
         network = getattr(cli.model, role, None)
         if network is not None:
-            shapes = layer_shapes(network, torch.zeros(2, *shape))
+            images = torch.zeros(2, *shape)
+            shapes = tried_out(network, partial(layer_shapes, network, images), f"The {role}", images)
             width = max(map(len, shapes))
             print(f"{cli.model.network_argument if role == 'network' else role}: {type(network).__name__}")
             print("\n".join(f"  {name:<{width}}  {tuple(size[1:])}" for name, size in shapes.items()))

@@ -40,12 +40,14 @@ class FeatureTap:
     """Runs a network and returns its logits together with the outputs of named layers.
 
     Not an ``nn.Module``: the network's weights stay where they are, once. With no layers named no hook is installed.
-    An in-place operation that follows a tapped layer changes what is read (tap a block rather than the batch norm
-    before an in-place ReLU).
+    A layer that runs several times gives its last output. An in-place operation that follows a tapped layer would
+    change what is read; :meth:`refuse_overwritten` finds it.
 
     Args:
         network: Any classifier. It is not changed apart from one forward hook for each named layer.
         layers: Dotted names as in ``network.named_modules()``, for example ``"layer2"`` or ``"layer3.0.conv1"``.
+
+        role: What the network is called in messages, for example ``"teacher"``.
 
     Raises:
         ValueError: If a name is not a layer of the network; the message lists the candidates with their shapes.
@@ -57,15 +59,16 @@ class FeatureTap:
         torch.Size([4, 32, 16, 16])
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[str] = ()) -> None:
+    def __init__(self, network: nn.Module, layers: Sequence[str] = (), role: str | None = None) -> None:
         self.network = network
         plain = getattr(network, "_orig_mod", network)  # torch.compile wraps it and prefixes every name
         modules = dict(plain.named_modules())
         missing = [name for name in dict.fromkeys(layers) if not name or name not in modules]
         if missing:
             raise ValueError(
-                f"{type(plain).__name__} has no layer {', '.join(map(repr, missing))}; choose from{_candidates(plain)}."
+                f"{_named(plain, role)} has no layer {', '.join(map(repr, missing))}; choose from{_candidates(plain)}."
             )
+        self._modules = modules
         self._recorders = {name: _Recorder() for name in dict.fromkeys(layers)}
         self._hooks = [modules[name].register_forward_hook(hook) for name, hook in self._recorders.items()]
 
@@ -80,12 +83,35 @@ class FeatureTap:
             recorder.reading, recorder.output = True, None
         try:
             logits = self.network(images)
-            return Outputs(
-                _tensor("the network", logits), {n: _tensor(n, r.output) for n, r in self._recorders.items()}
-            )
+            return Outputs(_logits(logits), {n: _tensor(n, r.output) for n, r in self._recorders.items()})
         finally:
             for recorder in self._recorders.values():
                 recorder.reading, recorder.output = False, None
+
+    def refuse_overwritten(self, images: Tensor) -> None:
+        """Run the network once and make sure that what is read is what the layers gave.
+
+        Raises:
+            ValueError: If an in-place operation changes the output of a layer afterwards.
+        """
+        given: dict[str, Tensor] = {}
+        layers = {name: self._modules[name] for name in self._recorders}
+        hooks = [
+            layer.register_forward_hook(lambda _, __, output, name=name: given.update({name: output.clone()}))
+            for name, layer in layers.items()
+        ]
+        try:
+            with evaluating(self.network):
+                features = self(images).features
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name, output in given.items():
+            if not torch.equal(features[name], output):
+                raise ValueError(
+                    f"What layer {name!r} gives is overwritten in place by what follows it (an in-place ReLU, say); "
+                    "name the layer that follows, or the block that holds both."
+                )
 
     def remove(self) -> None:
         """Take the hooks out of the network."""
@@ -132,6 +158,10 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def _named(network: nn.Module, role: str | None) -> str:
+    return type(network).__name__ if role is None else f"The {role} ({type(network).__name__})"
+
+
 def _candidates(network: nn.Module) -> str:
     """The layers with their shapes for an image of a usual size, or without where the network takes none such."""
     filters = [weight for weight in network.parameters() if weight.dim() == 4]
@@ -141,6 +171,14 @@ def _candidates(network: nn.Module) -> str:
             listed = ", ".join(f"{name} {shape[1:]}" for name, shape in shapes.items())
             return f" (shapes for a {size}x{size} image): {listed}"
     return f": {', '.join(name for name, _ in network.named_modules() if name)}"
+
+
+def _logits(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"The network returns a {type(output).__name__} and not its logits alone; wrap it in one that does."
+        )
+    return output
 
 
 def _tensor(name: str, output: Any) -> Tensor:

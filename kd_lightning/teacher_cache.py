@@ -132,8 +132,8 @@ class TeacherCache:
         differ = [name for name, value in self._fingerprint.items() if index["fingerprint"].get(name) != value]
         if differ:
             raise ValueError(
-                f"The logits in {str(folder)!r} were made otherwise (different: {', '.join(differ)}); name another folder "
-                "with teacher_cache, or delete this one."
+                f"The logits in {str(folder)!r} were made otherwise (different: {', '.join(differ)}); name another "
+                "folder with teacher_cache, or delete this one."
             )
 
 

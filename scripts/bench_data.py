@@ -26,8 +26,8 @@ COUNT = 20_000
 class RandomImages(ImageDataModule):
     """Images in memory, as CIFAR-10's are."""
 
-    def __init__(self, batch_size: int) -> None:
-        super().__init__(batch_size, 0.1, 0, 0, 4, True, MEAN, STD, 0.0, 0.0, 0, None)
+    def __init__(self, batch_size: int, views: int | None = None) -> None:
+        super().__init__(batch_size, 0.1, 0, 0, 4, True, MEAN, STD, 0.0, 0.0, 0, views)
 
     @property
     def classes(self) -> tuple[str, ...]:

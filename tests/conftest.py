@@ -13,8 +13,9 @@ torch.set_num_threads(1)  # for networks this small, threads cost more than they
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # of a command in another test: forked ranks would seed again
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_a_layer_that_does_not_run_is_named() -> None:
 def test_a_layer_that_returns_no_tensor_is_named() -> None:
     with pytest.raises(ValueError, match="pool returns a tuple and not one tensor"):
         FeatureTap(Odd(), ["pool"])(torch.rand(2, 1, 4, 4))
-    with pytest.raises(ValueError, match=r"^the network returns a tuple and not one tensor"):
+    with pytest.raises(ValueError, match="The network returns a tuple and not its logits alone"):
         FeatureTap(Odd().pool)(torch.rand(2, 1, 4, 4))
 
 
@@ -244,3 +244,15 @@ def test_evaluating_restores_after_an_error(small: Callable[..., ResNet]) -> Non
         raise KeyError
     assert all(module.training for module in network.modules())
     assert torch.is_grad_enabled()
+
+
+def test_an_output_that_is_overwritten_in_place_is_refused() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.Flatten())
+    FeatureTap(network, ["0", "2"]).refuse_overwritten(torch.randn(2, 1, 3, 3))
+    with pytest.raises(ValueError, match="What layer '1' gives is overwritten in place by what follows it"):
+        FeatureTap(network, ["0", "1"]).refuse_overwritten(torch.randn(2, 1, 3, 3))
+
+
+def test_the_role_is_named(small: Callable[..., ResNet]) -> None:
+    with pytest.raises(ValueError, match=r"^The teacher \(ResNet\) has no layer 'layer9'"):
+        FeatureTap(small(), ["layer9"], "teacher")

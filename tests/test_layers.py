@@ -28,7 +28,9 @@ def test_a_network_alone_and_another_size(kd: Command) -> None:
 def test_a_wrong_layer_is_refused_with_the_right_ones(kd: Command) -> None:
     with pytest.raises(SystemExit) as caught:
         kd("layers", "-c", "digits/fitnets", "--model.losses.hint.student_layers", "[layre2]")
-    assert str(caught.value).startswith("kd-lightning layers: ResNet has no layer 'layre2'; choose from (shapes for a")
+    assert str(caught.value).startswith(
+        "kd-lightning layers: The student (ResNet) has no layer 'layre2'; choose from (shapes for a"
+    )
     assert "layer2 (4, 16, 16)" in str(caught.value)
 
 

@@ -1,6 +1,8 @@
 """Distillation methods and losses of one's own, as a user runs them from the command line."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +88,13 @@ def test_simkd_takes_the_classifier_of_the_teacher_that_is_named(
     assert "test/agreement" in with_teacher
     assert "agreement with the teacher is left out" in printed
     assert json.loads((run / "test.json").read_text())["accuracy"] == figures["accuracy"]
+    code = (
+        "from kd_lightning import DistillationModule\n"
+        f"module = DistillationModule.load_from_checkpoint({str(run / 'checkpoints/best.ckpt')!r}, teacher=None)\n"
+        "print(module.student.avgpool.projector[0])"
+    )  # in a process that knows nothing of the command line
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed.startswith("Conv2d(8, 32")
 
 
 def test_several_teachers(kd: Command, teacher: tuple[str, ResNet], tmp_path: Path) -> None:

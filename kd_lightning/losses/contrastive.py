@@ -70,8 +70,8 @@ class ContrastiveLoss(DistillationLoss):
     the data set and no sample numbers are needed and augmented images are never mixed; every anchor of a batch shares
     them; and the objective is InfoNCE in place of noise-contrastive estimation with an estimated constant, which for
     many negatives differs from it by a constant. An anchor's negatives count as ``queue_size``, also while the queue
-    fills. The queue is saved in checkpoints. In the first step it is empty, and the term 0. Unlabelled images have all
-    the others as negatives; of class probabilities the largest counts.
+    fills. The queue is saved in checkpoints (17 MB). In the first step it is empty, and the term 0. Unlabelled images
+    have all in the queue as negatives, also their own earlier embeddings; of class probabilities the largest counts.
 
     Args:
         weight: 0.8, as released.

@@ -106,4 +106,4 @@ class DecoupledLoss(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """The term for one batch, see :class:`DistillationLoss`."""
-        return decoupled_loss(student.logits, teacher.logits, labels, self.alpha, self.beta, self.temperature)
+        return decoupled_loss(student.logits, teacher.logits.detach(), labels, self.alpha, self.beta, self.temperature)

@@ -95,5 +95,7 @@ class DistLoss(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """The term for one batch, see :class:`DistillationLoss`."""
-        student_logits, teacher_logits = gathered(self.gather and self.training, student.logits, teacher.logits)
+        student_logits, teacher_logits = gathered(
+            self.gather and self.training, student.logits, teacher.logits.detach()
+        )
         return dist_loss(student_logits, teacher_logits, self.beta, self.gamma, self.temperature)

@@ -15,19 +15,33 @@ def feature_pairs(loss: DistillationLoss, student: Outputs, teacher: Outputs) ->
         loss: Says which layers are read.
         student: The student's outputs.
         teacher: The teacher's.
+
+    Raises:
+        ValueError: If no layer is named, or a layer gives one number for an image.
     """
+    if not loss.student_layers:
+        raise ValueError(f"{type(loss).__name__} compares features; name at least one layer in student_layers.")
     layers = zip(loss.student_layers, loss.teacher_layers, strict=True)
-    return [(student.features[s], teacher.features[t].detach()) for s, t in layers]
+    pairs = [(student.features[s], teacher.features[t].detach()) for s, t in layers]
+    for name, pair in zip(loss.student_layers, pairs, strict=True):
+        if min(features.dim() for features in pair) < 2:
+            raise ValueError(f"{type(loss).__name__} needs more than one number (B,) of layer {name!r}; name another.")
+    return pairs
 
 
 def vector_pairs(loss: DistillationLoss, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-    """As :func:`feature_pairs`, with one vector ``(B, C)`` for an image: maps are averaged over their pixels."""
+    """As :func:`feature_pairs`, with one vector ``(B, C)`` for an image.
+
+    Maps ``(B, C, H, W)`` are averaged over their pixels, tokens ``(B, N, C)`` over their number.
+    """
     return [(_pooled(s), _pooled(t)) for s, t in feature_pairs(loss, student, teacher)]
 
 
 @in_full_precision
 def _pooled(features: Tensor) -> Tensor:
-    return features.mean((2, 3)) if features.dim() == 4 else features.flatten(1)
+    if features.dim() == 4:
+        return features.mean((2, 3))
+    return features.mean(1) if features.dim() == 3 else features.flatten(1)
 
 
 def map_pairs(

@@ -75,4 +75,4 @@ class SoftTargetLoss(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """The term for one batch, see :class:`DistillationLoss`."""
-        return soft_target_loss(student.logits, teacher.logits, self.temperature, self.standardize)
+        return soft_target_loss(student.logits, teacher.logits.detach(), self.temperature, self.standardize)

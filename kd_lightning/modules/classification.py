@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from kd_lightning.modules.evaluation import Evaluation
 from kd_lightning.modules.example_images import example_images, tried_out
-from kd_lightning.modules.hyper_parameters import refuse_foreign_classes
+from kd_lightning.modules.hyper_parameters import refuse_foreign_classes, unfilled
 from kd_lightning.modules.running_means import RunningMeans
 from kd_lightning.modules.schedule import one_cycle, parameter_groups
 from kd_lightning.networks import TrainedOn, read_checkpoint, trained_on
@@ -299,5 +299,12 @@ class ClassificationModule(pl.LightningModule, ABC):
                 f"{str(checkpoint_path)!r} was saved from Python, which keeps weights and no code; pass the network "
                 f"again: {cls.__name__}.load_from_checkpoint(path, {needed}=...)."
             )
+        learned = any(key.startswith("losses.") for key in read_checkpoint(checkpoint_path).get("state_dict", {}))
+        if needed == "student" and learned and not {"losses"} & {*saved, *kwargs}:
+            raise ValueError(
+                f"{str(checkpoint_path)!r} was saved from Python with losses that learn; pass losses=... again as well."
+            )
+        if needed in saved and needed not in kwargs:
+            kwargs[needed] = unfilled(saved[needed])  # all weights are in this checkpoint
         kwargs["weights_only"] = True
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)

@@ -81,7 +81,9 @@ class DistillationModule(ClassificationModule):
         self.losses = nn.ModuleDict(_terms(temperature, alpha, losses))
         self.teacher_check = teacher_check
         self.teacher_cache = teacher_cache
-        self._student_tap = FeatureTap(student, [n for loss in self.terms.values() for n in loss.student_layers])
+        self._student_tap = FeatureTap(
+            student, [n for loss in self.terms.values() for n in loss.student_layers], "student"
+        )
         layers = [n for loss in self.terms.values() for n in loss.teacher_layers]
         self._teaching = None if teacher is None else Teaching(teacher, layers)
         self._shapes: dict[str, Any] | None = None
@@ -163,6 +165,10 @@ class DistillationModule(ClassificationModule):
                 f"but the loss {compared[0]!r} compares their logits; use networks of the same classes, or losses on "
                 "features."
             )
+        if self._student_tap.layers:
+            self._student_tap.refuse_overwritten(self.renormalise(images))
+        if self._teach.tap.layers:
+            self._teach.tap.refuse_overwritten(self._teach.renormalise(images))
         self._build(_shapes(student), _shapes(teacher))
 
     def _build(self, student: dict[str, Any], teacher: dict[str, Any]) -> None:
@@ -172,7 +178,7 @@ class DistillationModule(ClassificationModule):
                 loss.build(_zeros(student), _zeros(teacher))
                 loss.to(self.device)
             # DDP would send these from rank to rank before every step: queues, which are the same already, and the
-            # statistics of regressors, which nothing reads
+            # statistics of regressors, which are read for a batch of one image at the most
             buffers = [name for name, _ in self.losses.named_buffers(prefix="losses")]
             self._ddp_params_and_buffers_to_ignore = buffers
 
@@ -190,11 +196,15 @@ class DistillationModule(ClassificationModule):
     def on_train_start(self) -> None:
         """Evaluate the teacher once, before anything is learned from it."""
         super().on_train_start()
-        images = self._as_shown(torch.rand(4, *self._image_shape))
+        images = torch.randn(4, *self._image_shape, generator=torch.Generator().manual_seed(0))
+        images = self._as_shown(images)
         self._teach.hasten(images, _PRECISION.get(str(self.trainer.precision)), self.compiles)
         if self.teacher_cache is not False:
             self._open_cache(self.teacher_cache)
         if self.teacher_check == "off" or self.trainer.global_step > 0:
+            return
+        if not self._same_classes():
+            rank_zero_info("The teacher knows other classes than the data, so its accuracy is not looked at.")
             return
         right, count = accuracy_on_val(self.trainer, lambda images: self._teach(images).logits)
         if not count:
@@ -203,7 +213,7 @@ class DistillationModule(ClassificationModule):
         rank_zero_info(f"The teacher's accuracy on the validation images is {right / count:.2%}.")
         if self.trainer.is_global_zero and self.logger is not None:
             self.logger.log_metrics({"teacher/accuracy": right / count}, step=0)
-        reason = refuse_guessing(right, count, self.num_classes or 1) if self._same_classes() else None
+        reason = refuse_guessing(right, count, self.num_classes or 1)
         if reason and self.teacher_check == "error":
             raise ValueError(reason)
         if reason:
@@ -262,6 +272,9 @@ def _terms(
         return {"hard": HardTargetLoss(weight=1 - alpha), "soft": soft}
     if not losses or not math.fsum(loss.weight for loss in losses.values()) > 0:
         raise ValueError("losses must name at least one term with a weight above 0.")
+    unfit = [name for name in losses if not name.isidentifier() or hasattr(nn.ModuleDict, name)]
+    if unfit:
+        raise ValueError(f"A loss cannot be called {unfit[0]!r}; choose a plain word that torch does not use.")
     taken = {"loss", "loss_step", "accuracy", "images_per_second"} & set(losses)
     if taken:
         raise ValueError(f"A loss cannot be called {taken.pop()!r}, which is logged already; choose another name.")

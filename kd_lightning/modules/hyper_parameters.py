@@ -33,6 +33,8 @@ def refuse_foreign_classes(hyper_parameters: Any, path: str) -> None:
         ValueError: If it names a class outside kd_lightning, torch, torchvision and the modules already imported.
     """
     for name in _class_paths(hyper_parameters):
+        if name == "lightning.pytorch.cli.instantiate_module":  # how Lightning rebuilds a module of its command line
+            continue
         package = name.partition(".")[0]
         home = name.rpartition(".")[0]
         if package not in _TRUSTED and home not in sys.modules:
@@ -40,6 +42,15 @@ def refuse_foreign_classes(hyper_parameters: Any, path: str) -> None:
                 f"{path!r} asks for the class {name!r}, which is not part of kd_lightning, torch or torchvision; "
                 f"import {home or name!r} yourself first if you trust it."
             )
+
+
+def unfilled(config: Any) -> Any:
+    """The configuration of a network without the files that would fill it."""
+    if not isinstance(config, dict):
+        return config
+    if str(config.get("class_path")).endswith("from_checkpoint"):
+        return unfilled(config["init_args"]["network"])
+    return {key: unfilled(value) for key, value in config.items()}
 
 
 def _class_paths(value: Any) -> Iterator[str]:

@@ -28,7 +28,7 @@ class Teaching:
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
-        self.tap = FeatureTap(self.network, layers)
+        self.tap = FeatureTap(self.network, layers, "teacher")
         self.renormalise: nn.Module = nn.Identity()
         self.quick: nn.Module | None = None
         self.folded = False

@@ -45,12 +45,12 @@ def test_features_are_paired_and_the_teachers_detached() -> None:
         assert [(s.requires_grad, t.requires_grad) for s, t in get(loss, student, teacher)] == [(True, False)] * 2
 
 
-def test_vectors_are_means_over_pixels_and_other_shapes_are_flattened() -> None:
+def test_vectors_are_means_over_pixels_or_tokens() -> None:
     loss = SimilarityLoss(student_layers=["a"])
     student, teacher = outputs(a=(3, 4, 5)), outputs(a=(7, 2))
     ((s, t),) = vector_pairs(loss, student, teacher)
     torch.testing.assert_close(s, student.features["a"].flatten(2).mean(2))
-    torch.testing.assert_close(t, teacher.features["a"].reshape(2, 14))
+    torch.testing.assert_close(t, teacher.features["a"].mean(1))
 
 
 def test_the_mean_over_pixels_is_in_full_precision() -> None:
@@ -213,3 +213,11 @@ def test_a_last_batch_of_one_image_with_one_pixel_trains(loss: Callable[..., Dis
     value = term(last, other, _LABELS[:1])
     value.backward()
     assert value.isfinite()
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^SimilarityLoss compares features; name at least one layer"):
+        feature_pairs(SimilarityLoss(student_layers=[]), outputs(), outputs())
+    one_number = Outputs(torch.randn(2, 5), {"a": torch.randn(2)})
+    with pytest.raises(ValueError, match=r"needs more than one number \(B,\) of layer 'a'"):
+        vector_pairs(SimilarityLoss(student_layers=["a"]), one_number, one_number)

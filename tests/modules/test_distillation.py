@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
 from kd_lightning.features import Outputs
-from kd_lightning.losses import DistillationLoss, HardTargetLoss, SoftTargetLoss
+from kd_lightning.losses import AttentionLoss, DistillationLoss, HardTargetLoss, SoftTargetLoss
 from kd_lightning.networks import ResNet, TrainedOn, from_checkpoint, resnet18
 
 Networks = Callable[..., ResNet]
@@ -289,6 +289,9 @@ def test_no_test_image_is_seen_before_test(small: Networks, trained: nn.Module, 
         ({"temperature": 4.0, "losses": {"hard": HardTargetLoss()}}, "either losses.*not both"),
         ({"losses": {}}, "at least one term"),
         ({"losses": {"accuracy": HardTargetLoss()}}, "cannot be called 'accuracy'"),
+        ({"losses": {"type": HardTargetLoss()}}, "cannot be called 'type'; choose a plain word"),
+        ({"losses": {"a.b": HardTargetLoss()}}, "cannot be called 'a.b'"),
+        ({"losses": {"": HardTargetLoss()}}, "cannot be called ''"),
     ],
 )
 def test_arguments_outside_their_range(small: Networks, options: dict[str, Any], message: str) -> None:
@@ -372,3 +375,38 @@ def test_mixed_labels_are_learned_from(small: Networks, trained: nn.Module, make
     trainer = make_trainer()
     trainer.fit(DistillationModule(small(), trained), DigitsDataModule(batch_size=256, mixup=0.2, cutmix=1.0))
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+def test_a_teacher_of_other_classes_is_not_checked_on_the_data(small: Networks, make_trainer: Trainers) -> None:
+    class Maps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer2 = nn.Conv2d(1, 4, 3, padding=1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.layer2(images)
+
+    losses: dict[str, DistillationLoss] = {"hard": HardTargetLoss(), "at": AttentionLoss(1.0, ["layer2"])}
+    make_trainer().fit(DistillationModule(small(), Maps(), losses=losses), DigitsDataModule(batch_size=256))
+
+
+def test_a_layer_that_is_overwritten_in_place_is_refused_before_the_first_step(make_trainer: Trainers) -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 10)
+        )
+
+    module = DistillationModule(network(), network(), losses={"at": AttentionLoss(1.0, ["1"])})
+    with pytest.raises(ValueError, match="What layer '1' gives is overwritten in place"):
+        make_trainer().fit(module, DigitsDataModule())
+
+
+def test_losses_that_learn_are_asked_for_where_a_checkpoint_cannot_rebuild_them(
+    small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    trainer = make_trainer()
+    losses: dict[str, DistillationLoss] = {"hard": HardTargetLoss(), "mine": ProjectionLoss()}
+    trainer.fit(DistillationModule(small(), trained, losses=losses), digits)
+    trainer.save_checkpoint(tmp_path / "student.ckpt")
+    with pytest.raises(ValueError, match=r"with losses that learn; pass losses=... again as well"):
+        DistillationModule.load_from_checkpoint(tmp_path / "student.ckpt", student=small(), teacher=None)
