@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import LRSchedulerTypeUnion
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -152,8 +153,10 @@ class ClassificationModule(pl.LightningModule, ABC):
         """SGD and one cycle in steps, unless others are given."""
         groups = parameter_groups(self.parameters())
         if self.optimizer_factory is None:
-            decay: dict[str, Any] = {"weight_decay": self.weight_decay, "momentum": 0.9, "nesterov": True}
-            optimizer: Optimizer = torch.optim.SGD(groups, lr=self.learning_rate, **decay)
+            # one kernel for all weights; Lightning refuses to clip what a gradient scaler hands to it
+            fused = self.trainer.precision != "16-mixed" or not self.trainer.gradient_clip_val
+            options: dict[str, Any] = {"weight_decay": self.weight_decay, "momentum": 0.9, "nesterov": True}
+            optimizer: Optimizer = torch.optim.SGD(groups, lr=self.learning_rate, fused=fused, **options)
         else:
             optimizer = self.optimizer_factory(groups)
         if self.scheduler_factory is not None:
@@ -167,10 +170,22 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Refuse a batch of one, which has no variance that batch norm could use."""
+        rank_zero_info(f"Speed: {'; '.join(self.speed())}.")
         normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
         loader = self.trainer.train_dataloader
         if normed and getattr(loader, "batch_size", None) == 1:
             raise ValueError("Batch norm needs more than one image in a batch; set batch_size to 2 or more.")
+
+    def speed(self) -> list[str]:
+        """What makes the training quick, and what would."""
+        precision = str(self.trainer.precision)
+        return [
+            f"precision {precision}"
+            + ("" if "bf16" in precision else " (bf16-mixed is quicker where the hardware has it)"),
+            "the network is compiled"
+            if self.compiles
+            else "the network is not compiled (compile=true pays in long runs)",
+        ]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Look at the labels of a loader that is not ours, in its first epoch (a look waits for the device)."""

@@ -194,13 +194,12 @@ class DistillationModule(ClassificationModule):
             refuse_other_classes("The teacher", known, data)
 
     def on_train_start(self) -> None:
-        """Evaluate the teacher once, before anything is learned from it."""
-        super().on_train_start()
+        """Make the teacher quick, and evaluate it once before anything is learned from it."""
         images = torch.randn(4, *self._image_shape, generator=torch.Generator().manual_seed(0))
-        images = self._as_shown(images)
-        self._teach.hasten(images, _PRECISION.get(str(self.trainer.precision)), self.compiles)
+        self._teach.hasten(self._as_shown(images), _PRECISION.get(str(self.trainer.precision)), self.compiles)
         if self.teacher_cache is not False:
             self._open_cache(self.teacher_cache)
+        super().on_train_start()
         if self.teacher_check == "off" or self.trainer.global_step > 0:
             return
         if not self._same_classes():
@@ -218,6 +217,10 @@ class DistillationModule(ClassificationModule):
             raise ValueError(reason)
         if reason:
             rank_zero_warn(reason)
+
+    def speed(self) -> list[str]:
+        """What makes the training quick, and what would."""
+        return [*super().speed(), *self._teach.speed()]
 
     def _open_cache(self, where: bool | str) -> None:
         data = self._datamodule

@@ -68,6 +68,21 @@ class Teaching:
         if compile:
             self.quick.compile()
 
+    def speed(self) -> list[str]:
+        """How it is asked, and how it could be."""
+        if self.cache is not None:
+            place = "memory" if self.cache.folder is None else str(self.cache.folder)
+            return [f"the teacher is asked once about each of {self.cache.views} views of an image (logits in {place})"]
+        if self.tap.layers:
+            return [f"the teacher is asked in each step as it is, since losses read {', '.join(self.tap.layers)}"]
+        folded = "batch norms folded" if self.folded else "batch norms not folded (its code cannot be traced)"
+        return [
+            f"the teacher is asked in each step, in {_dtype(self.quick or self.network)}, {folded}".replace(
+                "torch.", ""
+            ),
+            "its logits are not cached (views=V on the data module and teacher_cache=true ask it once a view)",
+        ]
+
     def keep_logits(self, data: Any, classes: int, where: bool | str) -> None:
         """Cache the logits of the training images.
 
