@@ -13,13 +13,16 @@ from torch import Tensor
 
 _LARGEST = 65504.0
 """Of float16."""
+_RECORD = "made-of.json"
+_CHECKSUM = 4
+"""Bytes of the CRC-32 at the end of a view's file."""
 
 
 class TeacherCache:
     """Logits in float16 by ``ids = sample * V + view``, in memory or in a folder that outlives the run.
 
-    In a folder each view is a file that is mapped into memory, and ``index.json`` records what the logits were made of
-    and which views are whole, with checksums. All files are written beside their place and moved there.
+    In a folder each view is a file that is mapped into memory and ends with its checksum, and ``made-of.json`` records
+    what the logits were made of. Files are written beside their place and moved there: a view is whole, or absent.
 
     Args:
         samples: Number of samples, N.
@@ -60,21 +63,14 @@ class TeacherCache:
 
     def put(self, view: int, logits: Tensor) -> None:
         """Keep the logits ``(N, C)`` of a view."""
-        half = logits.clamp(-_LARGEST, _LARGEST).half().cpu()
+        half = logits.float().clamp(-_LARGEST, _LARGEST).half().cpu()
         if self.folder is None:
             self._memory[view] = half
             return
-        content = half.numpy()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._file(view).with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.save(file, content)
-        _move(temporary, self._file(view))
-        index = self._index() or {"fingerprint": self._fingerprint, "checksums": {}}
-        index["checksums"][str(view)] = zlib.crc32(content.tobytes())
-        temporary = self.folder / f"index.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(index, indent=1))
-        _move(temporary, self.folder / "index.json")
+        content = half.numpy().astype("<f2").tobytes()
+        if self._recorded(self.folder) is None:
+            _write(self.folder / _RECORD, json.dumps(self._fingerprint, indent=1).encode())
+        _write(self._file(view), content + self._checksum(view, content).to_bytes(_CHECKSUM, "little"))
 
     def show(self, view: int, device: torch.device) -> None:
         """Put a view that is whole on the device, from where it is read from now on.
@@ -95,41 +91,48 @@ class TeacherCache:
 
     def _file(self, view: int) -> Path:
         assert self.folder is not None
-        return self.folder / f"view-{view:04}.npy"
-
-    def _index(self) -> dict[str, Any] | None:
-        assert self.folder is not None
-        path = self.folder / "index.json"
-        if not path.is_file():
-            return None
-        try:
-            index = json.loads(path.read_text())
-            return {"fingerprint": dict(index["fingerprint"]), "checksums": dict(index["checksums"])}
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{str(path)!r} is no index of a teacher's logits; delete it or name another folder."
-            ) from error
+        return self.folder / f"view-{view:04}.float16"
 
     def _read(self, view: int) -> Tensor | None:
-        """A view whose file is there and has the checksum that was recorded."""
-        index = None if self.folder is None else self._index()
-        if index is None or str(view) not in index["checksums"] or not self._file(view).is_file():
+        """A view whose file is as long as it must be and fits its checksum, mapped into memory."""
+        if self.folder is None or not self._file(view).is_file():
             return None
+        samples, classes = self.shape
+        if self._file(view).stat().st_size != 2 * samples * classes + _CHECKSUM:
+            return None
+        stored = np.memmap(self._file(view), dtype=np.uint8, mode="c")
+        content, checksum = stored[:-_CHECKSUM], int.from_bytes(stored[-_CHECKSUM:].tobytes(), "little")
+        if self._checksum(view, content.data) != checksum:
+            return None
+        return torch.from_numpy(content.view("<f2").reshape(self.shape))
+
+    def _checksum(self, view: int, content: bytes | memoryview) -> int:
+        """Of the logits, and of what makes them those of this view."""
+        owner = json.dumps([view, *self.shape, self._fingerprint], sort_keys=True)
+        return zlib.crc32(content, zlib.crc32(owner.encode()))
+
+    def _recorded(self, folder: Path) -> dict[str, Any] | None:
+        """What the folder's logits were made of."""
         try:
-            content = np.load(self._file(view), mmap_mode="c", allow_pickle=False)
-        except (ValueError, OSError, EOFError):
+            recorded = json.loads((folder / _RECORD).read_text())
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        whole = zlib.crc32(content.tobytes()) == index["checksums"][str(view)]
-        return torch.from_numpy(content) if whole and content.shape == self.shape else None
+        except ValueError:
+            recorded = None
+        if not isinstance(recorded, dict):
+            raise ValueError(f"{str(folder / _RECORD)!r} is damaged; delete the folder or name another one.")
+        return recorded
 
     def _refuse_other(self, folder: Path) -> None:
-        index = self._index()
-        if index is None:
-            files = list(folder.iterdir()) if folder.is_dir() else [folder] if folder.exists() else []
-            if not all(file.name.startswith(("view-", "index.")) for file in files):
-                raise ValueError(f"{str(folder)!r} holds something else than a teacher's logits; name an empty folder.")
+        files = list(folder.iterdir()) if folder.is_dir() else []
+        if (folder.exists() and not folder.is_dir()) or not all(
+            file.name.startswith(("view-", _RECORD)) for file in files
+        ):
+            raise ValueError(f"{str(folder)!r} holds something else than a teacher's logits; name an empty folder.")
+        recorded = self._recorded(folder)
+        if recorded is None:
             return
-        differ = [name for name, value in self._fingerprint.items() if index["fingerprint"].get(name) != value]
+        differ = [name for name, value in self._fingerprint.items() if recorded.get(name) != value]
         if differ:
             raise ValueError(
                 f"The logits in {str(folder)!r} were made otherwise (different: {', '.join(differ)}); name another "
@@ -137,7 +140,12 @@ class TeacherCache:
             )
 
 
-def _move(temporary: Path, place: Path) -> None:
-    with temporary.open("rb") as file:
+def _write(place: Path, content: bytes) -> None:
+    """Whole or not at all: beside its place, to the disk, and moved there."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
         os.fsync(file.fileno())
     temporary.replace(place)

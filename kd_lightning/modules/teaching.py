@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from kd_lightning.features import FeatureTap, Outputs
+from kd_lightning.networks import trained_on
 from kd_lightning.teacher_cache import TeacherCache
 
 
@@ -144,8 +145,9 @@ def _dtype(network: nn.Module) -> torch.dtype:
 
 
 def _digest(network: nn.Module) -> str:
-    digest = hashlib.sha256(type(network).__name__.encode())
-    for name, value in network.state_dict().items():
+    """Of all that decides what it says: its parts, their weights and buffers, and the statistics that it expects."""
+    digest = hashlib.sha256(f"{network} {[trained_on(part) for part in network.modules()]}".encode())
+    for name, value in {**network.state_dict(), **dict(network.named_buffers())}.items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

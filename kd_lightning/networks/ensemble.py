@@ -64,6 +64,10 @@ class EnsembleTeacher(nn.Module):
         self.average = average
         self.register_buffer("shares", torch.tensor(weights) / sum(weights), persistent=False)
 
+    def extra_repr(self) -> str:
+        """What is averaged."""
+        return self.average
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the images."""
         members = zip(self.renormalise, self.networks, strict=True)

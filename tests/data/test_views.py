@@ -1,0 +1,291 @@
+"""V fixed views of each image, that go round with the epochs, on the digits and on files that the tests draw."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kd_lightning.data import Batch, DigitsDataModule, ImageDataModule, ImageFolderDataModule
+from kd_lightning.data.augmentation import normalise
+
+Views = dict[int, Tensor]
+"""The images of an epoch by their ids."""
+
+
+def digits(**options: Any) -> DigitsDataModule:
+    return DigitsDataModule(**{"batch_size": 115} | options)
+
+
+def on_rank(data: ImageDataModule, world: int, rank: int) -> ImageDataModule:
+    data.trainer = SimpleNamespace(world_size=world, global_rank=rank)  # type: ignore[assignment]
+    return data
+
+
+def batches(data: ImageDataModule, epoch: int) -> list[Batch]:
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    return [data.view(batch) for batch in loader]
+
+
+def shown(data: ImageDataModule, epoch: int) -> Views:
+    """Of the training images of an epoch; those that fill no batch are left out."""
+    return by_ids(batches(data, epoch))
+
+
+def shown_in_view(data: ImageDataModule, view: int) -> Views:
+    """What a teacher is asked about."""
+    return by_ids([data.view(batch) for batch in data.view_dataloader(view)])
+
+
+def by_ids(seen: list[Batch]) -> Views:
+    found = {}
+    for batch in seen:
+        assert batch.ids.dtype == torch.int64
+        for name, image in zip(batch.ids.tolist(), batch.images, strict=True):
+            assert name not in found
+            found[name] = image
+    return found
+
+
+def by_sample(views: Views, count: int) -> Views:
+    return {name // count: image for name, image in views.items()}
+
+
+def same(first: Views, second: Views) -> float:
+    """The share of images that are equal to the bit, of those that are in both."""
+    both = first.keys() & second.keys()
+    assert both
+    return sum(torch.equal(first[name], second[name]) for name in both) / len(both)
+
+
+# --- pixels
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_epochs_go_round_in_the_views(views: int) -> None:
+    data = digits(views=views)
+    epochs = [shown(data, epoch) for epoch in range(2 * views)]
+    for epoch in range(views):
+        assert same(epochs[epoch], epochs[epoch + views]) == 1
+        assert len(epochs[epoch].keys() & epochs[epoch + views].keys()) > 1000
+        following = same(*(by_sample(epochs[e], views) for e in (epoch, epoch + 1)))
+        assert following < 0.3  # one crop of nine is drawn again by chance
+    whole_round = shown(digits(views=views), 7 * views + 1)
+    assert same(whole_round, epochs[1]) == 1
+
+
+def test_the_order_still_changes_from_epoch_to_epoch() -> None:
+    orders = [torch.cat([batch.ids for batch in batches(digits(views=1), epoch)]).tolist() for epoch in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_the_first_round_shows_what_is_shown_without_views() -> None:
+    plain, fixed = digits(), digits(views=3)
+    for epoch in range(3):
+        assert same(shown(plain, epoch), by_sample(shown(fixed, epoch), 3)) == 1
+    assert same(shown(plain, 3), by_sample(shown(fixed, 3), 3)) < 0.3
+
+
+def test_one_view_is_shown_in_every_epoch() -> None:
+    data = digits(views=1)
+    first = shown(data, 0)
+    assert first.keys() <= set(range(1437))
+    assert all(same(first, shown(data, epoch)) == 1 for epoch in (1, 2, 9))
+
+
+def test_views_without_augmentation_are_the_images() -> None:
+    data = digits(views=2, padding=0)
+    pixels = normalise(data.load("train").pixels, data.mean, data.std)  # type: ignore[union-attr, arg-type]
+    for epoch in (0, 1):
+        for name, image in shown(data, epoch).items():
+            assert torch.equal(image, pixels[name // 2])
+
+
+def test_views_depend_on_the_view_seed_and_not_on_the_seed_batch_or_rank() -> None:
+    options = {"views": 2, "flip": True}
+    base = shown(digits(**options), 1)
+    assert same(base, shown(digits(batch_size=32, **options), 3)) == 1
+    assert same(base, shown(digits(seed=5, **options), 1)) == 1
+    assert same(base, shown(on_rank(digits(batch_size=50, **options), 3, 2), 1)) == 1
+    assert same(base, shown(digits(view_seed=1, **options), 1)) < 0.3
+
+
+# --- ids
+
+
+@pytest.mark.parametrize("views", [1, 2, 5])
+def test_ids_are_of_the_sample_and_the_view(views: int) -> None:
+    data = digits(views=views)
+    labels = data.load("train").labels  # type: ignore[union-attr]
+    for epoch in (0, 1, views, 3 * views + 1):
+        for batch in batches(data, epoch):
+            assert (batch.ids % views == epoch % views).all()
+            assert torch.equal(labels[batch.ids // views], batch.labels)
+
+
+def test_without_views_ids_are_the_samples_and_every_epoch_is_new() -> None:
+    data = digits()
+    labels = data.load("train").labels  # type: ignore[union-attr]
+    for epoch in (0, 1, 4):
+        for batch in batches(data, epoch):
+            assert torch.equal(labels[batch.ids], batch.labels)
+    assert same(shown(data, 0), shown(data, 1)) < 0.3
+
+
+@pytest.mark.parametrize("views", [None, 3])
+def test_ids_of_evaluation_are_the_samples(views: int | None) -> None:
+    data, plain = digits(views=views), digits()
+    for split in ("val", "test", "predict"):
+        ours, theirs = (
+            [module.view(batch) for batch in getattr(module, f"{split}_dataloader")()] for module in (data, plain)
+        )
+        for batch, expected in zip(ours, theirs, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
+    ids = torch.cat([data.view(batch).ids for batch in data.test_dataloader()])
+    assert ids.tolist() == list(range(360))
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 0.4}, {"cutmix": 1.0}])
+def test_ids_of_mixed_images_tell_the_view(alphas: dict[str, float]) -> None:
+    for batch in batches(digits(views=2, **alphas), 3)[:2]:
+        assert batch.labels.dtype == torch.float32
+        assert (batch.ids % 2 == 1).all()
+
+
+@pytest.mark.parametrize("views", [0, -1])
+def test_fewer_views_than_one_are_refused(views: int) -> None:
+    with pytest.raises(ValueError, match=rf"^views must be >= 1, or null for a new view in each epoch, got {views}\.$"):
+        DigitsDataModule(views=views)
+
+
+# --- what a teacher is asked about
+
+
+@pytest.mark.parametrize("batch_size", [7, 400])
+def test_a_view_holds_each_training_image_once(batch_size: int) -> None:
+    data = digits(views=3, batch_size=batch_size)
+    for view in range(3):
+        asked = shown_in_view(data, view)
+        assert sorted(asked) == [sample * 3 + view for sample in data._train_samples.tolist()]
+        assert same(asked, shown(data, view + 3)) == 1
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_the_ranks_share_a_view_without_overlap(world: int) -> None:
+    whole = shown_in_view(digits(views=2), 1)
+    shares = [shown_in_view(on_rank(digits(views=2), world, rank), 1) for rank in range(world)]
+    assert sum(map(len, shares)) == len(whole) == 1150
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    together = {name: image for share in shares for name, image in share.items()}
+    assert together.keys() == whole.keys()
+    assert same(together, whole) == 1
+
+
+def test_more_ranks_than_images_leave_some_with_nothing_to_ask(root: Path) -> None:
+    counts = [len(shown_in_view(on_rank(folder(root, views=2), 20, rank), 0)) for rank in range(20)]
+    assert counts == [1] * 14 + [0] * 6
+
+
+# --- fingerprints
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"val_fraction": 0.21}, ["images"]),
+        ({"seed": 1}, ["images"]),
+        ({"padding": 2}, ["augmentation"]),
+        ({"flip": True}, ["augmentation"]),
+        ({"mean": (0.306,)}, ["statistics"]),
+        ({"std": (0.375,)}, ["statistics"]),
+        ({"view_seed": 1}, ["view_seed"]),
+        ({"views": 3}, ["views"]),
+        ({"views": None}, ["views"]),
+        ({"batch_size": 7}, []),
+        ({"num_workers": 2}, []),
+    ],
+)
+def test_a_fingerprint_names_what_decides_the_views(change: dict[str, Any], named: list[str]) -> None:
+    base, found = digits(views=2).fingerprint(), digits(**{"views": 2} | change).fingerprint()
+    assert found.keys() == base.keys()
+    assert [name for name in base if base[name] != found[name]] == named
+    assert all(isinstance(value, str) for value in found.values())
+
+
+def test_one_pixel_changes_the_fingerprint() -> None:
+    data = digits(views=2)
+    before = data.fingerprint()
+    pixels = data.stores["train"].pixels
+    assert pixels is not None
+    pixels[700, 0, 3, 3] ^= 1
+    assert data.fingerprint() == before | {"images": data.fingerprint()["images"]} != before
+
+
+def test_a_fingerprint_does_not_change_while_it_is_used() -> None:
+    data = digits(views=2)
+    before = data.fingerprint()
+    shown(data, 0)
+    shown_in_view(data, 1)
+    data.setup("test")
+    assert data.fingerprint() == before
+    assert on_rank(digits(views=2), 2, 1).fingerprint() == before
+
+
+# --- sets that are streamed
+
+
+def draw(file: Path, seed: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for label, name in enumerate(("ant", "bee")):
+        for i in range(10):
+            draw(tmp_path / "train" / name / f"{i}.png", 10 * label + i)
+    return tmp_path
+
+
+def folder(root: Path, **options: Any) -> ImageFolderDataModule:
+    return ImageFolderDataModule(str(root), **{"batch_size": 7, "val_fraction": 0.3, "padding": 2} | options)
+
+
+def test_a_streamed_set_shows_the_same_views(root: Path) -> None:
+    memory, stream = folder(root, views=2), folder(root, views=2, memory_limit=0.0)
+    for epoch in range(4):
+        first, second = shown(memory, epoch), shown(stream, epoch)
+        assert first.keys() == second.keys()
+        assert same(first, second) == 1
+    assert stream.stores["train"].pixels is None
+    assert memory.stores["train"].pixels is not None
+    for view in range(2):
+        asked = shown_in_view(stream, view)
+        assert len(asked) == 14
+        assert asked.keys() == shown_in_view(memory, view).keys()
+        assert same(asked, shown_in_view(memory, view)) == 1
+        assert same(asked, shown(stream, view + 2)) == 1
+
+
+def test_a_streamed_set_is_told_by_its_files(root: Path) -> None:
+    base = folder(root, views=2, memory_limit=0.0).fingerprint()
+    assert folder(root, views=2, memory_limit=0.0, batch_size=3).fingerprint() == base
+    for change in ({"image_size": 5}, {"view_seed": 1}, {"val_fraction": 0.5}):
+        assert folder(root, views=2, memory_limit=0.0, **change).fingerprint() != base
+    draw(root / "train" / "bee" / "3.png", 99)
+    assert folder(root, views=2, memory_limit=0.0).fingerprint()["images"] != base["images"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded).*")
+def test_workers_show_the_same_views(root: Path) -> None:
+    alone, two = folder(root, views=2, memory_limit=0.0), folder(root, views=2, memory_limit=0.0, num_workers=2)
+    for view in range(2):
+        assert same(shown_in_view(alone, view), shown_in_view(two, view)) == 1
+        assert same(shown(alone, view + 2), shown(two, view + 2)) == 1
