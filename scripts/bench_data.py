@@ -15,7 +15,6 @@ import torch
 import torchvision
 from bench_baseline import MEAN, STD, endless, plain_loader, random_images
 
-from kd_lightning.data.augmentation import normalise
 from kd_lightning.data.batch import StoredBatch
 from kd_lightning.data.image_data_module import ImageDataModule
 from kd_lightning.data.image_set import ImageSet
@@ -55,9 +54,11 @@ def main() -> None:
     ours = endless(data.train_dataloader())
     plain = endless(plain_loader(*random_images(COUNT), options.batch_size))
     images, _ = random_images(COUNT)
+    scale = torch.tensor([1 / (255 * s) for s in STD])[:, None, None]
+    shift = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)])[:, None, None]
 
     def bound() -> torch.Tensor:
-        return normalise(images[torch.randint(COUNT, (options.batch_size,))], MEAN, STD)
+        return images[torch.randint(COUNT, (options.batch_size,))].mul(scale).add_(shift)
 
     def batched() -> object:
         stored = next(ours)

@@ -17,6 +17,10 @@ class Crops(NamedTuple):
     left: Tensor
     flipped: Tensor
 
+    def of(self, rows: Tensor) -> "Crops":
+        """Those of some rows."""
+        return Crops(*(values.index_select(0, rows) for values in self))
+
 
 def random_bits(seed: int, samples: Tensor, epoch: int, stream: int = 0) -> Tensor:
     """48 random bits for each sample, the same on every device and in every batch (SplitMix64 over the four keys).
@@ -82,7 +86,7 @@ def pack(images: Tensor, padding: int) -> Tensor:
     return packed.view(torch.int32).squeeze(-1)
 
 
-def cut(packed: Tensor, rows: Tensor, crops: Crops, padding: int, channels: int) -> Tensor:
+def cut(packed: Tensor, rows: Tensor, crops: Crops, padding: int) -> Tensor:
     """The views of a batch in one gather.
 
     Args:
@@ -90,28 +94,33 @@ def cut(packed: Tensor, rows: Tensor, crops: Crops, padding: int, channels: int)
         rows: int64 ``(B,)``, which images.
         crops: Where to cut them.
         padding: p.
-        channels: How many channels are in use.
 
     Returns:
-        int32 ``(B, channels, H, W)`` with values from 0 to 255.
+        Packed as well, int32 ``(B, H, W)``.
     """
     _, padded_height, padded_width = packed.shape
     height, width = padded_height - 2 * padding, padded_width - 2 * padding
-    across = torch.arange(width, device=packed.device)
-    columns = crops.left[:, None] + torch.where(crops.flipped[:, None], width - 1 - across, across)
-    lines = rows[:, None] * padded_height + crops.top[:, None] + torch.arange(height, device=packed.device)
-    index = lines[:, :, None] * padded_width + columns[:, None, :]
-    pixels = packed.flatten().index_select(0, index.flatten()).view(-1, 1, height, width)
-    # a pixel's first byte is its lowest: taking planes out by shifts is far quicker than a strided view of the bytes
-    shifts = 8 * torch.arange(channels, dtype=torch.int32, device=packed.device)[:, None, None]
-    return torch.bitwise_right_shift(pixels, shifts).bitwise_and_(255)
+    kind = torch.int32 if packed.numel() < 2**31 else torch.int64  # half the memory to go through
+    lines = torch.arange(height, dtype=kind, device=packed.device)[:, None] * padded_width
+    across = torch.arange(width, dtype=kind, device=packed.device)
+    windows = torch.stack([(lines + across).flatten(), (lines + across.flip(0)).flatten()])  # as it is, and mirrored
+    starts = (rows * padded_height + crops.top) * padded_width + crops.left
+    index = windows.index_select(0, crops.flipped.int()).add_(starts.to(kind)[:, None])
+    return packed.flatten().index_select(0, index.flatten()).view(-1, height, width)
+
+
+def unpack(pixels: Tensor, channels: int) -> Tensor:
+    """int32 ``(B, H, W)`` of :func:`cut` to int32 ``(B, channels, H, W)`` with values from 0 to 255."""
+    # a pixel's first byte is its lowest: shifts are far quicker than a strided view of the bytes
+    shifts = 8 * torch.arange(channels, dtype=torch.int32, device=pixels.device)[:, None, None]
+    return torch.bitwise_right_shift(pixels[:, None], shifts).bitwise_and_(255)
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Integers ``(B, channels, H, W)`` from 0 to 255 to float32: ``(image / 255 - mean) / std`` for each channel."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)[:, None, None]
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)[:, None, None]
-    return torch.addcmul(shift, images.float(), scale)
+    return images.to(torch.float32, copy=True).mul_(scale).add_(shift)
 
 
 _GOLDEN = -0x61C8864680B583EB  # 2^64 divided by the golden ratio, as a signed number

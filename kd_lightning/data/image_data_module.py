@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kd_lightning.data.augmentation import cut, draw_crops, normalise, pack
+from kd_lightning.data.augmentation import Crops, cut, draw_crops, normalise, pack, unpack
 from kd_lightning.data.batch import Batch, StoredBatch
 from kd_lightning.data.image_set import ImageSet, Part
 from kd_lightning.data.mixing import mix
@@ -89,6 +89,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.views = views
         self.stores: dict[str, ImageSet] = {}
         self._packed: dict[tuple[str, torch.device], Tensor] = {}
+        self._drawn: dict[str, tuple[tuple[int, torch.device], Crops]] = {}
         # in-memory sets are augmented on the device: there is nothing for workers to do
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
 
@@ -185,7 +186,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def view(self, batch: StoredBatch) -> Batch:
         """Gather, augment and normalise a batch on the device where it lies."""
-        images = normalise(self._cut(batch), self.mean, self.std)
+        images = normalise(unpack(self._cut(batch), len(self.mean)), self.mean, self.std)
         ids = batch.ids
         if batch.epoch >= 0 and self.views is not None:
             ids = ids * self.views + batch.epoch % self.views
@@ -197,7 +198,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def pixels(self, batch: StoredBatch) -> Tensor:
         """The augmented images before they are normalised, uint8 ``(B, channels, H, W)``."""
-        return self._cut(batch).to(torch.uint8)
+        return unpack(self._cut(batch), len(self.mean)).to(torch.uint8)
 
     def _cut(self, batch: StoredBatch) -> Tensor:
         if batch.pixels.numel():
@@ -205,8 +206,15 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         else:
             packed, rows = self._resident(batch.store, batch.ids.device), batch.ids
         view = batch.epoch if self.views is None or batch.epoch < 0 else batch.epoch % self.views
-        crops = draw_crops(self.view_seed, batch.ids, view, self.padding, self.flip)
-        return cut(packed, rows, crops, self.padding, channels=len(self.mean))
+        crops = self._crops(batch.store, view, batch.ids.device).of(batch.ids)
+        return cut(packed, rows, crops, self.padding)
+
+    def _crops(self, name: str, view: int, device: torch.device) -> Crops:
+        """Of all samples at once, since a few numbers at a time cost as much as thousands."""
+        if self._drawn.get(name, (None, None))[0] != (view, device):
+            samples = torch.arange(len(self.stores[name].labels), device=device)
+            self._drawn[name] = (view, device), draw_crops(self.view_seed, samples, view, self.padding, self.flip)
+        return self._drawn[name][1]
 
     def _resident(self, name: str, device: torch.device) -> Tensor:
         if (name, device) not in self._packed:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kd_lightning.data.augmentation import Crops, cut, draw_crops, normalise, pack, random_bits, uniform
+from kd_lightning.data.augmentation import Crops, cut, draw_crops, normalise, pack, random_bits, uniform, unpack
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
@@ -34,7 +34,7 @@ def test_cut_is_the_plain_loop_to_the_bit(data: st.DataObject) -> None:
         torch.randint(0, 2 * padding + 1, (rows_wanted,), generator=generator),
         torch.rand(rows_wanted, generator=generator) < 0.5,
     )
-    views = cut(pack(images, padding), rows, crops, padding, channels).to(torch.uint8)
+    views = unpack(cut(pack(images, padding), rows, crops, padding), channels).to(torch.uint8)
     expected = [
         plain(images[row], top, left, flipped, padding)
         for row, top, left, flipped in zip(rows.tolist(), *(values.tolist() for values in crops), strict=True)
@@ -48,7 +48,7 @@ def test_cut_is_the_plain_loop_to_the_bit(data: st.DataObject) -> None:
 def test_epoch_minus_one_is_the_plain_image(padding: int, seed: int, flip: bool) -> None:
     images = torch.randint(0, 256, (3, 2, 5, 6), dtype=torch.uint8)
     crops = draw_crops(seed, torch.arange(3), -1, padding, flip)
-    assert torch.equal(cut(pack(images, padding), torch.arange(3), crops, padding, 2), images.int())
+    assert torch.equal(unpack(cut(pack(images, padding), torch.arange(3), crops, padding), 2), images.int())
 
 
 @pytest.mark.parametrize("images", [torch.rand(2, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8)])

@@ -119,6 +119,9 @@ def test_a_network_that_cannot_be_folded_is_asked_as_it_is(kind: type[nn.Module]
     teaching = Teaching(network, [])
     teaching.hasten(torch.rand(4, 1, 8, 8), dtype, compile=False)
     assert not teaching.folded
+    for name, value in teaching.network.state_dict().items():
+        assert value.dtype == network.state_dict()[name].dtype
+        assert torch.equal(value, network.state_dict()[name])
     for images in (torch.rand(8, 1, 8, 8), -torch.rand(8, 1, 8, 8)):
         with torch.no_grad():
             expected = network(images)
@@ -481,11 +484,23 @@ def test_a_cache_is_not_needed_to_evaluate(make_trainer: Trainers, small: Networ
 
 
 class Keeper(pl.Callback):
-    """Writes what a rank holds of each view, and how many images it asked about."""
+    """Writes what a rank holds of each view, how many images it asked about and how many views it put."""
 
     def __init__(self, folder: Path, watch: Watch) -> None:
-        self.folder, self.watch = folder, watch
+        self.folder, self.watch, self.put = folder, watch, 0
         folder.mkdir()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        cache = pl_module._teaching.cache
+        if trainer.current_epoch > 0:
+            return
+        original = cache.put
+
+        def put(view: int, logits: Tensor) -> None:
+            self.put += 1
+            original(view, logits)
+
+        cache.put = put
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         cache, samples = pl_module._teaching.cache, trainer.datamodule._train_samples  # type: ignore[attr-defined]
@@ -494,7 +509,7 @@ class Keeper(pl.Callback):
             assert view in cache
             cache.show(view, CPU)
             views.append(cache(samples * cache.views + view))
-        state = {"views": torch.stack(views), "asked": self.watch.asked, "shown": trainer.current_epoch}
+        state = {"views": torch.stack(views), "asked": self.watch.asked, "put": self.put}
         torch.save(state, self.folder / f"{trainer.global_rank}.pt")
 
 
@@ -521,6 +536,7 @@ def test_the_ranks_share_the_work_and_hold_the_same(
     torch.testing.assert_close(first["views"], one["views"], rtol=1e-3, atol=1e-3)
     assert (one["views"].abs().sum(2) > 0).all()
     assert (one["asked"], first["asked"], second["asked"]) == (2 * 1121, 2 * 561, 2 * 560)
+    assert (one["put"], first["put"], second["put"]) == (2, 2, 2 if cache is True else 0)  # one rank writes a file
     if not isinstance(cache, bool):
         assert sorted(path.name for path in Path(f"{cache}2").iterdir()) == sorted(
             path.name for path in Path(f"{cache}1").iterdir()
