@@ -67,6 +67,7 @@ class TeacherCache:
         if self.folder is None:
             self._memory[view] = half
             return
+        self._refuse_other(self.folder)  # another run may have made it meanwhile
         content = half.numpy().astype("<f2").tobytes()
         if self._recorded(self.folder) is None:
             _write(self.folder / _RECORD, json.dumps(self._fingerprint, indent=1).encode())

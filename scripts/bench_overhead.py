@@ -21,12 +21,14 @@ from kd_lightning.modules.schedule import parameter_groups
 
 
 def raw(network: nn.Module, batch_size: int, device: torch.device) -> Callable[[int], None]:
-    """The same batches, network, loss and optimizer."""
+    """The same batches, network, loss, optimizer and schedule."""
     data = RandomImages(batch_size)
     network.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(
         parameter_groups(network.parameters()), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
     )
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
 
     def endless():
         while True:
@@ -44,6 +46,7 @@ def raw(network: nn.Module, batch_size: int, device: torch.device) -> Callable[[
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            schedule.step()
 
     return steps
 

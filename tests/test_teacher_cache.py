@@ -511,3 +511,11 @@ def _tensors(held: Any) -> Iterator[Tensor]:
         yield from itertools.chain.from_iterable(map(_tensors, held.values()))
     elif isinstance(held, list | tuple):
         yield from itertools.chain.from_iterable(map(_tensors, held))
+
+
+def test_a_folder_that_another_run_has_made_meanwhile_is_refused(folder: Path) -> None:
+    first, second = opened(folder), opened(folder, fingerprint={"teacher": "b"})
+    first.put(1, logits_of(1))
+    with pytest.raises(ValueError, match="were made otherwise \\(different: teacher\\)"):
+        second.put(1, logits_of(2))
+    assert torch.equal(read(opened(folder), 1), logits_of(1))

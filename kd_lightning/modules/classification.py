@@ -184,7 +184,7 @@ class ClassificationModule(pl.LightningModule, ABC):
             + ("" if "bf16" in precision else " (bf16-mixed is quicker where the hardware has it)"),
             "the network is compiled"
             if self.compiles
-            else "the network is not compiled (compile=true pays in long runs)",
+            else "the network is not compiled (compile=true may pay in long runs)",
         ]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -232,7 +232,8 @@ class DistillationModule(ClassificationModule):
         elif data.mixup or data.cutmix:
             reason = "mixup and CutMix make new images in each epoch; set both to 0"
         else:
-            self._teach.keep_logits(data, self._shapes["teacher"]["logits"][1], where)  # type: ignore[index]
+            classes = self._shapes["teacher"]["logits"][1]  # type: ignore[index]
+            self._teach.keep_logits(data, classes, where, str(self.trainer.precision))
             return
         raise ValueError(f"The teacher's logits cannot be cached: {reason}, or set teacher_cache=False.")
 

@@ -22,7 +22,7 @@ class TeacherModule(ClassificationModule):
         lr_scheduler: Makes a scheduler from the optimizer; by default one cycle over the steps of ``max_epochs``.
         lr_interval: Whether ``lr_scheduler`` moves after each step or each epoch.
         compile: Whether ``fit`` compiles the network in place (``network.compile()``, no key of its state changes): it
-            costs half a minute at the start, and a step is then about a fifth quicker.
+            costs up to half a minute at the start, and what a step gains depends on the hardware.
 
     Raises:
         ValueError: If an argument lies outside its range.

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -84,16 +85,18 @@ class Teaching:
             "its logits are not cached (views=V on the data module and teacher_cache=true ask it once a view)",
         ]
 
-    def keep_logits(self, data: Any, classes: int, where: bool | str) -> None:
+    def keep_logits(self, data: Any, classes: int, where: bool | str, precision: str) -> None:
         """Cache the logits of the training images.
 
         Args:
             data: A data module with ``views``.
             classes: C.
             where: The path of a folder; ``True`` for memory.
+            precision: The trainer's.
         """
         asked = self.quick or self.network
-        fingerprint = {"teacher": _digest(self.network), "precision": str(_dtype(asked)), **data.fingerprint()}
+        precision = f"{_dtype(asked)} under {precision}"
+        fingerprint = {"teacher": _digest(self.network), "precision": precision, **data.fingerprint()}
         folder = None if where is True else Path(str(where))
         self.cache = TeacherCache(len(data.stores["train"].labels), classes, data.views, fingerprint, folder)
 
@@ -133,7 +136,7 @@ class Teaching:
 @torch.no_grad()
 def _folded(network: nn.Module, images: Tensor) -> nn.Module | None:
     with suppress(Exception):  # whatever a network's code does that cannot be traced: it is used as it is
-        folded = fuse(network)
+        folded = fuse(network).eval()
         expected = network(images)
         if torch.allclose(folded(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
             return folded
@@ -144,9 +147,17 @@ def _dtype(network: nn.Module) -> torch.dtype:
     return next((weight.dtype for weight in network.parameters()), torch.float32)
 
 
+def _settings(part: nn.Module) -> list[tuple[str, Any]]:
+    plain = (bool, int, float, str)
+    return [
+        (name, value) for name, value in sorted(vars(part).items()) if isinstance(value, plain) and name != "training"
+    ]
+
+
 def _digest(network: nn.Module) -> str:
     """Of all that decides what it says: its parts, their weights and buffers, and the statistics that it expects."""
-    digest = hashlib.sha256(f"{network} {[trained_on(part) for part in network.modules()]}".encode())
+    parts = [(trained_on(part), *_settings(part)) for part in network.modules()]
+    digest = hashlib.sha256(re.sub(r" at 0x\w+", "", f"{network} {parts}").encode())
     for name, value in {**network.state_dict(), **dict(network.named_buffers())}.items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
