@@ -35,6 +35,7 @@ STUDENTS = {
     "digits": lambda: ResNet([1, 1, 1], [2, 4, 8], in_channels=1),
     "cifar10": resnet20,
     "cifar100": lambda: resnet8x4(num_classes=100),
+    "folder": resnet20,
 }
 METHODS = ["at", "cc", "crd", "dist", "dkd", "fitnets", "logit_standardization"]
 METHODS += ["nst", "pkt", "reviewkd", "rkd", "sp", "vid"]
@@ -76,7 +77,7 @@ def test_each_method_is_there_in_each_folder() -> None:
         assert [file.name for file in shared] == ["_base.yaml", "distill.yaml"]
         assert own.stem == method
         assert len(own.read_text().splitlines()) <= 9, "an overlay is short"
-    for folder in ("cifar10", "cifar100", "digits"):
+    for folder in ("cifar10", "cifar100", "digits", "folder"):
         assert {f"{folder}/{name}" for name in ("distill", "simkd", "ema", "born_again")} <= set(recipe_names())
 
 

@@ -80,7 +80,8 @@ class ContrastiveLoss(DistillationLoss):
         teacher_layers: See :class:`DistillationLoss`.
         dimensions: Of the unit vectors; 128 as released.
         temperature: 0.07 as released.
-        queue_size: 16384, as many negatives as released.
+        queue_size: 16384, as many negatives as released. Best below the number of training images: older embeddings are
+            stale, and the term then rises when the learning rate falls.
         gather: Fill the queue with the batches of all ranks and not the rank's own.
         warmup_epochs: See :class:`DistillationLoss`.
 
