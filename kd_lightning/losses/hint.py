@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.features import Outputs
@@ -37,7 +36,7 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
             f"hint_loss compares features of one shape, got {tuple(student_features.shape)} of the student and "
             f"{tuple(teacher_features.shape)} of the teacher; bring one to the other's shape first."
         )
-    return F.mse_loss(student_features, teacher_features)
+    return (student_features - teacher_features).square().mean()
 
 
 class HintLoss(DistillationLoss):

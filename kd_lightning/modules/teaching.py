@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
+from torch.fx import symbolic_trace
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.networks import trained_on
@@ -77,7 +79,7 @@ class Teaching:
             return [f"the teacher is asked once about each of {self.cache.views} views of an image (logits in {place})"]
         if self.tap.layers:
             return [f"the teacher is asked in each step as it is, since losses read {', '.join(self.tap.layers)}"]
-        folded = "batch norms folded" if self.folded else "batch norms not folded (its code cannot be traced)"
+        folded = "batch norms folded" if self.folded else "no batch norm folded"
         return [
             f"the teacher is asked in each step, in {_dtype(self.quick or self.network)}, {folded}".replace(
                 "torch.", ""
@@ -136,11 +138,33 @@ class Teaching:
 @torch.no_grad()
 def _folded(network: nn.Module, images: Tensor) -> nn.Module | None:
     with suppress(Exception):  # whatever a network's code does that cannot be traced: it is used as it is
-        folded = fuse(network).eval()
+        folded = _fused(copy.deepcopy(network))
         expected = network(images)
-        if torch.allclose(folded(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        if folded is not None and torch.allclose(
+            folded(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+        ):
             return folded
     return None
+
+
+def _fused(network: nn.Module) -> nn.Module | None:
+    """Each batch norm that alone reads a convolution, which runs once, goes into it; nothing if there is none."""
+    traced = symbolic_trace(network)
+    found = False
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    for node in list(traced.graph.nodes):
+        before: Any = node.args[0] if node.op == "call_module" and node.args else None
+        if getattr(before, "op", None) != "call_module" or len(before.users) > 1 or calls[before.target] > 1:
+            continue
+        conv, norm = traced.get_submodule(before.target), traced.get_submodule(node.target)
+        if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+            traced.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
+            found = True
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced.eval() if found else None
 
 
 def _dtype(network: nn.Module) -> torch.dtype:
