@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from kd_lightning.recipes import recipe_files
 from kd_lightning.runs import LOGS, newest_run, run_of
 
@@ -66,5 +68,5 @@ def _with_config(arguments: list[str]) -> list[str]:
     run = None if checkpoint is None else run_of(Path(checkpoint))
     if run is None:
         raise ValueError("No model is named; add -c with a recipe or the config.yaml of a run.")
-    print(f"The configuration is {run / 'config.yaml'}.")
+    rank_zero_only(print)(f"The configuration is {run / 'config.yaml'}.")
     return [arguments[0], "-c", str(run / "config.yaml"), *arguments[1:]]

@@ -68,9 +68,9 @@ class FeatureTap:
             raise ValueError(
                 f"{_named(plain, role)} has no layer {', '.join(map(repr, missing))}; choose from{_candidates(plain)}."
             )
-        self._modules = modules
         self._recorders = {name: _Recorder() for name in dict.fromkeys(layers)}
-        self._hooks = [modules[name].register_forward_hook(hook) for name, hook in self._recorders.items()]
+        self._tapped = {name: modules[name] for name in self._recorders}
+        self._hooks = [self._tapped[name].register_forward_hook(hook) for name, hook in self._recorders.items()]
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -95,10 +95,9 @@ class FeatureTap:
             ValueError: If an in-place operation changes the output of a layer afterwards.
         """
         given: dict[str, Tensor] = {}
-        layers = {name: self._modules[name] for name in self._recorders}
         hooks = [
             layer.register_forward_hook(lambda _, __, output, name=name: given.update({name: output.clone()}))
-            for name, layer in layers.items()
+            for name, layer in self._tapped.items()
         ]
         try:
             with evaluating(self.network):

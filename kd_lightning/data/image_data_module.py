@@ -189,7 +189,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         images = normalise(unpack(self._cut(batch), len(self.mean)), self.mean, self.std)
         ids = batch.ids
         if batch.epoch >= 0 and self.views is not None:
-            ids = ids * self.views + batch.epoch % self.views
+            ids = ids * self.views + self._shown(batch.epoch)
         if batch.epoch < 0 or not (self.mixup or self.cutmix):
             return Batch(images, batch.labels, ids)
         targets = F.one_hot(batch.labels, self.num_classes).float()
@@ -205,9 +205,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             packed, rows = pack(batch.pixels, self.padding), torch.arange(len(batch.ids), device=batch.ids.device)
         else:
             packed, rows = self._resident(batch.store, batch.ids.device), batch.ids
-        view = batch.epoch if self.views is None or batch.epoch < 0 else batch.epoch % self.views
-        crops = self._crops(batch.store, view, batch.ids.device).of(batch.ids)
+        crops = self._crops(batch.store, self._shown(batch.epoch), batch.ids.device).of(batch.ids)
         return cut(packed, rows, crops, self.padding)
+
+    def _shown(self, epoch: int) -> int:
+        """The view of an epoch, or -1 for the image as it is."""
+        return epoch if self.views is None or epoch < 0 else epoch % self.views
 
     def _crops(self, name: str, view: int, device: torch.device) -> Crops:
         """Of all samples at once, since a few numbers at a time cost as much as thousands."""

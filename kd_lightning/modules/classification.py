@@ -306,7 +306,8 @@ class ClassificationModule(pl.LightningModule, ABC):
             ValueError: If the file is damaged, carries code, names another class, or was saved from Python and the
                 networks are not passed again.
         """
-        saved = read_checkpoint(checkpoint_path).get("hyper_parameters", {})
+        content = read_checkpoint(checkpoint_path)
+        saved = content.get("hyper_parameters", {})
         refuse_foreign_classes(saved, str(checkpoint_path))
         needed = cls.network_argument
         if needed not in saved and needed not in kwargs:
@@ -314,7 +315,7 @@ class ClassificationModule(pl.LightningModule, ABC):
                 f"{str(checkpoint_path)!r} was saved from Python, which keeps weights and no code; pass the network "
                 f"again: {cls.__name__}.load_from_checkpoint(path, {needed}=...)."
             )
-        learned = any(key.startswith("losses.") for key in read_checkpoint(checkpoint_path).get("state_dict", {}))
+        learned = any(key.startswith("losses.") for key in content.get("state_dict", {}))
         if needed == "student" and learned and not {"losses"} & {*saved, *kwargs}:
             raise ValueError(
                 f"{str(checkpoint_path)!r} was saved from Python with losses that learn; pass losses=... again as well."

@@ -196,7 +196,8 @@ class DistillationModule(ClassificationModule):
     def on_train_start(self) -> None:
         """Make the teacher quick, and evaluate it once before anything is learned from it."""
         images = torch.randn(4, *self._image_shape, generator=torch.Generator().manual_seed(0))
-        self._teach.hasten(self._as_shown(images), _PRECISION.get(str(self.trainer.precision)), self.compiles)
+        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None  # else as the student is
+        self._teach.hasten(self._as_shown(images), dtype, self.compiles)
         if self.teacher_cache is not False:
             self._open_cache(self.teacher_cache)
         super().on_train_start()
@@ -257,10 +258,6 @@ class DistillationModule(ClassificationModule):
         super().on_load_checkpoint(checkpoint)
         if checkpoint.get("loss_shapes") is not None:
             self._build(**checkpoint["loss_shapes"])
-
-
-_PRECISION = {"bf16-mixed": torch.bfloat16}
-"""In what type a teacher is asked under mixed precision; under another it is asked as the student is."""
 
 
 def _terms(
