@@ -63,7 +63,7 @@ class TeacherCache:
 
     def put(self, view: int, logits: Tensor) -> None:
         """Keep the logits ``(N, C)`` of a view."""
-        half = logits.float().clamp(-_LARGEST, _LARGEST).half().cpu()
+        half = halved(logits).cpu()
         if self.folder is None:
             self._memory[view] = half
             return
@@ -139,6 +139,11 @@ class TeacherCache:
                 f"The logits in {str(folder)!r} were made otherwise (different: {', '.join(differ)}); name another "
                 "folder with teacher_cache, or delete this one."
             )
+
+
+def halved(logits: Tensor) -> Tensor:
+    """In float16, the largest numbers cut off rather than infinite."""
+    return logits.float().clamp(-_LARGEST, _LARGEST).half()
 
 
 def _write(place: Path, content: bytes) -> None:

@@ -3,7 +3,7 @@
 The bound takes images by an index and normalises them, with no augmentation. One torch thread (the loader has two
 worker processes besides); the three take turns in one process, and the median of the rounds counts.
 
-    python scripts/bench_data.py [--batch-size 128] [--rounds 7]
+    python scripts/bench_data.py [--batch-size 128] [--rounds 7] [--device cpu]
 """
 
 import argparse
@@ -25,22 +25,25 @@ COUNT = 20_000
 class RandomImages(ImageDataModule):
     """Images in memory, as CIFAR-10's are."""
 
-    def __init__(self, batch_size: int, views: int | None = None) -> None:
+    def __init__(self, batch_size: int, views: int | None = None, count: int = COUNT) -> None:
         super().__init__(batch_size, 0.1, 0, 0, 4, True, MEAN, STD, 0.0, 0.0, 0, views)
+        self.count = count
 
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(map(str, range(10)))
 
     def load(self, split: str) -> ImageSet | None:
-        images, labels = random_images(COUNT)
-        return None if split == "val" else ImageSet(labels, images)
+        images, labels = random_images(self.count if split == "train" else 256)
+        return ImageSet(labels, images)
 
 
 def rate(batch: Callable[[], object], batch_size: int, batches: int) -> float:
     start = time.perf_counter()
     for _ in range(batches):
         batch()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return batches * batch_size / (time.perf_counter() - start)
 
 
@@ -48,26 +51,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    device = torch.device(options.device)
     torch.set_num_threads(1)
     data = RandomImages(options.batch_size)
     ours = endless(data.train_dataloader())
     plain = endless(plain_loader(*random_images(COUNT), options.batch_size))
-    images, _ = random_images(COUNT)
-    scale = torch.tensor([1 / (255 * s) for s in STD])[:, None, None]
-    shift = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)])[:, None, None]
+    images = random_images(COUNT)[0].to(device)
+    scale = torch.tensor([1 / (255 * s) for s in STD], device=device)[:, None, None]
+    shift = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], device=device)[:, None, None]
 
     def bound() -> torch.Tensor:
-        return images[torch.randint(COUNT, (options.batch_size,))].mul(scale).add_(shift)
+        return images[torch.randint(COUNT, (options.batch_size,), device=device)].mul(scale).add_(shift)
 
     def batched() -> object:
         stored = next(ours)
         assert isinstance(stored, StoredBatch)
-        return data.view(stored)
+        return data.view(stored._replace(labels=stored.labels.to(device), ids=stored.ids.to(device)))
 
     sides: dict[str, tuple[Callable[[], object], int]] = {
         "batched (ours)": (batched, 100),
-        "per image, PIL": (lambda: next(plain), 20),
+        "per image, PIL": (lambda: next(plain)[0].to(device), 20),
         "bound": (bound, 100),
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
@@ -77,7 +82,10 @@ def main() -> None:
             if number:  # the first round warms up
                 rates[name].append(found)
     median = {name: statistics.median(found) for name, found in rates.items()}
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, batch {options.batch_size}, one thread")
+    print(
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, "
+        f"batch {options.batch_size}, {options.device}, one thread"
+    )
     for name, found in rates.items():
         print(f"{name:<16}{median[name]:>12,.0f} images/s   ({min(found):,.0f} to {max(found):,.0f})")
     print(f"ours / PIL   {median['batched (ours)'] / median['per image, PIL']:.1f}")

@@ -234,11 +234,11 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Count a batch of validation images."""
-        self._evaluate(batch)
+        self._evaluate(batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Count a batch of test images."""
-        self._evaluate(batch)
+        self._evaluate(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         """Log the figures of the test images."""
@@ -250,18 +250,18 @@ class ClassificationModule(pl.LightningModule, ABC):
         probabilities, labels = self(images).float().softmax(1).max(1)
         return Prediction(ids[0] if ids else None, labels, probabilities)
 
-    def teacher_logits(self, images: Tensor) -> Tensor | None:
-        """What a teacher says of a batch, to compare with; ``None`` where there is none."""
+    def teacher_logits(self, images: Tensor, batch_idx: int) -> Tensor | None:
+        """What a teacher says of a batch of evaluation, to compare with; ``None`` where there is none."""
         return None
 
-    def _evaluate(self, batch: Any) -> None:
+    def _evaluate(self, batch: Any, batch_idx: int) -> None:
         images, labels, *_ = batch
         logits = self(images)
         self.num_classes = logits.shape[1]
         self._check_labels(labels)
         if self.evaluation is None:
             self.evaluation = Evaluation(logits.shape[1]).to(self.device)
-        self.evaluation.update(logits, labels, self.teacher_logits(images))
+        self.evaluation.update(logits, labels, self.teacher_logits(images, batch_idx))
 
     def _check_labels(self, labels: Tensor) -> None:
         if labels.is_floating_point() or self.num_classes is None:

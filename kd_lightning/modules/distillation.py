@@ -122,9 +122,12 @@ class DistillationModule(ClassificationModule):
         self.record(loss, values, student.logits, labels)
         return loss
 
-    def teacher_logits(self, images: Tensor) -> Tensor | None:
+    def teacher_logits(self, images: Tensor, batch_idx: int) -> Tensor | None:
         """What the teacher says of a batch, ``(B, C)``; nothing where it knows other classes."""
-        logits = None if self._teaching is None else self._teaching(images).logits
+        if self._teaching is None:
+            return None
+        repeated = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        logits = self._teaching.of_validation(batch_idx, images) if repeated else self._teaching(images).logits
         return logits if logits is not None and logits.shape[1] == self.num_classes else None
 
     @property

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.networks import trained_on
-from kd_lightning.teacher_cache import TeacherCache
+from kd_lightning.teacher_cache import TeacherCache, halved
 
 
 class Teaching:
@@ -37,6 +37,7 @@ class Teaching:
         self.quick: nn.Module | None = None
         self.folded = False
         self.cache: TeacherCache | None = None
+        self._validated: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, images: Tensor, ids: Tensor | None = None) -> Outputs:
@@ -47,6 +48,14 @@ class Teaching:
         if self.quick is None:
             return self.tap(images)
         return Outputs(self.quick(images.to(_dtype(self.quick))).float())
+
+    def of_validation(self, batch_idx: int, images: Tensor) -> Tensor:
+        """What it says of a batch that is the same in each epoch: asked once, where logits are cached."""
+        if self.cache is None:
+            return self(images).logits
+        if batch_idx not in self._validated:
+            self._validated[batch_idx] = halved(self(images).logits)
+        return self._validated[batch_idx].float()
 
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply what moves a module to a device or a type."""
@@ -100,6 +109,7 @@ class Teaching:
         precision = f"{_dtype(asked)} under {precision}"
         fingerprint = {"teacher": _digest(self.network), "precision": precision, **data.fingerprint()}
         folder = None if where is True else Path(str(where))
+        self._validated = {}
         self.cache = TeacherCache(len(data.stores["train"].labels), classes, data.views, fingerprint, folder)
 
     def turn_to(self, epoch: int, trainer: Any) -> bool:

@@ -170,7 +170,7 @@ def test_in_mixed_precision_the_copy_is_bfloat16_and_the_teacher_does_not_move(
     images = torch.randn(32, 1, 8, 8)
     with torch.no_grad():
         expected = given(images)
-    said = module.teacher_logits(images)
+    said = module.teacher_logits(images, 0)
     assert said is not None
     assert said.dtype == torch.float32
     torch.testing.assert_close(said, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
@@ -192,10 +192,11 @@ class Spy(SoftTargetLoss):
 
 
 class Watch(pl.Callback):
-    """Counts the training images that a teacher is asked about, and keeps the losses and the images' ids."""
+    """Counts the images that a teacher is asked about, and keeps the losses and the images' ids."""
 
     def __init__(self) -> None:
-        self.asked, self.losses, self.ids = 0, [], []  # type: ignore[var-annotated]
+        self.asked, self.asked_in_validation = 0, 0
+        self.losses, self.ids = [], []  # type: ignore[var-annotated]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.current_epoch > 0 and self.losses:
@@ -203,6 +204,7 @@ class Watch(pl.Callback):
 
         def count(network: nn.Module, arguments: Any, logits: Tensor) -> None:
             self.asked += len(logits) if trainer.training else 0
+            self.asked_in_validation += 0 if trainer.training else len(logits)
 
         pl_module.teacher.register_forward_hook(count)  # not asked itself, or counted as well
         pl_module._teaching.quick.register_forward_hook(count)
@@ -311,6 +313,15 @@ def test_the_teacher_is_asked_once_about_each_view(
     run = Run(make_trainer, teacher, True, epochs=epochs, views=views, limit_val_batches=1.0)
     assert run.watch.asked == min(epochs, views) * TRAINING_IMAGES
     assert len(run.watch.losses) == epochs * 5
+
+
+def test_the_teacher_is_asked_once_about_each_validation_image(make_trainer: Trainers, teacher: nn.Module) -> None:
+    online, cached = (Run(make_trainer, teacher, where, limit_val_batches=1.0) for where in (False, True))
+    images = len(cached.data._split[1])
+    assert (online.watch.asked_in_validation, cached.watch.asked_in_validation) == (3 * images, images)
+    for name in ("val/agreement", "val/kl"):
+        expected = float(online.trainer.callback_metrics[name])
+        assert float(cached.trainer.callback_metrics[name]) == pytest.approx(expected, rel=2e-3)
 
 
 def test_the_cache_covers_what_drop_last_leaves_out_and_no_more(make_trainer: Trainers, teacher: nn.Module) -> None:
