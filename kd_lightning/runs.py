@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kd_lightning.whole_files import whole_file
+
 LOGS = Path("lightning_logs")
 
 
@@ -68,8 +70,8 @@ def compare(runs: list[str], output: str | None = None) -> None:
     Console().print(table)
     if output is not None:
         lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *rows]
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        Path(output).write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+        with whole_file(Path(output)) as file:
+            file.write("".join(f"| {' | '.join(line)} |\n" for line in lines).encode())
         print(f"The table is in {output}.")
 
 

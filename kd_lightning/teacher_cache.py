@@ -1,7 +1,6 @@
 """The teacher's logits of fixed views, so that it runs once a view and not once a step."""
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from kd_lightning.whole_files import whole_file
 
 _LARGEST = 65504.0
 """Of float16."""
@@ -70,8 +71,11 @@ class TeacherCache:
         self._refuse_other(self.folder)  # another run may have made it meanwhile
         content = half.numpy().astype("<f2").tobytes()
         if self._recorded(self.folder) is None:
-            _write(self.folder / _RECORD, json.dumps(self._fingerprint, indent=1).encode())
-        _write(self._file(view), content + self._checksum(view, content).to_bytes(_CHECKSUM, "little"))
+            with whole_file(self.folder / _RECORD) as file:
+                file.write(json.dumps(self._fingerprint, indent=1).encode())
+        with whole_file(self._file(view)) as file:
+            file.write(content)
+            file.write(self._checksum(view, content).to_bytes(_CHECKSUM, "little"))
 
     def show(self, view: int, device: torch.device) -> None:
         """Put a view that is whole on the device, from where it is read from now on.
@@ -144,14 +148,3 @@ class TeacherCache:
 def halved(logits: Tensor) -> Tensor:
     """In float16, the largest numbers cut off rather than infinite."""
     return logits.float().clamp(-_LARGEST, _LARGEST).half()
-
-
-def _write(place: Path, content: bytes) -> None:
-    """Whole or not at all: beside its place, to the disk, and moved there."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(place)

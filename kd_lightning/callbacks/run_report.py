@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.whole_files import whole_file
+
 
 class RunReport(pl.Callback):
     """Writes ``test.json`` into the folder of a run: the test's figures, parameters, file size and images per second.
@@ -49,9 +51,8 @@ class RunReport(pl.Callback):
             "device": str(pl_module.device),
             **figures,
         }
-        folder = Path(log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "test.json").write_text(json.dumps(report, indent=2) + "\n")
+        with whole_file(Path(log_dir, "test.json")) as file:
+            file.write(f"{json.dumps(report, indent=2)}\n".encode())
 
 
 def images_per_second(network: nn.Module, images: Tensor, seconds: float = 0.5) -> float:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from kd_lightning.data.augmentation import Crops, cut, draw_crops, normalise, pack, unpack
 from kd_lightning.data.batch import Batch, StoredBatch
 from kd_lightning.data.image_set import ImageSet, Part
+from kd_lightning.data.loader import EpochLoader
 from kd_lightning.data.mixing import mix
 from kd_lightning.data.sampler import EpochSampler
 
@@ -280,7 +281,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             raise ValueError(f"{len(samples)} {store!r} images cannot be shared by {world} processes; use fewer.")
         batch_size = min(self.batch_size, len(samples) // world)
         part = Part(images, samples, store)
-        return DataLoader(
+        loader = EpochLoader if training else DataLoader
+        return loader(
             part,
             batch_size=batch_size,
             sampler=EpochSampler(part, batch_size, training, self.seed, world, rank),

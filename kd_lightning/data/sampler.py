@@ -38,6 +38,8 @@ class EpochSampler(DistributedSampler):
         self.count = len(samples)
         self.batch_size = batch_size
         self.training = training
+        self.first = (-1, 0)
+        """An epoch, and the number of its batches that are left out since they were taken before."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(self._training() if self.training else self._evaluation())
@@ -51,7 +53,8 @@ class EpochSampler(DistributedSampler):
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(self.count, generator=generator)
         batches = order[: len(self) * self.num_replicas].view(-1, self.num_replicas, self.batch_size)
-        return [(position, self.epoch) for position in batches[:, self.rank].flatten().tolist()]
+        taken = self.first[1] if self.first[0] == self.epoch else 0
+        return [(position, self.epoch) for position in batches[taken:, self.rank].flatten().tolist()]
 
     def _evaluation(self) -> list[tuple[int, int]]:
         start, end = (self.count * rank // self.num_replicas for rank in (self.rank, self.rank + 1))

@@ -14,8 +14,11 @@ from lightning.pytorch.utilities.types import LRSchedulerTypeUnion
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kd_lightning.callbacks.exact_resume import ExactResume
+from kd_lightning.modules.checkpoint_files import write_whole_files
 from kd_lightning.modules.evaluation import Evaluation
 from kd_lightning.modules.example_images import example_images, tried_out
+from kd_lightning.modules.finite import FiniteGuard, Seen
 from kd_lightning.modules.hyper_parameters import refuse_foreign_classes, unfilled
 from kd_lightning.modules.running_means import RunningMeans
 from kd_lightning.modules.schedule import one_cycle, parameter_groups
@@ -48,6 +51,9 @@ class ClassificationModule(pl.LightningModule, ABC):
         lr_scheduler: Makes a scheduler from the optimizer; by default one cycle over the steps of ``max_epochs``.
         lr_interval: Whether ``lr_scheduler`` moves after each step or each epoch.
         compile: Whether ``fit`` compiles the network in place.
+        on_nonfinite: What happens where a loss or a gradient is not finite, before the weights are touched: ``"stop"``
+            ends the training with the step, the term and the ranges named, ``"skip"`` leaves the update out and counts
+            it.
     """
 
     network_argument = "network"
@@ -62,6 +68,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         lr_scheduler: SchedulerFactory | None,
         lr_interval: Literal["step", "epoch"],
         compile: bool,
+        on_nonfinite: Literal["stop", "skip"],
     ) -> None:
         super().__init__()
         if not learning_rate > 0 or not weight_decay >= 0:
@@ -79,8 +86,9 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.renormalise: nn.Module = nn.Identity()
         self.evaluation: Evaluation | None = None
         self.means = RunningMeans()
+        self.finite = FiniteGuard(on_nonfinite)
         self.confusion: Tensor | None = None
-        self._seconds, self._since = 0.0, 0.0
+        self.training_seconds, self._since = 0.0, 0.0
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of images ``(B, channels, H, W)`` that are normalised as the data module does."""
@@ -90,10 +98,16 @@ class ClassificationModule(pl.LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch."""
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """What lets a run go on to the same bits."""
+        attached = any(isinstance(callback, ExactResume) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if attached else [ExactResume()]
+
     def setup(self, stage: str) -> None:
         """Check network and data against each other before the first step."""
         # convolutions are fastest so, and DDP wants the layout of gradients before it wraps the module
         self.to(memory_format=torch.channels_last)
+        write_whole_files(self.trainer.strategy)
         self._match_data()
         images = example_images(self.trainer)
         if images is not None:
@@ -170,6 +184,7 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Refuse a batch of one, which has no variance that batch norm could use."""
+        self._since = perf_counter()
         rank_zero_info(f"Speed: {'; '.join(self.speed())}.")
         normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
         loader = self.trainer.train_dataloader
@@ -188,16 +203,42 @@ class ClassificationModule(pl.LightningModule, ABC):
         ]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Look at the labels of a loader that is not ours, in its first epoch (a look waits for the device)."""
-        if self.current_epoch == 0 and self._datamodule is None:
+        """Look at the labels of data that are not ours: where a look waits for the device, in the first epoch alone."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.finite.begin(self)
+        checked = getattr(self._datamodule, "classes", None) is not None
+        if not checked and (self.current_epoch == 0 or self.device.type == "cpu"):
             self._check_labels(batch[1])
 
-    def on_train_epoch_start(self) -> None:
-        """Start the clock."""
-        self._seconds, self._since = 0.0, perf_counter()
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leave the update out if it is not finite."""
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        self.finite.decide(self, optimizer, self.trainer.strategy, scaled)
 
-    def record(self, loss: Tensor, terms: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
-        """Keep sums over the epoch on the device, and log the loss of this step every ``log_every_n_steps``."""
+    def on_train_epoch_start(self) -> None:
+        """Begin anew to sum up."""
+        self.means, self.training_seconds = RunningMeans(), 0.0
+        self._since = perf_counter()
+
+    def record(
+        self,
+        loss: Tensor,
+        terms: dict[str, Tensor],
+        logits: Tensor,
+        labels: Tensor,
+        tensors: dict[str, Tensor],
+    ) -> None:
+        """Look whether a step is finite, keep sums over the epoch on the device, and log now and then.
+
+        Args:
+            loss: What is minimized.
+            terms: Its unweighted terms by name.
+            logits: ``(B, C)`` of the network.
+            labels: Class indices ``(B,)`` or probabilities ``(B, C)``.
+            tensors: What else the loss was computed from, to name its range if the loss is not finite.
+        """
+        place = f"Epoch {self.current_epoch}, step {self.trainer.global_step}"
+        good = self.finite.look(loss, Seen(place, terms or {"loss": loss}, {**tensors, "logits": logits}))
         with torch.no_grad():
             labelled: Tensor | int = len(logits)
             if labels.is_floating_point():
@@ -206,7 +247,11 @@ class ClassificationModule(pl.LightningModule, ABC):
                 right, labelled = logits.argmax(1) == labels, (labels >= 0).sum()
             accuracy = right.sum() / torch.as_tensor(labelled, device=logits.device).clamp(min=1)
             values = {"loss": loss, "accuracy": accuracy, **terms}
-            self.means.add(values, {**dict.fromkeys(values, len(logits)), "accuracy": labelled})
+            counts = {**dict.fromkeys(values, len(logits)), "accuracy": labelled}
+            if self.finite.mode == "skip":  # NaN times 0 is NaN
+                values = {name: torch.where(good, value, 0.0) for name, value in values.items()}
+                counts = {name: good * count for name, count in counts.items()}
+            self.means.add(values, counts)
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss_step", loss.detach(), prog_bar=True)
             self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -214,7 +259,7 @@ class ClassificationModule(pl.LightningModule, ABC):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the time of training alone."""
         now = perf_counter()
-        self._seconds, self._since = self._seconds + now - self._since, now
+        self.training_seconds, self._since = self.training_seconds + now - self._since, now
 
     def on_train_epoch_end(self) -> None:
         """Log the means over the epoch and all ranks, and the images per second."""
@@ -222,10 +267,16 @@ class ClassificationModule(pl.LightningModule, ABC):
             return
         total = self.trainer.strategy.reduce(self.means.sums, reduce_op="sum")
         figures = self.means.compute(total)
-        if self._seconds:
-            figures["images_per_second"] = total[1, 0] / self._seconds
+        if self.training_seconds:
+            figures["images_per_second"] = total[1, 0] / self.training_seconds
+        if self.finite.mode == "skip" or not isinstance(self.finite.skipped, int):
+            figures["skipped_steps"] = torch.as_tensor(self.finite.skipped, dtype=torch.float32)
+            if figures["skipped_steps"] >= self.finite.steps > 0:
+                raise ValueError(
+                    f"No step of epoch {self.current_epoch} was finite; look at the images and the teacher."
+                )
+        self.finite.steps, self.finite.skipped = 0, 0
         self._log_figures("train", figures)
-        self.means = RunningMeans()
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the validation images."""
@@ -287,6 +338,7 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a network needs to be used elsewhere: statistics and class names, as plain data."""
+        self.finite.settle()
         checkpoint["trained_on"] = trained_on(self.network)._asdict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

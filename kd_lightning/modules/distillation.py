@@ -47,6 +47,7 @@ class DistillationModule(ClassificationModule):
             its logits: ``True`` in memory, or the path of a folder that serves further runs. Not for losses on
             features.
         compile: See :class:`TeacherModule`.
+        on_nonfinite: See :class:`TeacherModule`.
 
     Raises:
         ValueError: If an argument lies outside its range, ``losses`` come together with ``temperature`` or ``alpha``,
@@ -76,8 +77,11 @@ class DistillationModule(ClassificationModule):
         lr_interval: Literal["step", "epoch"] = "epoch",
         teacher_cache: bool | str = False,
         compile: bool = False,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
-        super().__init__(student, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, compile)
+        super().__init__(
+            student, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, compile, on_nonfinite
+        )
         self.losses = nn.ModuleDict(_terms(temperature, alpha, losses))
         self.teacher_check = teacher_check
         self.teacher_cache = teacher_cache
@@ -119,7 +123,7 @@ class DistillationModule(ClassificationModule):
         values = {name: term(student, teacher, labels) for name, term in self.terms.items()}
         weighted = [term.weight_in(self.current_epoch) * values[name] for name, term in self.terms.items()]
         loss = torch.stack(weighted).sum()
-        self.record(loss, values, student.logits, labels)
+        self.record(loss, values, student.logits, labels, {"images": images, "the teacher's logits": teacher.logits})
         return loss
 
     def teacher_logits(self, images: Tensor, batch_idx: int) -> Tensor | None:

@@ -44,8 +44,11 @@ class TeacherModule(ClassificationModule):
         lr_scheduler: SchedulerFactory | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
         compile: bool = False,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
-        super().__init__(network, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, compile)
+        super().__init__(
+            network, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, compile, on_nonfinite
+        )
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
         self.label_smoothing = label_smoothing
@@ -56,5 +59,5 @@ class TeacherModule(ClassificationModule):
         images, labels, *_ = batch
         logits = self(images)
         loss = hard_target_loss(logits, labels, self.label_smoothing)
-        self.record(loss, {}, logits, labels)
+        self.record(loss, {}, logits, labels, {"images": images})
         return loss

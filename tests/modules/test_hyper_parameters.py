@@ -122,5 +122,12 @@ def test_objects_are_left_out_unless_the_command_line_describes_them() -> None:
 
 def test_a_module_built_from_python_keeps_plain_numbers_only() -> None:
     module = TeacherModule(nn.Linear(2, 3), learning_rate=0.3, optimizer=torch.optim.AdamW)
-    assert set(module.hparams) == {"label_smoothing", "learning_rate", "weight_decay", "lr_interval", "compile"}
+    assert set(module.hparams) == {
+        "label_smoothing",
+        "learning_rate",
+        "weight_decay",
+        "lr_interval",
+        "compile",
+        "on_nonfinite",
+    }
     assert module.hparams["learning_rate"] == 0.3

@@ -1,0 +1,46 @@
+"""How the trainer's checkpoints reach the disk and come back."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch.strategies import Strategy
+
+from kd_lightning.networks import read_checkpoint
+from kd_lightning.whole_files import whole_file
+
+
+class CheckpointFiles(CheckpointIO):
+    """Writes a checkpoint whole or not at all, and reads one as data, its checksums compared.
+
+    Lightning's own way moves files from one file system to another, where a kill leaves half a file. It is left the
+    addresses (``s3://...``) that it knows how to reach.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write it beside its place and move it there."""
+        if "://" in str(path):
+            TorchCheckpointIO().save_checkpoint(checkpoint, path, storage_options)
+            return
+        place = Path(path)
+        for left in place.parent.glob(f"{place.name}.*.tmp"):  # by a run that was killed here
+            left.unlink(missing_ok=True)
+        with whole_file(place) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Read it; code in it is refused."""
+        if "://" in str(path):
+            return TorchCheckpointIO().load_checkpoint(path, map_location, weights_only=True)
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete it."""
+        TorchCheckpointIO().remove_checkpoint(path)
+
+
+def write_whole_files(strategy: Strategy) -> None:
+    """Have a strategy write and read so, unless its checkpoints are no plain files on this machine."""
+    if type(strategy.checkpoint_io) is TorchCheckpointIO:
+        strategy.checkpoint_io = CheckpointFiles()
