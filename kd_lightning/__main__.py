@@ -18,7 +18,13 @@ _FUNCTIONS = {
 
 def main() -> None:
     """Run the command that the arguments name."""
-    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    try:
+        _run(sys.argv[1] if len(sys.argv) > 1 else "--help")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(command: str) -> None:
     if command in _LIGHTNING:
         from kd_lightning.cli import run
 

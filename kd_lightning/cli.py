@@ -1,8 +1,10 @@
 """`kd-lightning fit|validate|test|predict|layers`: LightningCLI, with its traps closed."""
 
 import os
+import signal
 import sys
 import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 import kd_lightning
 from kd_lightning.arguments import expanded
-from kd_lightning.callbacks import PredictionWriter, RunReport, TensorBoardImages
+from kd_lightning.callbacks import PredictionWriter, RunReport, SaveProgress, TensorBoardImages
 from kd_lightning.features import layer_shapes
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.modules.example_images import tried_out
@@ -72,6 +74,7 @@ class CommandLine(LightningCLI):
                 "checkpoint.save_last": True,
             }
         )
+        parser.add_lightning_class_args(SaveProgress, "progress")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         if self.lists_layers:
             parser.add_argument("--image_shape", type=list[int] | None, default=None, help="[C, H, W] of an image.")
@@ -86,6 +89,7 @@ class CommandLine(LightningCLI):
         for line in find_teacher(self.options.get("model.init_args"), self.command):
             _say(line)
         if self.command != "layers":
+            self.options["weights_only"] = True  # files are read as data; Lightning's default is to run what is in them
             self._find_checkpoint()
 
     def _find_checkpoint(self) -> None:
@@ -94,9 +98,16 @@ class CommandLine(LightningCLI):
         if which is None and (fits or pretrained):
             return
         which = "best" if which is None else str(which)
+        if which == "auto":
+            which = self._newest_loadable()
+        if which is None:
+            _say("There is no checkpoint to go on from, so the run begins anew.")
+            return
         path = resolve_checkpoint(which, self._run()) if which in ("best", "last") else Path(which)
         if not path.is_file():
-            raise FileNotFoundError(f"There is no checkpoint {which!r}; give a file, best or last to --ckpt_path.")
+            raise FileNotFoundError(
+                f"There is no checkpoint {which!r}; give a file, best, last or auto to --ckpt_path."
+            )
         read_checkpoint(path)  # Lightning compares no checksum, and tells a damaged file in many lines
         self.options["ckpt_path"] = str(path)
         _say(f"The checkpoint is {path}.")
@@ -107,6 +118,17 @@ class CommandLine(LightningCLI):
             place = {"save_dir": str(run.parent), "name": "", "version": run.name}
             for name, value in place.items():
                 self.options[f"trainer.logger.init_args.{name}"] = value
+
+    def _newest_loadable(self) -> str | None:
+        """Of the run, the checkpoint of the most steps; a damaged one is passed over."""
+        found = {}
+        with suppress(FileNotFoundError):
+            for file in (self._run() / "checkpoints").glob("*.ckpt"):
+                try:
+                    found[file] = read_checkpoint(file)["global_step"], file.stat().st_mtime
+                except (ValueError, KeyError) as error:
+                    _say(f"Passed over: {error}")
+        return str(max(found, key=found.__getitem__)) if found else None
 
     def _run(self) -> Path:
         for config in reversed(self.options.get("config") or []):
@@ -152,6 +174,7 @@ def run() -> None:
     warnings.filterwarnings("ignore", ".*(Checkpoint directory .* exists and is not empty|The dirpath has changed).*")
     # a test needs the averaged weights alone, which are in the checkpoint
     warnings.filterwarnings("ignore", ".*using the WeightAveraging callback, but loading a checkpoint.*")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # until a fit takes it over
     try:
         sys.argv[1:] = list(expanded(sys.argv[1:]))
         if command == "layers":
@@ -159,7 +182,13 @@ def run() -> None:
             _print_layers(CommandLine(run=False))
         else:
             CommandLine()
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning ends with 1
+            sys.exit(128 + signal.SIGINT)
+        raise
     except Exception as error:
+        if getattr(error, "__notes__", None):
+            sys.exit(f"kd-lightning {command}: {error.__notes__[-1]}")
         cause = _innermost(error)
         if not _is_ours(cause) or os.environ.get("KD_LIGHTNING_TRACEBACK"):
             raise

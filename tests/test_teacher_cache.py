@@ -192,7 +192,7 @@ def test_files_are_synced_before_they_are_moved_to_their_place(folder: Path, mon
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(Path, "replace", note_replace)
     opened(folder).put(1, logits_of(1))
-    assert happened == ["sync", "made-of.json", "sync", "view-0001.float16"]
+    assert happened == ["sync", "made-of.json", "sync", "sync", "view-0001.float16", "sync"]  # file, move, folder
     assert sorted(path.name for path in folder.iterdir()) == ["made-of.json", "view-0001.float16"]
 
 

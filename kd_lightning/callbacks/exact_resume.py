@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
@@ -112,7 +113,11 @@ def _leave_validation_to_do(progress: dict[str, Any], trainer: pl.Trainer) -> No
 
 def _of_all(value: Tensor, trainer: pl.Trainer) -> Tensor:
     """``(ranks, ...)``."""
-    return trainer.strategy.all_gather(value) if trainer.world_size > 1 else value.unsqueeze(0)
+    if trainer.world_size == 1:
+        return value.unsqueeze(0)
+    shares = [torch.empty_like(value) for _ in range(trainer.world_size)]
+    dist.all_gather(shares, value.contiguous())
+    return torch.stack(shares)
 
 
 def _of_rank(values: Tensor, trainer: pl.Trainer, device: torch.device) -> Tensor:

@@ -301,8 +301,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         probabilities, labels = self(images).float().softmax(1).max(1)
         return Prediction(ids[0] if ids else None, labels, probabilities)
 
-    def teacher_logits(self, images: Tensor, batch_idx: int) -> Tensor | None:
-        """What a teacher says of a batch of evaluation, to compare with; ``None`` where there is none."""
+    def teacher_logits(self, images: Tensor, batch_idx: int | None = None) -> Tensor | None:
+        """What a teacher says of a batch (of validation, if it has a number), to compare with; ``None`` where there is none."""
         return None
 
     def _evaluate(self, batch: Any, batch_idx: int) -> None:

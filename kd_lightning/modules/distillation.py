@@ -126,13 +126,15 @@ class DistillationModule(ClassificationModule):
         self.record(loss, values, student.logits, labels, {"images": images, "the teacher's logits": teacher.logits})
         return loss
 
-    def teacher_logits(self, images: Tensor, batch_idx: int) -> Tensor | None:
+    def teacher_logits(self, images: Tensor, batch_idx: int | None = None) -> Tensor | None:
         """What the teacher says of a batch, ``(B, C)``; nothing where it knows other classes."""
         if self._teaching is None:
             return None
-        repeated = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
-        logits = self._teaching.of_validation(batch_idx, images) if repeated else self._teaching(images).logits
-        return logits if logits is not None and logits.shape[1] == self.num_classes else None
+        if batch_idx is None or self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            logits = self._teaching(images).logits
+        else:
+            logits = self._teaching.of_validation(batch_idx, images)
+        return logits if logits.shape[1] == self.num_classes else None
 
     @property
     def _teach(self) -> Teaching:

@@ -165,7 +165,7 @@ def test_the_teacher_gets_the_statistics_that_it_expects(
         data.setup("test")
         module.setup("test")
         correct = [
-            (module.teacher_logits(images, 0).argmax(1) == labels).float().mean()  # type: ignore[union-attr]
+            (module.teacher_logits(images).argmax(1) == labels).float().mean()  # type: ignore[union-attr]
             for images, labels, _ in map(data.view, data.test_dataloader())
         ]
         agreement[name] = float(torch.stack(correct).mean())

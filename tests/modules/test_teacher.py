@@ -100,9 +100,9 @@ def test_train_figures_are_right_under_accumulation_and_uneven_batches(small: Ne
     module = TeacherModule(small(), learning_rate=1e-12, weight_decay=0.0)
     seen = []
     original = module.record
-    module.record = lambda loss, terms, logits, labels: (  # type: ignore[method-assign]
+    module.record = lambda loss, terms, logits, labels, tensors: (  # type: ignore[method-assign]
         seen.append((logits.detach(), labels)),
-        original(loss, terms, logits, labels),
+        original(loss, terms, logits, labels, tensors),
     )[1]
     trainer = make_trainer(accumulate_grad_batches=3)
     trainer.fit(module, data)
