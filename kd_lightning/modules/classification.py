@@ -302,7 +302,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         return Prediction(ids[0] if ids else None, labels, probabilities)
 
     def teacher_logits(self, images: Tensor, batch_idx: int | None = None) -> Tensor | None:
-        """What a teacher says of a batch (of validation, if it has a number), to compare with; ``None`` where there is none."""
+        """What a teacher says of a batch, which has a number if it is of validation; ``None`` where there is none."""
         return None
 
     def _evaluate(self, batch: Any, batch_idx: int) -> None:
