@@ -1,6 +1,5 @@
 """Knowledge distillation."""
 
-import math
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any, Literal, cast
@@ -9,13 +8,14 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from kd_lightning.features import FeatureTap, Outputs
+from kd_lightning.features import FeatureTap
 from kd_lightning.losses import DistillationLoss, HardTargetLoss, SoftTargetLoss
 from kd_lightning.modules.classification import ClassificationModule, OptimizerFactory, SchedulerFactory
 from kd_lightning.modules.example_images import tried_out
 from kd_lightning.modules.hyper_parameters import unsaved
 from kd_lightning.modules.teacher_check import accuracy_on_val, refuse_guessing
 from kd_lightning.modules.teaching import Teaching
+from kd_lightning.modules.terms import build_terms, refuse_unfit_terms, shapes_of
 from kd_lightning.networks import trained_on
 from kd_lightning.networks.renormalise import renormaliser
 from kd_lightning.networks.trained_on import refuse_other_classes
@@ -178,14 +178,12 @@ class DistillationModule(ClassificationModule):
             self._student_tap.refuse_overwritten(self.renormalise(images))
         if self._teach.tap.layers:
             self._teach.tap.refuse_overwritten(self._teach.renormalise(images))
-        self._build(_shapes(student), _shapes(teacher))
+        self._build(shapes_of(student), shapes_of(teacher))
 
     def _build(self, student: dict[str, Any], teacher: dict[str, Any]) -> None:
         if self._shapes is None:
             self._shapes = {"student": student, "teacher": teacher}
-            for loss in self.terms.values():
-                loss.build(_zeros(student), _zeros(teacher))
-                loss.to(self.device)
+            build_terms(self.terms, student, teacher, self.device)
             # DDP would send these from rank to rank before every step: queues, which are the same already, and the
             # statistics of regressors, which are read for a batch of one image at the most
             buffers = [name for name, _ in self.losses.named_buffers(prefix="losses")]
@@ -280,21 +278,5 @@ def _terms(
             raise ValueError(f"alpha, the share of the teacher's term, must lie in [0, 1], got {alpha}.")
         soft = SoftTargetLoss(4.0 if temperature is None else temperature, weight=alpha)
         return {"hard": HardTargetLoss(weight=1 - alpha), "soft": soft}
-    if not losses or not math.fsum(loss.weight for loss in losses.values()) > 0:
-        raise ValueError("losses must name at least one term with a weight above 0.")
-    unfit = [name for name in losses if not name.isidentifier() or hasattr(nn.ModuleDict, name)]
-    if unfit:
-        raise ValueError(f"A loss cannot be called {unfit[0]!r}; choose a plain word that torch does not use.")
-    taken = {"loss", "loss_step", "accuracy", "images_per_second"} & set(losses)
-    if taken:
-        raise ValueError(f"A loss cannot be called {taken.pop()!r}, which is logged already; choose another name.")
+    refuse_unfit_terms(losses)
     return losses
-
-
-def _shapes(outputs: Outputs) -> dict[str, Any]:
-    return {"logits": list(outputs.logits.shape), "features": {n: list(f.shape) for n, f in outputs.features.items()}}
-
-
-def _zeros(shapes: dict[str, Any]) -> Outputs:
-    features = {name: torch.zeros(shape) for name, shape in shapes["features"].items()}
-    return Outputs(torch.zeros(shapes["logits"]), features)

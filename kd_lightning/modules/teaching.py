@@ -15,6 +15,7 @@ from torch.fx import symbolic_trace
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kd_lightning.features import FeatureTap, Outputs
+from kd_lightning.modules.showing import show_view
 from kd_lightning.networks import trained_on
 from kd_lightning.teacher_cache import TeacherCache, halved
 
@@ -113,36 +114,9 @@ class Teaching:
         self.cache = TeacherCache(len(data.stores["train"].labels), classes, data.views, fingerprint, folder)
 
     def turn_to(self, epoch: int, trainer: Any) -> bool:
-        """Have the view of an epoch in the cache, asking the teacher about each training image if it is not there.
-
-        The ranks share the work.
-
-        Returns:
-            Whether another view than before is shown.
-        """
-        cache = self.cache
-        assert cache is not None
-        view = epoch % cache.views
-        if view == cache.shown:
-            return False
-        missing = torch.tensor(view not in cache, device=trainer.strategy.root_device)
-        if trainer.strategy.reduce(missing.float(), reduce_op="sum") > 0:
-            logits = self._ask_about_all(view, trainer)
-            if cache.folder is None or trainer.is_global_zero or trainer.local_rank == 0:
-                cache.put(view, logits)
-            trainer.strategy.barrier()
-        cache.show(view, trainer.strategy.root_device)
-        return True
-
-    def _ask_about_all(self, view: int, trainer: Any) -> Tensor:
-        cache, device = self.cache, trainer.strategy.root_device
-        assert cache is not None
-        logits = torch.zeros(cache.shape, device=device)
-        with trainer.precision_plugin.forward_context():
-            for batch in trainer.datamodule.view_dataloader(view):
-                images, _, ids = trainer.strategy.batch_to_device(batch)
-                logits[ids // cache.views] = self(images).logits.float()
-        return trainer.strategy.reduce(logits, reduce_op="sum")  # each row is another's zeros but for one rank
+        """Have the view of an epoch in the cache, asking the teacher about each training image if it is not there."""
+        assert self.cache is not None
+        return show_view(self.cache, epoch, trainer, lambda images: self(images).logits)
 
 
 @torch.no_grad()

@@ -1,0 +1,44 @@
+"""Has the view of an epoch in a cache, asking a network about each training image once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd_lightning.teacher_cache import TeacherCache
+
+
+def show_view(cache: TeacherCache, epoch: int, trainer: Any, ask: Callable[[Tensor], Tensor]) -> bool:
+    """Show the view of an epoch, which is made first if it is not there; the ranks share the work.
+
+    Args:
+        cache: Rows by image and view.
+        epoch: Shows view ``epoch % cache.views``.
+        trainer: Whose data module has ``view_dataloader``.
+        ask: Images ``(B, channels, H, W)`` to rows of the cache.
+
+    Returns:
+        Whether another view than before is shown.
+    """
+    view = epoch % cache.views
+    if view == cache.shown:
+        return False
+    missing = torch.tensor(view not in cache, device=trainer.strategy.root_device)
+    if trainer.strategy.reduce(missing.float(), reduce_op="sum") > 0:
+        rows = _ask_about_all(cache, view, trainer, ask)
+        if cache.folder is None or trainer.is_global_zero or trainer.local_rank == 0:
+            cache.put(view, rows)
+        trainer.strategy.barrier()
+    cache.show(view, trainer.strategy.root_device)
+    return True
+
+
+@torch.no_grad()
+def _ask_about_all(cache: TeacherCache, view: int, trainer: Any, ask: Callable[[Tensor], Tensor]) -> Tensor:
+    rows = torch.zeros(cache.shape, device=trainer.strategy.root_device)
+    with trainer.precision_plugin.forward_context():
+        for batch in trainer.datamodule.view_dataloader(view):
+            images, _, ids = trainer.strategy.batch_to_device(batch)
+            rows[ids // cache.views] = ask(images).float()
+    return trainer.strategy.reduce(rows, reduce_op="sum")  # each row is another's zeros but for one rank
