@@ -13,6 +13,7 @@ from kd_lightning.losses import DistillationLoss, HardTargetLoss, SoftTargetLoss
 from kd_lightning.modules.classification import ClassificationModule, OptimizerFactory, SchedulerFactory
 from kd_lightning.modules.example_images import tried_out
 from kd_lightning.modules.hyper_parameters import unsaved
+from kd_lightning.modules.showing import what_changes
 from kd_lightning.modules.teacher_check import accuracy_on_val, refuse_guessing
 from kd_lightning.modules.teaching import Teaching
 from kd_lightning.modules.terms import build_terms, refuse_unfit_terms, shapes_of
@@ -233,17 +234,12 @@ class DistillationModule(ClassificationModule):
     def _open_cache(self, where: bool | str) -> None:
         data = self._datamodule
         reading = next((name for name, loss in self.terms.items() if loss.teacher_layers), None)
-        if reading is not None:
-            reason = f"the loss {reading!r} reads the teacher's features, which are not kept"
-        elif getattr(data, "views", None) is None:
-            reason = "each epoch shows new views; set views=V on a data module of this package"
-        elif data.mixup or data.cutmix:
-            reason = "mixup and CutMix make new images in each epoch; set both to 0"
-        else:
-            classes = self._shapes["teacher"]["logits"][1]  # type: ignore[index]
-            self._teach.keep_logits(data, classes, where, str(self.trainer.precision))
-            return
-        raise ValueError(f"The teacher's logits cannot be cached: {reason}, or set teacher_cache=False.")
+        features = None if reading is None else f"the loss {reading!r} reads the teacher's features, which are not kept"
+        reason = features or what_changes(data)
+        if reason is not None:
+            raise ValueError(f"The teacher's logits cannot be cached: {reason}, or set teacher_cache=False.")
+        classes = self._shapes["teacher"]["logits"][1]  # type: ignore[index]
+        self._teach.keep_logits(data, classes, where, str(self.trainer.precision))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Show the view of this epoch in the cache, once it is whole."""

@@ -34,6 +34,15 @@ def show_view(cache: TeacherCache, epoch: int, trainer: Any, ask: Callable[[Tens
     return True
 
 
+def what_changes(data: Any) -> str | None:
+    """Why training images are not the same again in a later epoch, and what would make them so; ``None`` if they are."""
+    if getattr(data, "views", None) is None:
+        return "each epoch shows new views; set views=V on a data module of this package"
+    if data.mixup or data.cutmix:
+        return "mixup and CutMix make new images in each epoch; set both to 0"
+    return None
+
+
 @torch.no_grad()
 def _ask_about_all(cache: TeacherCache, view: int, trainer: Any, ask: Callable[[Tensor], Tensor]) -> Tensor:
     rows = torch.zeros(cache.shape, device=trainer.strategy.root_device)

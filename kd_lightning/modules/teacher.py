@@ -1,12 +1,16 @@
 """Training on labels alone."""
 
+from time import perf_counter
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from kd_lightning.losses import hard_target_loss
 from kd_lightning.modules.classification import ClassificationModule, OptimizerFactory, SchedulerFactory
+from kd_lightning.modules.frozen_features import FrozenFeatures
 from kd_lightning.modules.hyper_parameters import unsaved
+from kd_lightning.modules.showing import what_changes
 
 
 class TeacherModule(ClassificationModule):
@@ -23,6 +27,11 @@ class TeacherModule(ClassificationModule):
         lr_interval: Whether ``lr_scheduler`` moves after each step or each epoch.
         compile: Whether ``fit`` compiles the network in place (``network.compile()``, no key of its state changes): it
             costs up to half a minute at the start, and what a step gains depends on the hardware.
+        on_nonfinite: What happens where a loss or a gradient is not finite, before the weights are touched: ``"stop"``
+            ends the training with the step, the term and the ranges named, ``"skip"`` leaves the update out and counts
+            it.
+        feature_cache: Where nothing trains but the last linear layer (``FreezeLayers``), compute what it gets once about
+            each of the data module's V ``views`` of a training image: ``True`` in memory, or the path of a folder.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -45,6 +54,7 @@ class TeacherModule(ClassificationModule):
         lr_interval: Literal["step", "epoch"] = "epoch",
         compile: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
+        feature_cache: bool | str = False,
     ) -> None:
         super().__init__(
             network, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, compile, on_nonfinite
@@ -52,12 +62,39 @@ class TeacherModule(ClassificationModule):
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
         self.label_smoothing = label_smoothing
+        self.feature_cache = feature_cache
+        self._features: FrozenFeatures | None = None
         self.save_hyperparameters(ignore=unsaved("network", "optimizer", "lr_scheduler"))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Cross-entropy with the labels."""
-        images, labels, *_ = batch
-        logits = self(images)
+        images, labels, *ids = batch
+        logits = self(images) if self._features is None else self._features.head(self._features(*ids))
         loss = hard_target_loss(logits, labels, self.label_smoothing)
         self.record(loss, {}, logits, labels, {"images": images})
         return loss
+
+    def on_train_start(self) -> None:
+        """Keep the features, if they are to be kept."""
+        self._features = None
+        if self.feature_cache is not False:
+            reason = what_changes(self._datamodule)
+            if reason is not None:
+                raise ValueError(f"Features cannot be cached: {reason}, or set feature_cache=False.")
+            images = self._as_shown(
+                torch.randn(4, *self._datamodule.image_shape, generator=torch.Generator().manual_seed(0))
+            )
+            self._features = FrozenFeatures(self.network, self.renormalise(images))
+            self._features.keep(self._datamodule, self.feature_cache, str(self.trainer.precision))
+        super().on_train_start()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Show the view of this epoch, once its features are there."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self._features is not None and self._features.turn_to(self.current_epoch, self.trainer, self.renormalise):
+            self._since = perf_counter()
+
+    def speed(self) -> list[str]:
+        """What makes the training quick, and what would."""
+        kept = [] if self._features is None else ["the frozen part is asked once about each view of an image"]
+        return [*super().speed(), *kept]

@@ -1,8 +1,6 @@
 """How a teacher is asked: as it is, as a faster copy of it, or through its cached logits."""
 
 import copy
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,8 +13,8 @@ from torch.fx import symbolic_trace
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kd_lightning.features import FeatureTap, Outputs
+from kd_lightning.modules.fingerprint import digest
 from kd_lightning.modules.showing import show_view
-from kd_lightning.networks import trained_on
 from kd_lightning.teacher_cache import TeacherCache, halved
 
 
@@ -108,7 +106,7 @@ class Teaching:
         """
         asked = self.quick or self.network
         precision = f"{_dtype(asked)} under {precision}"
-        fingerprint = {"teacher": _digest(self.network), "precision": precision, **data.fingerprint()}
+        fingerprint = {"teacher": digest(self.network), "precision": precision, **data.fingerprint()}
         folder = None if where is True else Path(str(where))
         self._validated = {}
         self.cache = TeacherCache(len(data.stores["train"].labels), classes, data.views, fingerprint, folder)
@@ -153,20 +151,3 @@ def _fused(network: nn.Module) -> nn.Module | None:
 
 def _dtype(network: nn.Module) -> torch.dtype:
     return next((weight.dtype for weight in network.parameters()), torch.float32)
-
-
-def _settings(part: nn.Module) -> list[tuple[str, Any]]:
-    plain = (bool, int, float, str)
-    return [
-        (name, value) for name, value in sorted(vars(part).items()) if isinstance(value, plain) and name != "training"
-    ]
-
-
-def _digest(network: nn.Module) -> str:
-    """Of all that decides what it says: its parts, their weights and buffers, and the statistics that it expects."""
-    parts = [(trained_on(part), *_settings(part)) for part in network.modules()]
-    digest = hashlib.sha256(re.sub(r" at 0x\w+", "", f"{network} {parts}").encode())
-    for name, value in {**network.state_dict(), **dict(network.named_buffers())}.items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

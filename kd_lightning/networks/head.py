@@ -79,11 +79,17 @@ def graft_classifier(
     return backbone
 
 
-def _head(network: nn.Module) -> tuple[str, nn.Linear]:
+def head_of(network: nn.Module) -> tuple[str, nn.Linear] | None:
+    """The name of the last linear layer inside a network, and that layer; ``None`` where there is none."""
     heads = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear) and name]
-    if not heads:
+    return heads[-1] if heads else None
+
+
+def _head(network: nn.Module) -> tuple[str, nn.Linear]:
+    head = head_of(network)
+    if head is None:
         raise ValueError(f"{type(network).__name__} has no linear layer to replace; give it a head of your own.")
-    return heads[-1]
+    return head
 
 
 def _projector(channels: int, teacher_channels: int, reduction: int) -> nn.Sequential:
