@@ -11,7 +11,7 @@ from kd_lightning.networks import trained_on
 
 
 def digest(network: nn.Module, without: str | None = None) -> str:
-    """Of all that decides what a network says: its parts, their weights and buffers, and the statistics that it expects.
+    """Of all that decides what a network says: parts, weights and buffers, and the statistics that it expects.
 
     Args:
         network: Any network.

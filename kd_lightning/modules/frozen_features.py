@@ -35,7 +35,8 @@ class FrozenFeatures:
         trained = [name for name, weight in network.named_parameters() if weight.requires_grad and weight not in own]
         if trained:
             raise ValueError(
-                f"Features change while {trained[0]!r} trains; add the callback FreezeLayers, or set feature_cache=False."
+                f"Features change while {trained[0]!r} trains; add the callback FreezeLayers, or set "
+                "feature_cache=False."
             )
         with torch.no_grad(), evaluating(network):
             logits = network(images)

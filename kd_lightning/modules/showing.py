@@ -35,7 +35,7 @@ def show_view(cache: TeacherCache, epoch: int, trainer: Any, ask: Callable[[Tens
 
 
 def what_changes(data: Any) -> str | None:
-    """Why training images are not the same again in a later epoch, and what would make them so; ``None`` if they are."""
+    """Why training images are not the same again in a later epoch, and what to do; ``None`` if they are."""
     if getattr(data, "views", None) is None:
         return "each epoch shows new views; set views=V on a data module of this package"
     if data.mixup or data.cutmix:

@@ -30,7 +30,7 @@ class TeacherModule(ClassificationModule):
         on_nonfinite: What happens where a loss or a gradient is not finite, before the weights are touched: ``"stop"``
             ends the training with the step, the term and the ranges named, ``"skip"`` leaves the update out and counts
             it.
-        feature_cache: Where nothing trains but the last linear layer (``FreezeLayers``), compute what it gets once about
+        feature_cache: Where nothing trains but the last linear layer (``FreezeLayers``), compute what it gets once for
             each of the data module's V ``views`` of a training image: ``True`` in memory, or the path of a folder.
 
     Raises:
