@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 import kd_lightning
 from kd_lightning.arguments import expanded
-from kd_lightning.callbacks import PredictionWriter, RunReport, SaveProgress, TensorBoardImages
+from kd_lightning.callbacks import FeatureWriter, PredictionWriter, RunReport, SaveProgress, TensorBoardImages
 from kd_lightning.features import layer_shapes
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.modules.example_images import tried_out
@@ -76,6 +76,7 @@ class CommandLine(LightningCLI):
         )
         parser.add_lightning_class_args(SaveProgress, "progress")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(FeatureWriter, "features")
         if self.lists_layers:
             parser.add_argument("--image_shape", type=list[int] | None, default=None, help="[C, H, W] of an image.")
 
@@ -149,6 +150,8 @@ class CommandLine(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, PredictionWriter) and callback.written:
                 _say(f"The predictions are in {callback.written}.")
+            if isinstance(callback, FeatureWriter) and callback.written:
+                _say(f"The features are in {callback.written}.")
 
 
 def _print_layers(cli: CommandLine) -> None:

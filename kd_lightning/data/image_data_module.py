@@ -49,6 +49,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     size: tuple[int, int] | None = None
     """Height and width, where they are known before a set is read."""
+    predict_split = "predict"
+    """The images that ``predict`` shows: those of another split on request, without augmentation."""
 
     def __init__(
         self,
@@ -119,11 +121,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def image_name(self, split: str, sample: int) -> str:
         """The file of a sample of a split that is read, or its number."""
-        return self.stores[split].name(sample)
+        split = self.predict_split if split == "predict" else split
+        return self.stores[split if split in self.stores else "train"].name(sample)
 
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs; the test images not before ``test``."""
-        needs = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+        predicts = self.predict_split
+        needs = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": (predicts,)}
         for split in needs[str(getattr(stage, "value", stage) or "fit")]:
             self._store(split)
 
@@ -143,7 +147,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def predict_dataloader(self) -> DataLoader:
         """The images to predict, in order."""
-        return self._loader("predict")
+        if self.predict_split == "train":
+            return self._loader("train", self._train_samples)
+        return self.val_dataloader() if self.predict_split == "val" else self._loader(self.predict_split)
 
     def view_dataloader(self, view: int) -> DataLoader:
         """This rank's share of the training images, each once, in one of the fixed views."""

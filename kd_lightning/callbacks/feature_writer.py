@@ -1,0 +1,97 @@
+"""What layers say of images, as a file that NumPy opens."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from kd_lightning.features import FeatureTap, evaluating
+from kd_lightning.whole_files import whole_file
+
+
+class FeatureWriter(pl.Callback):
+    """Writes, after ``predict``, the outputs of layers with labels, ids and logits to an ``.npz`` file.
+
+    Arrays: each layer by its name ``(N, ...)``, ``logits`` ``(N, C)``, ``labels`` and ``ids`` ``(N,)``. Images are
+    shown as in evaluation, without augmentation.
+
+    Args:
+        layers: Dotted names as in ``named_modules()`` of the network; nothing is written if there are none.
+        path: Of the file; ``features.npz`` in the folder of the run if ``None``.
+        split: Which images of the data module, ``"predict"`` being those that it predicts.
+
+    Raises:
+        FileExistsError: If ``path`` exists.
+
+    Example:
+        >>> writer = FeatureWriter(["avgpool"], "features.npz", split="train")
+    """
+
+    def __init__(
+        self,
+        layers: list[str] | None = None,
+        path: str | None = None,
+        split: Literal["predict", "train", "val", "test"] = "predict",
+    ) -> None:
+        self.layers = list(layers or [])
+        self.path = path
+        self.split = split
+        self.written: Path | None = None
+        self._tap: FeatureTap | None = None
+        self._rows: list[dict[str, np.ndarray]] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Look at names and place before anything is computed."""
+        if stage != "predict" or not self.layers:
+            return
+        if self.path is not None and Path(self.path).exists():
+            raise FileExistsError(f"{self.path!r} exists; name another file for the features.")
+        self._tap = FeatureTap(pl_module.network, self.layers)
+        self._rows = []
+        if self.split != "predict":
+            trainer.datamodule.predict_split = self.split  # type: ignore[attr-defined]
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Read the layers."""
+        if self._tap is None:
+            return
+        images, labels, *ids = batch
+        with evaluating(pl_module.network):
+            said = self._tap(pl_module.renormalise(images))
+        first = sum(len(rows["labels"]) for rows in self._rows)
+        numbers = ids[0] if ids else torch.arange(first, first + len(labels))
+        tensors = {**said.features, "logits": said.logits, "labels": labels, "ids": numbers}
+        self._rows.append({name: _plain(tensor) for name, tensor in tensors.items()})
+
+    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring the ranks' rows together and write them in the order of the images."""
+        if self._tap is None:
+            return
+        self._tap.remove()
+        shares: list[Any] = [self._rows]
+        if trainer.world_size > 1:
+            shares = [None] * trainer.world_size
+            dist.all_gather_object(shares, self._rows)
+        folder = trainer.log_dir or trainer.default_root_dir  # all ranks ask: the answer is broadcast
+        if trainer.is_global_zero:
+            rows = [row for share in shares for row in share]
+            arrays: dict[str, Any] = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+            order = arrays["ids"].argsort(kind="stable")
+            self.written = Path(self.path or Path(folder, "features.npz"))
+            with whole_file(self.written) as file:
+                np.savez(file, **{name: array[order] for name, array in arrays.items()})
+
+
+def _plain(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().float().numpy() if tensor.is_floating_point() else tensor.cpu().numpy()
