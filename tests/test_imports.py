@@ -17,7 +17,7 @@ ALLOWED = {
     "runs": {"whole_files"},
     "data": set(),
     "whole_files": set(),
-    "callbacks": {"whole_files", "features"},
+    "callbacks": {"features", "networks", "whole_files"},
     "losses": {"features"},
     "teacher_cache": {"whole_files"},
     "modules": {"features", "networks", "losses", "teacher_cache", "callbacks", "whole_files"},
