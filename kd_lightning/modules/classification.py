@@ -21,7 +21,7 @@ from kd_lightning.modules.example_images import example_images, tried_out
 from kd_lightning.modules.finite import FiniteGuard, Seen
 from kd_lightning.modules.hyper_parameters import refuse_foreign_classes, unfilled
 from kd_lightning.modules.running_means import RunningMeans
-from kd_lightning.modules.schedule import one_cycle, parameter_groups
+from kd_lightning.modules.schedule import layered_groups, one_cycle, parameter_groups
 from kd_lightning.networks import TrainedOn, read_checkpoint, trained_on
 from kd_lightning.networks.renormalise import renormaliser
 from kd_lightning.networks.trained_on import refuse_other_classes
@@ -55,6 +55,9 @@ class ClassificationModule(pl.LightningModule, ABC):
             ends the training with the step, the term and the ranges named, ``"skip"`` leaves the update out and counts
             it.
     """
+
+    layer_decay = 1.0
+    """What the learning rate of a part of the network is, as a share of that of the part after it."""
 
     network_argument = "network"
     """What the constructor calls the trained network."""
@@ -166,6 +169,10 @@ class ClassificationModule(pl.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """SGD and one cycle in steps, unless others are given."""
         groups = parameter_groups(self.parameters())
+        if self.layer_decay != 1:
+            own = set(self.network.parameters())
+            groups = layered_groups(self.network, self.layer_decay)
+            groups += parameter_groups(weight for weight in self.parameters() if weight not in own)
         if self.optimizer_factory is None:
             # one kernel for all weights; Lightning refuses to clip what a gradient scaler hands to it
             fused = self.trainer.precision != "16-mixed" or not self.trainer.gradient_clip_val
@@ -173,6 +180,8 @@ class ClassificationModule(pl.LightningModule, ABC):
             optimizer: Optimizer = torch.optim.SGD(groups, lr=self.learning_rate, fused=fused, **options)
         else:
             optimizer = self.optimizer_factory(groups)
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
         if self.scheduler_factory is not None:
             scheduler = {"scheduler": self.scheduler_factory(optimizer), "interval": self.lr_interval}
             return {"optimizer": optimizer, "lr_scheduler": {**scheduler, "monitor": "val/loss"}}

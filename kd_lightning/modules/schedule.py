@@ -22,6 +22,28 @@ def parameter_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]
     return [group for group in groups if group["params"]]
 
 
+def layered_groups(network: nn.Module, layer_decay: float) -> list[dict[str, Any]]:
+    """Groups as of :func:`parameter_groups`, in which each part of a network learns slower than the one after it.
+
+    The last of its direct children has ``"lr_scale"`` 1, each before it ``layer_decay`` times that of the next; weights
+    outside of children have that of the first.
+
+    Example:
+        >>> groups = layered_groups(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), 0.5)
+        >>> [group["lr_scale"] for group in groups]
+        [1.0, 1.0, 0.5, 0.5]
+    """
+    parts = [part for part in network.children() if any(weight.requires_grad for weight in part.parameters())]
+    groups, seen, scale = [], set[nn.Parameter](), 1.0
+    for part in reversed(parts):
+        new = [weight for weight in part.parameters() if weight not in seen]
+        seen.update(new)
+        groups += [{**group, "lr_scale": scale} for group in parameter_groups(new)]
+        scale *= layer_decay
+    own = [weight for weight in network.parameters() if weight not in seen]
+    return groups + [{**group, "lr_scale": scale / layer_decay} for group in parameter_groups(own)]
+
+
 def one_cycle(step: int, total_steps: float, rise: float = 0.3) -> float:
     """What the peak learning rate is multiplied by: a cosine from 1/25 up to 1, and one down to 4e-6.
 

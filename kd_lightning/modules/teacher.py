@@ -32,6 +32,8 @@ class TeacherModule(ClassificationModule):
             it.
         feature_cache: Where nothing trains but the last linear layer (``FreezeLayers``), compute what it gets once for
             each of the data module's V ``views`` of a training image: ``True`` in memory, or the path of a folder.
+        layer_decay: In (0, 1]: the learning rate of each direct child of the network, as a share of that of the child
+            after it, so that what a pretrained network learned first changes least.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -55,13 +57,17 @@ class TeacherModule(ClassificationModule):
         compile: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         feature_cache: bool | str = False,
+        layer_decay: float = 1.0,
     ) -> None:
         super().__init__(
             network, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, compile, on_nonfinite
         )
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
+        if not 0 < layer_decay <= 1:
+            raise ValueError(f"layer_decay must lie in (0, 1], got {layer_decay}; 1 is the same rate for all layers.")
         self.label_smoothing = label_smoothing
+        self.layer_decay = layer_decay
         self.feature_cache = feature_cache
         self._features: FrozenFeatures | None = None
         self.save_hyperparameters(ignore=unsaved("network", "optimizer", "lr_scheduler"))

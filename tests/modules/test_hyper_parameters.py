@@ -129,5 +129,7 @@ def test_a_module_built_from_python_keeps_plain_numbers_only() -> None:
         "lr_interval",
         "compile",
         "on_nonfinite",
+        "feature_cache",
+        "layer_decay",
     }
     assert module.hparams["learning_rate"] == 0.3

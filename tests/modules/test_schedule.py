@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from kd_lightning.modules.schedule import one_cycle, parameter_groups
+from kd_lightning.modules.schedule import layered_groups, one_cycle, parameter_groups
 
 
 @pytest.mark.parametrize("steps", [7, 10, 100, 1001])
@@ -84,3 +84,29 @@ def test_the_optimizer_decays_the_first_group_only() -> None:
     optimizer.step()
     torch.testing.assert_close(layer.weight, weight * (1 - 0.5 * 0.1))
     torch.testing.assert_close(layer.bias, bias)
+
+
+def test_each_part_learns_slower_than_the_one_after_it() -> None:
+    """Weights that two parts share, or that belong to none, are in one group each."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(1, 3))
+            self.first, self.frozen = nn.Linear(3, 3), nn.Linear(3, 3).requires_grad_(False)
+            self.again, self.last = self.first, nn.Linear(3, 2)
+
+    network = Network()
+    groups = layered_groups(network, 0.5)
+    scales = {weight: group["lr_scale"] for group in groups for weight in group["params"]}
+    assert scales == {
+        network.token: 0.5,
+        network.first.weight: 0.5,
+        network.first.bias: 0.5,
+        network.last.weight: 1.0,
+        network.last.bias: 1.0,
+    }
+    assert {weight for group in groups if "weight_decay" in group for weight in group["params"]} == {
+        network.first.bias,
+        network.last.bias,
+    }

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -169,3 +170,23 @@ def test_a_checkpoint_from_python_asks_for_the_network(
     assert trained_on(loaded.network) == trained_on(network)
     for key, value in network.state_dict().items():
         assert torch.equal(value, loaded.network.state_dict()[key])
+
+
+@pytest.mark.parametrize("optimizer", [None, lambda groups: torch.optim.AdamW(groups, lr=0.1)])
+def test_earlier_layers_learn_slower(
+    small: Networks, digits: DigitsDataModule, make_trainer: Trainers, optimizer: Any
+) -> None:
+    trainer = make_trainer(max_steps=1)
+    network = small()
+    trainer.fit(TeacherModule(network, layer_decay=0.5, optimizer=optimizer), digits)
+    rates = {weight: group["lr"] for group in trainer.optimizers[0].param_groups for weight in group["params"]}
+    head = rates[network.fc.weight]
+    parts = [network.layer2, network.layer1, network.bn1, network.conv1]
+    for steps, part in enumerate(parts, start=1):
+        assert {rates[weight] / head for weight in part.parameters()} == {0.5**steps}
+
+
+def test_layer_decay_lies_in_its_range(small: Networks) -> None:
+    for wrong in (0.0, -1.0, 1.5):
+        with pytest.raises(ValueError, match=r"layer_decay must lie in \(0, 1\]"):
+            TeacherModule(small(), layer_decay=wrong)
