@@ -1,0 +1,60 @@
+"""What layers say of images, as a file that NumPy opens."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+
+from kd_lightning import DigitsDataModule, TeacherModule
+from kd_lightning.callbacks import FeatureWriter
+from kd_lightning.networks import ResNet, TrainedOn
+
+Networks = Callable[..., ResNet]
+Trainers = Callable[..., pl.Trainer]
+
+
+@pytest.mark.parametrize(("split", "count"), [("predict", 360), ("test", 360), ("train", 1150), ("val", 287)])
+def test_the_file_holds_what_the_layers_say_of_each_image(
+    small: Networks, make_trainer: Trainers, tmp_path: Path, split: str, count: int
+) -> None:
+    network, data = small(), DigitsDataModule(batch_size=100)
+    network.trained_on = TrainedOn.of((0.5,), (0.2,))  # type: ignore[assignment]
+    path = tmp_path / "folder" / "features.npz"
+    writer = FeatureWriter(["avgpool", "layer1"], str(path), split)  # type: ignore[arg-type]
+    make_trainer(callbacks=[writer]).predict(TeacherModule(network), data)
+    assert writer.written == path
+    with np.load(path) as file:  # plain arrays: no pickle is allowed
+        found = dict(file)
+    assert found["labels"].shape == found["ids"].shape == (count,)
+    assert (np.diff(found["ids"]) > 0).all()
+    stored = data.stores["train" if split in ("train", "val") else split]
+    assert (found["labels"] == stored.labels[found["ids"]].numpy()).all()
+    assert stored.pixels is not None
+    images = (stored.pixels[found["ids"]].float() / 255 - 0.5) / 0.2  # as it was trained on, and not augmented
+    with torch.no_grad():
+        features = network.eval().avgpool(network.layer2(network.layer1(network.bn1(network.conv1(images)).relu())))
+        np.testing.assert_allclose(found["logits"], network(images), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found["avgpool"], features, rtol=1e-3, atol=1e-4)
+    assert found["layer1"].shape == (count, 4, 8, 8)
+
+
+def test_nothing_is_written_unless_layers_are_named(
+    small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    make_trainer(callbacks=[FeatureWriter()]).predict(TeacherModule(small()), digits)
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_file_is_not_overwritten_and_a_layer_must_be_there(
+    small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    place = tmp_path / "mine.npz"
+    place.write_text("mine")
+    with pytest.raises(FileExistsError, match="exists; name another file for the features"):
+        make_trainer(callbacks=[FeatureWriter(["fc"], str(place))]).predict(TeacherModule(small()), digits)
+    assert place.read_text() == "mine"
+    with pytest.raises(ValueError, match="ResNet has no layer 'nope'"):
+        make_trainer(callbacks=[FeatureWriter(["nope"])]).predict(TeacherModule(small()), digits)
