@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,7 +45,8 @@ def whole_file(place: Path) -> Iterator[BinaryIO]:
             "make room or choose another place."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _refusal(error: BaseException | None) -> OSError | None:
@@ -56,8 +57,8 @@ def _refusal(error: BaseException | None) -> OSError | None:
 
 
 def _sync(folder: Path) -> None:
-    """The move itself to the disk, where a folder can be opened."""
-    if os.name == "posix":
+    """The move itself to the disk, on systems that can do so."""
+    with suppress(OSError):
         entry = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(entry)

@@ -1,5 +1,6 @@
 """How the trainer's checkpoints reach the disk and come back."""
 
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class CheckpointFiles(CheckpointIO):
             TorchCheckpointIO().save_checkpoint(checkpoint, path, storage_options)
             return
         place = Path(path)
-        for left in place.parent.glob(f"{place.name}.*.tmp"):  # by a run that was killed here
+        for left in place.parent.glob(f"{escape(place.name)}.*.tmp"):  # by a run that was killed here
             left.unlink(missing_ok=True)
         with whole_file(place) as file:
             torch.save(checkpoint, file)
