@@ -43,6 +43,9 @@ class ExactResume(pl.Callback):
         if kept["sums"] is not None:
             pl_module.training_seconds = kept["seconds"]
             pl_module.means.load_state_dict({**kept, "sums": _of_rank(kept["sums"], trainer, pl_module.device)})
+        if kept["skipped"] is not None:
+            pl_module.finite.skipped = torch.tensor(kept["skipped"], device=pl_module.device)
+        pl_module.finite.buffers = {name: buffer.to(pl_module.device) for name, buffer in kept["buffers"].items()}
         weights = dict(pl_module.named_parameters())
         for name, gradients in kept["gradients"].items():
             weights[name].grad = _of_rank(gradients, trainer, pl_module.device)
@@ -68,8 +71,9 @@ class ExactResume(pl.Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add each rank's sums and gradients (all ranks save at the same step)."""
         kept = pl_module.means.state_dict()
-        gradients = {}
+        gradients, buffers, skipped = {}, {}, pl_module.finite.skipped
         if self._gradients_wait:
+            buffers = pl_module.finite.buffers
             weights = pl_module.named_parameters()
             gradients = {name: _of_all(weight.grad, trainer) for name, weight in weights if weight.grad is not None}
         sums = None if kept["sums"] is None else _of_all(kept["sums"], trainer)
@@ -78,6 +82,8 @@ class ExactResume(pl.Callback):
             "sums": sums,
             "seconds": pl_module.training_seconds,
             "gradients": gradients,
+            "buffers": buffers,
+            "skipped": None if skipped is None else int(skipped),
             "seed": self.seed,
         }
         if trainer.training:

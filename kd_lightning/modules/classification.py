@@ -92,6 +92,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.finite = FiniteGuard(on_nonfinite)
         self.confusion: Tensor | None = None
         self.training_seconds, self._since = 0.0, 0.0
+        self._first_epoch = 0
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of images ``(B, channels, H, W)`` that are normalised as the data module does."""
@@ -193,7 +194,7 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Refuse a batch of one, which has no variance that batch norm could use."""
-        self._since = perf_counter()
+        self._since, self._first_epoch = perf_counter(), self.current_epoch
         rank_zero_info(f"Speed: {'; '.join(self.speed())}.")
         normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
         loader = self.trainer.train_dataloader
@@ -214,19 +215,29 @@ class ClassificationModule(pl.LightningModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Look at the labels of data that are not ours: where a look waits for the device, in the first epoch alone."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self.finite.begin(self)
-        checked = getattr(self._datamodule, "classes", None) is not None
-        if not checked and (self.current_epoch == 0 or self.device.type == "cpu"):
+            self.finite.begin(self, self.means)
+        ours = hasattr(self._datamodule, "stores")  # which looks at all labels when it reads them
+        if not ours and (self.current_epoch == self._first_epoch or self.device.type == "cpu"):
             self._check_labels(batch[1])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave the update out if it is not finite."""
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        self.finite.decide(self, optimizer, self.trainer.strategy, scaled)
+        self.finite.decide(self, self.means, optimizer, scaled)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does; an update that is left out has no gradients, which torch cannot clip by value."""
+        if any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"]):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_start(self) -> None:
         """Begin anew to sum up."""
-        self.means, self.training_seconds = RunningMeans(), 0.0
+        self.means, self.finite, self.training_seconds = RunningMeans(), FiniteGuard(self.finite.mode), 0.0
         self._since = perf_counter()
 
     def record(
@@ -237,7 +248,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         labels: Tensor,
         tensors: dict[str, Tensor],
     ) -> None:
-        """Look whether a step is finite, keep sums over the epoch on the device, and log now and then.
+        """Keep sums over the epoch on the device, remember what a batch was like, and log now and then.
 
         Args:
             loss: What is minimized.
@@ -247,7 +258,7 @@ class ClassificationModule(pl.LightningModule, ABC):
             tensors: What else the loss was computed from, to name its range if the loss is not finite.
         """
         place = f"Epoch {self.current_epoch}, step {self.trainer.global_step}"
-        good = self.finite.look(loss, Seen(place, terms or {"loss": loss}, {**tensors, "logits": logits}))
+        self.finite.look(Seen(place, {**terms, "loss": loss}, {**tensors, "logits": logits}))
         with torch.no_grad():
             labelled: Tensor | int = len(logits)
             if labels.is_floating_point():
@@ -257,9 +268,6 @@ class ClassificationModule(pl.LightningModule, ABC):
             accuracy = right.sum() / torch.as_tensor(labelled, device=logits.device).clamp(min=1)
             values = {"loss": loss, "accuracy": accuracy, **terms}
             counts = {**dict.fromkeys(values, len(logits)), "accuracy": labelled}
-            if self.finite.mode == "skip":  # NaN times 0 is NaN
-                values = {name: torch.where(good, value, 0.0) for name, value in values.items()}
-                counts = {name: good * count for name, count in counts.items()}
             self.means.add(values, counts)
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss_step", loss.detach(), prog_bar=True)
@@ -272,19 +280,20 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def on_train_epoch_end(self) -> None:
         """Log the means over the epoch and all ranks, and the images per second."""
+        self.finite.settle(self)
         if self.means.sums is None:
             return
         total = self.trainer.strategy.reduce(self.means.sums, reduce_op="sum")
         figures = self.means.compute(total)
         if self.training_seconds:
             figures["images_per_second"] = total[1, 0] / self.training_seconds
-        if self.finite.mode == "skip" or not isinstance(self.finite.skipped, int):
-            figures["skipped_steps"] = torch.as_tensor(self.finite.skipped, dtype=torch.float32)
-            if figures["skipped_steps"] >= self.finite.steps > 0:
-                raise ValueError(
-                    f"No step of epoch {self.current_epoch} was finite; look at the images and the teacher."
-                )
-        self.finite.steps, self.finite.skipped = 0, 0
+        if self.finite.skipped is not None:
+            figures["skipped_steps"] = self.finite.skipped.float()
+        if self.finite.mode == "skip" and not total[1, 0]:
+            raise ValueError(
+                f"No step of epoch {self.current_epoch} was finite; mend the images or the teacher, or lower "
+                "learning_rate."
+            )
         self._log_figures("train", figures)
 
     def on_validation_epoch_end(self) -> None:
@@ -347,7 +356,7 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a network needs to be used elsewhere: statistics and class names, as plain data."""
-        self.finite.settle()
+        self.finite.settle(self)
         checkpoint["trained_on"] = trained_on(self.network)._asdict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -166,7 +166,7 @@ class DistillationModule(ClassificationModule):
         self._image_shape = images.shape[1:]
         student = tried_out(self, lambda: self._student_tap(self.renormalise(images)), "The student", images)
         teacher = tried_out(self, lambda: self._teach(images), "The teacher", images)
-        if not bool(torch.isfinite(teacher.logits).all()):
+        if bool(images.isfinite().all()) and not bool(teacher.logits.isfinite().all()):
             raise ValueError("The teacher's logits are not finite (NaN or infinity); its weights are damaged.")
         compared = [name for name, loss in self.terms.items() if loss.reads_teacher_logits]
         if compared and teacher.logits.shape != student.logits.shape:

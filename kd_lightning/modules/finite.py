@@ -4,13 +4,17 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
-from lightning.pytorch.strategies import Strategy
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kd_lightning.modules.running_means import RunningMeans
+
+Buffers = dict[str, Tensor]
+
 
 class Seen(NamedTuple):
-    """A batch: epoch and step in words, the terms of its loss, and what they were computed from."""
+    """A batch: epoch and step in words, the loss and its terms, and what they were computed from."""
 
     place: str
     terms: Mapping[str, Tensor]
@@ -18,84 +22,88 @@ class Seen(NamedTuple):
 
 
 class FiniteGuard:
-    """Looks at the loss and the gradients of each step, and leaves out an update that would spoil the weights.
+    """Looks at the losses and the gradients of each step, and leaves out an update that would spoil the weights.
 
-    On a CPU the verdict is there at once. On another device it stays there: a fused optimizer leaves weights and state
-    alone where it says so, and it is read a step later, and before anything is saved.
+    Buffers (the statistics of batch norms, the queue of a loss) and the means over the epoch are then put back to what
+    they were before the step. All processes do the same.
+
+    The verdict is read at once where that is cheap, on a CPU. On a CUDA device it stays there: a fused optimizer leaves
+    weights and state alone where ``found_inf`` says so, and it is read a step later, and before anything is saved.
+
+    A gradient scaler (``16-mixed``) leaves out updates by itself, and lowers its scale: gradients that are not finite
+    are then none of the guard's business, but counted. A loss is not scaled, and looked at as ever.
 
     Args:
-        mode: ``"stop"`` raises a sentence that names the step, the term and the ranges; ``"skip"`` counts the step,
-            puts buffers (the statistics of batch norms) back, and goes on.
+        mode: ``"stop"`` raises a sentence that names the step, the term and the ranges; ``"skip"`` counts the step and
+            goes on.
+
+    Raises:
+        ValueError: If ``mode`` is neither.
     """
 
     def __init__(self, mode: Literal["stop", "skip"]) -> None:
+        if mode not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite must be 'stop' or 'skip', got {mode!r}.")
         self.mode = mode
-        self.steps = 0
-        self.skipped: Tensor | int = 0
-        self._good: Tensor | None = None
+        self.skipped: Tensor | None = None
+        """The number of updates that were left out; nothing where none can be."""
+        self.buffers: Buffers = {}
+        """The module's, before the step under way."""
         self._seen: Seen | None = None
-        self._caught = False
-        self._buffers: list[tuple[Tensor, Tensor]] = []
-        self._unread: tuple[Tensor, torch.cuda.Event, Seen | None] | None = None
+        self._unread: _Unread | None = None
 
-    def begin(self, module: nn.Module) -> None:
-        """Before the first batch of a step."""
-        self._good, self._caught = None, False
-        if self.mode == "skip":
-            self._buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    def begin(self, module: nn.Module, means: RunningMeans) -> None:
+        """Before the first batch of a step: remember what a bad one would spoil."""
+        self._seen = None
+        self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        means.begin_step()
 
-    def look(self, loss: Tensor, seen: Seen) -> Tensor:
-        """Whether the loss of a batch is finite, on the device."""
-        good = loss.detach().isfinite()
-        self._good = good if self._good is None else self._good & good
-        if not self._caught:
-            self._seen = seen
-            self._caught = good.device.type == "cpu" and not bool(good)
-        return good
+    def look(self, seen: Seen) -> None:
+        """A batch of the step: the last is named if the step is bad, or the first bad one where that is known."""
+        last = self._seen
+        if last is None or last.terms["loss"].is_cuda or _finite(last.terms["loss"]):
+            detached = ({name: value.detach() for name, value in part.items()} for part in seen[1:])
+            self._seen = Seen(seen.place, *detached)
 
-    def decide(self, module: nn.Module, optimizer: Optimizer, strategy: Strategy, scaled: bool) -> None:
+    def decide(self, module: nn.Module, means: RunningMeans, optimizer: Optimizer, scaled: bool) -> None:
         """Before an update, when the gradients of all processes are one.
 
         Args:
             module: Whose weights are updated.
+            means: Sums over the epoch that are not finite if a loss of the step is not.
             optimizer: That updates them.
-            strategy: The processes agree by it.
-            scaled: Whether a gradient scaler leaves such updates out by itself; then they are counted.
+            scaled: Whether a gradient scaler decides on gradients.
 
         Raises:
             ValueError: In the mode ``"stop"``, where something is not finite.
         """
-        self.settle()
+        self.settle(module)
+        (seen, self._seen), (buffers, self.buffers) = (self._seen, None), (self.buffers, {})
         weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
-        good = torch.nn.utils.get_total_norm([weight.grad for weight in weights], float("inf")).isfinite()
-        good = good if self._good is None else good & self._good
-        good = strategy.reduce(good.float(), reduce_op="mean") == 1
-        self.steps += 1
-        if self.mode == "skip":
-            for buffer, before in self._buffers:
-                buffer.copy_(torch.where(good, buffer, before))
-        if scaled:
-            self.skipped = self.skipped + ~good
-        elif good.device.type == "cpu" or not optimizer.defaults.get("fused"):
-            if not bool(good):
-                sentence = self._sentence(self._seen, module)
-                for weight in weights:
-                    weight.grad = None  # every optimizer passes over it
-                self._refuse(sentence)
-        else:
-            self._leave_to_the_device(optimizer, good)
+        verdict = _verdict(means, weights)
+        bad = verdict.loss > 0 if scaled else verdict.update
+        means.undo_step(bad)
+        if scaled or self.mode == "skip":
+            self.skipped = verdict.update + (0 if self.skipped is None else self.skipped)
 
-    def _leave_to_the_device(self, optimizer: Optimizer, good: Tensor) -> None:
-        optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
-        if self.mode == "skip":
-            self.skipped = self.skipped + ~good
-            return
-        flag, event = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
-        flag.copy_(good, non_blocking=True)
-        event.record()
-        self._unread = flag, event, self._seen
+        obeys = getattr(optimizer, "_step_supports_amp_scaling", False)  # the mark by which torch's scaler knows it
+        later = _stays_on_device(bad) and (obeys or scaled)
+        if obeys and (later or scaled):
+            _begin_momentum(optimizer, verdict.update)
+        if later and not scaled:
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        if later and self.mode == "stop":
+            self._unread = _Unread(_Sent(torch.stack([bad, verdict.loss])), buffers, seen)
+        elif later:
+            _put_back(module, buffers, bad)
+        elif bool(bad):
+            _put_back(module, buffers, bad)
+            if self.mode == "stop":
+                raise ValueError(_sentence(seen, int(verdict.loss) - 1, module))
+            for weight in [] if scaled else weights:
+                weight.grad = None  # every optimizer passes over it
 
-    def settle(self) -> None:
+    def settle(self, module: nn.Module) -> None:
         """Read the verdict on the last step, if it was left on the device.
 
         Raises:
@@ -103,31 +111,106 @@ class FiniteGuard:
         """
         if self._unread is None:
             return
-        (good, event, seen), self._unread = self._unread, None
-        event.synchronize()
-        if not bool(good):
-            self._refuse(self._sentence(seen, None))
+        unread, self._unread = self._unread, None
+        bad, loss = unread.verdict.read()
+        if bad:
+            _put_back(module, unread.buffers, bad > 0)
+            raise ValueError(_sentence(unread.seen, int(loss) - 1))
 
-    def _refuse(self, sentence: str) -> None:
-        if self.mode == "stop":
-            raise ValueError(sentence)
-        self.skipped = self.skipped + 1
 
-    def _sentence(self, seen: Seen | None, module: nn.Module | None) -> str:
-        place, terms, tensors = seen or Seen("A step", {}, {})
-        culprits = [f"the term {name!r} is {float(term)}" for name, term in terms.items() if not _finite(term)]
-        if module is not None:
-            culprits += [
-                f"the gradient of {name!r} lies in {_range(weight.grad)}"
-                for name, weight in module.named_parameters()
-                if weight.grad is not None and not _finite(weight.grad)
-            ]
-        ranges = "; ".join(f"{name} in {_range(tensor)}" for name, tensor in tensors.items())
-        return (
-            f"{place}: {[*culprits, 'another process met a number that is not finite'][0]} ({ranges}), so the weights "
-            "were left as they were; mend the images or the teacher, lower learning_rate or clip the gradients "
-            "(trainer.gradient_clip_val), or set on_nonfinite='skip'."
-        )
+class _Sent:
+    """A tensor on its way from the device; nothing waits before it is read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy = torch.empty(tensor.shape, pin_memory=True).copy_(tensor, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record()
+
+    def read(self) -> Tensor:
+        self._arrived.synchronize()
+        return self._copy
+
+
+class _Unread(NamedTuple):
+    verdict: _Sent
+    buffers: Buffers
+    seen: Seen | None
+
+
+class _Verdict(NamedTuple):
+    """Of all processes."""
+
+    loss: Tensor
+    """1 + the (last) rank that had a bad loss, or 0."""
+    update: Tensor
+    """Whether a loss or a gradient is bad."""
+
+
+def _verdict(means: RunningMeans, weights: list[Tensor]) -> _Verdict:
+    steepest = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None], torch.inf)
+    gradient = ~steepest.isfinite()
+    loss = torch.zeros_like(gradient) if means.sums is None else ~means.sums.isfinite().all()
+    both = torch.stack([loss * (1 + _rank()), loss | gradient]).float()
+    if _shared():
+        dist.all_reduce(both, dist.ReduceOp.MAX)  # Lightning's reduce has all processes wait for each other before
+    return _Verdict(both[0], both[1] > 0)
+
+
+def _shared() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _rank() -> int:
+    return dist.get_rank() if _shared() else 0
+
+
+def _stays_on_device(verdict: Tensor) -> bool:
+    return verdict.is_cuda
+
+
+def _begin_momentum(optimizer: Optimizer, left_out: Tensor) -> None:
+    """Without it fused SGD goes on from whatever memory held if the first of its updates is left out (torch 2.14)."""
+    for group in optimizer.param_groups:
+        if group.get("momentum"):
+            moved = [weight for weight in group["params"] if weight.grad is not None]
+            new = [weight for weight in moved if optimizer.state.get(weight, {}).get("momentum_buffer") is None]
+            for weight in new if new and bool(left_out) else []:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+
+
+@torch.no_grad()
+def _put_back(module: nn.Module, before: Buffers, bad: Tensor) -> None:
+    for name, buffer in module.named_buffers():
+        if name in before:
+            buffer.copy_(torch.where(bad.to(buffer.device), before[name], buffer))
+
+
+def _sentence(seen: Seen | None, rank: int, module: nn.Module | None = None) -> str:
+    """Of the rank that had a bad loss, if one had (from -1 on), said by all."""
+    place, terms, tensors = seen or Seen("A step", {}, {})
+    sentence = (
+        f"{place}{f', rank {_rank()}' if _shared() else ''}: {_culprit(terms, rank, module)}"
+        f" ({'; '.join(f'{name} in {_range(tensor)}' for name, tensor in tensors.items())}), so the weights "
+        "were left as they were; mend the images or the teacher, lower learning_rate or clip the gradients "
+        "(trainer.gradient_clip_val), or set on_nonfinite='skip'."
+    )
+    if rank < 0 or not _shared():
+        return sentence
+    said = [sentence]
+    dist.broadcast_object_list(said, rank)
+    return said[0]
+
+
+def _culprit(terms: Mapping[str, Tensor], rank: int, module: nn.Module | None) -> str:
+    for name, term in terms.items():
+        if not _finite(term):
+            return f"the term {name!r} is {float(term)}"
+    if rank >= 0:
+        return "the loss of an earlier batch of the step is not finite"
+    for name, weight in [] if module is None else module.named_parameters():
+        if weight.grad is not None and not _finite(weight.grad):
+            return f"the gradient of {name!r} lies in {_range(weight.grad)}"
+    return "a gradient is not finite"
 
 
 def _finite(tensor: Tensor) -> bool:
