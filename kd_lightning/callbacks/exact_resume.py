@@ -93,6 +93,8 @@ class ExactResume(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take up the seed; the rest once the weights are where they belong."""
+        if trainer.state.fn != "fit":  # a checkpoint that is tested says nothing of the next fit
+            return
         self._loaded = dict(checkpoint.get("exact_resume", {}))
         self.seed = self._loaded.pop("seed", None)
         self._places = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])

@@ -1,0 +1,101 @@
+"""A loader that goes on within an epoch."""
+
+from typing import Any
+
+import pytest
+from torch.utils.data import Dataset
+
+from kd_lightning.data.loader import EpochLoader
+from kd_lightning.data.sampler import EpochSampler
+
+COUNT, SIZE = 40, 4
+LENGTH = 10
+
+
+class Places(Dataset):
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[int, int]:
+        return place
+
+
+def as_listed(places: list[Any]) -> list[Any]:
+    return places
+
+
+def loader(workers: int = 0, **options: Any) -> EpochLoader:
+    sampler = EpochSampler(range(COUNT), SIZE, training=True)
+    options = {"collate_fn": as_listed, "num_workers": workers, "persistent_workers": workers > 0, **options}
+    return EpochLoader(Places(), batch_size=SIZE, sampler=sampler, **options)
+
+
+def epoch_of(made: EpochLoader, epoch: int) -> list[Any]:
+    made.sampler.set_epoch(epoch)
+    return list(made)
+
+
+def cut(made: EpochLoader, epoch: int, batches: int) -> dict[str, int]:
+    made.sampler.set_epoch(epoch)
+    iterator = iter(made)
+    for _ in range(batches):
+        next(iterator)
+    return made.state_dict()
+
+
+workers = pytest.mark.parametrize("workers", [0, 2])
+
+
+@workers
+@pytest.mark.parametrize("taken", [1, 4, 9, 10])
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_an_epoch_goes_on_where_it_was_cut(taken: int, workers: int) -> None:
+    whole = [epoch_of(loader(), epoch) for epoch in range(4)]
+    state = cut(loader(workers), 2, taken)
+    assert state == {"epoch": 2, "batches": taken}  # and not what workers have read ahead
+    again = loader(workers)
+    again.load_state_dict(state)
+    for epoch in (2, 3, 1):  # others are whole, whether workers persist or not
+        expected = whole[epoch][taken:] if epoch == 2 else whole[epoch]
+        assert epoch_of(again, epoch) == expected
+        assert again.state_dict() == {"epoch": epoch, "batches": LENGTH}
+
+
+@workers
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_it_can_be_cut_again(workers: int) -> None:
+    first, second, third = (loader(workers) for _ in range(3))
+    second.load_state_dict(cut(first, 1, 3))
+    state = cut(second, 1, 2)
+    assert state == {"epoch": 1, "batches": 5}
+    third.load_state_dict(state)
+    assert epoch_of(third, 1) == epoch_of(loader(), 1)[5:]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_what_is_read_ahead_does_not_count() -> None:
+    assert cut(loader(2, prefetch_factor=4), 0, 2) == {"epoch": 0, "batches": 2}
+
+
+def test_the_epoch_is_that_of_the_first_batch() -> None:
+    """Lightning makes the iterator before it tells the epoch."""
+    made = loader()
+    iterator = iter(made)
+    made.sampler.set_epoch(3)
+    assert next(iterator) == epoch_of(loader(), 3)[0]
+    assert made.state_dict() == {"epoch": 3, "batches": 1}
+
+
+def test_the_length_stays_that_of_an_epoch() -> None:
+    made = loader()
+    made.load_state_dict({"epoch": 0, "batches": 7})
+    assert len(made) == LENGTH
+    assert len(epoch_of(made, 0)) == 3
+    assert len(made) == LENGTH
+
+
+def test_nothing_was_taken() -> None:
+    assert loader().state_dict() == {"epoch": 0, "batches": 0}
+    made = loader()
+    made.load_state_dict({"epoch": 0, "batches": 0})
+    assert epoch_of(made, 0) == epoch_of(loader(), 0)
