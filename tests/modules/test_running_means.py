@@ -93,3 +93,24 @@ def test_the_state_is_plain(tmp_path: Path) -> None:
     again = RunningMeans()
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert again.compute() == {"a": 2.0}
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_step_is_undone_as_a_whole(steps: int, saved: bool) -> None:
+    means = RunningMeans()
+    for value in range(steps):
+        means.begin_step()
+        means.add({"a": torch.tensor(float(value))}, {"a": 1})
+        means.undo_step(torch.tensor(False))
+    before = means.compute()
+    means.begin_step()
+    for value in (1.0, math.nan):
+        means.add({"a": torch.tensor(value)}, {"a": 1})
+        if saved:
+            state, means = means.state_dict(), RunningMeans()
+            means.load_state_dict(state)
+    means.undo_step(torch.tensor(True))
+    assert means.sums is not None
+    assert means.sums[1, 0] == steps
+    assert steps == 0 or means.compute() == before
