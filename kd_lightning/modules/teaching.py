@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.fx import symbolic_trace
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -70,7 +71,8 @@ class Teaching:
             dtype: ``None`` for the network's own.
             compile: Whether the copy is compiled.
         """
-        if self.tap.layers:
+        # of weights that lie in pieces on several devices there is no copy
+        if self.tap.layers or any(isinstance(weight, DTensor) for weight in self.network.parameters()):
             return
         folded = _folded(self.network, images)
         self.folded = folded is not None
