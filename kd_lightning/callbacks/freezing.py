@@ -4,9 +4,7 @@ import math
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import nn
-from torch.optim import SGD, Optimizer
 
 from kd_lightning.callbacks.rewrapping import rewrap
 from kd_lightning.networks.head import head_of
@@ -100,8 +98,6 @@ class FreezeLayers(pl.Callback):
         changed = [weight for weight, until in self._weights if weight.requires_grad != (until <= self._epoch)]
         for weight in changed:
             weight.requires_grad_(not weight.requires_grad)
-        for optimizer in trainer.optimizers:
-            _begin_momentum(optimizer, {weight for weight in changed if weight.requires_grad})
         for layer in self._resting:
             layer.training = True
         self._resting = [
@@ -130,17 +126,6 @@ class FreezeLayers(pl.Callback):
                 f"{', '.join(layers)}."
             )
         return {name: _epoch(epoch) for name, epoch in self.groups.items()}
-
-
-def _begin_momentum(optimizer: Optimizer, weights: set[nn.Parameter]) -> None:
-    """Zeros, where torch's fused SGD wants a momentum of all weights of a group or of none.
-
-    The first step makes of them the gradient, as it would of nothing.
-    """
-    for group in optimizer.param_groups if isinstance(optimizer, SGD) else []:
-        for weight in group["params"] if group["fused"] and group["momentum"] else []:
-            if weight in weights and optimizer.state[weight].get("momentum_buffer") is None:
-                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def _epoch(until: Any) -> float:

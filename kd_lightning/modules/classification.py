@@ -21,7 +21,7 @@ from kd_lightning.modules.example_images import example_images, tried_out
 from kd_lightning.modules.finite import FiniteGuard, Seen
 from kd_lightning.modules.hyper_parameters import refuse_foreign_classes, unfilled
 from kd_lightning.modules.running_means import RunningMeans
-from kd_lightning.modules.schedule import layered_groups, one_cycle, parameter_groups
+from kd_lightning.modules.schedule import begin_momentum, layered_groups, one_cycle, parameter_groups
 from kd_lightning.networks import TrainedOn, read_checkpoint, trained_on
 from kd_lightning.networks.renormalise import renormaliser
 from kd_lightning.networks.trained_on import refuse_other_classes
@@ -224,6 +224,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         """Leave the update out if it is not finite."""
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         self.finite.decide(self, self.means, optimizer, scaled)
+        begin_momentum(optimizer)
 
     def configure_gradient_clipping(
         self,

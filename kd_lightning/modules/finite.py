@@ -88,8 +88,6 @@ class FiniteGuard:
 
         obeys = getattr(optimizer, "_step_supports_amp_scaling", False)  # the mark by which torch's scaler knows it
         later = _stays_on_device(bad) and (obeys or scaled)
-        if obeys and (later or scaled):
-            _begin_momentum(optimizer, verdict.update)
         if later and not scaled:
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         if later and self.mode == "stop":
@@ -166,16 +164,6 @@ def _rank() -> int:
 
 def _stays_on_device(verdict: Tensor) -> bool:
     return verdict.is_cuda
-
-
-def _begin_momentum(optimizer: Optimizer, left_out: Tensor) -> None:
-    """Without it fused SGD goes on from whatever memory held if the first of its updates is left out (torch 2.14)."""
-    for group in optimizer.param_groups:
-        if group.get("momentum"):
-            moved = [weight for weight in group["params"] if weight.grad is not None]
-            new = [weight for weight in moved if optimizer.state.get(weight, {}).get("momentum_buffer") is None]
-            for weight in new if new and bool(left_out) else []:
-                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 @torch.no_grad()

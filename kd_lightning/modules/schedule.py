@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import SGD, Optimizer
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
@@ -42,6 +44,23 @@ def layered_groups(network: nn.Module, layer_decay: float) -> list[dict[str, Any
         scale *= layer_decay
     own = [weight for weight in network.parameters() if weight not in seen]
     return groups + [{**group, "lr_scale": scale / layer_decay} for group in parameter_groups(own)]
+
+
+def begin_momentum(optimizer: Optimizer) -> None:
+    """Before a step, give torch's fused SGD zeros where a weight has a gradient and no momentum yet.
+
+    The step makes of them the gradient, as it would of nothing. By itself the fused kernel refuses a group in which
+    some weights have a momentum and others, whose first gradient comes later, have none; and where the first step is
+    left out (``found_inf``) it goes on with memory that nobody has written to.
+    """
+    groups = optimizer.param_groups if isinstance(optimizer, SGD) else []
+    if len(optimizer.state) == sum(len(group["params"]) for group in groups):
+        return
+    for group in groups:
+        if group["fused"] and group["momentum"] and not group["dampening"]:
+            for weight in group["params"]:
+                if weight.grad is not None and optimizer.state[weight].get("momentum_buffer") is None:
+                    optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight.grad)
 
 
 def one_cycle(step: int, total_steps: float, rise: float = 0.3) -> float:

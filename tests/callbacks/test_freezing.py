@@ -207,7 +207,6 @@ def test_what_thaws_follows_the_schedule_of_all(small: Networks, make_trainer: T
 
 
 def test_fused_sgd_begins_a_momentum_as_torch_s_plain_one_does(small: Networks, make_trainer: Trainers) -> None:
-    """By itself torch's fused kernel refuses a group in which some weights have a momentum and some have none."""
     network, found = small(), []
     for fused in (True, False):
         sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4, fused=fused, foreach=False)

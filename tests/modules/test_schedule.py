@@ -1,12 +1,13 @@
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from kd_lightning.modules.schedule import layered_groups, one_cycle, parameter_groups
+from kd_lightning.modules.schedule import begin_momentum, layered_groups, one_cycle, parameter_groups
 
 
 @pytest.mark.parametrize("steps", [7, 10, 100, 1001])
@@ -110,3 +111,61 @@ def test_each_part_learns_slower_than_the_one_after_it() -> None:
         network.first.bias,
         network.last.bias,
     }
+
+
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_weight_whose_gradient_comes_late_begins_as_in_plain_sgd(nesterov: bool) -> None:
+    torch.manual_seed(0)
+    gradients = torch.randn(4, 2, 5)
+    found = []
+    for fused in (True, False):
+        weights = [nn.Parameter(torch.ones(5)) for _ in range(2)]
+        optimizer = SGD(weights, nesterov=nesterov, fused=fused, foreach=False)
+        for step, rows in enumerate(gradients):
+            weights[0].grad, weights[1].grad = rows[0].clone(), rows[1].clone() if step >= 2 else None
+            begin_momentum(optimizer)
+            if fused:
+                assert len(optimizer.state) == (2 if step >= 2 else 1)
+            optimizer.step()
+        found.append(weights)
+    for fused_weight, weight in zip(*found, strict=True):
+        torch.testing.assert_close(fused_weight, weight, rtol=1e-6, atol=1e-6)
+
+
+def test_it_begins_to_the_bits_of_torch_s_own_first_step() -> None:
+    found = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.randn(50, 3)), nn.Parameter(torch.randn(7))]
+        optimizer = SGD(weights, nesterov=True, fused=True)
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = torch.randn_like(weight)
+            if ours:
+                begin_momentum(optimizer)
+            optimizer.step()
+        found.append([*weights, *(optimizer.state[weight]["momentum_buffer"] for weight in weights)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_first_step_that_is_left_out_leaves_no_momentum() -> None:
+    weight = nn.Parameter(torch.ones(1000))
+    optimizer = SGD([weight], fused=True)
+    weight.grad = torch.full_like(weight, math.inf)
+    begin_momentum(optimizer)
+    optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+    optimizer.step()
+    assert (optimizer.state[weight]["momentum_buffer"] == 0).all()
+    assert (weight == 1).all()
+
+
+@pytest.mark.parametrize("optimizer", [partial(SGD, fused=False), partial(torch.optim.AdamW, fused=True)])
+def test_other_optimizers_begin_by_themselves(optimizer: Any) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    made = optimizer([weight])
+    begin_momentum(made)
+    assert not made.state
