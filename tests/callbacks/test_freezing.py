@@ -386,6 +386,28 @@ def test_two_processes_stay_one_after_a_thaw(
     assert not torch.equal(first["steps"][-1]["network.conv1.weight"], network.conv1.weight)  # type: ignore[arg-type,union-attr]
 
 
+@several
+def test_two_processes_go_on_to_the_same_bits(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+    """From before a thaw, from between two and from after both."""
+    network = small()
+
+    def run(*callbacks: pl.Callback, path: Path | None = None) -> list[dict[str, Any]]:
+        freeze = FreezeLayers(until_epoch={"conv1": None, "layer1": 2, "layer2": 1})
+        trainer = make_trainer(
+            max_epochs=3, callbacks=[freeze, Keeper(tmp_path), *callbacks], strategy="ddp_fork", devices=2
+        )
+        module = TeacherModule(copy.deepcopy(network))
+        torch.manual_seed(1 if path is None else 99)
+        trainer.fit(module, DigitsDataModule(batch_size=256), ckpt_path=path, weights_only=True)
+        return [torch.load(tmp_path / f"{rank}.pt", weights_only=True)["weights"] for rank in range(2)]
+
+    whole = run(Save(tmp_path))
+    for place in ("epoch 0 ended", "epoch 1 batch 0", "epoch 2 batch 0"):
+        for found, expected in zip(run(path=tmp_path / f"{place}.ckpt"), whole, strict=True):
+            for name, value in found.items():
+                assert torch.equal(value, expected[name]), f"{name} differs after {place}"
+
+
 class Compressing(DDPStrategy):
     """Lightning registers hooks on GPUs alone."""
 
