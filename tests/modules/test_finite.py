@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -168,6 +169,18 @@ def test_the_last_good_checkpoint_stays_and_a_save_on_the_exception_is_good(
         saved = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)
         assert all(torch.equal(value, record.states[step][name]) for name, value in saved["state_dict"].items())
         assert saved["exact_resume"]["sums"].isfinite().all()
+
+
+class Lost(HardTargetLoss):
+    """Infinite, and its gradient is not."""
+
+    def forward(self, student: Any, teacher: Any, labels: Tensor) -> Tensor:
+        return super().forward(student, teacher, labels) + INF
+
+
+def test_a_loss_that_is_not_finite_though_its_gradient_is(make_trainer: Trainers) -> None:
+    with pytest.raises(ValueError, match="step 0: the term 'hard' is inf"):
+        make_trainer().fit(distilled(losses={"hard": Lost()}), batches())
 
 
 def test_a_module_can_be_copied_and_trained_again(make_trainer: Trainers) -> None:
@@ -428,19 +441,18 @@ def test_labels_out_of_range_after_a_resume(make_trainer: Trainers, tmp_path: Pa
 def test_where_a_look_waits_for_the_device_labels_are_read_in_the_first_epoch_of_a_run(
     make_trainer: Trainers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks: list[int] = []
+    fresh, resumed, looks = taught(), taught(), []
+    trainer, _ = fit(make_trainer, fresh, batches())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    make_trainer(max_epochs=2).fit(resumed, batches(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     monkeypatch.setattr(TeacherModule, "_check_labels", lambda module, labels: looks.append(module.current_epoch))
     monkeypatch.setattr(TeacherModule, "device", torch.device("meta"))  # any but the CPU
-    module = taught()
-    for first, epochs in ((0, 2), (2, 4)):
-        module._first_epoch = first
-        for epoch in range(first, epochs):
-            module._trainer = type(
-                "T", (), {"current_epoch": epoch, "accumulate_grad_batches": 1, "datamodule": None}
-            )()
-            for number in range(3):
-                module.on_train_batch_start((torch.rand(1), torch.tensor([0])), number)
-    assert looks == [0] * 3 + [2] * 3
+    for module, first in ((fresh, 0), (resumed, 1)):
+        for epoch in (first, first + 1):
+            run = SimpleNamespace(current_epoch=epoch, accumulate_grad_batches=1, datamodule=None)
+            module._trainer = run  # type: ignore[assignment]
+            module.on_train_batch_start((torch.rand(1), torch.tensor([0])), 0)
+    assert looks == [0, 1]
 
 
 # several ranks
