@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning import DigitsDataModule, TeacherModule
 from kd_lightning.callbacks import ExactResume
+from kd_lightning.callbacks.exact_resume import _of_rank
 from kd_lightning.networks import ResNet
 
 Trainers = Callable[..., pl.Trainer]
@@ -169,3 +170,23 @@ def test_a_users_own_loader_is_said_not_to_go_on_within_an_epoch(make_trainer: T
     fit()
     with pytest.warns(UserWarning, match="dataloader is not resumable"):
         assert fit(tmp_path / "2.ckpt").global_step == 6
+
+
+def test_a_checkpoint_from_elsewhere_goes_on_without_what_it_lacks(make_trainer: Trainers, tmp_path: Path) -> None:
+    trainer = make_trainer()
+    run(trainer)
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    content = torch.load(tmp_path / "saved.ckpt", weights_only=True)
+    del content["exact_resume"]
+    torch.save(content, tmp_path / "saved.ckpt")
+    again = make_trainer(max_epochs=2)
+    run(again, tmp_path / "saved.ckpt")
+    assert again.current_epoch == 2
+
+
+@pytest.mark.parametrize(("world", "expected"), [(2, [1.0, 3.0]), (1, [2.0]), (3, [2.0, 2.0, 2.0])])
+def test_what_ranks_kept_is_each_ones_own_or_the_mean_for_other_ranks(world: int, expected: list[float]) -> None:
+    kept = torch.tensor([[1.0], [3.0]])
+    for rank in range(world):
+        trainer: Any = SimpleNamespace(world_size=world, global_rank=rank)
+        assert _of_rank(kept, trainer, torch.device("cpu")).tolist() == [expected[rank]]
