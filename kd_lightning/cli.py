@@ -26,6 +26,11 @@ from kd_lightning.runs import LOGS, newest_run, resolve_checkpoint, run_of
 from kd_lightning.teacher_files import find_teacher
 
 
+def _last() -> ModelCheckpoint:
+    """Saves each epoch's end; the one that saves the best comes before it, so that its state is in the file."""
+    return ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+
+
 class ArgumentParser(LightningArgumentParser):
     """A parser that lets arguments be linked while a ``class_path`` names a function (jsonargparse 4.53 does not)."""
 
@@ -56,7 +61,8 @@ class CommandLine(LightningCLI):
                     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
                     "init_args": {"save_dir": str(LOGS), "name": "", "default_hp_metric": False},
                 },
-                "callbacks": [TensorBoardImages(), RunReport()],
+                # Lightning's save_last saves where the monitored figure got better, and not elsewhere
+                "callbacks": [TensorBoardImages(), RunReport(), _last()],
             },
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
@@ -71,7 +77,6 @@ class CommandLine(LightningCLI):
                 "checkpoint.filename": "best",
                 "checkpoint.monitor": "val/accuracy",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
             }
         )
         parser.add_lightning_class_args(SaveProgress, "progress")
@@ -87,6 +92,9 @@ class CommandLine(LightningCLI):
         """Find the checkpoints that were named, before anything is built."""
         self.command = self.config.get("subcommand") or "layers"
         self.options = self.config.get(self.command, self.config)
+        callbacks = self.options.get("trainer.callbacks")
+        if isinstance(callbacks, list):  # of a run that goes on by the same command, which added them before
+            self.options["trainer.callbacks"] = [c for i, c in enumerate(callbacks) if c not in callbacks[:i]]
         for line in find_teacher(self.options.get("model.init_args"), self.command):
             _say(line)
         if self.command != "layers":
