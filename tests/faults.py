@@ -1,0 +1,209 @@
+"""Faults that tests inflict on runs of the command line: real processes, forked from one that has imported torch."""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["kd_lightning.cli", "torch.utils.tensorboard", "sklearn.datasets"])
+_PLAN = "KD_LIGHTNING_FAULTS"
+
+
+class Dropping(nn.Module):
+    """A network that drops half of its features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop, self.fc = nn.Conv2d(1, 8, 3), nn.Dropout(0.5), nn.Linear(8, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.drop(self.body(images).relu().mean((2, 3))))
+
+
+class Faults(pl.Callback):
+    """Writes down the batches that are begun, and harms its own process where the environment says so.
+
+    A plan is a list of ``{"hook", "batch", "rank", "signal" | "error" | "sleep"}``; without ``batch`` it is the first.
+    """
+
+    def __init__(self) -> None:
+        self.plan: list[dict[str, Any]] = json.loads(os.environ.get(_PLAN, "[]"))
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:
+            with Path("batches.txt").open("a") as file:
+                file.write(f"{trainer.fit_loop.total_batch_idx}\n")
+        self._reach("on_train_batch_start", trainer)
+
+    def on_after_backward(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._reach("on_after_backward", trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._reach("on_train_batch_end", trainer)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._reach("sanity check" if trainer.sanity_checking else "on_validation_batch_start", trainer)
+
+    def on_test_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._reach("on_test_batch_start", trainer)
+
+    def on_predict_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._reach("on_predict_batch_start", trainer)
+
+    def _reach(self, hook: str, trainer: pl.Trainer) -> None:
+        for fault in list(self.plan):
+            here = fault["hook"] == hook and fault.get("rank", 0) == trainer.global_rank
+            if here and trainer.fit_loop.total_batch_idx >= fault.get("batch", -1):
+                self.plan.remove(fault)
+                _inflict(fault)
+
+
+def _inflict(fault: dict[str, Any]) -> None:
+    with Path("inflicted.txt").open("a") as file:
+        file.write(f"{time.time()}\n")
+    if "signal" in fault:
+        os.kill(os.getpid(), fault["signal"])
+    if "sleep" in fault:
+        time.sleep(fault["sleep"])
+    if "error" in fault:
+        raise ValueError(fault["error"])
+
+
+def kill_in_a_save(name: str, number: int, place: int | str) -> None:
+    """Be killed in the ``number``-th writing of a file: at a byte, or before or after ``"fsync"`` or ``"replace"``."""
+    from kd_lightning import whole_files
+
+    count = 0
+
+    def is_it(path: Path) -> bool:
+        nonlocal count
+        count += path.name.startswith(f"{name}.") and path.name.endswith(".tmp")
+        return count == number and path.name.startswith(f"{name}.")
+
+    opened, replaced, synced = Path.open, Path.replace, os.fsync
+    now = False
+
+    def opens(path: Path, mode: str = "r", *rest: Any) -> Any:
+        nonlocal now
+        file = opened(path, mode, *rest)
+        if mode == "wb" and is_it(path):
+            now = True
+            if isinstance(place, int):
+                limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
+                signal.signal(signal.SIGXFSZ, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+                limit((place, place))
+        return file
+
+    def die(when: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        if now and place == f"before {when}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = call(*arguments)
+        if now and place == f"after {when}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    Path.open = opens  # type: ignore[method-assign, assignment]
+    Path.replace = lambda path, target: die("replace", replaced, path, target)  # type: ignore[method-assign, assignment]
+    whole_files.os.fsync = lambda descriptor: die("fsync", synced, descriptor)  # type: ignore[assignment]
+
+
+def full_disk(size: int) -> None:
+    """No file becomes longer."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def environment(plan: list[dict[str, Any]]) -> dict[str, str]:
+    """In which a command finds this file, the package, and what shall happen to it."""
+    here = Path(__file__).parent
+    paths = [str(here.parent), str(here), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", _PLAN: json.dumps(plan)}
+
+
+def _command(folder: Path, arguments: list[str], variables: dict[str, str], before: Callable[[], None] | None) -> None:
+    os.setsid()  # a group of its own, as a shell gives to a command
+    os.chdir(folder)
+    output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    os.environ.update(variables)
+    multiprocessing.set_start_method("fork", force=True)  # of the workers that read images, as it is in a shell
+    torch.set_num_threads(1)
+    main = sys.modules["__main__"]
+    main.__spec__ = find_spec("kd_lightning.__main__")  # by which Lightning starts the other ranks
+    sys.argv = ["kd-lightning", *arguments]
+    if before is not None:
+        before()
+    from kd_lightning.__main__ import main as call
+
+    call()
+
+
+class Command:
+    """A `kd-lightning` command in a process of its own.
+
+    Args:
+        folder: In which it runs.
+        arguments: Of the command.
+        plan: See :class:`Faults`.
+        variables: Of the environment, beside this one's.
+        before: What it does first.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        plan: list[dict[str, Any]] | None = None,
+        variables: dict[str, str] | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("output.txt", "batches.txt", "inflicted.txt"):
+            (folder / name).unlink(missing_ok=True)
+        full = {**environment(plan or []), **(variables or {})}
+        self.process: ForkServerProcess = _FORKS.Process(target=_command, args=(folder, [*arguments], full, before))
+        self.process.start()
+
+    def wait(self, seconds: float = 120) -> int:
+        """Its exit code."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f"It is still there:\n{self.output}"
+        return self.process.exitcode
+
+    @property
+    def output(self) -> str:
+        """What it has printed."""
+        return (self.folder / "output.txt").read_text()
+
+    @property
+    def batches(self) -> list[int]:
+        """The numbers of the batches that it has begun."""
+        file = self.folder / "batches.txt"
+        return [int(line) for line in file.read_text().split()] if file.is_file() else []
+
+    @property
+    def inflicted(self) -> list[float]:
+        """When faults were inflicted."""
+        file = self.folder / "inflicted.txt"
+        return [float(line) for line in file.read_text().split()] if file.is_file() else []
+
+    def signal(self, number: int) -> None:
+        """As `kill` does, to its first process alone."""
+        os.kill(self.process.pid, number)  # type: ignore[arg-type]
