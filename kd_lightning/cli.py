@@ -110,6 +110,7 @@ class CommandLine(LightningCLI):
         if which == "auto":
             which = self._newest_loadable()
         if which is None:
+            self.options["ckpt_path"] = None
             _say("There is no checkpoint to go on from, so the run begins anew.")
             return
         path = resolve_checkpoint(which, self._run()) if which in ("best", "last") else Path(which)

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing.context import ForkServerProcess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +75,8 @@ class Faults(pl.Callback):
 
 
 def _inflict(fault: dict[str, Any]) -> None:
+    if fault.get("once") and Path("inflicted.txt").is_file():  # by the process that was here before
+        return
     with Path("inflicted.txt").open("a") as file:
         file.write(f"{time.time()}\n")
     if "signal" in fault:
@@ -84,41 +88,45 @@ def _inflict(fault: dict[str, Any]) -> None:
 
 
 def kill_in_a_save(name: str, number: int, place: int | str) -> None:
-    """Be killed in the ``number``-th writing of a file: at a byte, or before or after ``"fsync"`` or ``"replace"``."""
-    from kd_lightning import whole_files
+    """Be killed while a file is written for the ``number``-th time: at a byte, or by ``"before fsync"`` and the like.
 
+    At a byte it is the system that kills, with SIGXFSZ.
+    """
+    opened, replaced, synced = Path.open, Path.replace, os.fsync
     count = 0
 
-    def is_it(path: Path) -> bool:
+    def opens(path: Path, *arguments: Any, **options: Any) -> Any:
         nonlocal count
-        count += path.name.startswith(f"{name}.") and path.name.endswith(".tmp")
-        return count == number and path.name.startswith(f"{name}.")
-
-    opened, replaced, synced = Path.open, Path.replace, os.fsync
-    now = False
-
-    def opens(path: Path, mode: str = "r", *rest: Any) -> Any:
-        nonlocal now
-        file = opened(path, mode, *rest)
-        if mode == "wb" and is_it(path):
-            now = True
-            if isinstance(place, int):
-                limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
-                signal.signal(signal.SIGXFSZ, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-                limit((place, place))
-        return file
+        count += path.name.startswith(f"{name}.")
+        if count == number and isinstance(place, int):
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (place, place))
+        return opened(path, *arguments, **options)
 
     def die(when: str, call: Callable[..., Any], *arguments: Any) -> Any:
-        if now and place == f"before {when}":
+        if count == number and place == f"before {when}":
             os.kill(os.getpid(), signal.SIGKILL)
         result = call(*arguments)
-        if now and place == f"after {when}":
+        if count == number and place == f"after {when}":
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
     Path.open = opens  # type: ignore[method-assign, assignment]
     Path.replace = lambda path, target: die("replace", replaced, path, target)  # type: ignore[method-assign, assignment]
-    whole_files.os.fsync = lambda descriptor: die("fsync", synced, descriptor)  # type: ignore[assignment]
+    os.fsync = lambda descriptor: die("fsync", synced, descriptor)  # type: ignore[assignment]
+
+
+def signal_in_a_cache(number: int) -> None:
+    """Be sent a signal while the teacher is asked about all images."""
+    from kd_lightning.modules.teaching import Teaching
+
+    ask = Teaching._ask_about_all
+
+    def asks(self: Teaching, *arguments: Any) -> Tensor:
+        os.kill(os.getpid(), number)
+        return ask(self, *arguments)
+
+    Teaching._ask_about_all = asks  # type: ignore[method-assign]
 
 
 def full_disk(size: int) -> None:
@@ -186,6 +194,23 @@ class Command:
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"It is still there:\n{self.output}"
         return self.process.exitcode
+
+    def refuse_survivors(self, within: float = 5) -> None:
+        """Fail if a process that it has started is still there."""
+        deadline = time.time() + within
+        while (alive := self._group()) and time.time() < deadline:
+            time.sleep(0.1)
+        for pid in alive:
+            os.kill(pid, signal.SIGKILL)
+        assert not alive, f"{len(alive)} processes outlived the command."
+
+    def _group(self) -> list[int]:
+        alive = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    alive.append(process.pid)
+        return alive
 
     @property
     def output(self) -> str:

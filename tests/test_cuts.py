@@ -1,14 +1,20 @@
 """Runs that are cut: real processes of the command line, killed, stopped and starved, that go on to the same bits."""
 
+import os
 import random
+import shutil
 import signal
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from faults import Command
+from faults import Command, environment, full_disk, kill_in_a_save, signal_in_a_cache
 from torch import Tensor
 
 from kd_lightning.networks import ResNet
@@ -36,7 +42,12 @@ CONFIGURATIONS = {
     "cache in memory": ["digits/distill", *CACHED, "--model.teacher_cache=true"],
     "cache in a folder": ["digits/distill", *CACHED, "--model.teacher_cache=logits"],
     "dropout": ["digits/teacher", "--model.network=faults.Dropping"],
-    "accumulation": ["digits/distill", *TAUGHT, "--trainer.accumulate_grad_batches=2", "--progress.every_n_train_steps=1"],
+    "accumulation": [
+        "digits/distill",
+        *TAUGHT,
+        "--trainer.accumulate_grad_batches=2",
+        "--progress.every_n_train_steps=1",
+    ],
     "workers": ["digits/distill", *TAUGHT, "--data.num_workers=2"],
     "two processes": ["digits/distill", *TAUGHT, *TWO],
     "two processes with a queue": ["digits/crd", *TAUGHT, *TWO],
@@ -54,6 +65,14 @@ def fit(folder: Path, configuration: list[str], *more: str, **options: Any) -> C
 def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
     (path,) = folder.glob(f"lightning_logs/digits/*/version_0/checkpoints/{name}.ckpt")
     return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a teacher was trained."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert fit(folder, CONFIGURATIONS["teacher"], "--trainer.max_epochs=1").wait() == 0
+    return folder
 
 
 def refuse_a_difference(found: Any, expected: Any, place: str = "") -> None:
@@ -78,7 +97,9 @@ CUTS = [("last-step", 3, 7), ("last", 8, 8), ("last-step", 13, 15), ("last", 16,
 QUICKEST = ("queue", "accumulation")
 
 
-@pytest.mark.parametrize("name", [n if n in QUICKEST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGURATIONS])
+@pytest.mark.parametrize(
+    "name", [n if n in QUICKEST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGURATIONS]
+)
 def test_killed_again_and_again(name: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     draw = random.Random(name)
     whole = fit(tmp_path / "whole", CONFIGURATIONS[name])
@@ -105,3 +126,187 @@ def test_the_last_checkpoint_is_that_of_the_last_epoch(tmp_path: Path) -> None:
     assert run.wait() == 0, run.output
     assert checkpoint(tmp_path)["global_step"] == 3 * STEPS_OF_EPOCH
     assert checkpoint(tmp_path, "best")["global_step"] == STEPS_OF_EPOCH
+
+
+# --- a save that is cut, and a full disk
+
+
+@pytest.mark.parametrize("place", [0, 5000, 40_000, "before fsync", "before replace", "after replace"])
+def test_killed_in_a_save(place: int | str, tmp_path: Path) -> None:
+    name = CONFIGURATIONS["teacher"]
+    before = partial(kill_in_a_save, "last-step.ckpt", 3, place)
+    run = fit(tmp_path / "cut", name, before=before)
+    assert run.wait() in (-signal.SIGKILL, -signal.SIGXFSZ), run.output
+    folder = next((tmp_path / "cut").glob("lightning_logs/*/*/version_0/checkpoints"))
+    assert len(list(folder.glob("*.tmp"))) == (place != "after replace")
+    assert checkpoint(tmp_path / "cut", "last-step")["global_step"] == (9 if place == "after replace" else 6)
+    run = fit(tmp_path / "cut", name, "--ckpt_path=last")
+    assert run.wait() == 0, run.output
+    assert not list(folder.glob("*.tmp"))
+    whole = fit(tmp_path / "whole", name)
+    assert whole.wait() == 0
+    refuse_a_difference(checkpoint(tmp_path / "cut"), checkpoint(tmp_path / "whole"))
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path: Path) -> None:
+    assert fit(tmp_path, CONFIGURATIONS["teacher"], "--trainer.max_epochs=1").wait() == 0
+    before = checkpoint(tmp_path)
+    full = partial(full_disk, 20_000)
+    run = fit(tmp_path, CONFIGURATIONS["teacher"], "--ckpt_path=last", "--trainer.max_epochs=3", before=full)
+    assert run.wait() == 1
+    last = run.output.strip().splitlines()[-1]
+    assert last.startswith("kd-lightning fit: 'lightning_logs/")
+    assert "cannot be written (File too large); what was there before is as it was; make room" in last
+    assert "Traceback" not in run.output
+    refuse_a_difference(checkpoint(tmp_path), before)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+# --- signals
+
+
+@pytest.mark.parametrize(
+    ("number", "hook", "batch", "name"),
+    [
+        (signal.SIGTERM, "on_after_backward", 4, "accumulation"),
+        (signal.SIGINT, "on_train_batch_start", 5, "accumulation"),
+        (signal.SIGTERM, "on_validation_batch_start", 7, "teacher"),
+        (signal.SIGINT, "sanity check", -1, "teacher"),
+    ],
+)
+def test_a_signal_saves_and_the_run_goes_on(number: int, hook: str, batch: int, name: str, tmp_path: Path) -> None:
+    run = fit(tmp_path / "cut", CONFIGURATIONS[name], plan=[{"hook": hook, "batch": batch, "signal": number}])
+    assert run.wait() == 128 + number, run.output
+    assert f"Stopped by {signal.Signals(number).name} in epoch" in run.output
+    assert "checkpoints/last-step.ckpt, go on from there with --ckpt_path last." in run.output
+    assert "Traceback" not in run.output
+    reached = run.batches[-1]
+    run = fit(tmp_path / "cut", CONFIGURATIONS[name], "--ckpt_path=last")
+    assert run.wait() == 0, run.output
+    assert run.batches[0] == reached + 1
+    whole = fit(tmp_path / "whole", CONFIGURATIONS[name])
+    assert whole.wait() == 0
+    refuse_a_difference(checkpoint(tmp_path / "cut"), checkpoint(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(number: int, tmp_path: Path) -> None:
+    fault = {"hook": "on_train_batch_start", "batch": 4}
+    plan = [{**fault, "signal": number}, {**fault, "signal": number}, {**fault, "sleep": 60}]
+    run = fit(tmp_path, CONFIGURATIONS["teacher"], plan=plan)
+    assert run.wait(50) == 128 + number, run.output
+    assert "Stopped by" not in run.output
+    assert "Traceback" not in run.output
+    assert checkpoint(tmp_path, "last-step")["global_step"] == 3
+
+
+def test_a_signal_while_a_cache_is_filled(tmp_path: Path) -> None:
+    before = partial(signal_in_a_cache, signal.SIGTERM)
+    run = fit(tmp_path, CONFIGURATIONS["cache in memory"], before=before)
+    assert run.wait() == 128 + signal.SIGTERM, run.output
+    assert "Stopped by SIGTERM in epoch 0 after step 1;" in run.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_a_signal_ends_a_test(number: int, command: str, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    fault = {"hook": f"on_{command}_batch_start", "signal": number}
+    run = Command(tmp_path, command, "-c", "digits/teacher", "--trainer.enable_progress_bar=false", plan=[fault])
+    assert run.wait() == 128 + number, run.output
+    assert "Traceback" not in run.output
+    assert not list(tmp_path.rglob("test.json"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_anything_is_imported(number: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kd_lightning", "fit", "-c", "digits/teacher"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, **environment([])}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        time.sleep(1.5)
+        run.send_signal(number)
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode in (128 + number, -number)  # the shell says 143 of both
+    assert b"Traceback" not in errors
+
+
+# --- several processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_of_two(number: int, rank: int, tmp_path: Path) -> None:
+    name = CONFIGURATIONS["two processes"]
+    fault = {"hook": "on_train_batch_start", "batch": 4, "rank": rank, "signal": number}
+    run = fit(tmp_path / "cut", name, plan=[fault])
+    assert run.wait() == 128 + number, run.output
+    left = time.time()
+    assert f"Stopped by {signal.Signals(number).name} in epoch 0 after step 5;" in run.output
+    print("seconds to leave", left - run.inflicted[0])
+    run.refuse_survivors()
+    again = fit(tmp_path / "cut", name, "--ckpt_path=last")
+    assert again.wait() == 0, again.output
+    whole = fit(tmp_path / "whole", name)
+    assert whole.wait() == 0
+    refuse_a_difference(checkpoint(tmp_path / "cut"), checkpoint(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("what", [{"signal": signal.SIGKILL}, {"error": "A loss of mine."}])
+def test_one_of_two_dies(rank: int, what: dict[str, Any], tmp_path: Path) -> None:
+    fault = {"hook": "on_train_batch_start", "batch": 4, "rank": rank, **what}
+    run = fit(tmp_path, CONFIGURATIONS["two processes"], plan=[fault])
+    code = run.wait()
+    run.refuse_survivors(within=30 - (time.time() - run.inflicted[0]))
+    print("code", code, "seconds", time.time() - run.inflicted[0], run.output[-3000:])
+    assert code != 0
+    if "signal" in what or rank == 1:
+        assert f"The process of rank {rank} (PID " in run.output
+        assert "so the run has ended; go on with --ckpt_path last." in run.output
+    if "error" in what:
+        assert "A loss of mine." in run.output
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_again(tmp_path: Path) -> None:
+    name = CONFIGURATIONS["two processes"]
+    whole = fit(tmp_path / "whole", name)
+    assert whole.wait() == 0
+    folder = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", folder, ignore=shutil.ignore_patterns("lightning_logs", "*.txt"))
+    fault = {"hook": "on_train_batch_start", "batch": 13, "rank": 1, "signal": signal.SIGKILL, "once": True}
+    launch = ["torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--master-port=29431"]
+    command = [*launch, "-m", "kd_lightning", "fit", "-c", name[0], *QUICK, *name[1:], "--ckpt_path=auto"]
+    result = subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, env={**os.environ, **environment([fault])}, timeout=200,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    print(result.stdout[-3000:], result.stderr[-3000:])
+    assert result.returncode == 0
+    assert "There is no checkpoint to go on from, so the run begins anew." in result.stdout
+    assert "checkpoints/last-step.ckpt." in result.stdout
+    refuse_a_difference(checkpoint(folder), checkpoint(tmp_path / "whole"))
+
+
+# --- the newest that can be read
+
+
+def test_auto_begins_anew_goes_on_and_passes_over_what_is_damaged(tmp_path: Path) -> None:
+    name = CONFIGURATIONS["teacher"]
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0",
+             "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"}  # fmt: skip
+    fault = {"hook": "on_train_batch_start", "batch": 14, "signal": signal.SIGKILL}
+    run = fit(tmp_path, name, "--ckpt_path=auto", plan=[fault], variables=slurm)
+    assert run.wait() == -signal.SIGKILL, run.output
+    assert "There is no checkpoint to go on from, so the run begins anew." in run.output
+    damaged = next(tmp_path.rglob("last-step.ckpt"))
+    damaged.write_bytes(damaged.read_bytes()[:3000])
+    run = fit(tmp_path, name, "--ckpt_path=auto", variables=slurm)
+    assert run.wait() == 0, run.output
+    assert f"Passed over: '{damaged.relative_to(tmp_path)}' cannot be read as a checkpoint" in run.output
+    assert "version_0/checkpoints/last.ckpt." in run.output
+    assert run.batches == list(range(STEPS_OF_EPOCH, 3 * STEPS_OF_EPOCH))
+    assert len(list(tmp_path.glob("lightning_logs/*/*/version_*"))) == 1
