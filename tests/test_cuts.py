@@ -106,7 +106,7 @@ def test_killed_again_and_again(name: str, tmp_path: Path, record_property: Call
     assert whole.wait() == 0, whole.output
     folder = tmp_path / "cut"
     more: list[str] = []
-    repeated = []
+    reached, repeated = 0, []
     for number, (_, low, high) in enumerate([*CUTS, ("", 99, 99)]):
         fault = {"hook": draw.choice(HOOKS), "batch": draw.randint(low, high), "signal": signal.SIGKILL}
         run = fit(folder, CONFIGURATIONS[name], *more, plan=[fault])
