@@ -34,11 +34,26 @@ class CheckpointFiles(CheckpointIO):
         """Read it; code in it is refused."""
         if "://" in str(path):
             return TorchCheckpointIO().load_checkpoint(path, map_location, weights_only=True)
-        return read_checkpoint(path)
+        return read_run(path)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete it."""
         TorchCheckpointIO().remove_checkpoint(path)
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of a run.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, carries code, or holds weights alone.
+    """
+    content = read_checkpoint(path)
+    if not isinstance(content.get("state_dict"), dict) or "pytorch-lightning_version" not in content:
+        raise ValueError(
+            f"{str(path)!r} is no checkpoint of a run; to use the weights in it, fill a network with from_checkpoint."
+        )
+    return content
 
 
 def write_whole_files(strategy: Strategy) -> None:

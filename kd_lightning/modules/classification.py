@@ -1,7 +1,7 @@
 """What every module shares: the optimization, evaluation and saving of one network."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kd_lightning.callbacks.exact_resume import ExactResume
-from kd_lightning.modules.checkpoint_files import write_whole_files
+from kd_lightning.modules.checkpoint_files import read_run, write_whole_files
 from kd_lightning.modules.evaluation import Evaluation
 from kd_lightning.modules.example_images import example_images, tried_out
 from kd_lightning.modules.finite import FiniteGuard, Seen
 from kd_lightning.modules.hyper_parameters import refuse_foreign_classes, unfilled
 from kd_lightning.modules.running_means import RunningMeans
 from kd_lightning.modules.schedule import begin_momentum, layered_groups, one_cycle, parameter_groups
-from kd_lightning.networks import TrainedOn, read_checkpoint, trained_on
+from kd_lightning.networks import TrainedOn, trained_on
+from kd_lightning.networks.checkpoint import misfit
 from kd_lightning.networks.renormalise import renormaliser
 from kd_lightning.networks.trained_on import refuse_other_classes
 
@@ -366,6 +367,18 @@ class ClassificationModule(pl.LightningModule, ABC):
         if self._trainer is not None:
             self._match_data()
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As in torch, and weights of another network are refused in one sentence."""
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            if differing := misfit(self, state_dict):
+                raise ValueError(
+                    f"The checkpoint does not fit this {type(self).__name__} ({differing}); build the network and the "
+                    "losses that were saved."
+                ) from error
+            raise
+
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Rebuild a module from a checkpoint; see Lightning, with two differences.
@@ -377,7 +390,7 @@ class ClassificationModule(pl.LightningModule, ABC):
             ValueError: If the file is damaged, carries code, names another class, or was saved from Python and the
                 networks are not passed again.
         """
-        content = read_checkpoint(checkpoint_path)
+        content = read_run(checkpoint_path)
         saved = content.get("hyper_parameters", {})
         refuse_foreign_classes(saved, str(checkpoint_path))
         needed = cls.network_argument

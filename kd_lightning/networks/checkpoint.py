@@ -90,7 +90,11 @@ def from_checkpoint(
     content = read_checkpoint(path)
     weights = _state_dict(content, rename or {}, path, wanted=set(network.state_dict()))
     known = _declared_in(content, path)
-    _check_fit(network, weights, path)
+    if differing := misfit(network, weights):
+        raise ValueError(
+            f"{str(path)!r} does not fit {type(network).__name__} ({differing}); build the network that was saved, "
+            "or map spellings with rename={'old.': 'new.'}."
+        )
     network.load_state_dict(weights)
     # a plain attribute, so that it is copied along and stays out of the state dict
     network.trained_on = known if declared.mean is None else declared._replace(classes=known.classes)  # type: ignore[assignment]
@@ -112,7 +116,7 @@ def _state_dict(
         if isinstance(content.get(key), dict):
             content = content[key]
             break
-    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    weights = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not weights:
         raise ValueError(f"{str(path)!r} holds no weights, neither bare nor under 'state_dict' or 'model'.")
     if ours and any(key.startswith("network.") for key in weights):  # beside it: the learned parts of losses
@@ -134,7 +138,8 @@ def _spelling(key: str, rename: Mapping[str, str]) -> str:
     return key
 
 
-def _check_fit(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Which keys of a state dict are missing, unexpected, of another shape or kind; empty if none."""
     wanted = network.state_dict()
     shapes = [
         f"{key} is {tuple(weights[key].shape)} in the file and {tuple(wanted[key].shape)} in the network"
@@ -147,13 +152,15 @@ def _check_fit(network: nn.Module, weights: Mapping[str, Tensor], path: str | Pa
         "missing": missing,
         "unexpected": [key for key in weights if key not in wanted],
         "of another shape": shapes,
+        "of another kind": [key for key in wanted if key in weights and _other_kind(weights[key], wanted[key])],
     }
-    if any(problems.values()):
-        listed = "; ".join(f"{what}: {shortened(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(
-            f"{str(path)!r} does not fit {type(network).__name__} ({listed}); build the network that was saved, "
-            "or map spellings with rename={'old.': 'new.'}."
-        )
+    return "; ".join(f"{what}: {shortened(keys)}" for what, keys in problems.items() if keys)
+
+
+def _other_kind(value: Tensor, wanted: Tensor) -> bool:
+    """Whether it cannot be copied as it is: complex numbers would lose a part, the others be refused half-way."""
+    lost = value.is_complex() and not wanted.is_complex()
+    return lost or value.is_meta or value.is_quantized != wanted.is_quantized or value.layout != wanted.layout
 
 
 def _first_line(error: Exception) -> str:
