@@ -1,5 +1,6 @@
 """How the trainer's checkpoints reach the disk and come back."""
 
+import os
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ class CheckpointFiles(CheckpointIO):
     addresses (``s3://...``) that it knows how to reach.
     """
 
+    def __init__(self) -> None:
+        self._folders: set[str] = set()
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write it beside its place and move it there."""
+        self._folders.add(os.path.dirname(path))
         if "://" in str(path):
             TorchCheckpointIO().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -37,8 +42,12 @@ class CheckpointFiles(CheckpointIO):
         return read_run(path)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete it."""
-        TorchCheckpointIO().remove_checkpoint(path)
+        """Delete it, if it lies beside one that was written here.
+
+        Which one a run supersedes is said by the file that it goes on from: any path, and Lightning deletes folders.
+        """
+        if os.path.dirname(path) in self._folders and str(path).endswith(".ckpt"):
+            TorchCheckpointIO().remove_checkpoint(path)
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
