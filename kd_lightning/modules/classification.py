@@ -19,7 +19,7 @@ from kd_lightning.modules.checkpoint_files import read_run, write_whole_files
 from kd_lightning.modules.evaluation import Evaluation
 from kd_lightning.modules.example_images import example_images, tried_out
 from kd_lightning.modules.finite import FiniteGuard, Seen
-from kd_lightning.modules.hyper_parameters import refuse_foreign_classes, unfilled
+from kd_lightning.modules.hyper_parameters import parts_named, rebuilding, refuse_foreign_classes, unfilled
 from kd_lightning.modules.running_means import RunningMeans
 from kd_lightning.modules.schedule import begin_momentum, layered_groups, one_cycle, parameter_groups
 from kd_lightning.networks import TrainedOn, trained_on
@@ -383,16 +383,17 @@ class ClassificationModule(pl.LightningModule, ABC):
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Rebuild a module from a checkpoint; see Lightning, with two differences.
 
-        The file is read as data: its checksums are compared, and it may name only classes of kd_lightning, torch,
-        torchvision and modules already imported.
+        The file is read as data: its checksums are compared, and it may name only networks, losses, optimizers and
+        schedules of kd_lightning, torch, torchvision and modules already imported.
 
         Raises:
-            ValueError: If the file is damaged, carries code, names another class, or was saved from Python and the
+            ValueError: If the file is damaged, carries code, names anything else, or was saved from Python and the
                 networks are not passed again.
         """
         content = read_run(checkpoint_path)
         saved = content.get("hyper_parameters", {})
         refuse_foreign_classes(saved, str(checkpoint_path))
+        parts = parts_named({name: value for name, value in saved.items() if name not in kwargs}, str(checkpoint_path))
         needed = cls.network_argument
         if needed not in saved and needed not in kwargs:
             raise ValueError(
@@ -407,4 +408,5 @@ class ClassificationModule(pl.LightningModule, ABC):
         if needed in saved and needed not in kwargs:
             kwargs[needed] = unfilled(saved[needed])  # all weights are in this checkpoint
         kwargs["weights_only"] = True
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        with rebuilding(str(checkpoint_path), parts):
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)

@@ -10,7 +10,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_c
 from torch import nn
 
 from kd_lightning import TeacherModule
-from kd_lightning.modules.hyper_parameters import refuse_foreign_classes, unsaved
+from kd_lightning.modules.hyper_parameters import parts_named, rebuilding, refuse_foreign_classes, unsaved
 
 
 @pytest.fixture
@@ -69,6 +69,7 @@ def test_a_name_that_only_looks_known_is_refused(name: str) -> None:
     "plain",
     [
         {},
+        {"class_path": "kd_lightning.networks.from_checkpoint", "init_args": {"path": "antigravity.pt"}},
         None,
         3,
         "stranger.Network",
@@ -111,6 +112,49 @@ def test_a_checkpoint_cannot_have_a_class_imported_by_its_bare_name(
     with pytest.raises(Exception, match="stranger"):
         TeacherModule.load_from_checkpoint(path)
     assert stranger not in sys.modules
+
+
+PARTS = [
+    "kd_lightning.TeacherModule",
+    "kd_lightning.networks.resnet20",
+    "kd_lightning.losses.HintLoss",
+    "torch.nn.Linear",
+    "torch.optim.AdamW",
+    "torch.optim.lr_scheduler.StepLR",
+    "torchvision.models.resnet18",
+    "torchvision.models.googlenet",
+]
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("build", NESTED)
+def test_parts_are_found_by_all_their_names(build: Callable[[str], Any], name: str) -> None:
+    assert name in parts_named(build(name), "a/best.ckpt")
+    assert any(len(path) > len(name) for path in parts_named({"x": "kd_lightning.TeacherModule"}, "a/best.ckpt"))
+
+
+@pytest.mark.parametrize("name", ["collections.OrderedDict", "os.system", "torch.hub.load", "torch.Tensor"])
+@pytest.mark.parametrize("build", NESTED)
+def test_what_is_no_part_is_refused(build: Callable[[str], Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^'a/best.ckpt' asks for '{name}', which is no network, loss, optimizer or"):
+        parts_named(build(name), "a/best.ckpt")
+
+
+@pytest.mark.parametrize("plain", [{}, None, {"a": 0.1, "b": ["torch.float32", "torch.nothing", "best.ckpt"]}, {"c.d"}])
+def test_plain_data_are_no_parts(plain: Any) -> None:
+    assert parts_named(plain, "a/best.ckpt") == set()
+
+
+def test_what_may_be_imported_is_as_before_after_a_module_is_rebuilt() -> None:
+    from jsonargparse._common import parsing_settings
+
+    before = dict(parsing_settings)
+    with rebuilding("a/best.ckpt", {"torch.nn.Linear"}):
+        assert parsing_settings["import_path_verdicts"] == {"*": False, "torch.nn.Linear": True}
+    assert parsing_settings == before
+    with pytest.raises(KeyError), rebuilding("a/best.ckpt", set()):
+        raise KeyError
+    assert parsing_settings == before
 
 
 def test_objects_are_left_out_unless_the_command_line_describes_them() -> None:
