@@ -21,6 +21,7 @@ from kd_lightning.callbacks import FeatureWriter, PredictionWriter, RunReport, S
 from kd_lightning.features import layer_shapes
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.modules.example_images import tried_out
+from kd_lightning.modules.hyper_parameters import refuse_foreign_classes
 from kd_lightning.networks import read_checkpoint
 from kd_lightning.runs import LOGS, newest_run, resolve_checkpoint, run_of
 from kd_lightning.teacher_files import find_teacher
@@ -118,7 +119,8 @@ class CommandLine(LightningCLI):
             raise FileNotFoundError(
                 f"There is no checkpoint {which!r}; give a file, best, last or auto to --ckpt_path."
             )
-        read_checkpoint(path)  # Lightning compares no checksum, and tells a damaged file in many lines
+        content = read_checkpoint(path)  # Lightning compares no checksum, and tells a damaged file in many lines
+        refuse_foreign_classes(content.get("hyper_parameters"), str(path))
         self.options["ckpt_path"] = str(path)
         _say(f"The checkpoint is {path}.")
         run = run_of(path)
