@@ -81,10 +81,17 @@ def _row(run: str) -> list[str]:
         folder = newest_run(folder if folder.is_dir() else LOGS / run)
     if not (folder / "test.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} was not tested yet; run `kd-lightning test -c {folder}/config.yaml`.")
-    figures: dict[str, Any] = json.loads((folder / "test.json").read_text())
+    try:
+        return [run, *_cells(json.loads((folder / "test.json").read_text()))]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{str(folder / 'test.json')!r} is damaged; run `kd-lightning test -c {folder}/config.yaml` again."
+        ) from error
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
     size, agreement = figures.get("file_bytes"), figures.get("agreement")
     return [
-        run,
         f"{figures['parameters']:,}",
         "-" if size is None else f"{size / 1e6:.3f}",
         f"{figures['accuracy']:.2%}",

@@ -122,7 +122,7 @@ class TeacherCache:
             recorded = json.loads((folder / _RECORD).read_text())
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError:
+        except (ValueError, RecursionError):
             recorded = None
         if not isinstance(recorded, dict):
             raise ValueError(f"{str(folder / _RECORD)!r} is damaged; delete the folder or name another one.")

@@ -30,7 +30,8 @@ def whole_file(place: Path) -> Iterator[BinaryIO]:
     temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # never through a link that someone has put there
             yield file
             file.flush()
             os.fsync(file.fileno())
