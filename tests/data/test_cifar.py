@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import pickle
 import socket
 import struct
@@ -211,6 +212,40 @@ def test_a_damaged_file_is_replaced_from_the_archive(
         data.prepare_data()
         assert_is_the_published_one(data)
     assert server.requests == asked
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "data_batch_5", "test_batch", "batches.meta"])
+def test_a_pickle_is_not_opened_before_its_checksum_is_right(
+    tmp_path: Path, cifar10: type[CIFAR10], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = CIFAR10DataModule("data")
+    data.prepare_data()
+    evil = pickle.dumps(Bomb())
+    pickle.loads(evil)  # the payload is a live one
+    Path("ran").rmdir()
+    Path("data/cifar-10-batches-py", name).write_bytes(evil)
+    for split in ("train", "test", "predict"):
+        with pytest.raises(RuntimeError, match="corrupted"):
+            data.load(split)
+    assert not Path("ran").exists()
+    cifar10.tgz_md5 = "0" * 32  # nor from an archive that is another
+    check_refused(data, cifar10, "damaged or was interrupted")
+    assert not Path("ran").exists()
+
+
+def test_an_archive_is_not_opened_before_its_checksum_is_right(
+    tmp_path: Path, server: Server, cifar10: type[CIFAR10]
+) -> None:
+    server.content = archived("..", {"outside": b"", "data_batch_1": pickle.dumps(Bomb())})
+    check_refused(CIFAR10DataModule(str(tmp_path / "data")), cifar10, "damaged or was interrupted")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [cifar10.filename]
 
 
 def test_damaged_class_names_are_not_used(tmp_path: Path, cifar10: type[CIFAR10]) -> None:
