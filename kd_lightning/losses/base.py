@@ -14,6 +14,9 @@ class DistillationLoss(nn.Module, ABC):
     A subclass calls a pure function in ``forward``. Parts that are learned with the student (a regressor, variances)
     are made in ``build``, which is called once before training with the outputs of a dry run.
 
+    In domain adaptation the pair is source and target: what one network says of the images of both domains, with
+    gradient on both sides. Both lists of layers are then the same, and the labels are the source's.
+
     Args:
         weight: What the term is multiplied by in the sum, >= 0.
         student_layers: Dotted names of the student's layers that are read.
@@ -28,6 +31,12 @@ class DistillationLoss(nn.Module, ABC):
     reads_teacher_logits: bool = False
     """Whether the term compares logits, so that both networks need the same classes."""
 
+    progress: float = 0.0
+    """The share of the training that is done, in [0, 1]; told by the module before each step."""
+
+    figures: dict[str, Tensor]
+    """Scalars of the last batch that are logged beside the term; they hold no graph, so that modules can be copied."""
+
     def __init__(
         self,
         weight: float = 1.0,
@@ -36,6 +45,7 @@ class DistillationLoss(nn.Module, ABC):
         warmup_epochs: int = 0,
     ) -> None:
         super().__init__()
+        self.figures = {}
         if not weight >= 0:
             raise ValueError(f"A loss's weight must be >= 0, got {weight}.")
         if warmup_epochs < 0:

@@ -1,8 +1,11 @@
+import copy
+import pickle
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses import DistillationLoss, HardTargetLoss, SoftTargetLoss
@@ -77,3 +80,23 @@ def test_which_losses_compare_logits() -> None:
 def test_a_warm_up_reaches_the_losses() -> None:
     assert SoftTargetLoss(weight=0.8, warmup_epochs=4).weight_in(0) == pytest.approx(0.2)
     assert HardTargetLoss(weight=0.8, warmup_epochs=4).weight_in(1) == pytest.approx(0.4)
+
+
+def test_progress_is_told_and_begins_at_zero() -> None:
+    loss, other = Difference(), Difference()
+    assert loss.progress == 0
+    loss.progress = 0.25
+    assert (loss.progress, other.progress, Difference.progress) == (0.25, 0, 0)
+    assert loss.state_dict() == {}
+
+
+def test_figures_are_empty_each_losses_own_and_no_part_of_its_state() -> None:
+    loss, other = Difference(), Difference()
+    assert loss.figures == {}
+    loss.figures["share"] = torch.tensor(0.5)
+    assert other.figures == {}
+    assert loss.state_dict() == {}
+    owner = nn.ModuleDict({"loss": loss})
+    for copied in (copy.deepcopy(owner), pickle.loads(pickle.dumps(owner)), AveragedModel(owner).module):
+        assert copied["loss"].figures["share"] == 0.5
+        assert copied["loss"].figures is not loss.figures
