@@ -1,5 +1,6 @@
 """Cross-entropy with the true labels."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,23 +10,38 @@ from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision
-def hard_target_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def hard_target_loss(
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
     r"""Cross-entropy with the labels, averaged over the labelled rows (0 where there are none).
+
+    With weights it is their weighted mean, :math:`\sum_b w_b \ell_b / \sum_b w_b`.
 
     Args:
         logits: ``(B, C)``.
         labels: Class indices ``(B,)``, -1 where a row is unlabelled, or class probabilities ``(B, C)``.
         label_smoothing: Share of the target that is spread over all classes, in [0, 1].
+        weights: Of the rows, ``(B,)`` and >= 0.
 
     Example:
-        >>> import torch
         >>> hard_target_loss(torch.zeros(2, 4), torch.tensor([3, -1]))
         tensor(1.3863)
     """
+    if weights is not None:
+        return _weighted(logits, labels, label_smoothing, weights)
     if labels.is_floating_point():
         return F.cross_entropy(logits, labels.to(logits.dtype), label_smoothing=label_smoothing)
     total = F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=label_smoothing, reduction="sum")
     return total / (labels >= 0).sum().clamp(min=1)
+
+
+def _weighted(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor) -> Tensor:
+    if labels.is_floating_point():
+        labels = labels.to(logits.dtype)
+    else:
+        weights = weights * (labels >= 0)
+    errors = F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=label_smoothing, reduction="none")
+    return (weights * errors).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 class HardTargetLoss(DistillationLoss):

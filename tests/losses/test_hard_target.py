@@ -50,6 +50,33 @@ def test_takes_probabilities_as_labels() -> None:
         torch.testing.assert_close(one_hot, hard_target_loss(z, labels, smoothing))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("factor", [1.0, 5.0])
+def test_weights_are_those_of_a_mean(smoothing: float, factor: float) -> None:
+    z, weights = logits(), torch.tensor([0.0, 3.0, 0.5, 1.0, 1.0, 2.0], dtype=torch.float64)
+    labels = torch.tensor([0, 4, -1, 2, 1, 3])
+    kept = labels >= 0
+    errors = F.cross_entropy(z[kept], labels[kept], label_smoothing=smoothing, reduction="none")
+    expected = (weights[kept] * errors).sum() / weights[kept].sum()
+    torch.testing.assert_close(hard_target_loss(z, labels, smoothing, factor * weights), expected)
+    targets = torch.rand(6, 5).softmax(1)
+    errors = F.cross_entropy(z, targets.double(), label_smoothing=smoothing, reduction="none")
+    expected = (weights * errors).sum() / weights.sum()
+    torch.testing.assert_close(hard_target_loss(z, targets, smoothing, factor * weights), expected)
+
+
+def test_equal_weights_change_nothing_and_none_above_zero_give_zero() -> None:
+    z, labels = logits().requires_grad_(), torch.tensor([0, 4, -1, 2, 1, 3])
+    for target in (labels, torch.rand(6, 5).softmax(1), torch.full((6,), -1)):
+        torch.testing.assert_close(
+            hard_target_loss(z, target, weights=torch.full((6,), 0.3)), hard_target_loss(z, target)
+        )
+        loss = hard_target_loss(z, target, weights=torch.zeros(6))
+        (gradient,) = torch.autograd.grad(loss, z)
+        assert loss == 0
+        assert (gradient == 0).all()
+
+
 def test_a_constant_added_to_a_row_changes_nothing() -> None:
     z, labels = logits(), torch.tensor([0, 4, 2, -1, 1, 3])
     shifted = z + 10 * torch.randn(6, 1, dtype=torch.float64)
