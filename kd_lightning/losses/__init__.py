@@ -1,13 +1,15 @@
-"""Distillation losses: one method, one file; plain PyTorch."""
+"""Losses of distillation and of domain adaptation: one method, one file; plain PyTorch."""
 
 from kd_lightning.losses.attention import AttentionLoss, attention_loss
 from kd_lightning.losses.base import DistillationLoss
 from kd_lightning.losses.contrastive import ContrastiveLoss, contrastive_loss
+from kd_lightning.losses.coral import CoralLoss, coral_loss
 from kd_lightning.losses.correlation import CorrelationLoss, correlation_loss
 from kd_lightning.losses.decoupled import DecoupledLoss, decoupled_loss
 from kd_lightning.losses.dist import DistLoss, dist_loss
 from kd_lightning.losses.hard_target import HardTargetLoss, hard_target_loss
 from kd_lightning.losses.hint import HintLoss, hint_loss
+from kd_lightning.losses.mmd import MMDLoss, mmd_loss
 from kd_lightning.losses.neuron_selectivity import NeuronSelectivityLoss, neuron_selectivity_loss
 from kd_lightning.losses.probabilistic import ProbabilisticLoss, probabilistic_loss
 from kd_lightning.losses.relational import RelationalLoss, relational_loss
@@ -19,12 +21,14 @@ from kd_lightning.losses.variational import VariationalLoss, variational_loss
 __all__ = [
     "AttentionLoss",
     "ContrastiveLoss",
+    "CoralLoss",
     "CorrelationLoss",
     "DecoupledLoss",
     "DistLoss",
     "DistillationLoss",
     "HardTargetLoss",
     "HintLoss",
+    "MMDLoss",
     "NeuronSelectivityLoss",
     "ProbabilisticLoss",
     "RelationalLoss",
@@ -34,12 +38,14 @@ __all__ = [
     "VariationalLoss",
     "attention_loss",
     "contrastive_loss",
+    "coral_loss",
     "correlation_loss",
     "decoupled_loss",
     "dist_loss",
     "hard_target_loss",
     "hierarchical_context_loss",
     "hint_loss",
+    "mmd_loss",
     "neuron_selectivity_loss",
     "probabilistic_loss",
     "relational_loss",

@@ -34,11 +34,12 @@ def vector_pairs(loss: DistillationLoss, student: Outputs, teacher: Outputs) -> 
 
     Maps ``(B, C, H, W)`` are averaged over their pixels, tokens ``(B, N, C)`` over their number.
     """
-    return [(_pooled(s), _pooled(t)) for s, t in feature_pairs(loss, student, teacher)]
+    return [(pooled(s), pooled(t)) for s, t in feature_pairs(loss, student, teacher)]
 
 
 @in_full_precision
-def _pooled(features: Tensor) -> Tensor:
+def pooled(features: Tensor) -> Tensor:
+    """One vector ``(B, C)`` for an image: the mean over the pixels of a map, or over tokens ``(B, N, C)``."""
     if features.dim() == 4:
         return features.mean((2, 3))
     return features.mean(1) if features.dim() == 3 else features.flatten(1)

@@ -16,11 +16,13 @@ from torch import Tensor
 from kd_lightning.losses import (
     attention_loss,
     contrastive_loss,
+    coral_loss,
     correlation_loss,
     decoupled_loss,
     dist_loss,
     hierarchical_context_loss,
     hint_loss,
+    mmd_loss,
     neuron_selectivity_loss,
     probabilistic_loss,
     relational_loss,
@@ -33,7 +35,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 # inputs in float64; values and gradients were computed in float64 with mdistiller, RepDistiller, DIST_KD and
-# logit-standardization-KD, the gradients then rounded to float32
+# logit-standardization-KD, and for domain adaptation (the student is the source) with Transfer-Learning-Library, the
+# gradients then rounded to float32
 _REFERENCE: dict[str, Array] = dict(np.load(Path(__file__).with_name("reference.npz")))
 _TARGET = torch.from_numpy(_REFERENCE["target"])
 _TEMPERATURE = float(_REFERENCE["temperature"])
@@ -62,6 +65,31 @@ def test_equals_the_released_implementation(name: str, inputs: str, loss: Loss) 
     value = loss(student, teacher)
     (gradient,) = torch.autograd.grad(value, student)
     assert value.item() == pytest.approx(_REFERENCE[f"{name}/loss"].item(), rel=1e-6)
+    expected = torch.from_numpy(_REFERENCE[f"{name}/grad"]).double()
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+
+
+def coral_as_released(source: Tensor, target: Tensor) -> Tensor:
+    return 4 * coral_loss(source, target) + (source.mean(0) - target.mean(0)).square().mean()
+
+
+def mmd_as_released(source: Tensor, target: Tensor) -> Tensor:
+    return mmd_loss(source, target) + 2 / (len(source) - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "error"),
+    [
+        ("coral_tllib", coral_as_released, 1e-12),
+        ("mkmmd_tllib_alpha_0.5_1_2", mmd_as_released, 2e-6),  # the released value holds rounding to float32
+    ],
+)
+def test_equals_the_released_adaptation(name: str, loss: Loss, error: float) -> None:
+    source, target = (torch.from_numpy(_REFERENCE[f"embed_{side}"]) for side in ("student", "teacher"))
+    source.requires_grad_()
+    value = loss(source, target)
+    (gradient,) = torch.autograd.grad(value, source)
+    assert value.item() == pytest.approx(_REFERENCE[f"{name}/loss"].item(), abs=error)
     expected = torch.from_numpy(_REFERENCE[f"{name}/grad"]).double()
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
 
