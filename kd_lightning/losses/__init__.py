@@ -1,5 +1,6 @@
 """Losses of distillation and of domain adaptation: one method, one file; plain PyTorch."""
 
+from kd_lightning.losses.adversarial import AdversarialLoss, adversarial_loss, reverse_gradient
 from kd_lightning.losses.attention import AttentionLoss, attention_loss
 from kd_lightning.losses.base import DistillationLoss
 from kd_lightning.losses.contrastive import ContrastiveLoss, contrastive_loss
@@ -19,6 +20,7 @@ from kd_lightning.losses.soft_target import SoftTargetLoss, soft_target_loss
 from kd_lightning.losses.variational import VariationalLoss, variational_loss
 
 __all__ = [
+    "AdversarialLoss",
     "AttentionLoss",
     "ContrastiveLoss",
     "CoralLoss",
@@ -36,6 +38,7 @@ __all__ = [
     "SimilarityLoss",
     "SoftTargetLoss",
     "VariationalLoss",
+    "adversarial_loss",
     "attention_loss",
     "contrastive_loss",
     "coral_loss",
@@ -49,6 +52,7 @@ __all__ = [
     "neuron_selectivity_loss",
     "probabilistic_loss",
     "relational_loss",
+    "reverse_gradient",
     "similarity_loss",
     "soft_target_loss",
     "variational_loss",

@@ -1,0 +1,259 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_lightning.features import Outputs
+from kd_lightning.losses import AdversarialLoss, adversarial_loss, reverse_gradient
+from kd_lightning.losses.adversarial import entropy_weights, reversal_strength
+from kd_lightning.losses.multilinear import MultilinearMap
+
+_LABELS = torch.tensor([3, -1, 0, 1, 2])
+
+
+def outputs(rows: int, shift: float = 0.0, **shapes: tuple[int, ...]) -> Outputs:
+    features = {name: (torch.randn(rows, *shape) + shift).requires_grad_() for name, shape in shapes.items()}
+    return Outputs(torch.randn(rows, 4, requires_grad=True), features)
+
+
+def built(loss: AdversarialLoss, source: Outputs, target: Outputs, progress: float = 1.0) -> AdversarialLoss:
+    loss.build(source, target)
+    loss.progress = progress
+    return loss
+
+
+def judged(loss: AdversarialLoss, vectors: Tensor, layer: int = 0) -> Tensor:
+    """The discriminator written out."""
+    state = loss.state_dict()
+    for depth in (0, 2, 4):
+        weight, bias = (state[f"discriminators.{layer}.{depth}.{name}"] for name in ("weight", "bias"))
+        vectors = (vectors.relu() if depth else vectors) @ weight.T + bias
+    return vectors[:, 0]
+
+
+def test_forward_is_the_identity_and_backward_the_negative_multiple() -> None:
+    features, factors = torch.randn(2, 3, 4, dtype=torch.float64)
+    features.requires_grad_()
+    reversed_features = reverse_gradient(features, 0.3)
+    assert torch.equal(reversed_features, features)
+    (gradient,) = torch.autograd.grad((factors * reversed_features).sum(), features, retain_graph=True)
+    assert torch.equal(gradient, -0.3 * factors)
+    (gradient,) = torch.autograd.grad((factors * reverse_gradient(features)).sum(), features)
+    assert torch.equal(gradient, -factors)
+    (gradient,) = torch.autograd.grad(reverse_gradient(features, 0.0).sum(), features)
+    assert (gradient == 0).all()
+
+
+def test_twice_reversed_is_not_reversed_and_the_second_derivative_is_right() -> None:
+    x = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(
+        reverse_gradient(reverse_gradient(x, 2.0), 0.5).pow(3).sum(), x, create_graph=True
+    )
+    torch.testing.assert_close(gradient, 3 * x.square())
+    (second,) = torch.autograd.grad(reverse_gradient(x, 1.0).pow(2).sum(), x, create_graph=True)
+    torch.testing.assert_close(second, -2 * x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_reversal_keeps_the_type(dtype: torch.dtype) -> None:
+    features = torch.randn(3).to(dtype).requires_grad_()
+    reversed_features = reverse_gradient(features, 0.5)
+    reversed_features.sum().backward()
+    assert reversed_features.dtype == dtype
+    assert features.grad is not None
+    assert features.grad.dtype == dtype
+    assert (features.grad == -0.5).all()
+
+
+def test_the_schedule_is_ganins() -> None:
+    for progress in (0.0, 0.05, 0.3, 1.0):
+        assert reversal_strength(progress) == pytest.approx(2 / (1 + math.exp(-10 * progress)) - 1)
+        assert reversal_strength(progress) == pytest.approx(math.tanh(5 * progress))
+    assert reversal_strength(0.0) == 0
+
+
+def test_the_source_is_one_and_the_target_zero() -> None:
+    source, target = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    domains = torch.cat([torch.ones(5), torch.zeros(5)]).double()
+    expected = F.binary_cross_entropy_with_logits(torch.cat([source, target]), domains)
+    torch.testing.assert_close(adversarial_loss(source, target), expected)
+    assert adversarial_loss(torch.full((3,), 50.0), torch.full((2,), -50.0)) < 1e-6
+    assert adversarial_loss(torch.full((3,), -50.0), torch.full((2,), 50.0)).item() == pytest.approx(50)
+
+
+def test_either_domain_counts_one_half_and_weights_are_relative() -> None:
+    source, target = torch.randn(2, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+    sides = F.softplus(-source), F.softplus(target)
+    torch.testing.assert_close(adversarial_loss(source, target), (sides[0].mean() + sides[1].mean()) / 2)
+    weights = torch.rand(2).double(), torch.rand(7).double()
+    parts = [(w * side).sum() / w.sum() for w, side in zip(weights, sides, strict=True)]
+    torch.testing.assert_close(adversarial_loss(source, target, *weights), (parts[0] + parts[1]) / 2)
+    torch.testing.assert_close(adversarial_loss(source, target, 3 * weights[0], weights[1]), (parts[0] + parts[1]) / 2)
+
+
+def test_the_gradients_are_those_of_the_value_and_of_weights_over_a_constant_sum() -> None:
+    source, target, weights, others = (torch.rand(n, dtype=torch.float64, requires_grad=True) for n in (3, 4, 3, 4))
+    assert torch.autograd.gradcheck(
+        lambda s, t: adversarial_loss(s, t, weights.detach(), others.detach()), (source, target)
+    )
+    adversarial_loss(source, target, weights, others).backward()
+    torch.testing.assert_close(weights.grad, (F.softplus(-source) / weights.sum() / 2).detach())
+    torch.testing.assert_close(others.grad, (F.softplus(target) / others.sum() / 2).detach())
+
+
+def test_entropy_weights_are_those_of_cdan_with_entropy() -> None:
+    logits = 3 * torch.randn(5, 4, dtype=torch.float64)
+    p = logits.softmax(1)
+    torch.testing.assert_close(entropy_weights(logits), 1 + (p * p.log()).sum(1).exp())
+    torch.testing.assert_close(entropy_weights(torch.zeros(1, 4)), torch.tensor([1.25]))
+    assert torch.autograd.gradcheck(entropy_weights, logits.requires_grad_())
+    for dtype in (torch.float16, torch.bfloat16):
+        saturated = torch.tensor([[1e4, -1e4, 0.0]], dtype=dtype, requires_grad=True)
+        weights = entropy_weights(saturated)
+        weights.sum().backward()
+        assert weights.dtype == torch.float32
+        assert weights == 2
+        assert saturated.grad is not None
+        assert saturated.grad.isfinite().all()
+
+
+def test_dann_is_a_discriminator_on_features() -> None:
+    source, target = outputs(5, a=(3, 2, 4), b=(6,)), outputs(7, a=(3, 2, 4), b=(6,))
+    loss = built(AdversarialLoss(layers=["a", "b"], hidden=8), source, target)
+    shapes = {name: tuple(value.shape) for name, value in loss.state_dict().items() if name.endswith("weight")}
+    assert shapes == {
+        "discriminators.0.0.weight": (8, 3),
+        "discriminators.0.2.weight": (8, 8),
+        "discriminators.0.4.weight": (1, 8),
+        "discriminators.1.0.weight": (8, 6),
+        "discriminators.1.2.weight": (8, 8),
+        "discriminators.1.4.weight": (1, 8),
+    }
+    pooled = [outputs.features["a"].mean((2, 3)) for outputs in (source, target)]
+    expected = adversarial_loss(*(judged(loss, vectors) for vectors in pooled))
+    expected += adversarial_loss(*(judged(loss, outputs.features["b"], 1) for outputs in (source, target)))
+    torch.testing.assert_close(loss(source, target, _LABELS), expected)
+    copy = built(AdversarialLoss(layers=["a", "b"], hidden=8), source, target)
+    assert copy(source, target, _LABELS) != loss(source, target, _LABELS)
+    copy.load_state_dict(loss.state_dict())
+    assert copy(source, target, _LABELS) == loss(source, target, _LABELS)
+
+
+@pytest.mark.parametrize("largest", [12, 11])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cdan_is_a_discriminator_on_features_times_predictions(largest: int, weighted: bool) -> None:
+    source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
+    loss = AdversarialLoss(1.0, ["a"], True, weighted, 8, largest_product=largest, random_dimensions=20)
+    built(loss, source, target)
+    condition = MultilinearMap(3, 4, largest, 20)
+    sides = [judged(loss, condition(o.features["a"], o.logits)) for o in (source, target)]
+    weights = [entropy_weights(o.logits) for o in (source, target)] if weighted else []
+    torch.testing.assert_close(loss(source, target, _LABELS), adversarial_loss(*sides, *weights))
+    assert loss.state_dict()["discriminators.0.0.weight"].shape == (8, 20 if largest < 12 else 12)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("progress", [0.0, 0.1, 1.0])
+def test_the_network_gets_the_reversed_gradient_and_the_discriminator_its_own(
+    progress: float, conditional: bool
+) -> None:
+    source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
+    loss = built(
+        AdversarialLoss(layers=["a"], conditional=conditional, hidden=8, strength=0.7), source, target, progress
+    )
+    loss(source, target, _LABELS).backward()
+    learned = [parameter.grad for parameter in loss.parameters()]
+    condition = MultilinearMap(3, 4, 4096, 1) if conditional else lambda features, _: features
+    leaves = [o.features["a"].detach().requires_grad_() for o in (source, target)]
+    logits = [o.logits.detach() for o in (source, target)]
+    sides = [loss.discriminators[0](condition(x, z)).squeeze(1) for x, z in zip(leaves, logits, strict=True)]
+    plain = torch.autograd.grad(adversarial_loss(*sides), [*leaves, *loss.parameters()])
+    strength = 0.7 * (2 / (1 + math.exp(-10 * progress)) - 1)
+    for outputs_, gradient in zip((source, target), plain[:2], strict=True):
+        torch.testing.assert_close(outputs_.features["a"].grad, -strength * gradient)
+        assert outputs_.logits.grad is None or (outputs_.logits.grad == 0).all()  # predictions are given as constants
+    for found, gradient in zip(learned, plain[2:], strict=True):
+        torch.testing.assert_close(found, gradient)
+        assert found.abs().sum() > 0
+
+
+def test_the_gradient_through_the_entropy_is_reversed_as_well() -> None:
+    source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
+    loss = built(AdversarialLoss(layers=["a"], conditional=True, entropy_weighted=True, hidden=8), source, target)
+    loss(source, target, _LABELS).backward()
+    leaves = [o.logits.detach().requires_grad_() for o in (source, target)]
+    sides = [judged(loss, loss.conditions[0](o.features["a"], o.logits).detach()).detach() for o in (source, target)]
+    plain = torch.autograd.grad(adversarial_loss(*sides, *map(entropy_weights, leaves)), leaves)
+    for outputs_, gradient in zip((source, target), plain, strict=True):
+        torch.testing.assert_close(outputs_.logits.grad, -math.tanh(5) * gradient)
+
+
+def test_the_accuracy_is_the_mean_of_both_domains() -> None:
+    source, target = outputs(3, 4.0, a=(1,)), outputs(50, -4.0, a=(1,))
+    loss = built(AdversarialLoss(layers=["a"], hidden=1), source, target)
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            parameter.fill_(1.0 if parameter.dim() == 2 else 0.0)
+        loss.discriminators[0][4].bias.fill_(-1.0)  # who is above 1 is of the source
+        source.features["a"].copy_(torch.tensor([[2.0], [2.0], [0.0]]))
+        target.features["a"].fill_(0.0)[:10] = 2.0
+    loss(source, target, _LABELS[:3])
+    assert loss.figures["domain_accuracy"].item() == pytest.approx((2 / 3 + 40 / 50) / 2)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.0])
+def test_training_against_each_other_hides_the_domain(strength: float) -> None:
+    """A linear network on two domains that differ along one direction."""
+    network = torch.nn.Linear(2, 2, bias=False)
+    loss = AdversarialLoss(layers=["a"], hidden=16, strength=strength)
+
+    def step() -> tuple[Outputs, Outputs]:
+        images = torch.randn(128, 2), torch.randn(128, 2) + torch.tensor([3.0, 0.0])
+        source, target = (Outputs(torch.zeros(128, 2), {"a": network(x)}) for x in images)
+        return source, target
+
+    def distance() -> float:
+        source, target = (o.features["a"].detach() for o in step())
+        return ((source.mean(0) - target.mean(0)).norm() / source.std()).item()
+
+    built(loss, *step())
+    start = distance()
+    optimizer = torch.optim.SGD([*network.parameters(), *loss.parameters()], 0.1)
+    for i in range(400):
+        loss.progress = i / 400
+        optimizer.zero_grad()
+        loss(*step(), torch.zeros(128, dtype=torch.long)).backward()
+        optimizer.step()
+    assert (distance() < start / 5) is (strength == 1)
+    assert (loss.figures["domain_accuracy"].item() < 0.65) is (strength == 1)
+
+
+def test_defaults_are_the_released_ones() -> None:
+    loss = AdversarialLoss()
+    assert (loss.weight, loss.warmup_epochs, loss.student_layers, loss.gather) == (1.0, 0, ("avgpool",), True)
+    assert (loss.conditional, loss.entropy_weighted, loss.hidden, loss.strength) == (False, False, 1024, 1.0)
+    assert (loss.largest_product, loss.random_dimensions) == (4096, 1024)
+    assert AdversarialLoss(weight=2.0, warmup_epochs=4).weight_in(0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strength": -0.5}, r"^strength must be >= 0, got -0\.5\.$"),
+        ({"strength": float("nan")}, r"^strength must be >= 0, got nan\.$"),
+        ({"hidden": 0}, "^hidden, largest_product and random_dimensions must be >= 1, got 0, 4096 and 1024"),
+        ({"largest_product": 0}, "got 1024, 0 and 1024"),
+        ({"random_dimensions": 0}, "got 1024, 4096 and 0"),
+    ],
+)
+def test_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdversarialLoss(**options)
+
+
+def test_needs_to_be_built() -> None:
+    with pytest.raises(RuntimeError, match="learned parts of AdversarialLoss are not built yet"):
+        AdversarialLoss(layers=["a"])(outputs(5, a=(3,)), outputs(5, a=(3,)), _LABELS)
