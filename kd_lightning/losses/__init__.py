@@ -15,6 +15,7 @@ from kd_lightning.losses.neuron_selectivity import NeuronSelectivityLoss, neuron
 from kd_lightning.losses.probabilistic import ProbabilisticLoss, probabilistic_loss
 from kd_lightning.losses.relational import RelationalLoss, relational_loss
 from kd_lightning.losses.review import ReviewLoss, hierarchical_context_loss
+from kd_lightning.losses.reweighting import ReweightedLoss, density_ratio, effective_sample_size
 from kd_lightning.losses.similarity import SimilarityLoss, similarity_loss
 from kd_lightning.losses.soft_target import SoftTargetLoss, soft_target_loss
 from kd_lightning.losses.variational import VariationalLoss, variational_loss
@@ -35,6 +36,7 @@ __all__ = [
     "ProbabilisticLoss",
     "RelationalLoss",
     "ReviewLoss",
+    "ReweightedLoss",
     "SimilarityLoss",
     "SoftTargetLoss",
     "VariationalLoss",
@@ -44,7 +46,9 @@ __all__ = [
     "coral_loss",
     "correlation_loss",
     "decoupled_loss",
+    "density_ratio",
     "dist_loss",
+    "effective_sample_size",
     "hard_target_loss",
     "hierarchical_context_loss",
     "hint_loss",

@@ -1,0 +1,167 @@
+"""Importance weights from a classifier of domains: source samples that could be the target's count for more."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_lightning.features import Outputs
+from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.domains import domain_vectors
+from kd_lightning.losses.gathering import gathered
+from kd_lightning.losses.hard_target import hard_target_loss
+from kd_lightning.losses.maps import built, fit_to
+from kd_lightning.losses.precision import in_full_precision
+
+
+@in_full_precision
+def density_ratio(logits: Tensor, source_size: int, target_size: int, bound: float = 10.0) -> Tensor:
+    r"""How much more probable samples are in the target than in the source, by Bayes' rule from a domain classifier.
+
+    .. math:: \frac{p_t(x)}{p_s(x)} = \frac{m}{n} e^{-z(x)}, \qquad
+              z(x) = \log \frac{P(\text{source} \mid x)}{P(\text{target} \mid x)}
+
+    cut off at a bound and then divided by the mean over the samples.
+
+    Args:
+        logits: The classifier's z for samples of the source, ``(B,)``.
+        source_size: m, how many samples of the source the classifier learns from for every n of the target.
+        target_size: n.
+        bound: Largest ratio, before the division.
+
+    Returns:
+        Weights ``(B,)`` of mean 1.
+
+    Example:
+        >>> density_ratio(torch.tensor([0.0, 0.0, math.log(4.0)]), 50, 50)
+        tensor([1.3333, 1.3333, 0.3333])
+    """
+    logarithms = (math.log(source_size / target_size) - logits).clamp(max=math.log(bound))
+    return len(logits) * logarithms.softmax(0)  # all of them may be too small for their exponentials
+
+
+@in_full_precision
+def effective_sample_size(weights: Tensor) -> Tensor:
+    r"""How many equally weighted samples have the variance of these, :math:`(\sum w)^2 / \sum w^2`.
+
+    Args:
+        weights: ``(B,)``, >= 0.
+
+    Returns:
+        A scalar from 1 to B; 0 where all weights are 0.
+
+    Example:
+        >>> effective_sample_size(torch.tensor([2.0, 2.0, 0.0]))
+        tensor(2.)
+    """
+    shares = weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
+    return shares.sum().square() / shares.square().sum().clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+class ReweightedLoss(DistillationLoss):
+    """The source's cross-entropy, weighted by :func:`density_ratio`; it takes the place of :class:`HardTargetLoss`.
+
+    S. Bickel, M. Brückner, T. Scheffer: Discriminative Learning for Differing Training and Test Distributions,
+    ICML 2007, https://doi.org/10.1145/1273496.1273507
+
+    The ratio is that of a classifier of domains, which reads the features of a layer without moving them. It learns
+    inside the term: its binary cross-entropy and penalty are added, and the weights carry no gradient. It begins with
+    weights of 1. Samples are weighted before the classifier learns from them. Its features have variance 1 in the
+    batch and are divided by the root of their number, so that one learning rate suits all layers.
+
+    Weights are only as good as the classifier's probabilities. A logistic regression is calibrated in the mean by its
+    own objective, and the penalty draws it, where data are few, towards equal weights. (A temperature would have to be
+    fitted to samples that are left out in every epoch, which a loss cannot know.)
+
+    Logged beside it: ``effective_sample_size`` of the weights, and ``domain_accuracy``. Near 1 the domains hardly
+    overlap, and no weights can help.
+
+    Args:
+        weight: Of the term.
+        layer: The pooled embedding by default. Maps ``(B, C, H, W)`` are averaged over their pixels.
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1].
+        bound: Largest ratio, >= 1.
+        penalty: Half of it times the squared weights of the classifier is added, >= 0.
+        hidden: Units of a hidden layer; 0 for a logistic regression.
+        gather: Use the batch of all ranks and not the rank's own.
+        warmup_epochs: See :class:`DistillationLoss`.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Example:
+        >>> source = Outputs(torch.rand(4, 10), {"avgpool": torch.rand(4, 8)})
+        >>> target = Outputs(torch.rand(6, 10), {"avgpool": torch.rand(6, 8)})
+        >>> loss = ReweightedLoss()
+        >>> loss.build(source, target)
+        >>> loss(source, target, torch.tensor([3, 1, -1, 2])).shape
+        torch.Size([])
+        >>> loss.figures["effective_sample_size"]
+        tensor(4.)
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        layer: str = "avgpool",
+        label_smoothing: float = 0.0,
+        bound: float = 10.0,
+        penalty: float = 1e-3,
+        hidden: int = 0,
+        gather: bool = True,
+        warmup_epochs: int = 0,
+    ) -> None:
+        super().__init__(weight, [layer], warmup_epochs=warmup_epochs)
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
+        if not bound >= 1:
+            raise ValueError(f"bound must be >= 1, got {bound}.")
+        if not penalty >= 0 or hidden < 0:
+            raise ValueError(f"penalty and hidden must be >= 0, got {penalty} and {hidden}.")
+        self.label_smoothing = label_smoothing
+        self.bound = bound
+        self.penalty = penalty
+        self.hidden = hidden
+        self.gather = gather
+        self.classifiers = nn.ModuleList()
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        """Make the classifier of domains, see :class:`DistillationLoss`."""
+        ((source, _),) = domain_vectors(self, student, teacher)
+        last = nn.Linear(self.hidden or source.shape[1], 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        first = [nn.Linear(source.shape[1], self.hidden), nn.ReLU()] if self.hidden else []
+        self.classifiers = nn.ModuleList([nn.Sequential(*first, last)])
+
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """The term for one batch of source and target, see :class:`DistillationLoss`."""
+        active = self.gather and self.training
+        ((source, target),) = domain_vectors(self, student, teacher)
+        source, logits, labels = gathered(active, source.detach(), student.logits, labels)
+        (target,) = gathered(active, target.detach())
+        (classifier,) = built(self, self.classifiers)
+        odds = classifier(fit_to(classifier, _standardized(source, target))).squeeze(1)
+        of_source = torch.arange(len(odds), device=odds.device) < len(source)
+        weights = density_ratio(odds.detach()[: len(source)], len(source), len(target), self.bound)
+        self.figures = {
+            "effective_sample_size": effective_sample_size(weights),
+            "domain_accuracy": ((odds > 0) == of_source).float().mean(),
+        }
+        squares = torch.stack([p.square().sum() for p in classifier.parameters() if p.dim() == 2]).sum()
+        learned = _domain_error(odds, of_source) + self.penalty / 2 * squares
+        return hard_target_loss(logits, labels, self.label_smoothing, weights) + learned
+
+
+@in_full_precision
+def _standardized(source: Tensor, target: Tensor) -> Tensor:
+    rows = torch.cat([source, target])
+    difference = rows - rows.mean(0)
+    deviations = difference.square().mean(0).sqrt().clamp(min=torch.finfo(rows.dtype).tiny)
+    return difference / (deviations * rows.shape[1] ** 0.5)
+
+
+@in_full_precision
+def _domain_error(odds: Tensor, of_source: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(odds, of_source.to(odds.dtype))

@@ -1,0 +1,224 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_lightning.features import Outputs
+from kd_lightning.losses import ReweightedLoss, density_ratio, effective_sample_size, hard_target_loss
+
+_LABELS = torch.tensor([3, -1, 0, 1, 2])
+
+
+def outputs(rows: int, **shapes: tuple[int, ...]) -> Outputs:
+    features = {name: torch.randn(rows, *shape).requires_grad_() for name, shape in shapes.items()}
+    return Outputs(torch.randn(rows, 4, requires_grad=True), features)
+
+
+def gaussians(rows: int = 512, width: int = 1) -> tuple[Outputs, Outputs]:
+    """The source N(0, 1), the target N(1, 1) in the first direction: the true ratio is exp(x - 1/2)."""
+    source, target = torch.randn(rows, width), torch.randn(rows, width)
+    target[:, 0] += 1
+    return Outputs(torch.zeros(rows, 2), {"a": source}), Outputs(torch.zeros(rows, 2), {"a": target})
+
+
+@pytest.fixture(scope="module", params=[(0, 1), (16, 1), (0, 8)], ids=["linear", "hidden", "wide"])
+def trained(request: pytest.FixtureRequest) -> tuple[ReweightedLoss, int]:
+    hidden, width = request.param
+    torch.manual_seed(0)
+    loss = ReweightedLoss(layer="a", hidden=hidden)
+    loss.build(*gaussians(width=width))
+    optimizer = torch.optim.SGD(loss.parameters(), 0.1, momentum=0.9, nesterov=True)
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss(*gaussians(width=width), torch.zeros(512, dtype=torch.long)).backward()
+        optimizer.step()
+    return loss, width
+
+
+def odds_of(loss: ReweightedLoss, source: Outputs, target: Outputs) -> Tensor:
+    """The classifier's logits for the source's features and then for the target's."""
+    rows = torch.cat([source.features["a"], target.features["a"]]).detach()
+    rows = (rows - rows.mean(0)) / rows.std(0, correction=0) / rows.shape[1] ** 0.5
+    with torch.no_grad():
+        return loss.classifiers[0](rows).squeeze(1)
+
+
+def test_the_ratio_is_bayes_rule() -> None:
+    """Exact log-odds of N(0, 1) against N(1, 1), of which there are three times as many."""
+    x = torch.randn(50, dtype=torch.float64)
+    ratio = (x - 0.5).exp()
+    odds = math.log(20 / 60) - ratio.log()
+    torch.testing.assert_close(density_ratio(odds, 20, 60, bound=1e9), ratio / ratio.mean())
+    clipped = ratio.clamp(max=2.0)
+    torch.testing.assert_close(density_ratio(odds, 20, 60, bound=2.0), clipped / clipped.mean())
+
+
+def test_the_sizes_count_before_the_bound() -> None:
+    odds = torch.tensor([0.0, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(density_ratio(odds, 8, 1), density_ratio(odds, 1, 1))  # 8 and 8 e^-2 are below 10
+    bounded = torch.tensor([10.0, 80 * math.exp(-2)], dtype=torch.float64).clamp(max=10)
+    torch.testing.assert_close(density_ratio(odds, 80, 1), bounded / bounded.mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("odds", [[1e4, 1e4, 9e3], [-1e4, 0.0, 1e4], [-1e4, -1e4, -1e4], [0.0, 0.0, 0.0]])
+def test_weights_are_finite_and_of_mean_one(dtype: torch.dtype, odds: list[float]) -> None:
+    weights = density_ratio(torch.tensor(odds, dtype=dtype), 3, 3)
+    assert weights.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert weights.isfinite().all()
+    assert (weights >= 0).all()
+    assert weights.mean().item() == pytest.approx(1)
+
+
+def test_more_odds_for_the_source_are_less_weight() -> None:
+    weights = density_ratio(torch.linspace(-2, 2, 9), 1, 1)
+    assert (weights.diff() < 0).all()
+
+
+def test_the_effective_size() -> None:
+    assert effective_sample_size(torch.full((7,), 0.3)).item() == pytest.approx(7)
+    assert effective_sample_size(torch.tensor([0.0, 5.0, 0.0])) == 1
+    assert effective_sample_size(torch.zeros(3)) == 0
+    weights = torch.rand(9, dtype=torch.float64)
+    expected = weights.sum() ** 2 / (weights**2).sum()
+    torch.testing.assert_close(effective_sample_size(weights), expected)
+    torch.testing.assert_close(effective_sample_size(1e-30 * weights.float()).double(), expected)
+    assert effective_sample_size(torch.full((4,), 3e4, dtype=torch.float16)).dtype == torch.float32
+
+
+def test_the_true_ratio_of_gaussians_is_recovered(trained: tuple[ReweightedLoss, int]) -> None:
+    loss, width = trained
+    source, target = gaussians(4000, width)
+    x = source.features["a"][:, 0].numpy()
+    odds, truth = odds_of(loss, source, target)[:4000], np.exp(x - 0.5)
+    assert np.corrcoef(density_ratio(odds, 4000, 4000, bound=100.0), truth)[0, 1] > 0.95
+    weights = density_ratio(odds, 4000, 4000).numpy()
+    assert np.corrcoef(weights, truth.clip(max=10))[0, 1] > 0.99
+    assert abs(x.mean()) < 0.1  # the source's mean, where the target's is 1
+    assert (weights * x).mean() == pytest.approx(1, abs=0.15)
+    assert (weights * x**2).mean() == pytest.approx(2, abs=0.4)
+    assert loss.figures["effective_sample_size"] < 350
+    assert loss.figures["domain_accuracy"].item() == pytest.approx(0.69, abs=0.06)  # Phi(1/2)
+
+
+def test_the_classifier_is_calibrated_on_fresh_samples(trained: tuple[ReweightedLoss, int]) -> None:
+    """Where it says that a share of samples is the source's, that share is."""
+    loss, width = trained
+    odds = odds_of(loss, *gaussians(10_000, width))
+    said, is_source = odds.sigmoid(), torch.arange(20_000) < 10_000
+    for low in torch.arange(0.1, 0.9, 0.1):
+        bin_ = (said >= low) & (said < low + 0.1)
+        assert is_source[bin_].float().mean().item() == pytest.approx(said[bin_].mean().item(), abs=0.05)
+
+
+def test_at_first_it_is_the_plain_cross_entropy_and_log_two() -> None:
+    for hidden in (0, 8):
+        source, target = outputs(5, a=(3, 2, 4)), outputs(7, a=(3, 2, 4))
+        loss = ReweightedLoss(layer="a", hidden=hidden, penalty=0.0)
+        loss.build(source, target)
+        expected = hard_target_loss(source.logits, _LABELS) + math.log(2)
+        torch.testing.assert_close(loss(source, target, _LABELS), expected)
+        assert loss.figures["effective_sample_size"].item() == pytest.approx(5)
+
+
+@pytest.mark.parametrize("labels", [_LABELS, torch.rand(5, 4).softmax(1)], ids=["indices", "probabilities"])
+def test_the_term_is_written_out(labels: Tensor) -> None:
+    source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
+    loss = ReweightedLoss(layer="a", label_smoothing=0.1, bound=1.5, penalty=0.3)
+    loss.build(source, target)
+    torch.nn.init.normal_(loss.classifiers[0][0].weight)
+    torch.nn.init.normal_(loss.classifiers[0][0].bias)
+    odds = odds_of(loss, source, target)
+    weights = density_ratio(odds[:5], 5, 7, 1.5)
+    expected = hard_target_loss(source.logits, labels, 0.1, weights)
+    expected += F.binary_cross_entropy_with_logits(odds, torch.tensor([1.0] * 5 + [0.0] * 7))
+    expected += 0.15 * loss.classifiers[0][0].weight.square().sum()
+    torch.testing.assert_close(loss(source, target, labels), expected)
+    torch.testing.assert_close(loss.figures["effective_sample_size"], effective_sample_size(weights))
+    right = (odds[:5] > 0).sum() + (odds[5:] <= 0).sum()
+    assert loss.figures["domain_accuracy"].item() == pytest.approx(right.item() / 12)
+
+
+def test_features_are_not_moved_and_weights_are_constants() -> None:
+    source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
+    loss = ReweightedLoss(layer="a")
+    loss.build(source, target)
+    torch.nn.init.normal_(loss.classifiers[0][0].weight)
+    loss(source, target, _LABELS).backward()
+    assert source.features["a"].grad is None
+    assert target.features["a"].grad is None
+    assert target.logits.grad is None
+    weights = density_ratio(odds_of(loss, source, target)[:5], 5, 7)
+    logits = source.logits.detach().requires_grad_()
+    hard_target_loss(logits, _LABELS, weights=weights).backward()
+    torch.testing.assert_close(source.logits.grad, logits.grad)
+    found = [parameter.grad for parameter in loss.parameters()]
+    loss.zero_grad()
+    (loss(source, target, torch.full((5,), -1))).backward()  # without labels the classifier learns the same
+    for gradient, parameter in zip(found, loss.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
+
+
+def test_the_penalty_draws_to_equal_weights() -> None:
+    sizes = []
+    for penalty in (0.0, 0.3):
+        torch.manual_seed(0)
+        loss = ReweightedLoss(layer="a", penalty=penalty)
+        loss.build(*gaussians())
+        optimizer = torch.optim.SGD(loss.parameters(), 0.3, momentum=0.9)
+        for _ in range(50):
+            optimizer.zero_grad()
+            loss(*gaussians(), torch.zeros(512, dtype=torch.long)).backward()
+            optimizer.step()
+        sizes.append(loss.figures["effective_sample_size"].item())
+    assert sizes[1] > 1.5 * sizes[0]
+
+
+def test_a_shift_or_a_factor_on_all_features_changes_nothing() -> None:
+    source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
+    loss = ReweightedLoss(layer="a", hidden=4)
+    loss.build(source, target)
+    torch.nn.init.normal_(loss.classifiers[0][2].weight)
+    term = loss(source, target, _LABELS)
+    moved = [o._replace(features={"a": 100 * o.features["a"] - 7}) for o in (source, target)]
+    torch.testing.assert_close(loss(*moved, _LABELS), term, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_parts_are_in_the_state_dict() -> None:
+    source, target = outputs(5, a=(3, 2, 2)), outputs(7, a=(3, 2, 2))
+    loss = ReweightedLoss(layer="a", hidden=6)
+    loss.build(source, target)
+    assert {name: tuple(value.shape) for name, value in loss.state_dict().items()} == {
+        "classifiers.0.0.weight": (6, 3),
+        "classifiers.0.0.bias": (6,),
+        "classifiers.0.2.weight": (1, 6),
+        "classifiers.0.2.bias": (1,),
+    }
+
+
+def test_defaults() -> None:
+    loss = ReweightedLoss()
+    assert (loss.weight, loss.warmup_epochs, loss.student_layers, loss.gather) == (1.0, 0, ("avgpool",), True)
+    assert (loss.label_smoothing, loss.bound, loss.penalty, loss.hidden) == (0.0, 10.0, 1e-3, 0)
+    assert ReweightedLoss(weight=2.0, warmup_epochs=4).weight_in(0) == 0.5
+    odds = torch.tensor([-9.0, 0.0])
+    assert torch.equal(density_ratio(odds, 1, 1), density_ratio(odds, 1, 1, 10.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": 1.1}, r"^label_smoothing must lie in \[0, 1\], got 1\.1\.$"),
+        ({"bound": 0.5}, r"^bound must be >= 1, got 0\.5\.$"),
+        ({"bound": float("nan")}, r"^bound must be >= 1, got nan\.$"),
+        ({"penalty": -1.0}, r"^penalty and hidden must be >= 0, got -1\.0 and 0\.$"),
+        ({"hidden": -1}, r"^penalty and hidden must be >= 0, got 0\.001 and -1\.$"),
+    ],
+)
+def test_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReweightedLoss(**options)
