@@ -10,6 +10,7 @@ from kd_lightning.losses.decoupled import DecoupledLoss, decoupled_loss
 from kd_lightning.losses.dist import DistLoss, dist_loss
 from kd_lightning.losses.hard_target import HardTargetLoss, hard_target_loss
 from kd_lightning.losses.hint import HintLoss, hint_loss
+from kd_lightning.losses.kernel_matching import KernelMeanMatchingLoss, kernel_mean_matching
 from kd_lightning.losses.mmd import MMDLoss, mmd_loss
 from kd_lightning.losses.neuron_selectivity import NeuronSelectivityLoss, neuron_selectivity_loss
 from kd_lightning.losses.probabilistic import ProbabilisticLoss, probabilistic_loss
@@ -31,6 +32,7 @@ __all__ = [
     "DistillationLoss",
     "HardTargetLoss",
     "HintLoss",
+    "KernelMeanMatchingLoss",
     "MMDLoss",
     "NeuronSelectivityLoss",
     "ProbabilisticLoss",
@@ -52,6 +54,7 @@ __all__ = [
     "hard_target_loss",
     "hierarchical_context_loss",
     "hint_loss",
+    "kernel_mean_matching",
     "mmd_loss",
     "neuron_selectivity_loss",
     "probabilistic_loss",
