@@ -13,12 +13,17 @@ from torch import Tensor
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses import (
+    AdversarialLoss,
     ContrastiveLoss,
+    CoralLoss,
     CorrelationLoss,
     DistillationLoss,
     DistLoss,
+    KernelMeanMatchingLoss,
+    MMDLoss,
     ProbabilisticLoss,
     RelationalLoss,
+    ReweightedLoss,
     SimilarityLoss,
 )
 from kd_lightning.losses.gathering import gathered
@@ -195,6 +200,20 @@ LOSSES: list[DistillationLoss] = [
     CorrelationLoss(dimensions=4),
     DistLoss(),
     ContrastiveLoss(dimensions=4, queue_size=8),
+    MMDLoss(),
+    CoralLoss(),
+    AdversarialLoss(hidden=4),
+    ReweightedLoss(),
+    KernelMeanMatchingLoss(),
+]
+
+ADAPTATION: list[DistillationLoss] = [
+    MMDLoss(layers=["a", "b"]),
+    CoralLoss(layers=["a"]),
+    AdversarialLoss(layers=["a", "b"], hidden=4),
+    AdversarialLoss(layers=["a"], conditional=True, entropy_weighted=True, hidden=4),
+    ReweightedLoss(layer="a", hidden=4),
+    KernelMeanMatchingLoss(layer="a"),
 ]
 
 
@@ -206,10 +225,52 @@ def test_in_eval_mode_a_rank_is_alone(ranks: Ranks, loss: DistillationLoss) -> N
     loss.eval()
 
     def work(rank: int) -> Tensor:
-        return loss(student, teacher, torch.arange(6)).detach() if rank == 0 else torch.zeros(())
+        return loss(student, teacher, torch.arange(6) % 5).detach() if rank == 0 else torch.zeros(())
 
     found, _ = ranks(2, work)
-    assert torch.equal(found, loss(student, teacher, torch.arange(6)))
+    assert torch.equal(found, loss(student, teacher, torch.arange(6) % 5))
+
+
+@pytest.mark.parametrize("loss", ADAPTATION, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("sizes", [((4, 4), (4, 4)), ((3, 5), (6, 2))], ids=str)
+def test_two_ranks_adapt_as_one_process_does(
+    ranks: Ranks, loss: DistillationLoss, sizes: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    """Value, figures and the gradient of the network and of the learned parts, after DDP's averaging."""
+    images, weight = torch.randn(2, 8, 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    labels = torch.tensor([0, 2, 1, 1, 0, 2, 2, 0])
+    loss.progress = 0.3
+    loss.build(*(Outputs(torch.zeros(2, 3), {"a": torch.zeros(2, 3), "b": torch.zeros(2, 3)}) for _ in range(2)))
+    loss.double()
+    for parameter in loss.parameters():  # some begin at zero
+        torch.nn.init.normal_(parameter)
+
+    def step(source: Tensor, target: Tensor, given: Tensor) -> list[Tensor]:
+        loss.zero_grad()
+        own = weight.clone().requires_grad_()
+        logits = [(x @ own).tanh() for x in (source, target)]
+        value = loss(*(Outputs(2 * z, {"a": z, "b": z.square()}) for z in logits), given)
+        value.backward()
+        gradients = [parameter.grad for parameter in (own, *loss.parameters())]
+        assert all(gradient is not None for gradient in gradients)
+        return [value.detach(), *loss.figures.values(), *(g for g in gradients if g is not None)]
+
+    def work(rank: int) -> list[Tensor]:
+        parts = [rows.split(s)[rank] for rows, s in zip((*images, labels), (*sizes, sizes[0]), strict=True)]
+        found = step(*parts)
+        for tensor in found:
+            dist.all_reduce(tensor)
+            tensor /= 2
+        return found
+
+    alone = step(*images, labels)
+    for found in ranks(2, work):
+        for tensor, expected in zip(found, alone, strict=True):
+            torch.testing.assert_close(tensor, expected, rtol=1e-9, atol=1e-12)
+    if type(loss) is not AdversarialLoss:  # which is a mean over samples
+        loss.gather = False  # type: ignore[assignment]
+        assert not torch.allclose(ranks(2, work)[0][0], alone[0], rtol=1e-6)
+        loss.gather = True  # type: ignore[assignment]
 
 
 def test_a_group_of_one_returns_the_same_tensors(ranks: Ranks) -> None:
