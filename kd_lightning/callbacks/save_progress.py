@@ -68,12 +68,12 @@ class SaveProgress(pl.Callback):
         self._give_back()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the signals back, and name a process that died."""
-        self._give_back()
+        """Name a process that died, and give the signals back."""
         if isinstance(exception, Exception) and trainer.world_size > 1:
             died = self._who_died(trainer)
             if died:
                 exception.add_note(f"{died}, so the run has ended; go on with --ckpt_path last.")
+        self._give_back()  # not before: torchrun sends SIGTERM meanwhile, on which Lightning speaks to who died
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._saved_at = trainer.global_step
