@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from faults import Command, environment, full_disk, kill_in_a_save, signal_in_a_
 from torch import Tensor
 
 from kd_lightning.networks import ResNet
+
+Whole = Callable[[str], dict[str, Any]]
 
 HOOKS = ["on_train_batch_start", "on_after_backward", "on_train_batch_end"]
 STEPS_OF_EPOCH = 8
@@ -54,11 +56,13 @@ CONFIGURATIONS = {
 }
 
 
-def fit(folder: Path, configuration: list[str], *more: str, **options: Any) -> Command:
-    folder.mkdir(parents=True, exist_ok=True)
+def save_teacher(folder: Path) -> None:
     torch.manual_seed(5)
-    if not (folder / "teacher.pt").is_file():
-        torch.save(ResNet([2, 2, 2], [16, 32, 64], in_channels=1).state_dict(), folder / "teacher.pt")
+    torch.save(ResNet([2, 2, 2], [16, 32, 64], in_channels=1).state_dict(), folder / "teacher.pt")
+
+
+def fit(folder: Path, configuration: list[str], *more: str, **options: Any) -> Command:
+    save_teacher(folder)
     return Command(folder, "fit", "-c", configuration[0], *QUICK, *configuration[1:], *more, **options)
 
 
@@ -73,6 +77,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     assert fit(folder, CONFIGURATIONS["teacher"], "--trainer.max_epochs=1").wait() == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The last checkpoint of a run that was not cut."""
+
+    @cache
+    def of(name: str) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("whole")
+        run = fit(folder, CONFIGURATIONS[name])
+        assert run.wait() == 0, run.output
+        return checkpoint(folder)
+
+    return of
 
 
 def refuse_a_difference(found: Any, expected: Any, place: str = "") -> None:
@@ -94,22 +112,21 @@ def refuse_a_difference(found: Any, expected: Any, place: str = "") -> None:
 
 CUTS = [("last-step", 3, 7), ("last", 8, 8), ("last-step", 13, 15), ("last", 16, 16)]
 """The checkpoint from which the run goes on, and between which batches it is killed."""
-QUICKEST = ("queue", "accumulation")
+QUICKEST = ("queue",)
 
 
 @pytest.mark.parametrize(
     "name", [n if n in QUICKEST else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGURATIONS]
 )
-def test_killed_again_and_again(name: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_killed_again_and_again(
+    name: str, tmp_path: Path, whole: Whole, record_property: Callable[[str, object], None]
+) -> None:
     draw = random.Random(name)
-    whole = fit(tmp_path / "whole", CONFIGURATIONS[name])
-    assert whole.wait() == 0, whole.output
-    folder = tmp_path / "cut"
     more: list[str] = []
     reached, repeated = 0, []
     for number, (_, low, high) in enumerate([*CUTS, ("", 99, 99)]):
         fault = {"hook": draw.choice(HOOKS), "batch": draw.randint(low, high), "signal": signal.SIGKILL}
-        run = fit(folder, CONFIGURATIONS[name], *more, plan=[fault])
+        run = fit(tmp_path, CONFIGURATIONS[name], *more, plan=[fault])
         assert run.wait() == (-signal.SIGKILL if number < len(CUTS) else 0), run.output
         if number > 0:
             assert f"The checkpoint is lightning_logs/{CONFIGURATIONS[name][0]}/version_0/checkpoints/" in run.output
@@ -118,7 +135,7 @@ def test_killed_again_and_again(name: str, tmp_path: Path, record_property: Call
         reached, more = run.batches[-1], ["--ckpt_path=last"]
     assert max(repeated) <= EVERY
     record_property("repeated", repeated)
-    refuse_a_difference(checkpoint(folder), checkpoint(tmp_path / "whole"))
+    refuse_a_difference(checkpoint(tmp_path), whole(name))
 
 
 def test_the_last_checkpoint_is_that_of_the_last_epoch(tmp_path: Path) -> None:
@@ -131,21 +148,26 @@ def test_the_last_checkpoint_is_that_of_the_last_epoch(tmp_path: Path) -> None:
 # --- a save that is cut, and a full disk
 
 
-@pytest.mark.parametrize("place", [0, 5000, 40_000, "before fsync", "before replace", "after replace"])
-def test_killed_in_a_save(place: int | str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "place",
+    [
+        5000,
+        "before replace",
+        *(pytest.param(p, marks=pytest.mark.slow) for p in (0, 40_000, "before fsync", "after replace")),
+    ],
+)
+def test_killed_in_a_save(place: int | str, tmp_path: Path, whole: Whole) -> None:
     name = CONFIGURATIONS["teacher"]
     before = partial(kill_in_a_save, "last-step.ckpt", 3, place)
-    run = fit(tmp_path / "cut", name, before=before)
+    run = fit(tmp_path, name, before=before)
     assert run.wait() in (-signal.SIGKILL, -signal.SIGXFSZ), run.output
-    folder = next((tmp_path / "cut").glob("lightning_logs/*/*/version_0/checkpoints"))
+    folder = next(tmp_path.glob("lightning_logs/*/*/version_0/checkpoints"))
     assert len(list(folder.glob("*.tmp"))) == (place != "after replace")
-    assert checkpoint(tmp_path / "cut", "last-step")["global_step"] == (9 if place == "after replace" else 6)
-    run = fit(tmp_path / "cut", name, "--ckpt_path=last")
+    assert checkpoint(tmp_path, "last-step")["global_step"] == (9 if place == "after replace" else 6)
+    run = fit(tmp_path, name, "--ckpt_path=last")
     assert run.wait() == 0, run.output
     assert not list(folder.glob("*.tmp"))
-    whole = fit(tmp_path / "whole", name)
-    assert whole.wait() == 0
-    refuse_a_difference(checkpoint(tmp_path / "cut"), checkpoint(tmp_path / "whole"))
+    refuse_a_difference(checkpoint(tmp_path), whole("teacher"))
 
 
 def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path: Path) -> None:
@@ -169,24 +191,24 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path: Path) ->
     ("number", "hook", "batch", "name"),
     [
         (signal.SIGTERM, "on_after_backward", 4, "accumulation"),
-        (signal.SIGINT, "on_train_batch_start", 5, "accumulation"),
-        (signal.SIGTERM, "on_validation_batch_start", 7, "teacher"),
-        (signal.SIGINT, "sanity check", -1, "teacher"),
+        pytest.param(signal.SIGINT, "on_train_batch_start", 5, "accumulation", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "on_validation_batch_start", 7, "teacher", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "sanity check", -1, "teacher", marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_saves_and_the_run_goes_on(number: int, hook: str, batch: int, name: str, tmp_path: Path) -> None:
-    run = fit(tmp_path / "cut", CONFIGURATIONS[name], plan=[{"hook": hook, "batch": batch, "signal": number}])
+def test_a_signal_saves_and_the_run_goes_on(
+    number: int, hook: str, batch: int, name: str, tmp_path: Path, whole: Whole
+) -> None:
+    run = fit(tmp_path, CONFIGURATIONS[name], plan=[{"hook": hook, "batch": batch, "signal": number}])
     assert run.wait() == 128 + number, run.output
     assert f"Stopped by {signal.Signals(number).name} in epoch" in run.output
     assert "checkpoints/last-step.ckpt, go on from there with --ckpt_path last." in run.output
     assert "Traceback" not in run.output
     reached = run.batches[-1]
-    run = fit(tmp_path / "cut", CONFIGURATIONS[name], "--ckpt_path=last")
+    run = fit(tmp_path, CONFIGURATIONS[name], "--ckpt_path=last")
     assert run.wait() == 0, run.output
     assert run.batches[0] == reached + 1
-    whole = fit(tmp_path / "whole", CONFIGURATIONS[name])
-    assert whole.wait() == 0
-    refuse_a_difference(checkpoint(tmp_path / "cut"), checkpoint(tmp_path / "whole"))
+    refuse_a_difference(checkpoint(tmp_path), whole(name))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -237,20 +259,18 @@ def test_a_signal_before_anything_is_imported(number: int, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_one_of_two(number: int, rank: int, tmp_path: Path) -> None:
+def test_a_signal_to_one_of_two(number: int, rank: int, tmp_path: Path, whole: Whole) -> None:
     name = CONFIGURATIONS["two processes"]
     fault = {"hook": "on_train_batch_start", "batch": 4, "rank": rank, "signal": number}
-    run = fit(tmp_path / "cut", name, plan=[fault])
+    run = fit(tmp_path, name, plan=[fault])
     assert run.wait() == 128 + number, run.output
     left = time.time()
     assert f"Stopped by {signal.Signals(number).name} in epoch 0 after step 5;" in run.output
     print("seconds to leave", left - run.inflicted[0])
-    run.refuse_survivors()
-    again = fit(tmp_path / "cut", name, "--ckpt_path=last")
+    run.refuse_survivors(within=30)
+    again = fit(tmp_path, name, "--ckpt_path=last")
     assert again.wait() == 0, again.output
-    whole = fit(tmp_path / "whole", name)
-    assert whole.wait() == 0
-    refuse_a_difference(checkpoint(tmp_path / "cut"), checkpoint(tmp_path / "whole"))
+    refuse_a_difference(checkpoint(tmp_path), whole("two processes"))
 
 
 @pytest.mark.slow
@@ -271,24 +291,21 @@ def test_one_of_two_dies(rank: int, what: dict[str, Any], tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_run_again(tmp_path: Path) -> None:
+def test_torchrun_starts_a_run_again(tmp_path: Path, whole: Whole) -> None:
     name = CONFIGURATIONS["two processes"]
-    whole = fit(tmp_path / "whole", name)
-    assert whole.wait() == 0
-    folder = tmp_path / "cut"
-    shutil.copytree(tmp_path / "whole", folder, ignore=shutil.ignore_patterns("lightning_logs", "*.txt"))
+    save_teacher(tmp_path)
     fault = {"hook": "on_train_batch_start", "batch": 13, "rank": 1, "signal": signal.SIGKILL, "once": True}
-    launch = ["torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--master-port=29431"]
+    launch = ["torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
     command = [*launch, "-m", "kd_lightning", "fit", "-c", name[0], *QUICK, *name[1:], "--ckpt_path=auto"]
     result = subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env={**os.environ, **environment([fault])}, timeout=200,
+        [sys.executable, "-m", *command], cwd=tmp_path, env={**os.environ, **environment([fault])}, timeout=200,
         capture_output=True, text=True,
     )  # fmt: skip
     print(result.stdout[-3000:], result.stderr[-3000:])
     assert result.returncode == 0
     assert "There is no checkpoint to go on from, so the run begins anew." in result.stdout
     assert "checkpoints/last-step.ckpt." in result.stdout
-    refuse_a_difference(checkpoint(folder), checkpoint(tmp_path / "whole"))
+    refuse_a_difference(checkpoint(tmp_path), whole("two processes"))
 
 
 # --- the newest that can be read
