@@ -1,13 +1,12 @@
 """CIFAR-10 and CIFAR-100, downloaded and checked by torchvision."""
 
 from collections.abc import Sequence
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from kd_lightning.data.download import downloading
 from kd_lightning.data.image_data_module import ImageDataModule
 from kd_lightning.data.image_set import ImageSet
 
@@ -140,18 +139,8 @@ class CIFAR100DataModule(ImageDataModule):
 
 
 def _download(dataset: type[CIFAR10], root: str) -> None:
-    try:
+    with downloading(dataset.url, Path(root, dataset.filename)):
         dataset(root, download=True)
-    except (URLError, ConnectionError, TimeoutError) as error:
-        raise ConnectionError(
-            f"{dataset.url} cannot be downloaded ({getattr(error, 'reason', error)}); get it by other means and put "
-            f"the file at {str(Path(root) / dataset.filename)!r}."
-        ) from error
-    except (RuntimeError, EOFError, OSError, HTTPException) as error:
-        raise ConnectionError(
-            f"The download of {dataset.url} is damaged or was interrupted ({str(error).rstrip('.')}); run again, or "
-            f"put the file at {str(Path(root) / dataset.filename)!r} by hand."
-        ) from error
 
 
 def _read(images: CIFAR10) -> ImageSet:

@@ -7,9 +7,6 @@ import pickle
 import socket
 import struct
 import tarfile
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -17,6 +14,7 @@ from urllib.error import HTTPError
 import numpy as np
 import pytest
 import torch
+from local_server import Server
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from kd_lightning.data import CIFAR10DataModule, CIFAR100DataModule
@@ -64,54 +62,6 @@ def archived(folder: str, files: dict[str, bytes]) -> bytes:
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
     return archive.getvalue()
-
-
-class Server(ThreadingHTTPServer):
-    """Serves one file: ``whole``, its first ``half`` of the announced length, or half of a ``chunked`` answer."""
-
-    content = b""
-    manner = "whole"
-    requests = 0
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.requests += 1
-        self.close_connection = True
-        half = self.server.content[: len(self.server.content) // 2]
-        if self.server.manner == "missing":
-            self.send_error(404)
-            return
-        self.send_response(200)
-        if self.server.manner == "chunked":
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self.wfile.write(b"%x\r\n" % len(self.server.content) + half)
-            return
-        self.send_header("Content-Length", str(len(self.server.content)))
-        self.end_headers()
-        self.wfile.write(half if self.server.manner == "half" else self.server.content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Tests are quiet."""
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    with Server(("127.0.0.1", 0), Handler) as served:
-        thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield served
-        served.shutdown()
-        thread.join()
 
 
 @pytest.fixture
