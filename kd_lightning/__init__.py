@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from kd_lightning.data.cifar import CIFAR100DataModule as CIFAR100DataModule
     from kd_lightning.data.digits import DigitsDataModule as DigitsDataModule
     from kd_lightning.data.image_folder import ImageFolderDataModule as ImageFolderDataModule
+    from kd_lightning.data.mnist import MNISTDataModule as MNISTDataModule
+    from kd_lightning.data.svhn import SVHNDataModule as SVHNDataModule
+    from kd_lightning.data.usps import USPSDataModule as USPSDataModule
     from kd_lightning.modules.distillation import DistillationModule as DistillationModule
     from kd_lightning.modules.teacher import TeacherModule as TeacherModule
 
@@ -20,6 +23,9 @@ _HOMES = {
     "CIFAR100DataModule": "data.cifar",
     "DigitsDataModule": "data.digits",
     "ImageFolderDataModule": "data.image_folder",
+    "MNISTDataModule": "data.mnist",
+    "SVHNDataModule": "data.svhn",
+    "USPSDataModule": "data.usps",
     "DistillationModule": "modules.distillation",
     "TeacherModule": "modules.teacher",
 }
@@ -31,7 +37,10 @@ __all__ = [
     "DigitsDataModule",
     "DistillationModule",
     "ImageFolderDataModule",
+    "MNISTDataModule",
+    "SVHNDataModule",
     "TeacherModule",
+    "USPSDataModule",
 ]
 
 

@@ -1,0 +1,88 @@
+"""USPS, downloaded by torchvision."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torchvision.datasets import USPS
+
+from kd_lightning.data.download import download
+from kd_lightning.data.image_data_module import ImageDataModule
+from kd_lightning.data.image_set import ImageSet
+from kd_lightning.data.shapes import refuse_no_size, reshaped, statistics
+
+
+class USPSDataModule(ImageDataModule):
+    """USPS: 7,291 training (a tenth of them for validation) and 2,007 test images of digits on mail, 16x16, grey.
+
+    J. J. Hull: A Database for Handwritten Text Recognition Research, 1994
+
+    Args:
+        root: Folder of the two files; they are downloaded (8 MB) if they are not there, and their MD5 checked.
+        batch_size: See :class:`MNISTDataModule`, as for all other arguments.
+        val_fraction: See there.
+        seed: See there.
+        view_seed: See there.
+        padding: See there.
+        flip: See there.
+        mean: See there.
+        std: See there.
+        mixup: See there.
+        cutmix: See there.
+        num_workers: See there.
+        views: See there.
+        size: See there.
+        channels: See there.
+
+    Raises:
+        ConnectionError: If the files can be neither found nor downloaded.
+        ValueError: If an argument lies outside its range.
+    """
+
+    dataset = USPS
+
+    def __init__(
+        self,
+        root: str = "data",
+        batch_size: int = 64,
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        view_seed: int = 0,
+        padding: int = 1,
+        flip: bool = False,
+        mean: Sequence[float] = (0.2469,),
+        std: Sequence[float] = (0.2989,),
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        num_workers: int = 0,
+        views: int | None = None,
+        size: int | None = None,
+        channels: Literal[1, 3] = 1,
+    ) -> None:
+        mean_std = statistics(mean, channels), statistics(std, channels)
+        super().__init__(
+            batch_size, val_fraction, seed, view_seed, padding, flip, *mean_std, mixup, cutmix, num_workers, views
+        )
+        refuse_no_size(size)
+        self.save_hyperparameters()
+        self.root = root
+        self.size = (size or 16, size or 16)
+        self.channels = channels
+
+    def prepare_data(self) -> None:
+        """Download the files unless they are there and whole."""
+        for url, name, md5 in self.dataset.split_list.values():
+            download(url, self.root, name, md5)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The ten digits."""
+        return tuple("0123456789")
+
+    def load(self, split: str) -> ImageSet | None:
+        """Read a split; there is no validation set of its own, and ``predict`` shows the test images."""
+        if split == "val":
+            return None
+        images = self.dataset(self.root, train=split == "train")
+        pixels = torch.from_numpy(images.data)[:, None]
+        return ImageSet(torch.tensor(images.targets), reshaped(pixels, self.size, self.channels))

@@ -1,0 +1,163 @@
+"""MNIST in its published format, from a local server and from a script's hand."""
+
+import gzip
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from local_server import Server
+from torchvision.datasets import MNIST
+
+from kd_lightning.data import DigitsDataModule, MNISTDataModule, USPSDataModule
+from kd_lightning.data.augmentation import normalise
+
+RANDOM = np.random.default_rng(0)
+IMAGES = {
+    "train": RANDOM.integers(0, 256, (40, 28, 28), np.uint8),
+    "t10k": RANDOM.integers(0, 256, (9, 28, 28), np.uint8),
+}
+LABELS = {"train": np.arange(40, dtype=np.uint8) % 10, "t10k": np.arange(9, dtype=np.uint8)}
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def files() -> dict[str, bytes]:
+    images = {f"{split}-images-idx3-ubyte": idx(array) for split, array in IMAGES.items()}
+    return images | {f"{split}-labels-idx1-ubyte": idx(array) for split, array in LABELS.items()}
+
+
+@pytest.fixture
+def laid_out(tmp_path: Path) -> Path:
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, content in files().items():
+        (folder / name).write_bytes(content)
+    return tmp_path
+
+
+@pytest.fixture
+def mnist(server: Server, monkeypatch: pytest.MonkeyPatch) -> type[MNIST]:
+    """A small MNIST with its own checksums, which the data module takes for the real one."""
+    server.contents = {f"{name}.gz": gzip.compress(content) for name, content in files().items()}
+
+    class Small(MNIST):
+        mirrors = [server.url]  # noqa: RUF012
+        resources = [  # noqa: RUF012
+            (name, hashlib.md5(content, usedforsecurity=False).hexdigest()) for name, content in server.contents.items()
+        ]
+
+    monkeypatch.setattr(MNISTDataModule, "dataset", Small)
+    return Small
+
+
+def assert_is_the_written_one(data: MNISTDataModule) -> None:
+    for split, name in (("train", "train"), ("test", "t10k"), ("predict", "t10k")):
+        images = data.load(split)
+        assert torch.equal(images.pixels, torch.from_numpy(IMAGES[name])[:, None])
+        assert torch.equal(images.labels, torch.from_numpy(LABELS[name]).long())
+    assert data.load("val") is None
+
+
+def test_files_that_are_there_are_read_to_the_bit_without_a_download(laid_out: Path) -> None:
+    data = MNISTDataModule(str(laid_out))
+    data.prepare_data()
+    assert_is_the_written_one(data)
+    assert data.image_shape == (1, 28, 28)
+    assert data.classes == DigitsDataModule().classes == USPSDataModule().classes
+
+
+def test_views_are_cropped_normalised_and_not_mirrored(laid_out: Path) -> None:
+    data = MNISTDataModule(str(laid_out), batch_size=20, val_fraction=0.5)
+    stored = next(iter(data.train_dataloader()))
+    plain = data.stores["train"].pixels[stored.ids]
+    padded = torch.nn.functional.pad(plain, (2, 2, 2, 2))
+    shifts = torch.stack([padded[:, :, y : y + 28, x : x + 28] for y in range(5) for x in range(5)])
+    assert (shifts == data.pixels(stored)).flatten(2).all(2).any(0).all()
+    expected = (data.pixels(stored).double() / 255 - 0.1307) / 0.3081
+    torch.testing.assert_close(data.view(stored).images.double(), expected, rtol=0, atol=1e-6)
+    val = data.view(next(iter(data.val_dataloader())))
+    assert torch.equal(val.images, normalise(data.stores["train"].pixels[val.ids], (0.1307,), (0.3081,)))
+    assert not set(val.ids.tolist()) & set(stored.ids.tolist())
+
+
+def test_ids_number_views(laid_out: Path) -> None:
+    data = MNISTDataModule(str(laid_out), views=3)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(4)
+    stored = next(iter(loader))
+    assert torch.equal(data.view(stored).ids, stored.ids * 3 + 1)
+
+
+def test_images_are_resized_and_coloured_when_they_are_read(laid_out: Path) -> None:
+    data = MNISTDataModule(str(laid_out), size=32, channels=3)
+    data.setup("test")
+    batch = data.view(next(iter(data.test_dataloader())))
+    assert data.stores["test"].pixels.shape == (9, 3, 32, 32)
+    assert batch.images.shape[1:] == data.image_shape == (3, 32, 32)
+    assert torch.equal(batch.images[:, 0], batch.images[:, 2])
+    assert (data.mean, data.std) == ((0.1307,) * 3, (0.3081,) * 3)
+    with pytest.raises(ValueError, match=r"^size must be >= 1"):
+        MNISTDataModule(size=0)
+
+
+def test_it_is_downloaded_once(tmp_path: Path, server: Server, mnist: type[MNIST]) -> None:
+    data = MNISTDataModule(str(tmp_path / "new"))
+    data.prepare_data()
+    asked = server.requests
+    data.prepare_data()
+    assert server.requests == asked > 0
+    assert_is_the_written_one(data)
+
+
+@pytest.mark.parametrize("length", [-1, 3, 0, 10])
+def test_a_damaged_file_is_replaced_from_its_archive(
+    tmp_path: Path, server: Server, mnist: type[MNIST], length: int
+) -> None:
+    data = MNISTDataModule(str(tmp_path))
+    data.prepare_data()
+    asked = server.requests
+    for name, content in files().items():
+        (tmp_path / "Small" / "raw" / name).write_bytes(content[:length])
+        data.prepare_data()
+        assert_is_the_written_one(data)
+    assert server.requests == asked
+
+
+def test_an_interrupted_download_is_said_and_done_again(tmp_path: Path, server: Server, mnist: type[MNIST]) -> None:
+    data = MNISTDataModule(str(tmp_path))
+    for manner in ("half", "chunked"):
+        server.manner = manner
+        check_refused(data)
+    mnist.mirrors = ["http://127.0.0.1:1/"]
+    check_refused(data)
+    mnist.mirrors = [server.url]
+    server.manner = "whole"
+    data.prepare_data()
+    assert_is_the_written_one(data)
+
+
+def check_refused(data: MNISTDataModule) -> None:
+    """In one sentence that says what to do."""
+    with pytest.raises(ConnectionError, match="cannot be downloaded") as caught:
+        data.prepare_data()
+    message = str(caught.value)
+    assert repr(str(Path(data.root, "Small", "raw"))) in message
+    assert message.endswith("t10k-labels-idx1-ubyte.gz there.")
+    assert "\n" not in message
+
+
+def test_images_without_labels_are_refused(laid_out: Path) -> None:
+    (laid_out / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").write_bytes(idx(LABELS["t10k"][:8]))
+    data = MNISTDataModule(str(laid_out))
+    data.load("train")
+    with pytest.raises(ValueError, match=r"has 9 images and 8 labels for 'test'; take its files away to have them"):
+        data.load("test")
+
+
+def test_the_real_dataset_is_torchvisions() -> None:
+    assert MNISTDataModule.dataset is MNIST
