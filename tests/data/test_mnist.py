@@ -3,7 +3,10 @@
 import gzip
 import hashlib
 import struct
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from torchvision.datasets import MNIST
 from kd_lightning.data import DigitsDataModule, MNISTDataModule, USPSDataModule
 from kd_lightning.data.augmentation import normalise
 
+SCRIPT = Path(__file__).parents[2] / "scripts" / "lay_out_mnist.py"
 RANDOM = np.random.default_rng(0)
 IMAGES = {
     "train": RANDOM.integers(0, 256, (40, 28, 28), np.uint8),
@@ -161,3 +165,37 @@ def test_images_without_labels_are_refused(laid_out: Path) -> None:
 
 def test_the_real_dataset_is_torchvisions() -> None:
     assert MNISTDataModule.dataset is MNIST
+
+
+def run_script(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_the_script_lays_digits_out(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "images.gz").write_bytes(gzip.compress(idx(IMAGES["train"])))
+    (source / "labels").write_bytes(idx(LABELS["train"]))
+    arguments = [source / "images.gz", source / "labels", "--root", tmp_path / "data", "--test", 10]
+    for _ in range(2):
+        done = run_script(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert "30 images to train, by class: [3, 3, 3, 3, 3, 3, 3, 3, 3, 3]" in done.stdout
+        assert "10 images to test, by class: [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]" in done.stdout
+    data = MNISTDataModule(str(tmp_path / "data"))
+    data.prepare_data()
+    splits = [data.load(split) for split in ("train", "test")]
+    rows = [
+        (*image.flatten().tolist(), label)
+        for split in splits
+        for image, label in zip(split.pixels, split.labels.tolist(), strict=True)
+    ]
+    expected = [
+        (*image.flatten().tolist(), label)
+        for image, label in zip(IMAGES["train"], LABELS["train"].tolist(), strict=True)
+    ]
+    assert sorted(rows) == sorted(expected)
+    refused = run_script(*arguments, "--seed", 1)
+    assert refused.returncode == 1
+    assert "is there with other content; take it away or give another --root." in refused.stderr
+    assert torch.equal(data.load("test").pixels, splits[1].pixels)
