@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sized
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 
@@ -22,6 +23,9 @@ class EpochSampler(DistributedSampler):
         seed: Of the order.
         num_replicas: Number of ranks.
         rank: This rank.
+        steps: Batches of an epoch, if each epoch takes the next rows of one stream of permutations, pass after pass, in
+            which nothing is left out: so all samples are seen equally often, however many they are. ``None`` if each
+            epoch is a permutation of its own.
 
     Example:
         >>> list(EpochSampler(range(5), batch_size=2, training=False, num_replicas=2, rank=1))
@@ -29,7 +33,14 @@ class EpochSampler(DistributedSampler):
     """
 
     def __init__(
-        self, samples: Sized, batch_size: int, training: bool, seed: int = 0, num_replicas: int = 1, rank: int = 0
+        self,
+        samples: Sized,
+        batch_size: int,
+        training: bool,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+        steps: int | None = None,
     ) -> None:
         # a Dataset is asked for, and only its length is used
         super().__init__(
@@ -38,6 +49,7 @@ class EpochSampler(DistributedSampler):
         self.count = len(samples)
         self.batch_size = batch_size
         self.training = training
+        self.steps = steps
         self.first = (-1, 0)
         """An epoch, and the number of its batches that are left out since they were taken before."""
 
@@ -46,15 +58,26 @@ class EpochSampler(DistributedSampler):
 
     def __len__(self) -> int:
         if self.training:
-            return self.count // (self.batch_size * self.num_replicas) * self.batch_size
+            steps = self.count // (self.batch_size * self.num_replicas) if self.steps is None else self.steps
+            return steps * self.batch_size
         return len(self._evaluation())
 
     def _training(self) -> list[tuple[int, int]]:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        order = torch.randperm(self.count, generator=generator)
+        order = self._permutation(self.epoch) if self.steps is None else self._next_rows()
         batches = order[: len(self) * self.num_replicas].view(-1, self.num_replicas, self.batch_size)
         taken = self.first[1] if self.first[0] == self.epoch else 0
         return [(position, self.epoch) for position in batches[taken:, self.rank].flatten().tolist()]
+
+    def _next_rows(self) -> Tensor:
+        rows = len(self) * self.num_replicas
+        first, skipped = divmod(self.epoch * rows, self.count)
+        passes = range(first, first + -(-(skipped + rows) // self.count))
+        # below 0: two sets of one length and seed, a source and its target, are not to be shuffled alike
+        return torch.cat([self._permutation(-1 - number) for number in passes])[skipped : skipped + rows]
+
+    def _permutation(self, number: int) -> Tensor:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
+        return torch.randperm(self.count, generator=generator)
 
     def _evaluation(self) -> list[tuple[int, int]]:
         start, end = (self.count * rank // self.num_replicas for rank in (self.rank, self.rank + 1))

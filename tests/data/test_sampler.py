@@ -72,3 +72,50 @@ def test_evaluation_counts_every_sample_once(count: int, size: int, world: int, 
 @pytest.mark.parametrize("training", [True, False])
 def test_lightning_leaves_it_alone(training: bool) -> None:
     assert isinstance(EpochSampler(range(4), 2, training), DistributedSampler)
+
+
+def stream(count: int, size: int, steps: int, epoch: int, seed: int = 0, world: int = 1, rank: int = 0) -> list[int]:
+    """The positions of an epoch that takes the next rows of a stream."""
+    sampler = EpochSampler(range(count), size, True, seed, world, rank, steps=steps)
+    sampler.set_epoch(epoch)
+    places = list(sampler)
+    assert len(places) == len(sampler) == steps * size
+    assert {shown for _, shown in places} == {epoch}
+    return [position for position, _ in places]
+
+
+@few
+@given(
+    count=st.integers(1, 30),
+    size=st.integers(1, 7),
+    steps=st.integers(1, 5),
+    world=st.integers(1, 3),
+    seed=st.integers(-2, 2),
+)
+def test_epochs_take_the_rows_of_a_stream_of_permutations(
+    count: int, size: int, steps: int, world: int, seed: int
+) -> None:
+    rows = [position for epoch in range(7) for position in stream(count, size * world, steps, epoch, seed)]
+    for start in range(0, len(rows), count):
+        taken = rows[start : start + count]
+        assert len(set(taken)) == len(taken)
+        assert set(taken) <= set(range(count))
+    ranks = [stream(count, size, steps, 3, seed, world, rank) for rank in range(world)]
+    whole = [
+        position for step in range(0, len(ranks[0]), size) for share in ranks for position in share[step : step + size]
+    ]
+    assert whole == stream(count, size * world, steps, 3, seed)
+
+
+def test_the_passes_of_a_stream_are_other_permutations_for_each_pass_seed_and_from_epochs_own() -> None:
+    passes = [stream(12, 4, 3, epoch, seed) for epoch in range(6) for seed in range(3)]
+    own = [order(12, 4, True, seed, epoch) for epoch in range(6) for seed in range(3)]
+    assert len({tuple(positions) for positions in passes + own}) == 36
+
+
+def test_a_stream_goes_on_within_an_epoch() -> None:
+    sampler = EpochSampler(range(5), 2, True, steps=4)
+    sampler.set_epoch(3)
+    whole = list(sampler)
+    sampler.first = (3, 1)
+    assert list(sampler) == whole[2:]
