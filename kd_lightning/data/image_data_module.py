@@ -250,14 +250,17 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     @cached_property
     def _split(self) -> tuple[Tensor, Tensor]:
-        """Samples of the training images that are trained on, and that are validated on: a share of each class."""
+        """Samples of the training images that are trained on, and that are validated on: a share of each class.
+
+        Unlabelled ones are validated on where there are no others.
+        """
         images = self._store("train")
         assert images is not None
         generator = torch.Generator().manual_seed(self.seed)
-        val = []
+        unlabelled, val = bool((images.labels < 0).all()), []
         for label in images.labels.unique().tolist():
             members = (images.labels == label).nonzero().flatten()
-            share = round(len(members) * self.val_fraction) if label >= 0 else 0
+            share = round(len(members) * self.val_fraction) if label >= 0 or unlabelled else 0
             val.append(members[torch.randperm(len(members), generator=generator)[:share]])
         chosen = torch.cat(val).sort().values
         left = torch.ones(len(images.labels), dtype=torch.bool)

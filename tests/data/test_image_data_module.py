@@ -97,6 +97,13 @@ def test_unlabelled_images_are_trained_on_and_not_validated_on() -> None:
     assert {0, 5, 6, 7} <= set(ids(data.train_dataloader()))
 
 
+def test_without_any_label_unlabelled_images_are_validated_on() -> None:
+    data = Toy(labels=[-1] * 12, batch_size=1)
+    train, val = ids(data.train_dataloader()), ids(data.val_dataloader())
+    assert (len(train), len(val)) == (9, 3)
+    assert sorted(train + val) == list(range(12))
+
+
 def test_a_validation_set_of_its_own_leaves_training_whole() -> None:
     data = Toy(own_val=True)
     assert sorted(ids(data.train_dataloader())) == list(range(40))
