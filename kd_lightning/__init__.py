@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kd_lightning.data.cifar import CIFAR10DataModule as CIFAR10DataModule
     from kd_lightning.data.cifar import CIFAR100DataModule as CIFAR100DataModule
     from kd_lightning.data.digits import DigitsDataModule as DigitsDataModule
+    from kd_lightning.data.domain_pair import DomainPairDataModule as DomainPairDataModule
     from kd_lightning.data.image_folder import ImageFolderDataModule as ImageFolderDataModule
     from kd_lightning.data.mnist import MNISTDataModule as MNISTDataModule
     from kd_lightning.data.svhn import SVHNDataModule as SVHNDataModule
@@ -22,6 +23,7 @@ _HOMES = {
     "CIFAR10DataModule": "data.cifar",
     "CIFAR100DataModule": "data.cifar",
     "DigitsDataModule": "data.digits",
+    "DomainPairDataModule": "data.domain_pair",
     "ImageFolderDataModule": "data.image_folder",
     "MNISTDataModule": "data.mnist",
     "SVHNDataModule": "data.svhn",
@@ -36,6 +38,7 @@ __all__ = [
     "CIFAR100DataModule",
     "DigitsDataModule",
     "DistillationModule",
+    "DomainPairDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",
     "SVHNDataModule",

@@ -42,7 +42,7 @@ class TensorBoardImages(pl.Callback):
         logger = _tensorboard(trainer)
         if logger is None or trainer.global_step > 0 or batch_idx > 0:
             return
-        images = batch[0]
+        images = (batch["target"] if isinstance(batch, dict) else batch)[0]  # the data's statistics are the target's
         shown = _as_seen(images[: self.images], trainer.datamodule)  # type: ignore[attr-defined]
         logger.experiment.add_image("train/images", make_grid(shown), 0)
         teach = getattr(pl_module, "teacher_logits", None)

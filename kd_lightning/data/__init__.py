@@ -3,6 +3,7 @@
 from kd_lightning.data.batch import Batch
 from kd_lightning.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from kd_lightning.data.digits import DigitsDataModule
+from kd_lightning.data.domain_pair import DomainPairDataModule
 from kd_lightning.data.image_data_module import ImageDataModule
 from kd_lightning.data.image_folder import ImageFolderDataModule
 from kd_lightning.data.mnist import MNISTDataModule
@@ -14,6 +15,7 @@ __all__ = [
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "DigitsDataModule",
+    "DomainPairDataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",

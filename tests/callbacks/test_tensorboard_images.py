@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.utils import make_grid
 
-from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
+from kd_lightning import DigitsDataModule, DistillationModule, DomainPairDataModule, TeacherModule
 from kd_lightning.callbacks import TensorBoardImages
 from kd_lightning.networks import ResNet
 
@@ -164,3 +164,17 @@ def test_it_draws_beside_another_logger(
     found = EventAccumulator(logger.log_dir)
     found.Reload()
     assert found.Tags()["images"] == ["test/confusion"]
+
+
+def test_of_two_domains_the_target_is_drawn(tmp_path: Path) -> None:
+    pair = DomainPairDataModule(DigitsDataModule(), DigitsDataModule(mean=(0.1,), std=(0.9,)))
+    trainer = pl.Trainer(accelerator="cpu", logger=TensorBoardLogger(tmp_path))
+    trainer.datamodule = pair
+    batch = {domain: pair.view(part) for domain, part in next(iter(pair.train_dataloader()))[0].items()}
+    TensorBoardImages(images=12).on_train_batch_start(trainer, pl.LightningModule(), batch, 0)
+    trainer.logger.finalize("success")
+    expected = make_grid(
+        pair.target.pixels(next(iter(pair.train_dataloader()))[0]["target"]._replace(store="train"))[:12]
+    )
+    shown = picture(events(trainer), "train/images")
+    assert np.abs(shown.astype(int) - expected.permute(1, 2, 0).numpy().astype(int)).max() <= 1

@@ -1,0 +1,241 @@
+"""A labelled source and an unlabelled target, for domain adaptation."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DataLoader
+
+from kd_lightning.data.batch import Batch, StoredBatch
+from kd_lightning.data.image_data_module import ImageDataModule
+from kd_lightning.data.image_set import ImageSet, Part
+from kd_lightning.data.loader import EpochLoader
+from kd_lightning.data.sampler import EpochSampler
+from kd_lightning.data.shapes import refuse_no_size, resize, statistics, with_channels
+
+
+class DomainPairDataModule(pl.LightningDataModule):
+    """Two data modules at once: a source, whose labels are trained on, and a target, where the network will be used.
+
+    Training batches are ``{"source": Batch, "target": Batch}``, as many images of each; the target's labels are -1.
+    An epoch is the source's; the target goes through its images pass after pass, each shuffled, so that all are seen
+    equally often. There are two validation loaders, the source's and the target's; ``test`` and ``predict`` show the
+    target's images. Labels of the target are in its validation and test batches alone.
+
+    Each domain is augmented and normalised by its own data module; then its images get the pair's size and channels.
+
+    Args:
+        source: Where the labels are; ``batch_size`` is its.
+        target: Its ``batch_size`` is that of its evaluation.
+        size: Height and width of all images; ``None`` for those of the larger domain.
+
+    Raises:
+        ValueError: If the classes or channels of the two do not fit together, or the target mixes labels.
+
+    Example:
+        >>> from kd_lightning.data import DigitsDataModule
+        >>> pair = DomainPairDataModule(DigitsDataModule(batch_size=32), DigitsDataModule(), size=16)
+        >>> batch, _, _ = next(iter(pair.train_dataloader()))
+        >>> source, target = pair.view(batch["source"]), pair.view(batch["target"])
+        >>> source.images.shape, target.labels.unique()
+        (torch.Size([32, 1, 16, 16]), tensor([-1]))
+    """
+
+    views = None
+    """Each part may have fixed views; the pair's batches have none that a cache could number."""
+
+    def __init__(self, source: ImageDataModule, target: ImageDataModule, size: int | None = None) -> None:
+        refuse_no_size(size)
+        if target.mixup or target.cutmix:
+            raise ValueError("mixup and CutMix mix labels, which the target does not give; set both to 0 there.")
+        self.source = source
+        self.target = target
+        self.size = size
+        super().__init__()
+        if _given_hyperparameters.get() is None:
+            self.save_hyperparameters({"source": dict(source.hparams), "target": dict(target.hparams), "size": size})
+        else:  # of the command line, which are plain as well
+            self.save_hyperparameters()
+
+    @property
+    def trainer(self) -> pl.Trainer | None:
+        """The trainer, which the two parts share."""
+        return self.source.trainer
+
+    @trainer.setter
+    def trainer(self, trainer: pl.Trainer | None) -> None:
+        self.source.trainer = self.target.trainer = trainer
+
+    @property
+    def batch_size(self) -> int:
+        """Images of each domain in a training batch, of one process."""
+        return self.source.batch_size
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names in the order of the labels."""
+        return self.source.classes
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, C."""
+        return len(self.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of all images."""
+        if self.size is not None:
+            return self._channels, self.size, self.size
+        (_, *ours), (_, *theirs) = self.source.image_shape, self.target.image_shape
+        return self._channels, max(ours[0], theirs[0]), max(ours[1], theirs[1])
+
+    @property
+    def stores(self) -> dict[str, ImageSet]:
+        """The sets that were read, whose labels were looked at."""
+        parts = (("source", self.source), ("target", self.target))
+        return {f"{domain}/{name}": images for domain, part in parts for name, images in part.stores.items()}
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of each channel of the target's images."""
+        return statistics(self.target.mean, self._channels)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel of the target's images."""
+        return statistics(self.target.std, self._channels)
+
+    @property
+    def mixup(self) -> float:
+        """The source's."""
+        return self.source.mixup
+
+    @property
+    def cutmix(self) -> float:
+        """The source's."""
+        return self.source.cutmix
+
+    @property
+    def predict_split(self) -> str:
+        """The images of the target that ``predict`` shows."""
+        return self.target.predict_split
+
+    @predict_split.setter
+    def predict_split(self, split: str) -> None:
+        self.target.predict_split = split
+
+    def image_name(self, split: str, sample: int) -> str:
+        """The file of a sample of the target, or its number."""
+        return self.target.image_name(split, sample)
+
+    def prepare_data(self) -> None:
+        """Download what the two need."""
+        self.source.prepare_data()
+        self.target.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what a stage needs, of the source nothing but for training and validation; look whether they fit."""
+        ours, theirs = self.source.classes, self.target.classes
+        if theirs and ours != theirs:
+            raise ValueError(
+                f"The source has {len(ours)} classes ({_few(ours)}) and the target {len(theirs)} ({_few(theirs)}); "
+                "give both the same names in the same order."
+            )
+        channels = len(self.source.mean), len(self.target.mean)
+        if channels[0] != channels[1] and 1 not in channels:
+            raise ValueError(
+                f"The source's images have {channels[0]} channels and the target's {channels[1]}; only grey images can "
+                "be given more."
+            )
+        self.target.setup(stage)
+        if str(getattr(stage, "value", stage) or "fit") in ("fit", "validate"):
+            self.source.setup(stage)
+
+    def teardown(self, stage: str) -> None:
+        """Tell both."""
+        self.source.teardown(stage)
+        self.target.teardown(stage)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Tell both."""
+        self.source.on_exception(exception)
+        self.target.on_exception(exception)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of both."""
+        return {"source": self.source.state_dict(), "target": self.target.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """To both."""
+        self.source.load_state_dict(state_dict["source"])
+        self.target.load_state_dict(state_dict["target"])
+
+    def train_dataloader(self) -> CombinedLoader:
+        """Batches of both, shuffled, of one size."""
+        source = self.source.train_dataloader()
+        target = self._without_labels(self.target.train_dataloader(), source)
+        return CombinedLoader({"source": _of("source", source), "target": _of("target", target)}, "min_size")
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """The validation images of the source, then of the target, each once."""
+        return [_of("source", self.source.val_dataloader()), _of("target", self.target.val_dataloader())]
+
+    def test_dataloader(self) -> DataLoader:
+        """The target's test images, each once."""
+        return _of("target", self.target.test_dataloader())
+
+    def predict_dataloader(self) -> DataLoader:
+        """The target's images to predict, in order."""
+        return _of("target", self.target.predict_dataloader())
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Turn what was stored into what a module sees."""
+        if isinstance(batch, dict):
+            return {domain: self.on_after_batch_transfer(part) for domain, part in batch.items()}
+        if not isinstance(batch, StoredBatch):
+            return batch
+        return self.trainer.precision_plugin.convert_input(self.view(batch))  # type: ignore[union-attr]
+
+    def view(self, batch: StoredBatch) -> Batch:
+        """Gather, augment, normalise and resize a batch of one of the domains on the device where it lies."""
+        domain, _, store = batch.store.partition("/")
+        seen = (self.source if domain == "source" else self.target).view(batch._replace(store=store))
+        channels, height, width = self.image_shape
+        return seen._replace(images=with_channels(resize(seen.images, (height, width)), channels))
+
+    @property
+    def _channels(self) -> int:
+        return max(len(self.source.mean), len(self.target.mean))
+
+    def _without_labels(self, target: DataLoader, source: DataLoader) -> EpochLoader:
+        """The target's training images for as many batches as the source has, of the same size."""
+        shown, order = target.dataset, source.sampler
+        assert isinstance(shown, Part)
+        assert isinstance(order, EpochSampler)
+        hidden = shown.images._replace(labels=torch.full_like(shown.images.labels, -1))
+        part = Part(hidden, shown.samples, shown.store)
+        return EpochLoader(
+            part,
+            batch_size=order.batch_size,
+            sampler=EpochSampler(
+                part, order.batch_size, True, self.target.seed, order.num_replicas, order.rank, steps=len(source)
+            ),
+            num_workers=target.num_workers,
+            collate_fn=target.collate_fn,
+            pin_memory=target.pin_memory,
+            persistent_workers=target.persistent_workers,
+        )
+
+
+def _of(domain: str, loader: DataLoader) -> DataLoader:
+    """A loader whose batches name their domain."""
+    part = loader.dataset
+    assert isinstance(part, Part)
+    part.store = f"{domain}/{part.store}"
+    return loader
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,492 @@
+"""A source and a target as one data module: on toys, of other lengths, sizes and channels."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+
+from kd_lightning import DigitsDataModule, DomainPairDataModule, TeacherModule
+from kd_lightning.callbacks import ExactResume, FeatureWriter, PredictionWriter
+from kd_lightning.data import Batch, ImageDataModule
+from kd_lightning.data.augmentation import normalise
+from kd_lightning.data.image_set import ImageSet
+from kd_lightning.modules.classification import ClassificationModule
+
+Trainers = Callable[..., pl.Trainer]
+
+
+class Domain(ImageDataModule):
+    """``count`` training images of three classes and their own validation and test images."""
+
+    def __init__(
+        self,
+        count: int = 24,
+        channels: int = 1,
+        side: int = 6,
+        names: tuple[str, ...] = ("ant", "bee", "cat"),
+        labels: list[int] | None = None,
+        own_val: bool = True,
+        **options: Any,
+    ) -> None:
+        defaults = {"batch_size": 8, "val_fraction": 0.25, "seed": 0, "view_seed": 0, "padding": 1, "flip": False}
+        more = {"mean": (0.5,) * channels, "std": (0.2,) * channels, "mixup": 0.0, "cutmix": 0.0, "num_workers": 0}
+        super().__init__(**(defaults | more | options))
+        self.count, self.channels, self.side, self.names, self.own_val = count, channels, side, names, own_val
+        self.labels = [i % 3 for i in range(count)] if labels is None else labels
+        self.called: list[Any] = []
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.names
+
+    def prepare_data(self) -> None:
+        self.called.append("prepare")
+
+    def load(self, split: str) -> ImageSet | None:
+        self.called.append(split)
+        if split == "val" and not self.own_val:
+            return None
+        labels = torch.tensor(self.labels if split == "train" else [2, 1, 0, 1, 2])
+        shape = (len(labels), self.channels, self.side, self.side)
+        generator = torch.Generator().manual_seed(len(split) + 10 * self.channels)
+        return ImageSet(labels, torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
+
+    def teardown(self, stage: str) -> None:
+        self.called.append(("teardown", stage))
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.called.append(exception)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.called.append(state_dict)
+
+
+class Both(ClassificationModule):
+    """Trains on the source, pulls the target's mean logits to the source's, and remembers what it was shown."""
+
+    def __init__(self, channels: int = 1) -> None:
+        network = nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9 * channels, 3))
+        super().__init__(network, 0.1, 0.0, None, None, "step", False, "stop")
+        self.save_hyperparameters()
+        self.seen: dict[Any, list[Any]] = {"train": [], 0: [], 1: [], "test": []}
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
+        self.seen["train"].append(batch)
+        source, target = self(batch["source"].images), self(batch["target"].images)
+        loss = F.cross_entropy(source, batch["source"].labels) + (source.mean(0) - target.mean(0)).square().sum()
+        self.record(loss, {}, source, batch["source"].labels, {})
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.seen[dataloader_idx].append(batch)
+        super().validation_step(batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.seen["test"].append(batch)
+        super().test_step(batch, batch_idx)
+
+
+def rows(pair: DomainPairDataModule, epoch: int, world: int = 1, rank: int = 0) -> list[dict[str, list[int]]]:
+    """The samples of each batch of an epoch."""
+    pair.trainer = SimpleNamespace(world_size=world, global_rank=rank)
+    loader = pair.train_dataloader()
+    for part in loader.flattened:
+        part.sampler.set_epoch(epoch)
+    return [{domain: part.ids.tolist() for domain, part in batch.items()} for batch, _, _ in loader]
+
+
+def fitted(make_trainer: Trainers, pair: DomainPairDataModule, channels: int = 1, **options: Any) -> Both:
+    torch.manual_seed(1)
+    module = Both(channels)
+    make_trainer(**options).fit(module, pair)
+    return module
+
+
+@pytest.mark.parametrize("count", [3, 10, 24, 50, 100])
+def test_an_epoch_is_the_sources_and_the_targets_images_are_seen_equally_often(count: int) -> None:
+    pair, seen = DomainPairDataModule(Domain(26), Domain(count)), Counter()
+    for epoch in range(10):
+        batches = rows(pair, epoch)
+        assert [len(batch[domain]) for batch in batches for domain in ("source", "target")] == [8] * 6
+        assert len({sample for batch in batches for sample in batch["source"]}) == 24
+        seen.update(sample for batch in batches for sample in batch["target"])
+        assert max(seen.values()) - min(seen[sample] for sample in range(count)) <= 1
+
+
+def test_the_ranks_hold_contiguous_rows_of_each_global_batch_of_both() -> None:
+    for epoch in (0, 3):
+        whole = rows(DomainPairDataModule(Domain(26, batch_size=8), Domain(11)), epoch)
+        ranks = [rows(DomainPairDataModule(Domain(26, batch_size=4), Domain(11)), epoch, 2, rank) for rank in (0, 1)]
+        assert len(whole) == len(ranks[0]) == 3
+        for domain in ("source", "target"):
+            halves = [a[domain] + b[domain] for a, b in zip(*ranks, strict=True)]
+            assert halves == [batch[domain] for batch in whole]
+
+
+def test_two_domains_of_one_length_and_seed_are_not_shuffled_alike() -> None:
+    pair = DomainPairDataModule(Domain(24), Domain(24))
+    for epoch in range(4):
+        assert all(batch["source"] != batch["target"] for batch in rows(pair, epoch))
+
+
+def test_the_targets_batches_are_as_large_as_the_sources_and_its_seed_shuffles_them() -> None:
+    base = rows(DomainPairDataModule(Domain(), Domain(50)), 1)
+    assert rows(DomainPairDataModule(Domain(), Domain(50, batch_size=3)), 1) == base
+    other = rows(DomainPairDataModule(Domain(), Domain(50, seed=1)), 1)
+    assert [batch["source"] for batch in other] == [batch["source"] for batch in base]
+    assert [batch["target"] for batch in other] != [batch["target"] for batch in base]
+
+
+def test_training_cannot_read_the_targets_labels(make_trainer: Trainers) -> None:
+    modules = []
+    for labels in ([0, 1, 2] * 8, [2, 0, 0, 1] * 6):
+        pair = DomainPairDataModule(Domain(), Domain(labels=labels))
+        stored = next(iter(pair.train_dataloader()))[0]["target"]
+        assert stored.labels.tolist() == [-1] * 8  # not even on the way
+        modules.append(fitted(make_trainer, pair, max_epochs=2))
+    shown = [batch["target"] for batch in modules[0].seen["train"]]
+    assert len(shown) == 6
+    assert all((batch.labels == -1).all() for batch in shown)
+    for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert pair.target.stores["train"].labels.tolist() == labels  # what evaluation would show
+
+
+def test_training_shows_each_domain_as_its_own_module_does(make_trainer: Trainers) -> None:
+    pair = DomainPairDataModule(Domain(), Domain(50, mean=(0.3,), std=(0.1,), view_seed=4))
+    alone = {"source": Domain(), "target": Domain(50, mean=(0.3,), std=(0.1,), view_seed=4)}
+    module = fitted(make_trainer, pair, max_epochs=2)
+    assert [list(batch) for batch in module.seen["train"]] == [["source", "target"]] * 6
+    for number, batch in enumerate(module.seen["train"]):
+        for domain, data in alone.items():
+            loader, ours = data.train_dataloader(), batch[domain]
+            stored = next(iter(loader))._replace(ids=ours.ids, epoch=number // 3)
+            assert isinstance(ours, Batch)
+            assert torch.equal(ours.images, data.view(stored).images)
+            labels = torch.full((8,), -1) if domain == "target" else ours.ids % 3
+            assert torch.equal(ours.labels, labels)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "size", "shape"),
+    [
+        (Domain(channels=1, side=6), Domain(channels=3, side=9), None, (3, 9, 9)),
+        (Domain(channels=3, side=9), Domain(channels=1, side=6), None, (3, 9, 9)),
+        (Domain(channels=1, side=6), Domain(channels=1, side=9), None, (1, 9, 9)),
+        (Domain(channels=1, side=6), Domain(channels=3, side=9), 4, (3, 4, 4)),
+        (Domain(channels=2, side=6), Domain(channels=2, side=6), None, (2, 6, 6)),
+    ],
+)
+def test_both_get_one_shape(source: Domain, target: Domain, size: int | None, shape: tuple[int, int, int]) -> None:
+    pair = DomainPairDataModule(source, target, size)
+    pair.setup("fit")
+    assert pair.image_shape == shape
+    assert len(pair.mean) == len(pair.std) == shape[0]
+    for loader, part in zip(pair.val_dataloader(), (source, target), strict=True):
+        plain = normalise(part.stores["val"].pixels, part.mean, part.std)
+        expected = F.interpolate(plain, shape[1:], mode="bilinear", antialias=True).expand(-1, shape[0], -1, -1)
+        batch = pair.view(next(iter(loader)))
+        torch.testing.assert_close(batch.images, expected, rtol=0, atol=1e-6)
+    batch = next(iter(pair.train_dataloader()))[0]
+    assert [pair.view(batch[domain]).images.shape for domain in ("source", "target")] == [(8, *shape)] * 2
+
+
+def test_the_statistics_are_the_targets() -> None:
+    pair = DomainPairDataModule(Domain(channels=3), Domain(mean=(0.3,), std=(0.1,)))
+    assert (pair.mean, pair.std) == ((0.3,) * 3, (0.1,) * 3)
+
+
+def test_evaluation_shows_both_in_validation_and_the_target_in_test(make_trainer: Trainers) -> None:
+    source, target = Domain(batch_size=2, side=6), Domain(batch_size=3, side=9)
+    pair, module, trainer = DomainPairDataModule(source, target), Both(), make_trainer(num_sanity_val_steps=0)
+    trainer.fit(module, pair)
+    assert "test" not in source.called + target.called
+    trainer.test(module, pair, verbose=False)
+    assert "test" in target.called
+    assert "test" not in source.called
+    predictions = trainer.predict(module, pair)
+    assert torch.cat([batch.ids for batch in predictions]).tolist() == list(range(5))
+    for key, size, plain in ((0, 2, source), (1, 3, target), ("test", 3, target)):
+        batches = module.seen[key]
+        assert all(isinstance(batch, Batch) for batch in batches)
+        assert [len(batch.ids) for batch in batches] == ([2, 2, 1] if size == 2 else [3, 2])
+        assert torch.cat([batch.labels for batch in batches]).tolist() == [2, 1, 0, 1, 2]
+        pixels = plain.stores["test" if key == "test" else "val"].pixels
+        images = F.interpolate(normalise(pixels, (0.5,), (0.2,)), (9, 9), mode="bilinear", antialias=True)
+        torch.testing.assert_close(torch.cat([batch.images for batch in batches]), images, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stage", "ours", "theirs"),
+    [
+        ("fit", {"train", "val"}, {"train", "val"}),
+        (None, {"train", "val"}, {"train", "val"}),
+        (TrainerFn.VALIDATING, {"val"}, {"val"}),
+        (TrainerFn.TESTING, set(), {"test"}),
+        ("predict", set(), {"predict"}),
+    ],
+)
+def test_a_stage_reads_what_it_needs_and_no_more(stage: Any, ours: set[str], theirs: set[str]) -> None:
+    source, target = Domain(), Domain()
+    DomainPairDataModule(source, target, size=8).setup(stage)
+    assert (set(source.called), set(target.called)) == (ours, theirs)
+
+
+def test_hooks_and_the_trainer_reach_both(make_trainer: Trainers, tmp_path: Path) -> None:
+    pair, trainer = DomainPairDataModule(Domain(), Domain()), make_trainer()
+    assert pair.trainer is pair.source.trainer is None
+    trainer.fit(Both(), pair)
+    path = tmp_path / "x.ckpt"
+    trainer.save_checkpoint(path)
+    for part in (pair.source, pair.target):
+        assert part.trainer is pair.trainer is trainer
+        assert part.called[0] == "prepare"
+        assert ("teardown", TrainerFn.FITTING) in part.called
+    again = DomainPairDataModule(Domain(7), Domain(8))
+    make_trainer(max_epochs=2).fit(Both(), again, ckpt_path=path, weights_only=True)
+    assert {"count": 24} in again.source.called
+    assert {"count": 24} in again.target.called
+    error = ValueError("x")
+    pair.on_exception(error)
+    assert pair.source.called[-1] is pair.target.called[-1] is error
+    states = DomainPairDataModule(Domain(7), Domain(8)).state_dict()
+    assert states == {"source": {"count": 7}, "target": {"count": 8}}
+    pair.load_state_dict(states)
+    assert pair.source.called[-1] == {"count": 7}
+    assert pair.target.called[-1] == {"count": 8}
+
+
+def test_what_modules_and_callbacks_ask_of_it() -> None:
+    pair = DomainPairDataModule(
+        Domain(batch_size=4, mixup=0.2, cutmix=0.1, views=3), Domain(names=(), labels=[-1] * 24, own_val=False)
+    )
+    assert (pair.classes, pair.num_classes, pair.batch_size) == (("ant", "bee", "cat"), 3, 4)
+    assert (pair.views, pair.mixup, pair.cutmix) == (None, 0.2, 0.1)
+    batch = (torch.rand(2, 1, 6, 6), torch.tensor([0, 1]))
+    assert pair.on_after_batch_transfer(batch) is batch
+    pair.setup("validate")
+    assert set(pair.stores) == {"source/val", "target/train"}
+    assert pair.stores["target/train"] is pair.target.stores["train"]
+    pair.predict_split = "train"
+    assert pair.target.predict_split == pair.predict_split == "train"
+    pair.target.image_name = lambda split, sample: f"{split} {sample}"
+    assert pair.image_name("predict", 3) == "predict 3"
+
+
+def test_the_source_may_mix_its_labels() -> None:
+    pair = DomainPairDataModule(Domain(mixup=0.4), Domain())
+    batch = next(iter(pair.train_dataloader()))[0]
+    assert pair.view(batch["source"]).labels.shape == (8, 3)
+    assert pair.view(batch["target"]).labels.tolist() == [-1] * 8
+
+
+def test_a_plain_module_tests_and_predicts_on_the_target(make_trainer: Trainers, tmp_path: Path) -> None:
+    pair, module = DomainPairDataModule(DigitsDataModule(), DigitsDataModule(batch_size=256), size=9), linear(81)
+    features = FeatureWriter(["1"], str(tmp_path / "features.npz"), split="val")
+    trainer = make_trainer(callbacks=[PredictionWriter(str(tmp_path / "p.csv")), features])
+    figures = trainer.test(module, pair, verbose=False)[0]
+    assert module.data.mean == pair.mean
+    plain = DomainPairDataModule(DigitsDataModule(), DigitsDataModule(batch_size=64), size=9)
+    assert make_trainer().test(module, plain, verbose=False)[0] == pytest.approx(figures)
+    trainer.predict(module, pair)
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + 287  # of the validation images
+    assert features.written
+
+
+def linear(inputs: int) -> TeacherModule:
+    return TeacherModule(nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10)))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_images_come_in_the_type_of_the_precision(make_trainer: Trainers, precision: str) -> None:
+    module = fitted(make_trainer, DomainPairDataModule(Domain(side=9), Domain(side=6)), precision=precision)
+    expected = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    for batch in (*module.seen["train"][0].values(), module.seen[1][0]):
+        assert batch.images.dtype == expected
+        assert batch.labels.dtype == torch.int64
+
+
+def test_an_unlabelled_target_is_validated_on(make_trainer: Trainers) -> None:
+    pair = DomainPairDataModule(Domain(), Domain(labels=[-1] * 24, names=(), own_val=False))
+    module = fitted(make_trainer, pair, num_sanity_val_steps=0)
+    (batch,) = module.seen[1]
+    assert batch.labels.tolist() == [-1] * 6
+    trained = {sample for shown in module.seen["train"] for sample in shown["target"].ids.tolist()}
+    assert sorted(trained | set(batch.ids.tolist())) == list(range(24))
+    assert not trained & set(batch.ids.tolist())
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        (
+            {},
+            {"names": ("bee", "ant", "cat")},
+            r"The source has 3 classes \(ant, bee, cat\) and the target 3 \(bee, ant, cat\); give both the same names "
+            r"in the same order\.",
+        ),
+        (
+            {},
+            {"names": tuple("abcdefg")},
+            r"The source has 3 classes \(ant, bee, cat\) and the target 7 \(a, b, c, d, e, \.\.\.\); give both .*",
+        ),
+        (
+            {"channels": 2},
+            {"channels": 3},
+            r"The source's images have 2 channels and the target's 3; only grey images can be given more\.",
+        ),
+    ],
+)
+def test_domains_that_do_not_fit_together_are_refused_before_they_are_read(
+    source: dict[str, Any], target: dict[str, Any], message: str
+) -> None:
+    pair = DomainPairDataModule(Domain(**source), Domain(**target))
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        pair.setup("fit")
+    assert pair.source.called == pair.target.called == []
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0}])
+def test_a_target_that_mixes_labels_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(
+        ValueError, match=r"^mixup and CutMix mix labels, which the target does not give; set both to 0"
+    ):
+        DomainPairDataModule(Domain(), Domain(**options))
+
+
+def test_no_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^size must be >= 1, .* got 0\.$"):
+        DomainPairDataModule(Domain(), Domain(), size=0)
+
+
+def test_a_checkpoint_holds_plain_data_of_both(make_trainer: Trainers, tmp_path: Path) -> None:
+    pair = DomainPairDataModule(DigitsDataModule(batch_size=500), DigitsDataModule(seed=3))
+    trainer = make_trainer(max_steps=1)
+    trainer.strategy.connect(Both())
+    trainer.datamodule = pair
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["datamodule_hyper_parameters"]
+    assert (saved["source"]["batch_size"], saved["target"]["seed"], saved["size"]) == (500, 3, None)
+
+
+CONFIGURATION = """
+data:
+  class_path: kd_lightning.DomainPairDataModule
+  init_args:
+    source: {class_path: kd_lightning.DigitsDataModule, init_args: {batch_size: 500}}
+    target: {class_path: kd_lightning.DigitsDataModule, init_args: {padding: 0}}
+    size: 9
+"""
+
+
+def test_it_is_built_from_yaml_and_its_checkpoints_stay_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["x"])
+    (tmp_path / "pair.yaml").write_text(CONFIGURATION)
+    options = ["max_steps=1", "accelerator=cpu", "enable_progress_bar=false", "enable_model_summary=false"]
+    arguments = [f"--trainer.{option}" for option in [*options, "logger=false", f"default_root_dir={tmp_path}"]]
+    cli = LightningCLI(
+        Ten,
+        pl.LightningDataModule,
+        subclass_mode_data=True,
+        seed_everything_default=False,
+        save_config_callback=None,
+        args=["--config", str(tmp_path / "pair.yaml"), *arguments],
+        run=False,
+    )
+    assert (cli.datamodule.batch_size, cli.datamodule.target.padding) == (500, 0)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    cli.trainer.save_checkpoint(tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["datamodule_hyper_parameters"]
+    assert saved["source"]["init_args"]["batch_size"] == 500
+    assert saved["size"] == 9
+
+
+class Ten(Both):
+    """Ten classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(81, 10))
+
+
+class Save(pl.Callback):
+    """A checkpoint after each batch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places: list[Path] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.places.append(self.folder / f"{len(self.places)}.ckpt")
+        trainer.save_checkpoint(self.places[-1])
+
+
+@pytest.mark.parametrize("count", [10, 50])
+def test_a_run_goes_on_within_an_epoch_to_the_same_batches_and_bits(
+    count: int, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    def run(callbacks: list[pl.Callback], path: Path | None = None) -> Both:
+        torch.manual_seed(1 if path is None else 99)
+        module = Both()
+        module.network[2].reset_parameters()
+        pair = DomainPairDataModule(Domain(26), Domain(count, padding=2))
+        make_trainer(max_epochs=3, callbacks=callbacks).fit(module, pair, ckpt_path=path, weights_only=True)
+        assert any(isinstance(callback, ExactResume) for callback in module.trainer.callbacks)
+        return module
+
+    save = Save(tmp_path)
+    whole = run([save])
+    assert len(save.places) == len(whole.seen["train"]) == 9
+    for taken, place in enumerate(save.places, start=1):
+        rest = run([], place)
+        shown = [(batch["source"], batch["target"]) for batch in rest.seen["train"]]
+        assert len(shown) == 9 - taken
+        for batch, expected in zip(rest.seen["train"], whole.seen["train"][taken:], strict=True):
+            for domain in ("source", "target"):
+                assert all(torch.equal(a, b) for a, b in zip(batch[domain], expected[domain], strict=True))
+        for key, value in whole.state_dict().items():
+            assert torch.equal(value, rest.state_dict()[key]), (place, key)
+
+
+class WriteIds(pl.Callback):
+    """Writes what a rank saw to a file, where the parent process can read it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        seen = pl_module.seen
+        batches = [{domain: part.ids for domain, part in batch.items()} for batch in seen["train"]]
+        evaluated = {key: torch.cat([batch.ids for batch in seen[key]]) for key in (0, 1)}
+        torch.save({"train": batches, **evaluated}, self.folder / f"{trainer.global_rank}.pt")
+
+
+@pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier|nn.parallel).*")
+def test_two_processes_see_what_one_does(make_trainer: Trainers, tmp_path: Path) -> None:
+    found = {}
+    for world, options in ((1, {}), (2, {"strategy": "ddp_fork", "devices": 2})):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        pair = DomainPairDataModule(Domain(26, batch_size=8 // world), Domain(11))
+        fitted(make_trainer, pair, max_epochs=2, num_sanity_val_steps=0, callbacks=[WriteIds(folder)], **options)
+        found[world] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    (one,), ranks = found[1], found[2]
+    assert len(one["train"]) == 6
+    for step, batch in enumerate(one["train"]):
+        for domain, ids in batch.items():
+            assert torch.equal(ids, torch.cat([rank["train"][step][domain] for rank in ranks]))
+    for key in (0, 1):
+        assert torch.cat([rank[key] for rank in ranks]).bincount().tolist() == [2] * 5  # once an epoch
