@@ -298,8 +298,8 @@ def test_torchrun_starts_a_run_again(tmp_path: Path, whole: Whole) -> None:
     command = [*launch, "-m", "kd_lightning", "fit", "-c", name[0], *QUICK, *name[1:], "--ckpt_path=auto"]
     fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # else addresses of the processes before are in the store
     result = subprocess.run(
-        [sys.executable, "-m", *command], cwd=tmp_path, env={**os.environ, **environment([fault]), **fresh}, timeout=200,
-        capture_output=True, text=True,
+        [sys.executable, "-m", *command], cwd=tmp_path, env={**os.environ, **environment([fault]), **fresh},
+        timeout=200, capture_output=True, text=True,
     )  # fmt: skip
     print(result.stdout[-3000:], result.stderr[-3000:])
     assert result.returncode == 0
