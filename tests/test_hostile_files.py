@@ -623,12 +623,12 @@ def test_a_checkpoint_cannot_have_files_deleted(kd: Command, here: Path, kind: s
     precious.mkdir()
     (precious / "thesis.ckpt").write_text("mine")
     content = read_checkpoint(LAST)
-    (state,) = (state for name, state in content["callbacks"].items() if name.startswith("ModelCheckpoint"))
-    up = f"{state['dirpath']}/../../../../../precious"
-    target = {"up": f"{up}/thesis.ckpt", "folder": up, "address": f"local://{precious}"}[kind]
-    low = torch.tensor(-1.0)
-    state.update(dict.fromkeys(("kth_best_model_path", "best_model_path", "last_model_path"), target))
-    state.update(best_k_models={target: low}, kth_value=low, best_model_score=low)
+    for state in (state for name, state in content["callbacks"].items() if name.startswith("ModelCheckpoint")):
+        up = f"{state['dirpath']}/../../../../../precious"
+        target = {"up": f"{up}/thesis.ckpt", "folder": up, "address": f"local://{precious}"}[kind]
+        low = torch.tensor(-1.0)
+        state.update(dict.fromkeys(("kth_best_model_path", "best_model_path", "last_model_path"), target))
+        state.update(best_k_models={target: low}, kth_value=low, best_model_score=low)
     torch.save(content, LAST)
     kd("fit", "-c", "digits/student", "--ckpt_path", "last", *SHORT, "--trainer.max_epochs=2")
     assert (precious / "thesis.ckpt").read_text() == "mine"
