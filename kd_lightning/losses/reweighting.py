@@ -154,7 +154,6 @@ class ReweightedLoss(DistillationLoss):
         return hard_target_loss(logits, labels, self.label_smoothing, weights) + learned
 
 
-@in_full_precision
 def _standardized(source: Tensor, target: Tensor) -> Tensor:
     rows = torch.cat([source, target])
     difference = rows - rows.mean(0)

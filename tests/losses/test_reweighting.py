@@ -143,6 +143,21 @@ def test_the_term_is_written_out(labels: Tensor) -> None:
     assert loss.figures["domain_accuracy"].item() == pytest.approx(right.item() / 12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_error_of_a_classifier_in_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    source, target = outputs(50, a=(3,)), outputs(70, a=(3,))
+    loss = ReweightedLoss(layer="a", penalty=0.0)
+    loss.build(source, target)
+    torch.nn.init.normal_(loss.classifiers[0][0].weight)
+    loss.to(dtype)
+    rows = torch.cat([source.features["a"], target.features["a"]])
+    rows = (rows - rows.mean(0)) / rows.std(0, correction=0) / 3**0.5
+    odds = loss.classifiers[0](rows.to(dtype)).squeeze(1).float()
+    learned = F.binary_cross_entropy_with_logits(odds, (torch.arange(120) < 50).float())
+    term = loss(source, target, torch.full((50,), -1))
+    torch.testing.assert_close(term, learned, rtol=1e-5, atol=0)
+
+
 def test_features_are_not_moved_and_weights_are_constants() -> None:
     source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
     loss = ReweightedLoss(layer="a")
