@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kd_lightning.data.mnist import MNISTDataModule as MNISTDataModule
     from kd_lightning.data.svhn import SVHNDataModule as SVHNDataModule
     from kd_lightning.data.usps import USPSDataModule as USPSDataModule
+    from kd_lightning.modules.adaptation import AdaptationModule as AdaptationModule
     from kd_lightning.modules.distillation import DistillationModule as DistillationModule
     from kd_lightning.modules.teacher import TeacherModule as TeacherModule
 
@@ -28,12 +29,14 @@ _HOMES = {
     "MNISTDataModule": "data.mnist",
     "SVHNDataModule": "data.svhn",
     "USPSDataModule": "data.usps",
+    "AdaptationModule": "modules.adaptation",
     "DistillationModule": "modules.distillation",
     "TeacherModule": "modules.teacher",
 }
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdaptationModule",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "DigitsDataModule",

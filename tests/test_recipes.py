@@ -61,13 +61,16 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pa
 def test_it_runs(name: str, kd: Callable[..., str], image_folder: Callable[[int], Path], tmp_path: Path) -> None:
     folder, _, method = name.partition("/")
     arguments = ["fit", "-c", name, *QUICK]
-    if folder != "digits":
+    if folder == "adapt":
+        arguments.remove("--data.batch_size=4")
+        arguments += ["--data.source.batch_size=4", "--data.target=kd_lightning.DigitsDataModule"]
+    elif folder != "digits":
         root = image_folder(100 if folder == "cifar100" else 10)
         arguments += ["--data=ImageFolderDataModule", f"--data.root={root}", "--data.image_size=32"]
         arguments.append("--data.batch_size=4")
     if folder == "transfer":
         arguments += ["--model.network.network=kd_lightning.networks.resnet20", "--model.network.num_classes=10"]
-    elif method not in ("teacher", "student"):
+    elif folder != "adapt" and method not in ("teacher", "student"):
         torch.save((STUDENTS if method == "born_again" else TEACHERS)[folder]().state_dict(), tmp_path / "teacher.pt")
         arguments += ["--model.teacher_check=off", "--teacher", str(tmp_path / "teacher.pt")]
     assert "The best checkpoint is" in kd(*arguments)

@@ -219,7 +219,7 @@ class ClassificationModule(pl.LightningModule, ABC):
             self.finite.begin(self, self.means)
         ours = hasattr(self._datamodule, "stores")  # which looks at all labels when it reads them
         if not ours and (self.current_epoch == self._first_epoch or self.device.type == "cpu"):
-            self._check_labels(batch[1])
+            self._check_labels((batch["source"] if isinstance(batch, dict) else batch)[1])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave the update out if it is not finite."""

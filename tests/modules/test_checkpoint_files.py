@@ -138,7 +138,7 @@ def test_addresses_go_lightnings_way(make_trainer: Trainers, saved: Path) -> Non
     with pytest.raises(Exception, match=r"Weights only load failed"):
         use(make_trainer(max_epochs=2), "fit", address, weights_only=False)
     assert not (saved.parent / "was run").exists()
-    CheckpointFiles().remove_checkpoint(address)
+    trainer.strategy.checkpoint_io.remove_checkpoint(address)
     assert not fsspec.filesystem("memory").exists(address)
 
 
@@ -146,18 +146,21 @@ def test_addresses_go_lightnings_way(make_trainer: Trainers, saved: Path) -> Non
 def test_leftovers_of_a_save_that_was_killed_are_removed(name: str, tmp_path: Path) -> None:
     for left in (f"{name}.17.tmp", f"{name}.18.tmp", "b.ckpt.17.tmp", name):
         (tmp_path / left).touch()
-    CheckpointFiles().save_checkpoint({"a": torch.ones(1)}, tmp_path / name)
+    content = {"state_dict": {"a": torch.ones(1)}, "pytorch-lightning_version": "2.6"}
+    CheckpointFiles().save_checkpoint(content, tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "b.ckpt.17.tmp"])
-    assert CheckpointFiles().load_checkpoint(tmp_path / name) == {"a": torch.ones(1)}
+    assert CheckpointFiles().load_checkpoint(tmp_path / name) == content
 
 
 def test_checkpoints_are_removed(tmp_path: Path) -> None:
-    (tmp_path / "file.ckpt").touch()
-    (tmp_path / "folder.ckpt").mkdir()
-    (tmp_path / "folder.ckpt" / "shard").touch()
-    for name in ("file.ckpt", "folder.ckpt"):
-        CheckpointFiles().remove_checkpoint(tmp_path / name)
-    assert not list(tmp_path.iterdir())
+    """Those that lie beside one that was written here, and no others."""
+    files, other = CheckpointFiles(), tmp_path / "elsewhere" / "file.ckpt"
+    other.parent.mkdir()
+    other.touch()
+    files.save_checkpoint({"a": torch.ones(1)}, tmp_path / "file.ckpt")
+    for path in (tmp_path / "file.ckpt", other):
+        files.remove_checkpoint(path)
+    assert list(tmp_path.rglob("*.ckpt")) == [other]
 
 
 class Own(TorchCheckpointIO):

@@ -1,0 +1,175 @@
+"""Domain adaptation: from a labelled source to an unlabelled target."""
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.features import FeatureTap, Outputs
+from kd_lightning.losses import DistillationLoss, HardTargetLoss
+from kd_lightning.modules.classification import ClassificationModule, OptimizerFactory, SchedulerFactory
+from kd_lightning.modules.evaluation import Evaluation
+from kd_lightning.modules.example_images import tried_out
+from kd_lightning.modules.hyper_parameters import unsaved
+from kd_lightning.modules.terms import build_terms, refuse_unfit_terms, shapes_of
+
+
+class AdaptationModule(ClassificationModule):
+    """Trains a network on a labelled source and makes it fit an unlabelled target.
+
+    Both domains pass through the network as one batch, so that its batch norms see both. Each term of the objective
+    compares what the network says of the source with what it says of the target; labels are the source's.
+
+    Batches are ``{"source": (images, labels, ...), "target": (images, ...)}``, as ``DomainPairDataModule`` gives them.
+    The target's labels are read by nothing but the figures under ``oracle/``, which choose nothing. A checkpoint is
+    chosen by ``val/criterion``: the accuracy on the source's validation images plus the mutual information of images
+    and predictions on the target's (how sure it is of each, and how evenly it uses the classes), as a share of the
+    logarithm of the number of classes.
+
+    Args:
+        network: The network that is trained.
+        losses: Terms by name; the cross-entropy with the source's labels alone if there are none.
+        learning_rate: Peak of the default schedule.
+        weight_decay: Of the default optimizer; norms and biases are left out.
+        optimizer: See :class:`TeacherModule`.
+        lr_scheduler: See :class:`TeacherModule`.
+        lr_interval: See :class:`TeacherModule`.
+        compile: See :class:`TeacherModule`.
+        on_nonfinite: See :class:`TeacherModule`.
+
+    Raises:
+        ValueError: If an argument lies outside its range, or a loss reads a layer that the network does not have.
+
+    Example:
+        >>> from kd_lightning.losses import CoralLoss, HardTargetLoss
+        >>> from kd_lightning.networks import resnet20
+        >>> losses = {"hard": HardTargetLoss(), "coral": CoralLoss(layers=["avgpool"])}
+        >>> list(AdaptationModule(resnet20(), losses).terms)
+        ['hard', 'coral']
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        losses: dict[str, DistillationLoss] | None = None,
+        learning_rate: float = 0.1,
+        weight_decay: float = 5e-4,
+        optimizer: OptimizerFactory | None = None,
+        lr_scheduler: SchedulerFactory | None = None,
+        lr_interval: Literal["step", "epoch"] = "epoch",
+        compile: bool = False,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+    ) -> None:
+        super().__init__(
+            network, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, compile, on_nonfinite
+        )
+        losses = {"hard": HardTargetLoss()} if losses is None else losses
+        refuse_unfit_terms(losses)
+        self.losses = nn.ModuleDict(losses)
+        layers = [name for loss in losses.values() for name in (*loss.student_layers, *loss.teacher_layers)]
+        self._tap = FeatureTap(network, layers)
+        self._shapes: dict[str, Any] | None = None
+        self.target_evaluation: Evaluation | None = None
+        self._information: list[Tensor] = []
+        self.save_hyperparameters(ignore=unsaved("network", "losses", "optimizer", "lr_scheduler"))
+
+    @property
+    def terms(self) -> dict[str, DistillationLoss]:
+        """The losses by name."""
+        return cast("dict[str, DistillationLoss]", dict(self.losses.items()))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The sum of the weighted terms."""
+        (source_images, labels, *_), (target_images, *_) = batch["source"], batch["target"]
+        both = self._tap(self.renormalise(torch.cat([source_images, target_images])))
+        source, target = _split(both, len(source_images))
+        for term in self.terms.values():
+            term.progress = self.trainer.global_step / self._total_steps
+        values = {name: term(source, target, labels) for name, term in self.terms.items()}
+        weighted = [term.weight_in(self.current_epoch) * values[name] for name, term in self.terms.items()]
+        loss = torch.stack(weighted).sum()
+        figures = {f"{name}_{what}": value for name, term in self.terms.items() for what, value in term.figures.items()}
+        seen = {"the source's images": source_images, "the target's images": target_images}
+        self.record(loss, {**values, **figures}, source.logits, labels, seen)
+        return loss
+
+    def on_train_start(self) -> None:
+        """Learn how long the training is, for terms that grow with it."""
+        self._total_steps = max(float(self.trainer.estimated_stepping_batches), 1.0)
+        super().on_train_start()
+
+    def dry_run(self, images: Tensor) -> None:
+        """Run the network once; build the learned parts of the losses.
+
+        Args:
+            images: ``(2, channels, H, W)``.
+        """
+        super().dry_run(images)
+        images = self._as_shown(images)
+        said = tried_out(self, lambda: self._tap(self.renormalise(images)), "The network", images)
+        if self._tap.layers:
+            self._tap.refuse_overwritten(self.renormalise(images))
+        self._build(shapes_of(said))
+
+    def _build(self, shapes: dict[str, Any]) -> None:
+        if self._shapes is None:
+            self._shapes = shapes
+            build_terms(self.terms, shapes, shapes, self.device)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count a batch of the source's validation images, or (the second loader) of the target's."""
+        if dataloader_idx == 0:
+            super().validation_step(batch, batch_idx)
+            return
+        images, labels, *_ = batch
+        logits = self(images)
+        if self.target_evaluation is None:
+            self.target_evaluation = Evaluation(logits.shape[1]).to(self.device)
+        self.target_evaluation.update(logits, labels)
+        self._information.append(logits.float().log_softmax(1))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the source's figures, the criterion, and the oracle's figures beside it."""
+        accuracy = None if self.evaluation is None else self.evaluation.compute().get("accuracy")
+        super().on_validation_epoch_end()
+        if self.target_evaluation is None:
+            return
+        oracle = self.target_evaluation.compute()
+        oracle.pop("confusion", None)
+        self._log_figures("oracle", oracle)
+        self.target_evaluation = None
+        information = self._mutual_information()
+        figures = {"information": information}
+        if accuracy is not None:
+            figures["criterion"] = accuracy + information
+        self._log_figures("val", figures)
+
+    def _mutual_information(self) -> Tensor:
+        logarithms, self._information = torch.cat(self._information), []
+        probabilities = logarithms.exp()
+        sums = torch.cat([probabilities.sum(0), (probabilities * logarithms).sum().view(1)])
+        count = torch.tensor(float(len(logarithms)), device=sums.device)
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        count = self.trainer.strategy.reduce(count, reduce_op="sum")
+        mean = sums[:-1] / count
+        evenness, doubt = -(mean * mean.clamp(min=1e-12).log()).sum(), -sums[-1] / count
+        return (evenness - doubt) / torch.log(torch.tensor(float(len(mean)), device=mean.device))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the shapes from which the learned parts of the losses are rebuilt."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["loss_shapes"] = self._shapes
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Rebuild the learned parts of the losses, so that their weights can be loaded."""
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint.get("loss_shapes") is not None:
+            self._build(checkpoint["loss_shapes"])
+
+
+def _split(both: Outputs, first: int) -> tuple[Outputs, Outputs]:
+    """Of a batch, the rows before and from a number on."""
+    return (
+        Outputs(both.logits[:first], {name: value[:first] for name, value in both.features.items()}),
+        Outputs(both.logits[first:], {name: value[first:] for name, value in both.features.items()}),
+    )

@@ -1,0 +1,171 @@
+"""From a labelled source to an unlabelled target."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_lightning import AdaptationModule, DigitsDataModule, DomainPairDataModule
+from kd_lightning.features import FeatureTap
+from kd_lightning.losses import AdversarialLoss, DistillationLoss, HardTargetLoss, MMDLoss, hard_target_loss, mmd_loss
+from kd_lightning.networks import ResNet
+
+Trainers = Callable[..., pl.Trainer]
+
+
+def network() -> ResNet:
+    torch.manual_seed(0)
+    return ResNet([1, 1], [4, 8], in_channels=1)
+
+
+def pair(batch_size: int = 128, target: DigitsDataModule | None = None) -> DomainPairDataModule:
+    """Digits, and digits brighter and in another split."""
+    target = DigitsDataModule(mean=(0.5,), std=(0.2,), seed=1) if target is None else target
+    return DomainPairDataModule(DigitsDataModule(batch_size=batch_size), target)
+
+
+def losses() -> dict[str, DistillationLoss]:
+    return {
+        "hard": HardTargetLoss(),
+        "mmd": MMDLoss(weight=0.5),
+        "domain": AdversarialLoss(weight=0.1, hidden=16),
+    }
+
+
+class Other(DigitsDataModule):
+    """The same images, of which the same are left out for validation, under other labels."""
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        assert self._split
+        images = self.stores["train"]
+        self.stores["train"] = images._replace(labels=(images.labels + 3) % 10)
+
+
+def test_a_step_is_the_sum_of_the_weighted_terms(make_trainer: Trainers) -> None:
+    net = network()
+    before = copy.deepcopy(net).train()
+    seen: dict[str, Any] = {}
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            seen["batch"] = batch
+
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+            seen["loss"] = outputs["loss"]
+
+    terms = {"hard": HardTargetLoss(weight=2.0), "mmd": MMDLoss(weight=0.5)}
+    trainer = make_trainer(max_steps=1, limit_val_batches=0, callbacks=[Watch()])
+    trainer.fit(AdaptationModule(net, terms), pair())
+    source, target = seen["batch"]["source"], seen["batch"]["target"]
+    logits, features = FeatureTap(before, ["avgpool"])(torch.cat([source.images, target.images]))
+    vectors = features["avgpool"].flatten(1)
+    aligned = mmd_loss(vectors[:128], vectors[128:])
+    expected = 2 * hard_target_loss(logits[:128], source.labels) + 0.5 * aligned
+    torch.testing.assert_close(seen["loss"], expected)
+    assert {"train/hard", "train/mmd", "train/accuracy"} <= trainer.callback_metrics.keys()
+
+
+def test_labels_of_the_target_are_never_trained_on(make_trainer: Trainers) -> None:
+    """Whatever they are, the weights are the same, and only the oracle's figures differ."""
+
+    def run(target: DigitsDataModule) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        module = AdaptationModule(network(), losses())
+        trainer = make_trainer(max_epochs=2)
+        torch.manual_seed(1)
+        trainer.fit(module, pair(target=target))
+        return module.state_dict(), dict(trainer.callback_metrics)
+
+    (weights, figures), (others, other_figures) = run(DigitsDataModule()), run(Other())
+    for name, value in weights.items():
+        assert torch.equal(others[name], value), name
+    for name in ("train/loss", "train/accuracy", "val/criterion"):
+        assert torch.equal(other_figures[name], figures[name])
+    assert not torch.equal(other_figures["oracle/loss"], figures["oracle/loss"])
+
+
+def test_figures_of_a_term_are_logged(make_trainer: Trainers) -> None:
+    trainer = make_trainer()
+    trainer.fit(AdaptationModule(network(), losses()), pair())
+    assert {"train/domain", "train/domain_domain_accuracy"} <= trainer.callback_metrics.keys()
+    assert 0 <= trainer.callback_metrics["train/domain_domain_accuracy"] <= 1
+
+
+def test_the_criterion_is_the_source_s_accuracy_plus_the_information(make_trainer: Trainers) -> None:
+    data = pair()
+    module = AdaptationModule(network())
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(module, data)
+    module.eval()
+    source, target = data.val_dataloader()
+    with torch.no_grad():
+        said = torch.cat([module(data.view(batch).images) for batch in target]).softmax(1).double().numpy()
+        right = [module(seen.images).argmax(1) == seen.labels for seen in map(data.view, source)]
+    mean = said.mean(0)
+    information = (-(mean * np.log(mean)).sum() + (said * np.log(said)).sum(1).mean()) / np.log(10)
+    figures = trainer.callback_metrics
+    assert figures["val/information"].item() == pytest.approx(information, abs=1e-4)
+    assert figures["val/criterion"].item() == pytest.approx(
+        information + float(torch.cat(right).double().mean()), abs=1e-4
+    )
+    labels = torch.cat([data.view(batch).labels for batch in target]).numpy()
+    assert figures["oracle/accuracy"].item() == pytest.approx((said.argmax(1) == labels).mean(), abs=1e-4)
+
+
+def test_progress_goes_from_0_to_1(make_trainer: Trainers) -> None:
+    told = []
+
+    class Told(HardTargetLoss):
+        def forward(self, *arguments: Any) -> Tensor:
+            told.append(self.progress)
+            return super().forward(*arguments)
+
+    trainer = make_trainer(max_epochs=2, limit_val_batches=0)
+    trainer.fit(AdaptationModule(network(), {"hard": Told()}), pair())
+    steps = trainer.global_step
+    assert told == pytest.approx([step / steps for step in range(steps)])
+
+
+def test_a_run_goes_on_to_the_same_bits(make_trainer: Trainers, tmp_path: Path) -> None:
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    def run(path: Path | None, callbacks: list[pl.Callback]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        module = AdaptationModule(network(), losses())
+        torch.manual_seed(1 if path is None else 9)
+        trainer = make_trainer(max_epochs=2, callbacks=callbacks)
+        trainer.fit(module, pair(), ckpt_path=path, weights_only=True)
+        return module.state_dict(), dict(trainer.callback_metrics)
+
+    weights, figures = run(None, [Save()])
+    for step in (3, 8, 9, 12):
+        again, found = run(tmp_path / f"{step}.ckpt", [])
+        for name, value in weights.items():
+            assert torch.equal(again[name], value), f"{name} after step {step}"
+        for name in ("val/criterion", "oracle/accuracy", "train/loss", "train/mmd"):
+            assert torch.equal(found[name], figures[name]), f"{name} after step {step}"
+
+
+def test_a_checkpoint_has_no_part_of_a_loss_in_the_network(make_trainer: Trainers, tmp_path: Path) -> None:
+    trainer = make_trainer(max_steps=1, limit_val_batches=0)
+    trainer.fit(AdaptationModule(network(), losses()), pair())
+    trainer.save_checkpoint(tmp_path / "adapted.ckpt")
+    content = torch.load(tmp_path / "adapted.ckpt", weights_only=True)
+    assert {key.partition(".")[0] for key in content["state_dict"]} == {"network", "losses"}
+    loaded = AdaptationModule.load_from_checkpoint(tmp_path / "adapted.ckpt", network=network(), losses=losses())
+    for name, value in content["state_dict"].items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_a_layer_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no layer 'nope'"):
+        AdaptationModule(network(), {"mmd": MMDLoss(layers=["nope"])})
+    with pytest.raises(ValueError, match="losses must name at least one term"):
+        AdaptationModule(nn.Flatten(), {})
