@@ -97,6 +97,7 @@ def test_views_are_normalised_resized_and_not_mirrored(tmp_path: Path, svhn: typ
     data = SVHNDataModule(str(tmp_path), size=28, channels=1)
     images = data.view(next(iter(data.test_dataloader()))).images
     assert images.shape[1:] == data.image_shape == (1, 28, 28)
+    assert data.stores["test"].pixels.shape == (9, 1, 28, 28)
     assert data.mean == pytest.approx((0.4453,), abs=1e-4)
 
 

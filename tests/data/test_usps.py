@@ -94,6 +94,7 @@ def test_views_are_normalised_resized_and_not_mirrored(tmp_path: Path, usps: typ
     data = USPSDataModule(str(tmp_path), size=28, channels=3)
     images = data.view(next(iter(data.test_dataloader()))).images
     assert images.shape[1:] == data.image_shape == (3, 28, 28)
+    assert data.stores["test"].pixels.shape == (9, 3, 28, 28)
 
 
 def test_the_real_dataset_is_torchvisions() -> None:
