@@ -7,13 +7,16 @@ import warnings
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import lightning
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import kd_lightning
 from kd_lightning.arguments import expanded
@@ -62,8 +65,7 @@ class CommandLine(LightningCLI):
                     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
                     "init_args": {"save_dir": str(LOGS), "name": "", "default_hp_metric": False},
                 },
-                # Lightning's save_last saves where the monitored figure got better, and not elsewhere
-                "callbacks": [TensorBoardImages(), RunReport(), _last()],
+                "callbacks": [TensorBoardImages(), RunReport()],
             },
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
@@ -101,6 +103,23 @@ class CommandLine(LightningCLI):
         if self.command != "layers":
             self.options["weights_only"] = True  # files are read as data; Lightning's default is to run what is in them
             self._find_checkpoint()
+
+    def instantiate_classes(self) -> None:
+        """Build what the configuration names; what a class of another package says against its arguments is told."""
+        try:
+            super().instantiate_classes()
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+            cause = _innermost(error)
+            if _is_ours(cause):
+                raise
+            raise ValueError(f"The configuration cannot be built: {_sentence(cause)}") from error
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        """Save the last epoch as well, or nothing where no checkpoints are wanted."""
+        callbacks = [*callbacks, _last()]
+        if config.get("enable_checkpointing") is False:  # Lightning refuses a ModelCheckpoint then
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint | SaveProgress)]
+        return super()._instantiate_trainer(config, callbacks)
 
     def _find_checkpoint(self) -> None:
         which, fits = self.options.get("ckpt_path"), self.command == "fit"
@@ -204,9 +223,9 @@ def run() -> None:
         if getattr(error, "__notes__", None):
             sys.exit(f"kd-lightning {command}: {error.__notes__[-1]}")
         cause = _innermost(error)
-        if not _is_ours(cause) or os.environ.get("KD_LIGHTNING_TRACEBACK"):
+        if not (_is_ours(cause) or _is_lightnings(cause)) or os.environ.get("KD_LIGHTNING_TRACEBACK"):
             raise
-        sys.exit(f"kd-lightning {command}: {cause}")
+        sys.exit(f"kd-lightning {command}: {_sentence(cause)}")
 
 
 @rank_zero_only
@@ -222,9 +241,23 @@ def _innermost(error: BaseException) -> BaseException:
 
 def _is_ours(error: BaseException) -> bool:
     """Whether this package raised it itself, as a sentence for the user."""
-    if not isinstance(error, ValueError | OSError) or error.__traceback__ is None:
-        return False
+    return isinstance(error, ValueError | OSError) and _raised_in(kd_lightning, error)
+
+
+def _is_lightnings(error: BaseException) -> bool:
+    """Whether Lightning refuses what it was told."""
+    return isinstance(error, MisconfigurationException) or (
+        isinstance(error, ValueError) and _raised_in(lightning, error)
+    )
+
+
+def _raised_in(package: ModuleType, error: BaseException) -> bool:
     frame = error.__traceback__
-    while frame.tb_next is not None:
+    while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    return Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(kd_lightning.__file__).parent)
+    folder = Path(str(package.__file__)).parent
+    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(folder)
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

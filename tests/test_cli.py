@@ -264,6 +264,36 @@ def test_refusals_are_one_sentence(kd: Command, arguments: list[str], message: s
     assert message in _message(kd, *arguments, *options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trainer.accelerator=no"], "The configuration cannot be built: You selected an invalid accelerator name"),
+        (
+            ["--model.network=torch.nn.Linear", "--model.network.in_features=8", "--model.network.out_features=-1"],
+            "neg",
+        ),
+        (["--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=0.5"], "`val_check_interval` should"),
+        (["--trainer.val_check_interval=99"], "`val_check_interval` (99) must be less than or equal to the number"),
+    ],
+)
+def test_what_other_packages_refuse_is_one_sentence_too(kd: Command, options: list[str], message: str) -> None:
+    said = _message(kd, "fit", "-c", "digits/student", *QUIET, *options)
+    assert message in said
+    assert said.startswith("kd-lightning fit: ")
+
+
+def test_a_traceback_can_be_had(kd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KD_LIGHTNING_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="cannot be built") as error:
+        kd("fit", "-c", "digits/student", *QUIET, "--trainer.accelerator=no")
+    assert error.value.__cause__ is not None
+
+
+def test_checkpoints_can_be_turned_off(kd: Command, tmp_path: Path) -> None:
+    kd("fit", "-c", "digits/student", *QUICK, "--trainer.enable_checkpointing=false", "--trainer.max_epochs=1")
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 class Bomb:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return open, ("ran", "w")  # type: ignore[return-value]

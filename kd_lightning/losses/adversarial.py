@@ -141,6 +141,8 @@ class AdversarialLoss(DistillationLoss):
         (torch.Size([]), ['domain_accuracy'])
     """
 
+    between_domains = True
+
     def __init__(
         self,
         weight: float = 1.0,

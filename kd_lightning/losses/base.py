@@ -31,6 +31,9 @@ class DistillationLoss(nn.Module, ABC):
     reads_teacher_logits: bool = False
     """Whether the term compares logits, so that both networks need the same classes."""
 
+    between_domains: bool = False
+    """Whether the pair is one network's source and target, for domain adaptation, and not two networks."""
+
     progress: float = 0.0
     """The share of the training that is done, in [0, 1]; told by the module before each step."""
 

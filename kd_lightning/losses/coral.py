@@ -66,6 +66,8 @@ class CoralLoss(DistillationLoss):
         torch.Size([])
     """
 
+    between_domains = True
+
     def __init__(
         self,
         weight: float = 1.0,

@@ -142,6 +142,8 @@ class KernelMeanMatchingLoss(DistillationLoss):
         (torch.Size([]), ['effective_sample_size'])
     """
 
+    between_domains = True
+
     def __init__(
         self,
         weight: float = 1.0,

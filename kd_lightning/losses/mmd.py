@@ -90,6 +90,8 @@ class MMDLoss(DistillationLoss):
         torch.Size([])
     """
 
+    between_domains = True
+
     def __init__(
         self,
         weight: float = 1.0,

@@ -101,6 +101,8 @@ class ReweightedLoss(DistillationLoss):
         tensor(4.)
     """
 
+    between_domains = True
+
     def __init__(
         self,
         weight: float = 1.0,

@@ -64,7 +64,7 @@ class AdaptationModule(ClassificationModule):
             network, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, compile, on_nonfinite
         )
         losses = {"hard": HardTargetLoss()} if losses is None else losses
-        refuse_unfit_terms(losses)
+        refuse_unfit_terms(losses, between_domains=True)
         self.losses = nn.ModuleDict(losses)
         layers = [name for loss in losses.values() for name in (*loss.student_layers, *loss.teacher_layers)]
         self._tap = FeatureTap(network, layers)

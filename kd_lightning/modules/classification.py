@@ -17,9 +17,10 @@ from torch.optim import Optimizer
 from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.modules.checkpoint_files import read_run, write_whole_files
 from kd_lightning.modules.evaluation import Evaluation
-from kd_lightning.modules.example_images import example_images, tried_out
+from kd_lightning.modules.example_images import example_images, refuse_lazy, tried_out
 from kd_lightning.modules.finite import FiniteGuard, Seen
 from kd_lightning.modules.hyper_parameters import parts_named, rebuilding, refuse_foreign_classes, unfilled
+from kd_lightning.modules.optimizer_choice import chosen_optimizer, chosen_schedule, unclippable
 from kd_lightning.modules.running_means import RunningMeans
 from kd_lightning.modules.schedule import begin_momentum, layered_groups, one_cycle, parameter_groups
 from kd_lightning.networks import TrainedOn, trained_on
@@ -79,6 +80,7 @@ class ClassificationModule(pl.LightningModule, ABC):
             raise ValueError(
                 f"learning_rate must be above 0 and weight_decay >= 0, got {learning_rate} and {weight_decay}."
             )
+        refuse_lazy(network)
         self.network = network
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -175,23 +177,24 @@ class ClassificationModule(pl.LightningModule, ABC):
             own = set(self.network.parameters())
             groups = layered_groups(self.network, self.layer_decay)
             groups += parameter_groups(weight for weight in self.parameters() if weight not in own)
+        if not groups:
+            raise ValueError("All weights are frozen, so nothing would train; set requires_grad for some of them.")
         if self.optimizer_factory is None:
-            # one kernel for all weights; Lightning refuses to clip what a gradient scaler hands to it
-            fused = self.trainer.precision != "16-mixed" or not self.trainer.gradient_clip_val
+            fused = not unclippable(self.trainer)  # one kernel for all weights
             options: dict[str, Any] = {"weight_decay": self.weight_decay, "momentum": 0.9, "nesterov": True}
             optimizer: Optimizer = torch.optim.SGD(groups, lr=self.learning_rate, fused=fused, **options)
         else:
-            optimizer = self.optimizer_factory(groups)
+            optimizer = chosen_optimizer(self.optimizer_factory, groups, self.trainer)
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
         if self.scheduler_factory is not None:
-            scheduler = {"scheduler": self.scheduler_factory(optimizer), "interval": self.lr_interval}
-            return {"optimizer": optimizer, "lr_scheduler": {**scheduler, "monitor": "val/loss"}}
+            schedule = chosen_schedule(self.scheduler_factory, optimizer, self.lr_interval, self.trainer)
+            return {"optimizer": optimizer, "lr_scheduler": schedule}
         if self.optimizer_factory is not None:
             return optimizer
         curve = partial(one_cycle, total_steps=self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        cycle = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 
     def on_train_start(self) -> None:
         """Refuse a batch of one, which has no variance that batch norm could use."""

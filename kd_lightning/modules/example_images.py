@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kd_lightning.features import evaluating
 
@@ -36,6 +37,20 @@ def example_images(trainer: Any) -> Tensor | None:
             f"{type(batch).__name__}."
         )
     return images[:1].float().expand(2, -1, -1, -1)
+
+
+def refuse_lazy(network: nn.Module) -> None:
+    """Make sure that all weights are there.
+
+    Raises:
+        ValueError: If a lazy layer has not seen a batch yet.
+    """
+    lazy = [name for name, weight in network.named_parameters() if is_lazy(weight)]
+    if lazy:
+        raise ValueError(
+            f"{type(network).__name__} has weights that have no shape yet ({lazy[0]!r}); show it a batch first, or "
+            "give its layers their sizes."
+        )
 
 
 def tried_out(module: nn.Module, forward: Callable[[], Result], who: str, images: Tensor) -> Result:

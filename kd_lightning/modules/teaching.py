@@ -14,6 +14,7 @@ from torch.fx import symbolic_trace
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kd_lightning.features import FeatureTap, Outputs
+from kd_lightning.modules.example_images import refuse_lazy
 from kd_lightning.modules.fingerprint import digest
 from kd_lightning.modules.showing import show_view
 from kd_lightning.teacher_cache import TeacherCache, halved
@@ -31,6 +32,7 @@ class Teaching:
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+        refuse_lazy(network)
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         self.tap = FeatureTap(self.network, layers, "teacher")
         self.renormalise: nn.Module = nn.Identity()

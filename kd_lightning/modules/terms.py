@@ -12,11 +12,12 @@ from kd_lightning.losses import DistillationLoss
 _LOGGED = {"loss", "loss_step", "accuracy", "images_per_second", "skipped_steps"}
 
 
-def refuse_unfit_terms(losses: Mapping[str, DistillationLoss]) -> None:
-    """Make sure that there is something to minimize, under names that can be logged.
+def refuse_unfit_terms(losses: Mapping[str, DistillationLoss], between_domains: bool = False) -> None:
+    """Make sure that there is something to minimize, between what is compared, under names that can be logged.
 
     Raises:
-        ValueError: If no term has a weight, or a name is none or taken.
+        ValueError: If no term has a weight, a name is none or taken, or a term compares networks and not domains or
+            the other way round.
     """
     if not losses or not math.fsum(loss.weight for loss in losses.values()) > 0:
         raise ValueError("losses must name at least one term with a weight above 0.")
@@ -26,6 +27,17 @@ def refuse_unfit_terms(losses: Mapping[str, DistillationLoss]) -> None:
     taken = _LOGGED & set(losses)
     if taken:
         raise ValueError(f"A loss cannot be called {taken.pop()!r}, which is logged already; choose another name.")
+    for name, loss in losses.items():
+        if loss.between_domains and not between_domains:
+            raise ValueError(
+                f"The loss {name!r} ({type(loss).__name__}) compares two domains, not two networks; "
+                "use it in AdaptationModule."
+            )
+        if between_domains and not loss.between_domains and (loss.reads_teacher_logits or loss.teacher_layers):
+            raise ValueError(
+                f"The loss {name!r} ({type(loss).__name__}) compares two networks, not two domains; "
+                "use it in DistillationModule."
+            )
 
 
 def shapes_of(outputs: Outputs) -> dict[str, Any]:

@@ -300,6 +300,11 @@ def test_arguments_outside_their_range(small: Networks, options: dict[str, Any],
         DistillationModule(small(), small(), **options)
 
 
+def test_a_teacher_of_lazy_layers_is_refused(small: Networks) -> None:
+    with pytest.raises(ValueError, match=r"LazyLinear has weights that have no shape yet \('weight'\)"):
+        DistillationModule(small(), nn.LazyLinear(10))
+
+
 def test_fit_needs_a_teacher(small: Networks, digits: DigitsDataModule, make_trainer: Trainers) -> None:
     with pytest.raises(ValueError, match="needs a teacher to fit"):
         make_trainer().fit(DistillationModule(small()), digits)

@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning import DigitsDataModule, TeacherModule
@@ -68,6 +69,11 @@ def test_the_class_count_must_be_that_of_the_data(
 ) -> None:
     with pytest.raises(ValueError, match=r"tells 7 classes apart and the data have 10; .*num_classes=10"):
         make_trainer().fit(TeacherModule(small(num_classes=7)), digits)
+
+
+def test_a_network_of_lazy_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no shape yet \('1.weight'\); show it a batch first"):
+        TeacherModule(nn.Sequential(nn.Flatten(), nn.LazyLinear(10)))
 
 
 def _loader(labels: list[int], batch_size: int = 4) -> DataLoader:
