@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from kd_lightning.data.image_data_module import ImageDataModule
 from kd_lightning.data.image_set import ImageSet
@@ -28,6 +29,8 @@ class DigitsDataModule(ImageDataModule):
         cutmix: alpha of CutMix; 0 for none.
         num_workers: 0 is best: the images live on the device.
         views: V fixed views of each image in turn; ``None`` for a new one in each epoch.
+        margin: Black pixels that are added on each side when images are read: the digits fill their 8x8 pixels, where
+            other sets leave a margin.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -53,11 +56,15 @@ class DigitsDataModule(ImageDataModule):
         cutmix: float = 0.0,
         num_workers: int = 0,
         views: int | None = None,
+        margin: int = 0,
     ) -> None:
         super().__init__(
             batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views
         )
+        if margin < 0:
+            raise ValueError(f"margin must be >= 0, got {margin}.")
         self.save_hyperparameters()
+        self.margin = margin
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -75,4 +82,5 @@ class DigitsDataModule(ImageDataModule):
         train, test = train_test_split(range(len(digits.target)), test_size=360, random_state=0, stratify=digits.target)
         chosen = sorted(train if split == "train" else test)
         pixels = torch.from_numpy(digits.images[chosen] * 255 / 16).round().to(torch.uint8)[:, None]
+        pixels = F.pad(pixels, [self.margin] * 4)
         return ImageSet(torch.from_numpy(digits.target[chosen]).long(), pixels)

@@ -8,6 +8,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
+from kd_lightning.data.affine import draw_affine, transform
 from kd_lightning.data.batch import Batch, StoredBatch
 from kd_lightning.data.image_data_module import ImageDataModule
 from kd_lightning.data.image_set import ImageSet, Part
@@ -24,15 +25,23 @@ class DomainPairDataModule(pl.LightningDataModule):
     equally often. There are two validation loaders, the source's and the target's; ``test`` and ``predict`` show the
     target's images. Labels of the target are in its validation and test batches alone.
 
-    Each domain is augmented and normalised by its own data module; then its images get the pair's size and channels.
+    With ``joined`` the two are one batch and the source's validation images the only ones, for modules that know of no
+    domains: a student learns from a teacher on the images of both.
+
+    Each domain is augmented and normalised by its own data module; then its images get the pair's size and channels,
+    and training images are rotated and scaled.
 
     Args:
         source: Where the labels are; ``batch_size`` is its.
         target: Its ``batch_size`` is that of its evaluation.
         size: Height and width of all images; ``None`` for those of the larger domain.
+        rotation: Largest angle, in degrees, by which training images of both domains are turned at random.
+        scaling: Largest share by which they are stretched along either axis, and sheared; see :func:`draw_affine`.
+        joined: Whether a training batch is one :class:`Batch`, the source's images and then the target's.
 
     Raises:
-        ValueError: If the classes or channels of the two do not fit together, or the target mixes labels.
+        ValueError: If an argument lies outside its range, the classes or channels of the two do not fit together, or
+            the target mixes labels.
 
     Example:
         >>> from kd_lightning.data import DigitsDataModule
@@ -46,16 +55,34 @@ class DomainPairDataModule(pl.LightningDataModule):
     views = None
     """Each part may have fixed views; the pair's batches have none that a cache could number."""
 
-    def __init__(self, source: ImageDataModule, target: ImageDataModule, size: int | None = None) -> None:
+    def __init__(
+        self,
+        source: ImageDataModule,
+        target: ImageDataModule,
+        size: int | None = None,
+        rotation: float = 0.0,
+        scaling: float = 0.0,
+        joined: bool = False,
+    ) -> None:
         refuse_no_size(size)
+        if not 0 <= rotation <= 180 or not 0 <= scaling < 1:
+            raise ValueError(
+                f"rotation must lie in [0, 180] degrees and scaling in [0, 1), got {rotation} and {scaling}."
+            )
         if target.mixup or target.cutmix:
             raise ValueError("mixup and CutMix mix labels, which the target does not give; set both to 0 there.")
+        if joined and (source.mixup or source.cutmix):
+            raise ValueError("A joined batch has labels, not shares of them; set the source's mixup and cutmix to 0.")
         self.source = source
         self.target = target
+        self.joined = joined
         self.size = size
+        self.rotation = rotation
+        self.scaling = scaling
         super().__init__()
         if _given_hyperparameters.get() is None:
-            self.save_hyperparameters({"source": dict(source.hparams), "target": dict(target.hparams), "size": size})
+            plain = {"size": size, "rotation": rotation, "scaling": scaling, "joined": joined}
+            self.save_hyperparameters({"source": dict(source.hparams), "target": dict(target.hparams), **plain})
         else:  # of the command line, which are plain as well
             self.save_hyperparameters()
 
@@ -67,6 +94,11 @@ class DomainPairDataModule(pl.LightningDataModule):
     @trainer.setter
     def trainer(self, trainer: pl.Trainer | None) -> None:
         self.source.trainer = self.target.trainer = trainer
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether a training batch keeps the domains apart."""
+        return not self.joined
 
     @property
     def batch_size(self) -> int:
@@ -178,9 +210,10 @@ class DomainPairDataModule(pl.LightningDataModule):
         target = self._without_labels(self.target.train_dataloader(), source)
         return CombinedLoader({"source": _of("source", source), "target": _of("target", target)}, "min_size")
 
-    def val_dataloader(self) -> list[DataLoader]:
-        """The validation images of the source, then of the target, each once."""
-        return [_of("source", self.source.val_dataloader()), _of("target", self.target.val_dataloader())]
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The validation images of the source, then (unless joined) of the target, each once."""
+        source = _of("source", self.source.val_dataloader())
+        return source if self.joined else [source, _of("target", self.target.val_dataloader())]
 
     def test_dataloader(self) -> DataLoader:
         """The target's test images, each once."""
@@ -193,7 +226,8 @@ class DomainPairDataModule(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """Turn what was stored into what a module sees."""
         if isinstance(batch, dict):
-            return {domain: self.on_after_batch_transfer(part) for domain, part in batch.items()}
+            seen = {domain: self.on_after_batch_transfer(part) for domain, part in batch.items()}
+            return Batch(*map(torch.cat, zip(seen["source"], seen["target"], strict=True))) if self.joined else seen
         if not isinstance(batch, StoredBatch):
             return batch
         return self.trainer.precision_plugin.convert_input(self.view(batch))  # type: ignore[union-attr]
@@ -201,9 +235,14 @@ class DomainPairDataModule(pl.LightningDataModule):
     def view(self, batch: StoredBatch) -> Batch:
         """Gather, augment, normalise and resize a batch of one of the domains on the device where it lies."""
         domain, _, store = batch.store.partition("/")
-        seen = (self.source if domain == "source" else self.target).view(batch._replace(store=store))
+        part = self.source if domain == "source" else self.target
+        seen = part.view(batch._replace(store=store))
         channels, height, width = self.image_shape
-        return seen._replace(images=with_channels(resize(seen.images, (height, width)), channels))
+        images = resize(seen.images, (height, width))
+        if batch.epoch >= 0 and (self.rotation or self.scaling):
+            drawn = draw_affine(part.view_seed, batch.ids, batch.epoch, self.rotation, self.scaling)
+            images = transform(images, drawn, [-mean / std for mean, std in zip(part.mean, part.std, strict=True)])
+        return seen._replace(images=with_channels(images, channels))
 
     @property
     def _channels(self) -> int:

@@ -48,6 +48,8 @@ class AdaptationModule(ClassificationModule):
         ['hard', 'coral']
     """
 
+    takes_pairs = True
+
     def __init__(
         self,
         network: nn.Module,

@@ -61,6 +61,9 @@ class ClassificationModule(pl.LightningModule, ABC):
     layer_decay = 1.0
     """What the learning rate of a part of the network is, as a share of that of the part after it."""
 
+    takes_pairs = False
+    """Whether batches keep a source and a target apart."""
+
     network_argument = "network"
     """What the constructor calls the trained network."""
 
@@ -115,6 +118,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         # convolutions are fastest so, and DDP wants the layout of gradients before it wraps the module
         self.to(memory_format=torch.channels_last)
         write_whole_files(self.trainer.strategy)
+        if stage == "fit":
+            self._refuse_other_batches()
         self._match_data()
         images = example_images(self.trainer)
         if images is not None:
@@ -124,6 +129,19 @@ class ClassificationModule(pl.LightningModule, ABC):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):
                 callback.setup(self.trainer, self, stage)  # it has copied the module before this hook finished it
+
+    def _refuse_other_batches(self) -> None:
+        ours, pairs = hasattr(self._datamodule, "stores"), getattr(self._datamodule, "in_pairs", False)
+        if self.takes_pairs and ours and not pairs:
+            raise ValueError(
+                f"{type(self).__name__} trains on a source and a target; give it a DomainPairDataModule of two data "
+                "modules (not joined)."
+            )
+        if pairs and not self.takes_pairs:
+            raise ValueError(
+                f"{type(self).__name__} takes no pairs of domains; set joined: true in DomainPairDataModule, or use "
+                "AdaptationModule."
+            )
 
     def dry_run(self, images: Tensor) -> None:
         """Run the network once on two images, to learn the number of classes.

@@ -3,6 +3,7 @@
 from kd_lightning.networks.checkpoint import from_checkpoint, read_checkpoint
 from kd_lightning.networks.ensemble import EnsembleTeacher
 from kd_lightning.networks.head import graft_classifier, replace_head
+from kd_lightning.networks.lenet import LeNet
 from kd_lightning.networks.resnet import (
     ResNet,
     resnet8x4,
@@ -20,6 +21,7 @@ from kd_lightning.networks.wide_resnet import WideResNet, wrn_16_2, wrn_28_10, w
 
 __all__ = [
     "EnsembleTeacher",
+    "LeNet",
     "ResNet",
     "TrainedOn",
     "WideResNet",

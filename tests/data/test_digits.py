@@ -61,6 +61,19 @@ def test_the_statistics_are_those_of_the_training_images() -> None:
     assert data.std == pytest.approx([pixels.std().item()], abs=1e-3)
 
 
+def test_a_margin_is_black_and_around_the_digits() -> None:
+    plain, wide = DigitsDataModule(), DigitsDataModule(margin=2)
+    for data in (plain, wide):
+        data.setup("test")
+    pixels = wide.stores["test"].pixels
+    assert pixels is not None
+    assert wide.image_shape == (1, 12, 12)
+    assert torch.equal(pixels[..., 2:10, 2:10], plain.stores["test"].pixels)
+    assert pixels.sum() == plain.stores["test"].pixels.sum()
+    with pytest.raises(ValueError, match="margin must be >= 0"):
+        DigitsDataModule(margin=-1)
+
+
 def test_digits_are_cropped_and_not_mirrored() -> None:
     data = DigitsDataModule(padding=1)
     loader = data.train_dataloader()

@@ -76,6 +76,8 @@ class Domain(ImageDataModule):
 class Both(ClassificationModule):
     """Trains on the source, pulls the target's mean logits to the source's, and remembers what it was shown."""
 
+    takes_pairs = True
+
     def __init__(self, channels: int = 1) -> None:
         network = nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9 * channels, 3))
         super().__init__(network, 0.1, 0.0, None, None, "step", False, "stop")
@@ -364,6 +366,62 @@ def test_a_target_that_mixes_labels_is_refused(options: dict[str, float]) -> Non
         ValueError, match=r"^mixup and CutMix mix labels, which the target does not give; set both to 0"
     ):
         DomainPairDataModule(Domain(), Domain(**options))
+
+
+def test_training_images_are_turned_and_others_are_not() -> None:
+    source, target = Domain(padding=0), Domain(padding=0)
+    for part in (source, target):
+        part.setup("fit")
+    plain, turned = (DomainPairDataModule(source, target, rotation=angle, scaling=angle / 100) for angle in (0, 20))
+    training, validation = next(iter(plain.train_dataloader()))[0], [next(iter(x)) for x in plain.val_dataloader()]
+    for domain in ("source", "target"):
+        seen, moved = plain.view(training[domain]).images, turned.view(training[domain]).images
+        assert torch.equal(moved, turned.view(training[domain]).images)
+        assert (seen - moved).abs().flatten(1).amax(1).min() > 0.1
+        assert moved.min() >= -2.5001  # black is the darkest
+        again = turned.view(training[domain]._replace(epoch=1)).images
+        assert not torch.equal(again, moved)
+    for batch in validation:
+        assert torch.equal(plain.view(batch).images, turned.view(batch).images)
+
+
+def test_joined_is_one_batch_of_both_and_the_sources_validation(make_trainer: Trainers) -> None:
+    pair = DomainPairDataModule(Domain(), Domain(count=40), joined=True)
+    seen: list[Batch] = []
+
+    class Remembering(TeacherModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            seen.append(batch)
+            return super().training_step(batch, batch_idx)
+
+    module = Remembering(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)))
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(module, pair)
+    apart = DomainPairDataModule(Domain(), Domain(count=40))
+    apart.setup("fit")
+    for joint, (kept, _, _) in zip(seen, apart.train_dataloader(), strict=True):
+        source, target = apart.view(kept["source"]), apart.view(kept["target"])
+        assert torch.equal(joint.images, torch.cat([source.images, target.images]))
+        assert joint.labels.tolist() == source.labels.tolist() + [-1] * len(target.labels)
+    assert trainer.num_val_batches == [1]
+    assert module.evaluation is None
+    assert "val/accuracy" in trainer.callback_metrics
+
+
+def test_a_joined_batch_does_not_mix_labels() -> None:
+    with pytest.raises(ValueError, match="joined batch"):
+        DomainPairDataModule(Domain(mixup=0.2), Domain(), joined=True)
+
+
+def test_a_module_that_knows_of_no_domains_refuses_pairs(make_trainer: Trainers) -> None:
+    with pytest.raises(ValueError, match="takes no pairs of domains; set joined: true"):
+        make_trainer(max_epochs=1).fit(linear(36), DomainPairDataModule(Domain(), Domain()))
+
+
+@pytest.mark.parametrize("options", [{"rotation": -1.0}, {"rotation": 181.0}, {"scaling": 1.0}, {"scaling": -0.1}])
+def test_affine_ranges_are_checked(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="rotation must lie in"):
+        DomainPairDataModule(Domain(), Domain(), **options)
 
 
 def test_no_size_is_refused() -> None:

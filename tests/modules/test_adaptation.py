@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from kd_lightning import AdaptationModule, DigitsDataModule, DomainPairDataModule
 from kd_lightning.features import FeatureTap
-from kd_lightning.losses import AdversarialLoss, DistillationLoss, HardTargetLoss, MMDLoss, hard_target_loss, mmd_loss
+from kd_lightning.losses import (
+    AdversarialLoss,
+    DistillationLoss,
+    HardTargetLoss,
+    MMDLoss,
+    SoftTargetLoss,
+    hard_target_loss,
+    mmd_loss,
+)
 from kd_lightning.networks import ResNet
 
 Trainers = Callable[..., pl.Trainer]
@@ -169,3 +177,16 @@ def test_a_layer_that_is_not_there_is_refused() -> None:
         AdaptationModule(network(), {"mmd": MMDLoss(layers=["nope"])})
     with pytest.raises(ValueError, match="losses must name at least one term"):
         AdaptationModule(nn.Flatten(), {})
+
+
+@pytest.mark.parametrize("joined", [None, True])
+def test_data_of_one_domain_are_refused(make_trainer: Trainers, joined: bool | None) -> None:
+    digits = DigitsDataModule()
+    data = digits if joined is None else DomainPairDataModule(digits, DigitsDataModule(), joined=True)
+    with pytest.raises(ValueError, match="AdaptationModule trains on a source and a target"):
+        make_trainer(max_epochs=1).fit(AdaptationModule(network()), data)
+
+
+def test_a_loss_between_networks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'soft' \(SoftTargetLoss\) compares two networks"):
+        AdaptationModule(network(), {"hard": HardTargetLoss(), "soft": SoftTargetLoss()})

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
 from kd_lightning.features import Outputs
-from kd_lightning.losses import AttentionLoss, DistillationLoss, HardTargetLoss, SoftTargetLoss
+from kd_lightning.losses import AttentionLoss, DistillationLoss, HardTargetLoss, MMDLoss, SoftTargetLoss
 from kd_lightning.networks import ResNet, TrainedOn, from_checkpoint, resnet18
 
 Networks = Callable[..., ResNet]
@@ -416,3 +416,8 @@ def test_losses_that_learn_are_asked_for_where_a_checkpoint_cannot_rebuild_them(
     trainer.save_checkpoint(tmp_path / "student.ckpt")
     with pytest.raises(ValueError, match=r"with losses that learn; pass losses=... again as well"):
         DistillationModule.load_from_checkpoint(tmp_path / "student.ckpt", student=small(), teacher=None)
+
+
+def test_a_loss_between_domains_is_refused(small: Networks) -> None:
+    with pytest.raises(ValueError, match=r"'mmd' \(MMDLoss\) compares two domains, not two networks"):
+        DistillationModule(small(), small(), losses={"mmd": MMDLoss()})
