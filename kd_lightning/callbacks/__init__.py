@@ -1,5 +1,6 @@
 """Callbacks: which weights may move, or exist; what is drawn and written."""
 
+from kd_lightning.callbacks.embedding_picture import EmbeddingPicture
 from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.feature_writer import FeatureWriter
 from kd_lightning.callbacks.freezing import FreezeLayers
@@ -9,6 +10,7 @@ from kd_lightning.callbacks.save_progress import SaveProgress
 from kd_lightning.callbacks.tensorboard_images import TensorBoardImages
 
 __all__ = [
+    "EmbeddingPicture",
     "ExactResume",
     "FeatureWriter",
     "FreezeLayers",
