@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from kd_lightning.networks import ResNet, resnet8x4, resnet20, resnet32x4, resnet34
+from kd_lightning.networks import LeNet, ResNet, resnet8x4, resnet20, resnet32x4, resnet34
 from kd_lightning.recipes import describe, recipe_files, recipe_names, recipes
 
 QUICK = [
@@ -26,6 +26,7 @@ QUICK = [
 
 
 TEACHERS = {
+    "adapt": lambda: LeNet(image_size=16),
     "digits": lambda: ResNet([2, 2, 2], [16, 32, 64], in_channels=1),
     "cifar10": resnet34,
     "cifar100": lambda: resnet32x4(num_classes=100),
@@ -61,16 +62,17 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pa
 def test_it_runs(name: str, kd: Callable[..., str], image_folder: Callable[[int], Path], tmp_path: Path) -> None:
     folder, _, method = name.partition("/")
     arguments = ["fit", "-c", name, *QUICK]
-    if folder == "adapt":
+    if folder in ("adapt", "domains"):
         arguments.remove("--data.batch_size=4")
-        arguments += ["--data.source.batch_size=4", "--data.target=kd_lightning.DigitsDataModule"]
+        arguments += [f"--data.{domain}=kd_lightning.DigitsDataModule" for domain in ("source", "target")]
+        arguments += ["--data.source.batch_size=16", "--data.target.batch_size=16"]
     elif folder != "digits":
         root = image_folder(100 if folder == "cifar100" else 10)
         arguments += ["--data=ImageFolderDataModule", f"--data.root={root}", "--data.image_size=32"]
         arguments.append("--data.batch_size=4")
     if folder == "transfer":
         arguments += ["--model.network.network=kd_lightning.networks.resnet20", "--model.network.num_classes=10"]
-    elif folder != "adapt" and method not in ("teacher", "student"):
+    elif name == "adapt/distil_target" or (folder not in ("adapt", "domains") and method not in ("teacher", "student")):
         torch.save((STUDENTS if method == "born_again" else TEACHERS)[folder]().state_dict(), tmp_path / "teacher.pt")
         arguments += ["--model.teacher_check=off", "--teacher", str(tmp_path / "teacher.pt")]
     assert "The best checkpoint is" in kd(*arguments)
