@@ -12,6 +12,8 @@ _LIGHTNING = {
 }
 _FUNCTIONS = {
     "recipes": ("kd_lightning.recipes", "List the recipes that -c takes by name."),
+    "export": ("kd_lightning.export", "Write a trained network to a file that serves (ONNX, torch, safetensors)."),
+    "classify": ("kd_lightning.export", "Classify image files with an exported ONNX file."),
     "compare": ("kd_lightning.runs", "Print a table of tested runs."),
 }
 
@@ -46,12 +48,16 @@ def _call(command: str) -> None:
 
     module, _ = _FUNCTIONS[command]
     function = getattr(import_module(module), command)
-    lists = [name for name, kind in function.__annotations__.items() if kind == list[str]]
+    kinds = function.__annotations__
+    lists = [name for name, kind in kinds.items() if kind == list[str]]
+    flags = [name for name, kind in kinds.items() if kind is bool]
     parser = ArgumentParser(prog=f"kd-lightning {command}", description=function.__doc__.partition("\n")[0])
+    parser.add_function_arguments(function, as_positional=True, skip={*lists, *flags})
     for name in lists:  # plain words, where jsonargparse would want one [a, b]
         parser.add_argument(name, nargs="+", type=str)
-    parser.add_function_arguments(function, skip=set(lists))
-    options = parser.parse_args(sys.argv[2:])
+    for name in flags:
+        parser.add_argument(f"--{name}", action="store_true")
+    options = parser.parse_args(["--output" if word == "-o" else word for word in sys.argv[2:]])
     try:
         function(**options.as_dict())
     except (ValueError, OSError) as error:

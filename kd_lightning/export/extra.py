@@ -1,0 +1,16 @@
+"""Libraries that not every user has."""
+
+from importlib import import_module
+from typing import Any
+
+
+def extra_module(name: str) -> Any:
+    """Import a library of the extra ``export``.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ValueError(f'{error.name} is not installed; run `pip install "kd-lightning[export]"`.') from error

@@ -1,0 +1,97 @@
+"""The files that a network is exported to."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kd_lightning.export.extra import extra_module
+from kd_lightning.export.inference import Inference
+
+
+def write_onnx(model: Inference, images: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    """An ONNX file with one input ``images`` of any batch size and one output ``logits``.
+
+    Args:
+        model: What is exported.
+        images: Two or more, as the model takes them.
+        path: Of the file.
+        metadata: Plain text that the file says about itself.
+
+    Raises:
+        ValueError: If an operator cannot be exported; it is named.
+    """
+    extra_module("onnx")
+    extra_module("onnxscript")
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                (images,),
+                dynamo=True,
+                dynamic_shapes={"images": {0: batch}},
+                input_names=["images"],
+                output_names=["logits"],
+                opset_version=18,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ValueError(
+            f"{type(model.network).__name__} cannot be exported to ONNX: {_reason(error)}; replace that operator in "
+            "the network, or use --format torch."
+        ) from error
+    assert program is not None
+    for node in program.model.graph:  # where in the source it came from, which is larger than a small network
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    program.model.metadata_props.update(metadata)
+    program.save(path, external_data=False)
+
+
+def write_program(model: Inference, images: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    """A ``torch.export`` program, for ``torch.export.load``; see :func:`write_onnx`."""
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    try:
+        with _quiet():
+            program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: batch}})
+    except Exception as error:
+        raise ValueError(
+            f"{type(model.network).__name__} cannot be exported by torch.export: {_reason(error)}; make its forward "
+            "independent of the values of tensors, or use --format safetensors."
+        ) from error
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
+
+
+def write_weights(model: Inference, images: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    """The weights under the network's own names, ``.safetensors``, for ``from_checkpoint``; see :func:`write_onnx`."""
+    from safetensors.torch import save_file
+
+    weights = {name: value.detach().clone().contiguous() for name, value in model.network.state_dict().items()}
+    save_file(weights, path, metadata=dict(metadata))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters speak of their own affairs, which users cannot change."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]

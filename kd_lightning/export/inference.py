@@ -1,0 +1,51 @@
+"""A network as its users see it: plain images in, logits out."""
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.networks import TrainedOn, trained_on
+
+
+class Inference(nn.Module):
+    """A network with the normalisation of its input inside.
+
+    Args:
+        network: A classifier; what it was trained on (``trained_on``) says how its input is normalised.
+        uint8: Whether images are bytes from 0 to 255 and not floats in [0, 1].
+
+    Raises:
+        ValueError: If it is not known how the network's input is normalised.
+
+    Example:
+        >>> from kd_lightning.networks import resnet20
+        >>> network = resnet20()
+        >>> network.trained_on = TrainedOn.of([0.5] * 3, [0.25] * 3)
+        >>> Inference(network)(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, network: nn.Module, uint8: bool = False) -> None:
+        super().__init__()
+        known = trained_on(network)
+        if known.mean is None or known.std is None:
+            raise ValueError(
+                "It is not known how the network's input is normalised; pass mean and std to from_checkpoint, or set "
+                "network.trained_on = TrainedOn.of(mean, std, classes)."
+            )
+        self.network = network
+        self.known: TrainedOn = known
+        self.uint8 = uint8
+        unit = 255.0 if uint8 else 1.0
+        self.register_buffer("mean", torch.tensor(known.mean)[:, None, None] * unit)
+        self.register_buffer("scale", 1 / (torch.tensor(known.std)[:, None, None] * unit))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, C)`` of images ``(B, channels, H, W)``."""
+        return self.network((images.to(self.mean.dtype) - self.mean) * self.scale)
+
+    def taken(self, images: Tensor) -> Tensor:
+        """Floats in [0, 1] in the form in which this takes images."""
+        return (images * 255).round().to(torch.uint8) if self.uint8 else images

@@ -1,0 +1,57 @@
+"""An exported student in ONNX Runtime: float32, float16 and int8, at batch 1 and 64, one thread, interleaved.
+
+    python scripts/bench_export.py [--network resnet20] [--rounds 9]
+
+Weights and calibration images are random: speed depends on neither.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from platform import processor
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import onnxruntime
+import torch
+
+from kd_lightning import networks
+from kd_lightning.export import OnnxClassifier, export_network
+from kd_lightning.networks import TrainedOn
+
+
+def main() -> None:
+    """Print milliseconds a batch, file sizes and ratios to float32."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    network = getattr(networks, options.network)().eval()
+    network.trained_on = TrainedOn.of([0.5] * 3, [0.25] * 3)
+    images = torch.rand(64, 3, 32, 32)
+    print(f"ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__}, {processor() or 'CPU'}, one thread")
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = {}
+        for name, more in {"float32": {}, "float16": {"half": True}, "int8": {"calibration": images}}.items():
+            file = Path(folder, f"{name}.onnx")
+            export_network(network, file, images, **more)
+            sessions[name] = OnnxClassifier(file, threads=1), file.stat().st_size
+        for batch in (1, 64):
+            shown = np.random.default_rng(0).random((batch, 3, 32, 32), dtype=np.float32)
+            times: dict[str, list[float]] = {name: [] for name in sessions}
+            for _ in range(options.rounds):
+                for name, (session, _size) in sessions.items():
+                    start = perf_counter()
+                    for _ in range(1 + 100 // batch):
+                        session(shown)
+                    times[name].append((perf_counter() - start) / (1 + 100 // batch))
+            whole = median(times["float32"])
+            for name, (_, size) in sessions.items():
+                own = median(times[name])
+                print(f"batch {batch:2} {name:8} {own * 1e3:7.3f} ms  {whole / own:5.2f}x  {size / 1e6:.3f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""From a run's checkpoint to files that are run, and what is refused with nothing written over."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from kd_lightning import DigitsDataModule, DistillationModule
+from kd_lightning.export import Inference, OnnxClassifier, export_network
+from kd_lightning.export.rebuilt import images_of_run, trained_network
+from kd_lightning.networks import ResNet, TrainedOn, from_checkpoint, graft_classifier
+
+Command = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a student that was distilled and tested by the command line."""
+    folder = tmp_path_factory.mktemp("exported")
+    quick = ["--trainer.max_epochs=6", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    wide = ["--model.student.widths=[8,16,32]"]
+    for arguments in (
+        ["fit", "-c", "digits/teacher", *quick, "--model.network.blocks=[1,1,1]"],
+        ["fit", "-c", "digits/distill", *quick, *wide, "--model.teacher.network.blocks=[1,1,1]"],
+        ["test", "-c", "digits/distill", *wide],
+    ):
+        subprocess.run([sys.executable, "-m", "kd_lightning", *arguments], cwd=folder, check=True, capture_output=True)
+    return folder / "lightning_logs/digits/distill/version_0"
+
+
+@pytest.fixture(scope="module")
+def best(run: Path) -> Path:
+    return run / "checkpoints/best.ckpt"
+
+
+@pytest.fixture(scope="module")
+def test_images(best: Path) -> tuple[Tensor, Tensor]:
+    """The test images in [0, 1], and what the trained network says of them as its data module normalises them."""
+    data = DigitsDataModule(batch_size=360)
+    data.setup("test")
+    (batch,) = data.test_dataloader()
+    network = DistillationModule.load_from_checkpoint(best, teacher=None).eval()
+    with torch.no_grad():
+        return data.pixels(batch).float() / 255, network(data.view(batch).images)
+
+
+def named(logits: np.ndarray, expected: Tensor) -> float:
+    return float((logits.argmax(1) == expected.numpy().argmax(1)).mean())
+
+
+def test_the_file_says_what_the_checkpoint_says(
+    best: Path, test_images: tuple[Tensor, Tensor], kd: Command, tmp_path: Path
+) -> None:
+    images, expected = test_images
+    said = kd("export", str(best), "-o", str(tmp_path / "student.onnx"))
+    assert "100.00% of the answers on validation images of the run" in said
+    classifier = OnnxClassifier(tmp_path / "student.onnx", threads=1)
+    for count in (1, 3, 64):
+        torch.testing.assert_close(
+            torch.from_numpy(classifier(images[:count].numpy())), expected[:count], atol=1e-4, rtol=1e-4
+        )
+    as_bytes = (images * 255).round().to(torch.uint8).numpy()
+    np.testing.assert_allclose(classifier(as_bytes), expected.numpy(), atol=1e-3)
+    assert classifier.classes == list("0123456789")
+    assert classifier.shape == (1, 8, 8)
+
+
+def test_only_the_student_goes_out_and_it_knows_where_it_comes_from(
+    best: Path, run: Path, kd: Command, tmp_path: Path
+) -> None:
+    kd("export", str(run), "-o", str(tmp_path / "student.onnx"))  # a run, whose best checkpoint it is
+    model = onnx.load(tmp_path / "student.onnx")
+    onnx.checker.check_model(model)
+    weights = sum(int(np.prod(value.dims)) for value in model.graph.initializer)
+    parameters = sum(value.numel() for value in ResNet([1, 1, 1], [8, 16, 32], in_channels=1).parameters())
+    assert weights < 1.05 * parameters
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    assert known["checkpoint"].endswith("distill/version_0/checkpoints/best.ckpt")
+    accuracy = json.loads((run / "test.json").read_text())["accuracy"]
+    assert float(known["test_accuracy_of_the_checkpoint"]) == accuracy
+    assert (tmp_path / "student.onnx").stat().st_size < 4 * parameters + 25_000
+
+
+@pytest.mark.parametrize("options", [["--int8"], ["--int8", "--uint8"], ["--half"], ["--uint8"]])
+def test_smaller_numbers_keep_the_answers(
+    options: list[str], best: Path, test_images: tuple[Tensor, Tensor], kd: Command, tmp_path: Path
+) -> None:
+    images, expected = test_images
+    kd("export", str(best), *options, "-o", str(tmp_path / "small.onnx"))
+    classifier = OnnxClassifier(tmp_path / "small.onnx")
+    assert named(classifier(images.numpy()), expected) > (0.95 if "--int8" in options else 0.995)
+    operators = {node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node}
+    assert ("QuantizeLinear" in operators) == ("--int8" in options)
+
+
+def test_int8_is_calibrated_on_training_images(
+    best: Path, kd: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(
+        "kd_lightning.export.command.images_of_run",
+        lambda file, split, count: (read.append(split), images_of_run(file, split, count))[1],
+    )
+    load = DigitsDataModule.load
+    monkeypatch.setattr(DigitsDataModule, "load", lambda self, split: (read.append(split), load(self, split))[1])
+    kd("export", str(best), "--int8", "-o", str(tmp_path / "small.onnx"))
+    assert set(read) == {"train", "val"}
+    seen = images_of_run(best, "train", 200)
+    assert seen is not None
+    assert seen.shape == (200, 1, 8, 8)
+
+
+def test_a_torch_program_and_plain_weights(
+    best: Path, test_images: tuple[Tensor, Tensor], kd: Command, tmp_path: Path
+) -> None:
+    images, expected = test_images
+    kd("export", str(best), "--format", "torch", "-o", str(tmp_path / "student.pt2"))
+    files = {"metadata.json": ""}
+    program = torch.export.load(tmp_path / "student.pt2", extra_files=files)
+    torch.testing.assert_close(program.module()(images), expected, atol=1e-4, rtol=1e-4)
+    assert json.loads(json.loads(files["metadata.json"])["classes"]) == list("0123456789")
+    kd("export", str(best), "--format", "safetensors", "-o", str(tmp_path / "student.safetensors"))
+    network = from_checkpoint(ResNet([1, 1, 1], [8, 16, 32], in_channels=1), tmp_path / "student.safetensors")
+    for name, weight in trained_network(best).state_dict().items():
+        assert torch.equal(weight, network.state_dict()[name])
+    with safe_open(tmp_path / "student.safetensors", "pt") as file:
+        assert "checkpoint_sha256" in file.metadata()
+
+
+def test_images_are_classified(best: Path, test_images: tuple[Tensor, Tensor], kd: Command, tmp_path: Path) -> None:
+    images, expected = test_images
+    kd("export", str(best), "-o", str(tmp_path / "student.onnx"))
+    (tmp_path / "images").mkdir()
+    for number in range(5):
+        pixels = (images[number, 0] * 255).round().byte().numpy()
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    Image.fromarray(pixels).resize((24, 24), 0).convert("RGB").save(tmp_path / "images" / "large.png")
+    kd("classify", str(tmp_path / "student.onnx"), str(tmp_path / "images"), "-o", str(tmp_path / "labels.csv"))
+    with (tmp_path / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    answers = [str(label) for label in expected[:5].argmax(1).tolist()]
+    assert [row["label"] for row in rows] == [*answers, answers[-1]]
+    probability = float(expected[0].softmax(0).max())
+    assert float(rows[0]["probability"]) == pytest.approx(probability, abs=1e-3)
+    said = kd("classify", str(tmp_path / "student.onnx"), str(tmp_path / "images" / "0.png"))
+    assert said.split()[1] == answers[0]
+
+
+def test_a_grafted_student_takes_the_classifier_along(tmp_path: Path) -> None:
+    backbone, teacher = ResNet([1, 1], [4, 8], in_channels=1), ResNet([1, 1], [8, 16], in_channels=1)
+    student = graft_classifier(backbone, teacher.fc).eval()
+    student.trained_on = TrainedOn.of([0.5], [0.25])
+    images = torch.rand(40, 1, 8, 8)
+    export_network(student, tmp_path / "student.onnx", images)
+    initializers = onnx.load(tmp_path / "student.onnx").graph.initializer
+    assert any(list(value.dims) in ([10, 16], [16, 10]) for value in initializers)
+    with torch.no_grad():
+        expected = Inference(student)(images).numpy()
+    np.testing.assert_allclose(OnnxClassifier(tmp_path / "student.onnx")(images.numpy()), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format", "torch", "-o", "good.onnx"], "ends in .pt2"),
+        (["--int8", "--format", "torch", "-o", "good.pt2"], "for the format onnx"),
+        (["--int8", "--half", "-o", "good.onnx"], "not both"),
+        (["--int8", "--calibration_images", "5", "-o", "good.onnx"], "calibration_images must be >= 32"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    options: list[str], message: str, best: Path, kd: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good.onnx").write_bytes(b"good")
+    with pytest.raises(SystemExit, match=message):
+        kd("export", str(best), *options)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("good.onnx", b"good")]
+
+
+def test_what_is_not_there_is_refused(kd: Command, tmp_path: Path, best: Path) -> None:
+    with pytest.raises(SystemExit, match="There is no checkpoint, run or trained recipe 'nowhere'"):
+        kd("export", "nowhere")
+    alone = tmp_path / "alone.ckpt"
+    alone.write_bytes(best.read_bytes())
+    with pytest.raises(SystemExit, match="keep it in its run"):
+        kd("export", str(alone), "--int8")
+    with pytest.raises(SystemExit, match="cannot be read as an ONNX file"):
+        kd("classify", str(alone), str(tmp_path))
+    kd("export", str(best), "-o", str(tmp_path / "s.onnx"))
+    with pytest.raises(SystemExit, match="There is no image"):
+        kd("classify", str(tmp_path / "s.onnx"), str(tmp_path / "none"))
+
+
+def test_a_checkpoint_from_python_is_refused_with_what_to_do(
+    make_trainer: Callable[..., object], tmp_path: Path, kd: Command
+) -> None:
+    from kd_lightning import TeacherModule
+
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(TeacherModule(ResNet([1], [4], in_channels=1)), DigitsDataModule())  # type: ignore[attr-defined]
+    trainer.save_checkpoint(tmp_path / "python.ckpt")  # type: ignore[attr-defined]
+    with pytest.raises(SystemExit, match=r"call kd_lightning\.export\.export_network"):
+        kd("export", str(tmp_path / "python.ckpt"))
+
+
+class Wavers(nn.Module):
+    """Says something else whenever it is asked again."""
+
+    trained_on = TrainedOn.of([0.5], [0.25])
+
+    def __init__(self, operator: str = "none") -> None:
+        super().__init__()
+        self.asked, self.operator = 1, operator
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.asked += 1
+        if self.operator == "eig":
+            images = torch.linalg.eig(images).eigenvalues.real.repeat(1, 1, 8)
+        return self.asked * self.fc(images.flatten(1))
+
+
+def test_a_file_that_disagrees_is_refused_and_writes_over_nothing(tmp_path: Path) -> None:
+    good = tmp_path / "good.onnx"
+    good.write_bytes(b"good")
+    with pytest.raises(ValueError, match="The file disagrees with the checkpoint"):
+        export_network(Wavers(), good, torch.rand(40, 1, 8, 8))
+    assert [file.name for file in tmp_path.iterdir()] == ["good.onnx"]
+    assert good.read_bytes() == b"good"
+
+
+def test_an_operator_that_cannot_be_exported_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Wavers cannot be exported to ONNX: .*linalg_eig"):
+        export_network(Wavers("eig"), tmp_path / "a.onnx", torch.rand(40, 1, 8, 8))
+
+
+def test_input_statistics_must_be_known(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not known how the network's input is normalised"):
+        export_network(ResNet([1], [4]), tmp_path / "a.onnx")
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r'pip install "kd-lightning\[export\]"'):
+        OnnxClassifier(tmp_path / "a.onnx")
