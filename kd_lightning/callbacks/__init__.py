@@ -5,6 +5,7 @@ from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.feature_writer import FeatureWriter
 from kd_lightning.callbacks.freezing import FreezeLayers
 from kd_lightning.callbacks.prediction_writer import PredictionWriter
+from kd_lightning.callbacks.pruning import PruneNetwork
 from kd_lightning.callbacks.run_report import RunReport
 from kd_lightning.callbacks.save_progress import SaveProgress
 from kd_lightning.callbacks.tensorboard_images import TensorBoardImages
@@ -15,6 +16,7 @@ __all__ = [
     "FeatureWriter",
     "FreezeLayers",
     "PredictionWriter",
+    "PruneNetwork",
     "RunReport",
     "SaveProgress",
     "TensorBoardImages",

@@ -25,6 +25,7 @@ from kd_lightning.modules.running_means import RunningMeans
 from kd_lightning.modules.schedule import begin_momentum, layered_groups, one_cycle, parameter_groups
 from kd_lightning.networks import TrainedOn, trained_on
 from kd_lightning.networks.checkpoint import misfit
+from kd_lightning.networks.narrowing import narrow
 from kd_lightning.networks.renormalise import renormaliser
 from kd_lightning.networks.trained_on import refuse_other_classes
 
@@ -381,9 +382,13 @@ class ClassificationModule(pl.LightningModule, ABC):
         """Add what a network needs to be used elsewhere: statistics and class names, as plain data."""
         self.finite.settle(self)
         checkpoint["trained_on"] = trained_on(self.network)._asdict()
+        if hasattr(self.network, "narrowed"):  # it was pruned
+            checkpoint["narrowed"] = self.network.narrowed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them up again."""
+        if isinstance(checkpoint.get("narrowed"), dict):
+            narrow(self.network, checkpoint["narrowed"])
         self.network.trained_on = TrainedOn.of(**checkpoint.get("trained_on", {}))  # type: ignore[assignment]
         if self._trainer is not None:
             self._match_data()

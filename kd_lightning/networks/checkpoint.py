@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.networks.narrowing import narrow
 from kd_lightning.networks.trained_on import TrainedOn, shortened
 
 
@@ -88,6 +89,8 @@ def from_checkpoint(
     """
     declared = TrainedOn.of(mean, std)
     content = read_checkpoint(path)
+    if isinstance(content.get("narrowed"), dict):  # a pruned network's
+        narrow(network, content["narrowed"])
     weights = _state_dict(content, rename or {}, path, wanted=set(network.state_dict()))
     known = _declared_in(content, path)
     if differing := misfit(network, weights):
