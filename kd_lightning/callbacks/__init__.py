@@ -4,6 +4,7 @@ from kd_lightning.callbacks.embedding_picture import EmbeddingPicture
 from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.feature_writer import FeatureWriter
 from kd_lightning.callbacks.freezing import FreezeLayers
+from kd_lightning.callbacks.masking import MaskWeights
 from kd_lightning.callbacks.prediction_writer import PredictionWriter
 from kd_lightning.callbacks.pruning import PruneNetwork
 from kd_lightning.callbacks.run_report import RunReport
@@ -15,6 +16,7 @@ __all__ = [
     "ExactResume",
     "FeatureWriter",
     "FreezeLayers",
+    "MaskWeights",
     "PredictionWriter",
     "PruneNetwork",
     "RunReport",
