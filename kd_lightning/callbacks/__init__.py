@@ -7,6 +7,7 @@ from kd_lightning.callbacks.freezing import FreezeLayers
 from kd_lightning.callbacks.masking import MaskWeights
 from kd_lightning.callbacks.prediction_writer import PredictionWriter
 from kd_lightning.callbacks.pruning import PruneNetwork
+from kd_lightning.callbacks.quantization import QuantizationAware
 from kd_lightning.callbacks.run_report import RunReport
 from kd_lightning.callbacks.save_progress import SaveProgress
 from kd_lightning.callbacks.tensorboard_images import TensorBoardImages
@@ -19,6 +20,7 @@ __all__ = [
     "MaskWeights",
     "PredictionWriter",
     "PruneNetwork",
+    "QuantizationAware",
     "RunReport",
     "SaveProgress",
     "TensorBoardImages",

@@ -37,15 +37,21 @@ def trained_network(checkpoint: Path) -> nn.Module:
 
 
 def images_of_run(checkpoint: Path, split: str, count: int) -> Tensor | None:
-    """Images of a run's data, as they are: floats in [0, 1], ``(N, channels, H, W)`` with N up to ``count``.
+    """As :func:`labelled_images_of_run`, without the labels."""
+    shown = labelled_images_of_run(checkpoint, split, count)
+    return None if shown is None else shown[0]
+
+
+def labelled_images_of_run(checkpoint: Path, split: str, count: int | None = None) -> tuple[Tensor, Tensor] | None:
+    """Images of a run's data, as they are: floats in [0, 1], ``(N, channels, H, W)`` with N up to ``count``; labels.
 
     Args:
         checkpoint: Beside whose folder the run's ``config.yaml`` lies.
         split: ``"train"``, which is shuffled, ``"val"`` or ``"test"``.
-        count: How many.
+        count: How many; ``None`` for all.
 
     Returns:
-        ``None`` where the checkpoint lies in no run, or the run's data are not there any more.
+        ``(N, channels, H, W)`` and ``(N,)``, or ``None`` where the checkpoint lies in no run, or the run's data are not there any more.
     """
     data = data_of_run(checkpoint)
     if data is None:
@@ -57,12 +63,14 @@ def images_of_run(checkpoint: Path, split: str, count: int) -> Tensor | None:
     except OSError:
         return None
     shown: list[Tensor] = []
+    labels: list[Tensor] = []
     for batch in getattr(part, f"{split}_dataloader")():
         pixels = part.pixels(batch._replace(epoch=-1)).float() / 255
         shown.append(with_channels(resize(pixels, data.image_shape[1:]), data.image_shape[0]))
-        if sum(map(len, shown)) >= count:
+        labels.append(batch.labels)
+        if count is not None and sum(map(len, shown)) >= count:
             break
-    return torch.cat(shown)[:count]
+    return torch.cat(shown)[:count], torch.cat(labels)[:count]
 
 
 def data_of_run(checkpoint: Path) -> Any:
