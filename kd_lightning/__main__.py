@@ -14,6 +14,7 @@ _FUNCTIONS = {
     "recipes": ("kd_lightning.recipes", "List the recipes that -c takes by name."),
     "export": ("kd_lightning.export", "Write a trained network to a file that serves (ONNX, torch, safetensors)."),
     "classify": ("kd_lightning.export", "Classify image files with an exported ONNX file."),
+    "report": ("kd_lightning.report", "Measure runs and exported files on test images; write a page."),
     "compare": ("kd_lightning.runs", "Print a table of tested runs."),
 }
 

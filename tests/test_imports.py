@@ -22,6 +22,7 @@ ALLOWED = {
     "teacher_cache": {"whole_files"},
     "modules": {"features", "networks", "losses", "teacher_cache", "callbacks", "whole_files"},
     "export": {"data", "modules", "networks", "runs", "whole_files"},
+    "report": {"export", "modules", "runs", "whole_files"},
     "arguments": {"recipes", "runs"},
     "teacher_files": {"recipes", "runs"},
     "cli": {"features", "networks", "losses", "modules", "data", "callbacks", "runs", "arguments", "teacher_files"},

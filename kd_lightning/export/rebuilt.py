@@ -51,7 +51,8 @@ def labelled_images_of_run(checkpoint: Path, split: str, count: int | None = Non
         count: How many; ``None`` for all.
 
     Returns:
-        ``(N, channels, H, W)`` and ``(N,)``, or ``None`` where the checkpoint lies in no run, or the run's data are not there any more.
+        ``(N, channels, H, W)`` and ``(N,)``, or ``None`` where the checkpoint lies in no run, or the run's data are not
+        there any more.
     """
     data = data_of_run(checkpoint)
     if data is None:

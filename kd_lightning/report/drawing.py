@@ -1,0 +1,144 @@
+"""The pictures of a report, as SVG."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from kd_lightning.report.measuring import Figures
+from kd_lightning.report.model import Model
+
+PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000", "#999999"]  # Okabe and Ito
+
+
+def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
+    """Those that no other beats in both, a low cost and a high value, in the order of the costs.
+
+    Example:
+        >>> pareto([3.0, 1.0, 2.0, 4.0], [0.9, 0.5, 0.4, 0.9])
+        [1, 0]
+    """
+    front: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -values[i])):
+        if not front or values[i] > values[front[-1]]:
+            front.append(i)
+    return front
+
+
+def trade_off(names: Sequence[str], costs: Sequence[float], figures: Sequence[Figures], unit: str) -> str:
+    """Accuracy against a cost, with intervals and the Pareto front."""
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    accuracies = [f.accuracy * 100 for f in figures]
+    front = pareto(costs, accuracies)
+    axes.plot(
+        [costs[i] for i in front], [accuracies[i] for i in front], color="#bbbbbb", zorder=1, label="Pareto front"
+    )
+    for i, (name, cost, f) in enumerate(zip(names, costs, figures, strict=True)):
+        low, high = (100 * end for end in f.interval)
+        spread = [[accuracies[i] - low], [high - accuracies[i]]]
+        axes.errorbar(cost, accuracies[i], spread, fmt="o", color=PALETTE[i % len(PALETTE)], capsize=3, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel(unit)
+    axes.set_ylabel("test accuracy (%), 95% interval")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    return svg(figure)
+
+
+def curves(models: Sequence[Model]) -> str | None:
+    """Training loss and validation accuracy of the runs, from what TensorBoard reads."""
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    panels = dict(zip(("train/loss", "val/accuracy"), figure.subplots(1, 2), strict=True))
+    drawn: dict[Path, str] = {}
+    for model in models:
+        if model.run is None or model.run in drawn:
+            continue
+        drawn[model.run] = model.name
+        events = EventAccumulator(str(model.run)).Reload()
+        for tag, axes in panels.items():
+            if tag in events.Tags()["scalars"]:
+                seen = events.Scalars(tag)
+                colour = PALETTE[(len(drawn) - 1) % len(PALETTE)]
+                axes.plot([e.step for e in seen], [e.value for e in seen], color=colour, label=model.name)
+    for tag, axes in panels.items():
+        axes.set_xlabel("step")
+        axes.set_ylabel(tag)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=7)
+    return svg(figure) if any(axes.lines for axes in panels.values()) else None
+
+
+def confusion(counts: Tensor, classes: Sequence[str]) -> str:
+    """Shares of each true class, in per cent."""
+    side = 2.2 + 0.34 * len(classes)
+    figure = Figure(figsize=(side, side * 0.9), layout="constrained")
+    axes = figure.subplots()
+    shares = (100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(classes)), classes, rotation=90)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("label")
+    if len(classes) <= 20:
+        for row, column in np.argwhere(shares >= 0.5):
+            dark = "white" if shares[row, column] > 50 else "black"
+            axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=7, color=dark)
+    return svg(figure)
+
+
+def reliability(names: Sequence[str], figures: Sequence[Figures], labels: Tensor) -> str:
+    """How often answers are right, by how sure they are, in ten bins."""
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", label="calibrated")
+    for i, (name, f) in enumerate(zip(names, figures, strict=True)):
+        sure, answers = f.logits.softmax(1).max(1)
+        bins = (sure * 10).long().clamp(max=9)
+        used = [b for b in range(10) if (bins == b).any()]
+        axes.plot(
+            [float(sure[bins == b].mean()) for b in used],
+            [float((answers == labels)[bins == b].float().mean()) for b in used],
+            marker="o",
+            markersize=4,
+            color=PALETTE[i % len(PALETTE)],
+            label=name,
+        )
+    axes.set_xlabel("probability of the answer")
+    axes.set_ylabel("share that is right")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    return svg(figure)
+
+
+def disagreements(
+    images: Tensor, labels: Tensor, teacher: Tensor, student: Tensor, classes: Sequence[str], count: int = 12
+) -> str:
+    """The images on which two models differ most, by the divergence of their answers."""
+    divergence = (teacher.softmax(1) * (teacher.log_softmax(1) - student.log_softmax(1))).sum(1)
+    worst = divergence.topk(min(count, len(images))).indices
+    figure = Figure(figsize=(11, 2.3 * -(-len(worst) // 6)), layout="constrained")
+    for axes, i in zip(figure.subplots(-(-len(worst) // 6), 6, squeeze=False).flat, worst.tolist(), strict=False):
+        picture = images[i, :3].permute(1, 2, 0)
+        axes.imshow(picture.squeeze(-1) if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=1)
+        said = [classes[int(logits[i].argmax())] for logits in (teacher, student)]
+        label = classes[int(labels[i])] if labels[i] >= 0 else "?"
+        axes.set_title(f"{label}\nteacher: {said[0]}\nstudent: {said[1]}", fontsize=8)
+    for axes in figure.axes:
+        axes.axis("off")
+    return svg(figure)
+
+
+def svg(figure: Figure) -> str:
+    """A figure as text that stands in a page; text stays text."""
+    with io.StringIO() as file, rc_context({"svg.fonttype": "none", "svg.hashsalt": "kd_lightning"}), torch.no_grad():
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        drawn = file.getvalue()
+    return drawn[drawn.index("<svg") :]
