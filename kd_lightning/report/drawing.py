@@ -45,6 +45,9 @@ def trade_off(names: Sequence[str], costs: Sequence[float], figures: Sequence[Fi
         spread = [[accuracies[i] - low], [high - accuracies[i]]]
         axes.errorbar(cost, accuracies[i], spread, fmt="o", color=PALETTE[i % len(PALETTE)], capsize=3, label=name)
     axes.set_xscale("log")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks("{x:g}")
+    axes.tick_params(axis="x", which="both", labelsize=7, rotation=45)
     axes.set_xlabel(unit)
     axes.set_ylabel("test accuracy (%), 95% interval")
     axes.grid(alpha=0.3)

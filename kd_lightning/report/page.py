@@ -16,9 +16,9 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
 h1 { font-size: 1.7rem; } h2 { margin-top: 2.5rem; font-size: 1.25rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
+th, td { padding: .4rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
-td.best { font-weight: 700; } small { color: #666; }
+td.best { font-weight: 700; } small { color: #666; font-weight: 400; } td { vertical-align: top; }
 figure { display: inline-block; margin: .5rem 1rem .5rem 0; max-width: 100%; vertical-align: top; }
 figure svg { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
 </style>
@@ -31,6 +31,7 @@ $sections
 </body>
 </html>
 """)
+_BEST = ' class="best"'
 
 
 def html(
@@ -47,14 +48,13 @@ def html(
         title: Plain text.
         preface: Plain text.
         head: The table's columns.
-        rows: Its cells, plain text.
+        rows: Its cells, plain text; a second line is smaller.
         best: For a column the row that is best.
         pictures: SVG by caption, by section.
     """
     cells = [
         "".join(
-            f'<td class="best">{escape(cell)}</td>' if best.get(column) == i else f"<td>{escape(cell)}</td>"
-            for column, cell in enumerate(row)
+            f"<td{_BEST if best.get(column) == i else ''}>{_two_lines(cell)}</td>" for column, cell in enumerate(row)
         )
         for i, row in enumerate(rows)
     ]
@@ -66,6 +66,11 @@ def html(
         for section, drawn in pictures.items()
     )
     return _PAGE.substitute(title=escape(title), preface=escape(preface), table=table, sections=sections)
+
+
+def _two_lines(cell: str) -> str:
+    first, _, second = escape(cell).partition("\n")
+    return f"{first}<br><small>{second}</small>" if second else first
 
 
 def markdown(
@@ -87,7 +92,12 @@ def markdown(
         files: Where the picture of each caption is.
     """
     lines = [f"# {title}", "", preface, "", f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
-    lines += [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows]
+    lines += [f"| {' | '.join(_one_line(cell) for cell in row)} |" for row in rows]
     for section, drawn in pictures.items():
         lines += ["", f"## {section}", "", *(f"![{text}]({files[text]})" for text in drawn)]
     return "\n".join([*lines, ""])
+
+
+def _one_line(cell: str) -> str:
+    first, _, second = cell.replace("|", "&#124;").partition("\n")
+    return f"{first} ({second})" if second else first

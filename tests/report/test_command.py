@@ -1,0 +1,183 @@
+"""A report of real runs and of the files that were made of them."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from scipy.stats import binomtest
+from torch import nn
+
+from kd_lightning.export import export_network
+from kd_lightning.networks import ResNet, TrainedOn
+from kd_lightning.report.drawing import pareto
+from kd_lightning.report.measuring import measured
+from kd_lightning.report.model import onnx_size, opened
+
+Command = Callable[..., str]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher, a student that it taught, and the student's two exported files."""
+    folder = tmp_path_factory.mktemp("reported")
+    quick = ["--trainer.max_epochs=5", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    for arguments in (
+        ["fit", "-c", "digits/teacher", *quick, "--model.network.blocks=[1,1,1]"],
+        ["fit", "-c", "digits/distill", *quick, "--model.teacher.network.blocks=[1,1,1]"],
+        ["export", "digits/distill", "-o", "student.onnx"],
+        ["export", "digits/distill", "--int8", "-o", "small.onnx"],
+        ["test", "-c", "digits/distill"],
+    ):
+        subprocess.run([sys.executable, "-m", "kd_lightning", *arguments], cwd=folder, check=True, capture_output=True)
+    weights = onnx.load(folder / "student.onnx")
+    for value in weights.graph.initializer:
+        if list(value.dims) == [10]:  # the last bias: everything is a seven
+            value.CopyFrom(numpy_helper.from_array(np.eye(10, dtype=np.float32)[7] * 1e4, value.name))
+    onnx.save(weights, folder / "sevens.onnx")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(place: Path) -> Path:
+    """The report of all of them."""
+    files = ["digits/distill", "student.onnx", "small.onnx", "sevens.onnx"]
+    command = [sys.executable, "-m", "kd_lightning", "report", *files, "-o", "out"]
+    subprocess.run(command, cwd=place, check=True, capture_output=True)
+    return place / "out"
+
+
+def rows(report: Path) -> dict[str, list[str]]:
+    lines = (report / "report.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return {cell[0]: cell[1:] for cell in cells[2:]}
+
+
+def test_every_model_is_there_with_the_teacher_first(report: Path) -> None:
+    assert list(rows(report)) == ["digits/teacher", "digits/distill", "student.onnx", "small.onnx", "sevens.onnx"]
+    page = (report / "index.html").read_text()
+    for section in ("Accuracy against cost", "Training", "Calibration", "Confusion", "differs most from the teacher"):
+        assert section in page
+    assert page.count("<figure>") == 2 + 1 + 1 + 5 + 4
+    assert "Markdown" not in page
+    for picture in re.findall(r"\((picture-\d+\.svg)\)", (report / "report.md").read_text()):
+        assert (report / picture).read_text().startswith("<svg")
+
+
+def test_the_page_needs_nothing_else(report: Path) -> None:
+    fetched: list[str] = []
+
+    class Look(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            assert tag != "script"
+            for name, value in attributes:
+                if name in ("src", "href", "xlink:href") and value and not value.startswith(("#", "data:")):
+                    fetched.append(value)
+
+    Look().feed((report / "index.html").read_text())
+    assert fetched == []
+
+
+def test_figures_are_the_tests_and_each_file_is_run_itself(report: Path, place: Path) -> None:
+    import json
+
+    said = rows(report)
+    tested = json.loads((place / "lightning_logs/digits/distill/version_0/test.json").read_text())
+    student = said["digits/distill"]
+    assert student[0] == f"{tested['parameters']:,}"
+    assert student[3].split()[0] == f"{100 * tested['accuracy']:.2f}"
+    assert float(student[4]) == pytest.approx(tested["ece"], abs=1e-3)
+    assert float(student[5]) == pytest.approx(100 * tested["agreement"], abs=0.01)
+    assert said["student.onnx"][3] == student[3]
+    assert float(said["sevens.onnx"][3].split()[0]) == pytest.approx(10, abs=1)
+    right = round(tested["accuracy"] * 360)
+    low, high = binomtest(right, 360).proportion_ci(method="wilson")
+    assert student[3].endswith(f"({100 * low:.1f} to {100 * high:.1f})")
+    size = (place / "small.onnx").stat().st_size
+    assert said["small.onnx"][2] == f"{size / 1e6:.3f}"
+
+
+class Plain(nn.Module):
+    """Known work: 6x6 places of 5 channels from 3x3 of 2, then 180 to 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 5, 3), nn.Linear(180, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(images).relu().flatten(1))
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_work_and_weights_of_a_file_are_counted(int8: bool, tmp_path: Path) -> None:
+    network = Plain().eval()
+    network.trained_on = TrainedOn.of([0.5, 0.5], [0.25, 0.25])  # type: ignore[assignment]
+    images = torch.rand(64, 2, 8, 8)
+    export_network(network, tmp_path / "a.onnx", images, calibration=images if int8 else None)
+    parameters, macs = onnx_size(tmp_path / "a.onnx")
+    assert parameters == 5 * 2 * 9 + 5 + 180 * 4 + 4
+    assert macs == 36 * 5 * 2 * 9 + 180 * 4
+
+
+def test_work_of_a_run_is_counted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    model, file = opened("digits/distill", (1, 8, 8)), opened("student.onnx")
+    assert model.macs == file.macs > 1000
+    assert model.parameters == sum(w.numel() for w in ResNet([1, 1, 1], [2, 4, 8], in_channels=1).parameters())
+    figures = measured(model, torch.rand(65, 1, 8, 8), torch.arange(65) % 10, None)
+    assert figures.latency[0] <= figures.latency[1] <= figures.latency[2]
+    assert figures.agreement == 1
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    generator = np.random.default_rng(0)
+    costs, values = generator.random(50), generator.random(50)
+    front = pareto(costs.tolist(), values.tolist())
+    for i in range(50):
+        beaten = any(costs[j] <= costs[i] and values[j] >= values[i] and j != i for j in range(50))
+        assert (i in front) != beaten
+    assert sorted(front, key=lambda i: costs[i]) == front
+
+
+def test_what_cannot_be_reported_is_refused(
+    place: Path, kd: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(place)
+    with pytest.raises(SystemExit, match="'nowhere' is neither a run"):
+        kd("report", "nowhere", "-o", str(tmp_path / "a"))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("mine")
+    with pytest.raises(SystemExit, match="holds something that is not a report"):
+        kd("report", "digits/distill", "-o", str(mine))
+    assert [file.name for file in mine.iterdir()] == ["thesis.tex"]
+    network = ResNet([1], [4], num_classes=3, in_channels=1).eval()
+    network.trained_on = TrainedOn.of([0.5], [0.5], ["a", "b", "c"])  # type: ignore[assignment]
+    export_network(network, tmp_path / "other.onnx", torch.rand(64, 1, 8, 8))
+    with pytest.raises(SystemExit, match="do not tell the same classes apart"):
+        kd("report", "digits/distill", str(tmp_path / "other.onnx"), "-o", str(tmp_path / "b"))
+    with pytest.raises(SystemExit, match="add such a run"):
+        kd("report", str(tmp_path / "other.onnx"), "-o", str(tmp_path / "c"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look with")
+def test_a_browser_shows_it(report: Path, tmp_path: Path) -> None:
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    picture = f"--screenshot={tmp_path / 'page.png'}"
+    address = (report / "index.html").as_uri()
+    subprocess.run([str(CHROMIUM), *quiet, profile, picture, address], check=True, capture_output=True, timeout=120)
+    from PIL import Image
+
+    with Image.open(tmp_path / "page.png") as page:
+        shades = np.asarray(page.convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(shades, axis=0)) > 50  # text and pictures, and not an empty page
