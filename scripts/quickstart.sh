@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a distilled student: makes .venv, installs the package, and on scikit-learn's handwritten digits
-# trains a teacher, the student alone and the student distilled, tests all three and prints a table.
+# trains a teacher, the student alone and the student distilled, tests all three, prints a table, exports the student
+# and writes a report that a browser opens.
 # PYTHON names the interpreter (3.11 to 3.13). Can be run again: each run gets a folder of its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,7 +9,7 @@ cd "$(dirname "$0")/.."
 echo "== Installing into .venv (a few minutes the first time)"
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
 .venv/bin/python -m pip install --quiet --upgrade pip
-.venv/bin/python -m pip install --quiet .
+.venv/bin/python -m pip install --quiet '.[export]'
 
 for recipe in digits/teacher digits/student digits/distill; do
     echo "== kd-lightning fit -c $recipe"
@@ -20,4 +21,7 @@ for recipe in digits/teacher digits/student digits/distill; do
 done
 echo "== kd-lightning compare"
 .venv/bin/kd-lightning compare digits/teacher digits/student digits/distill --output lightning_logs/quickstart.md
+echo "== kd-lightning export and report"
+.venv/bin/kd-lightning export digits/distill -o lightning_logs/student.onnx
+.venv/bin/kd-lightning report digits/teacher digits/student digits/distill lightning_logs/student.onnx -o lightning_logs/report
 echo "Watch the curves with: .venv/bin/tensorboard --logdir lightning_logs"

@@ -1,0 +1,118 @@
+"""A student learns a class of which it never sees an image: Hinton's omitted digit.
+
+    python scripts/dark_knowledge.py [--omitted 3] [--temperature 8] [--epochs 60] [--seeds 3]
+
+A teacher learns scikit-learn's digits. Students learn from its outputs alone (alpha = 1: no label is used) on training
+images that hold no image of one digit. What they say of that digit in the test images comes from the small
+probabilities that the teacher gives it on images of others, which a high temperature makes visible. Having never seen
+it they give it too rarely, so its bias is raised until its mean probability on validation images is a tenth; their
+labels are not read.
+
+G. Hinton, O. Vinyals, J. Dean: Distilling the Knowledge in a Neural Network, 2015, section 3,
+https://arxiv.org/abs/1503.02531
+"""
+
+import argparse
+import logging
+import warnings
+from statistics import mean
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
+from kd_lightning.data.image_set import ImageSet
+from kd_lightning.networks import ResNet
+
+
+class WithoutOne(DigitsDataModule):
+    """Digits in whose training images one does not occur."""
+
+    omitted = 3
+
+    def load(self, split: str) -> ImageSet | None:
+        """As the digits, without those."""
+        images = super().load(split)
+        if split != "train" or images is None or images.pixels is None:
+            return images
+        kept = images.labels != self.omitted
+        return ImageSet(images.labels[kept], images.pixels[kept])
+
+
+def network() -> ResNet:
+    """Teacher and student alike: what is compared is what they learn from."""
+    return ResNet([1, 1, 1], [16, 32, 64], in_channels=1)
+
+
+def trained(module: pl.LightningModule, data: DigitsDataModule, epochs: int) -> nn.Module:
+    """The module after training, in eval mode."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    pl.Trainer(max_epochs=epochs, accelerator="cpu", enable_model_summary=False, **quiet).fit(module, data)
+    return module.eval()
+
+
+@torch.no_grad()
+def said(module: nn.Module, split: str) -> tuple[Tensor, Tensor]:
+    """Logits and labels of all validation or test images."""
+    data = DigitsDataModule()
+    data.setup("fit" if split == "val" else split)
+    batches = [data.view(batch) for batch in getattr(data, f"{split}_dataloader")()]
+    return torch.cat([module(batch.images) for batch in batches]), torch.cat([batch.labels for batch in batches])
+
+
+def with_bias(logits: Tensor, validation: Tensor, omitted: int) -> Tensor:
+    """Logits in which one class is raised until its mean probability on validation images is that of a tenth."""
+    low, high = 0.0, 50.0
+    for _ in range(40):
+        raised = (low + high) / 2 * nn.functional.one_hot(torch.tensor(omitted), logits.shape[1])
+        share = float((validation + raised).softmax(1)[:, omitted].mean())
+        low, high = (low, (low + high) / 2) if share > 1 / logits.shape[1] else ((low + high) / 2, high)
+    return logits + low * nn.functional.one_hot(torch.tensor(omitted), logits.shape[1])
+
+
+def experiment(omitted: int, temperature: float, epochs: int, seed: int) -> dict[str, list[float]]:
+    """For each student the accuracy on the omitted digit and on all, before and after its bias is raised."""
+    pl.seed_everything(seed, verbose=False)
+    teacher = trained(TeacherModule(network()), DigitsDataModule(seed=seed), epochs)
+    data = WithoutOne(seed=seed)
+    data.omitted = omitted
+    figures = {}
+    for name, softened in {
+        "without temperature (T = 1)": 1.0,
+        f"with temperature (T = {temperature:g})": temperature,
+    }.items():
+        module = DistillationModule(network(), teacher.network, temperature=softened, alpha=1.0)  # type: ignore[arg-type]
+        student = trained(module, data, epochs)
+        (logits, labels), (validation, _) = said(student, "test"), said(student, "val")
+        figures[name] = []
+        for answers in (logits.argmax(1), with_bias(logits, validation, omitted).argmax(1)):
+            right = (answers == labels).float()
+            figures[name] += [float(right[labels == omitted].mean()), float(right.mean())]
+    return figures
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--omitted", type=int, default=3, choices=range(10))
+    parser.add_argument("--temperature", type=float, default=8.0)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    found = [experiment(options.omitted, options.temperature, options.epochs, seed) for seed in range(options.seeds)]
+    digit = options.omitted
+    print(
+        f"| student that never saw a {digit} | right on {digit}s | on all | {digit}s, bias raised | all, bias raised |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name in found[0]:
+        cells = [f"{mean(column):.1%}" for column in zip(*(figures[name] for figures in found), strict=True)]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
