@@ -1,6 +1,8 @@
 """The command `kd-lightning`; what needs no network starts without torch."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 _LIGHTNING = {
@@ -34,6 +36,11 @@ def _run(command: str) -> None:
         run()
     elif command in _FUNCTIONS:
         _call(command)
+    elif command == "compress":
+        from kd_lightning.compress import compress
+
+        with _told(command):
+            compress(sys.argv[2:])
     elif command in ("-h", "--help"):
         print(_help())
     elif command == "--version":
@@ -59,14 +66,22 @@ def _call(command: str) -> None:
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args(["--output" if word == "-o" else word for word in sys.argv[2:]])
-    try:
+    with _told(command):
         function(**options.as_dict())
+
+
+@contextmanager
+def _told(command: str) -> Iterator[None]:
+    """Errors that users make end a command with one sentence."""
+    try:
+        yield
     except (ValueError, OSError) as error:
         sys.exit(f"kd-lightning {command}: {error}")
 
 
 def _help() -> str:
-    commands = {**_LIGHTNING, **{name: text for name, (_, text) in _FUNCTIONS.items()}}
+    own = {name: text for name, (_, text) in _FUNCTIONS.items()}
+    commands = {**_LIGHTNING, **own, "compress": "Run the chain: teacher, student, pruned, int8, report; resumable."}
     lines = [f"  {name:<10}{text}" for name, text in commands.items()]
     return "\n".join(
         [

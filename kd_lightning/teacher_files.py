@@ -68,6 +68,8 @@ def _from_checkpoints(node: Any) -> Iterator[Namespace]:
 def _file(path: str) -> str:
     if Path(path).is_file():
         return path
+    if (Path(path) / "checkpoints").is_dir():
+        return str(resolve_checkpoint("best", Path(path)))
     if path not in recipe_names():
         raise FileNotFoundError(f"There is no teacher's checkpoint {str(path)!r}")
     try:

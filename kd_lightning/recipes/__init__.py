@@ -5,7 +5,7 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 _METHODS = _FOLDER / "_methods"
-_BASE, _DISTILL = "_base.yaml", "distill.yaml"
+_BASE, _DISTILL, _COMPRESS = "_base.yaml", "distill.yaml", "_compress.yaml"
 _ALONE = ("teacher", "student")
 """Networks that are trained on labels alone."""
 
@@ -42,6 +42,28 @@ def recipe_files(name: str) -> list[Path]:
     return list(dict.fromkeys([*shared, last]))
 
 
+def stages_of(name: str) -> tuple[Path, str | None]:
+    """The stages of `kd-lightning compress`: of a YAML file, or those for a folder of recipes, whose name follows.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+
+    Example:
+        >>> file, recipes = stages_of("cifar10")
+        >>> file.name, recipes
+        ('_compress.yaml', 'cifar10')
+    """
+    if Path(name).is_file():
+        return Path(name), None
+    folders = [folder.name for folder in _folders() if (folder / "prune.yaml").is_file()]
+    if name not in folders:
+        raise FileNotFoundError(
+            f"{name!r} is neither a YAML file of stages nor a folder of recipes with a chain ({', '.join(folders)})."
+        )
+    own = _FOLDER / name / _COMPRESS
+    return own if own.is_file() else _FOLDER / _COMPRESS, name
+
+
 def describe(name: str) -> str:
     """A recipe in one line: its file's first comment."""
     with recipe_files(name)[-1].open() as file:
@@ -60,6 +82,7 @@ def recipes() -> None:
     print(f"\nAlso below each of {folders} with the networks of its distill:")
     for name, text in shared.items():
         print(f"{f'.../{name}':<{width}}  {text}")
+    print("\n`kd-lightning compress -c digits` (or cifar10, cifar100, folder) runs a whole chain of them.")
 
 
 def _folders() -> list[Path]:
