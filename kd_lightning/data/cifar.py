@@ -21,7 +21,7 @@ class CIFAR10DataModule(ImageDataModule):
         root: Folder of the downloaded archive; it is downloaded (170 MB) if it is not there, and its MD5 checked.
         batch_size: Images of a batch, of one process.
         val_fraction: Share of the training images of each class that is validated on.
-        seed: Of the split and of the order of samples.
+        seed: Of the order of samples.
         view_seed: Of the augmentation.
         padding: Pixels on each side for the random crop.
         flip: Whether half of the training images are mirrored.
@@ -31,6 +31,7 @@ class CIFAR10DataModule(ImageDataModule):
         cutmix: alpha of CutMix; 0 for none.
         num_workers: 0 is best: the images live on the device.
         views: V fixed views of each image in turn; ``None`` for a new one in each epoch.
+        split_seed: Of the split; ``seed`` if ``None``.
 
     Raises:
         ConnectionError: If the archive can be neither found nor downloaded.
@@ -55,9 +56,22 @@ class CIFAR10DataModule(ImageDataModule):
         cutmix: float = 0.0,
         num_workers: int = 0,
         views: int | None = None,
+        split_seed: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views
+            batch_size,
+            val_fraction,
+            seed,
+            view_seed,
+            padding,
+            flip,
+            mean,
+            std,
+            mixup,
+            cutmix,
+            num_workers,
+            views,
+            split_seed,
         )
         self.save_hyperparameters()
         self.root = root
@@ -93,6 +107,7 @@ class CIFAR100DataModule(ImageDataModule):
         cutmix: See there.
         num_workers: See there.
         views: See there.
+        split_seed: See there.
 
     Raises:
         ConnectionError: If the archive can be neither found nor downloaded.
@@ -117,9 +132,22 @@ class CIFAR100DataModule(ImageDataModule):
         cutmix: float = 0.0,
         num_workers: int = 0,
         views: int | None = None,
+        split_seed: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views
+            batch_size,
+            val_fraction,
+            seed,
+            view_seed,
+            padding,
+            flip,
+            mean,
+            std,
+            mixup,
+            cutmix,
+            num_workers,
+            views,
+            split_seed,
         )
         self.save_hyperparameters()
         self.root = root

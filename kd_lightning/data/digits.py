@@ -19,7 +19,7 @@ class DigitsDataModule(ImageDataModule):
     Args:
         batch_size: Images of a batch, of one process.
         val_fraction: Share of the training images of each class that is validated on.
-        seed: Of the split and of the order of samples.
+        seed: Of the order of samples.
         view_seed: Of the augmentation.
         padding: Pixels on each side for the random crop.
         flip: Off by default: a mirrored digit is another sign.
@@ -29,6 +29,7 @@ class DigitsDataModule(ImageDataModule):
         cutmix: alpha of CutMix; 0 for none.
         num_workers: 0 is best: the images live on the device.
         views: V fixed views of each image in turn; ``None`` for a new one in each epoch.
+        split_seed: Of the split; ``seed`` if ``None``.
         margin: Black pixels that are added on each side when images are read: the digits fill their 8x8 pixels, where
             other sets leave a margin.
 
@@ -57,9 +58,22 @@ class DigitsDataModule(ImageDataModule):
         num_workers: int = 0,
         views: int | None = None,
         margin: int = 0,
+        split_seed: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views
+            batch_size,
+            val_fraction,
+            seed,
+            view_seed,
+            padding,
+            flip,
+            mean,
+            std,
+            mixup,
+            cutmix,
+            num_workers,
+            views,
+            split_seed,
         )
         if margin < 0:
             raise ValueError(f"margin must be >= 0, got {margin}.")

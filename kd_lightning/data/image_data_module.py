@@ -31,7 +31,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     Args:
         batch_size: Images of a batch, of one process.
         val_fraction: Share of each class that is split from the training images where there is no validation set.
-        seed: Of the split and of the order of samples.
+        seed: Of the order of samples.
         view_seed: Of the augmentation.
         padding: Pixels of zeros on each side from which a random crop is cut; 0 for none.
         flip: Whether half of the training images are mirrored.
@@ -42,6 +42,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         num_workers: Processes that read images; 0 is best for sets in memory.
         views: V, if the augmentation of an image goes round in V fixed views, epoch e showing view e mod V; ``None``
             for a new one in each epoch.
+        split_seed: Of the split, where it is to stay as ``seed`` changes, as for several students of one teacher, which
+            must not have learned what they are validated on; ``seed`` if ``None``.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -66,6 +68,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         cutmix: float,
         num_workers: int,
         views: int | None = None,
+        split_seed: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -81,6 +84,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.seed = seed
+        self.split_seed = seed if split_seed is None else split_seed
         self.view_seed = view_seed
         self.padding = padding
         self.flip = flip
@@ -256,7 +260,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """
         images = self._store("train")
         assert images is not None
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.split_seed)
         unlabelled, val = bool((images.labels < 0).all()), []
         for label in images.labels.unique().tolist():
             members = (images.labels == label).nonzero().flatten()

@@ -25,7 +25,7 @@ class ImageFolderDataModule(ImageDataModule):
         image_size: Height and width to which images are resized; ``None`` where all have one size.
         batch_size: Images of a batch, of one process.
         val_fraction: Share of the training images of each class that is validated on.
-        seed: Of the split and of the order of samples.
+        seed: Of the order of samples.
         view_seed: Of the augmentation.
         padding: Pixels on each side for the random crop.
         flip: Whether half of the training images are mirrored.
@@ -35,6 +35,7 @@ class ImageFolderDataModule(ImageDataModule):
         cutmix: alpha of CutMix; 0 for none.
         num_workers: Processes that read a set which does not fit into memory.
         views: V fixed views of each image in turn; ``None`` for a new one in each epoch.
+        split_seed: Of the split; ``seed`` if ``None``.
         memory_limit: GiB that a set may take in memory.
 
     Raises:
@@ -60,9 +61,22 @@ class ImageFolderDataModule(ImageDataModule):
         num_workers: int = 0,
         views: int | None = None,
         memory_limit: float = 4.0,
+        split_seed: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views
+            batch_size,
+            val_fraction,
+            seed,
+            view_seed,
+            padding,
+            flip,
+            mean,
+            std,
+            mixup,
+            cutmix,
+            num_workers,
+            views,
+            split_seed,
         )
         self.save_hyperparameters()
         self.root = Path(root)

@@ -24,7 +24,7 @@ class MNISTDataModule(ImageDataModule):
         root: Folder of ``MNIST/raw``; the files are downloaded (12 MB) if they are not there.
         batch_size: Images of a batch, of one process.
         val_fraction: Share of the training images of each class that is validated on.
-        seed: Of the split and of the order of samples.
+        seed: Of the order of samples.
         view_seed: Of the augmentation.
         padding: Pixels on each side for the random crop.
         flip: Off by default: a mirrored digit is another sign.
@@ -34,6 +34,7 @@ class MNISTDataModule(ImageDataModule):
         cutmix: alpha of CutMix; 0 for none.
         num_workers: 0 is best: the images live on the device.
         views: V fixed views of each image in turn; ``None`` for a new one in each epoch.
+        split_seed: Of the split; ``seed`` if ``None``.
         size: Height and width to which images are resized, once, when they are read; ``None`` for their own.
         channels: 3 for RGB, the grey channel repeated, as networks for colour images want it.
 
@@ -61,10 +62,22 @@ class MNISTDataModule(ImageDataModule):
         views: int | None = None,
         size: int | None = None,
         channels: Literal[1, 3] = 1,
+        split_seed: int | None = None,
     ) -> None:
         mean_std = statistics(mean, channels), statistics(std, channels)
         super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, *mean_std, mixup, cutmix, num_workers, views
+            batch_size,
+            val_fraction,
+            seed,
+            view_seed,
+            padding,
+            flip,
+            *mean_std,
+            mixup,
+            cutmix,
+            num_workers,
+            views,
+            split_seed,
         )
         refuse_no_size(size)
         self.save_hyperparameters()

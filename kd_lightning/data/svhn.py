@@ -32,6 +32,7 @@ class SVHNDataModule(ImageDataModule):
         cutmix: See there.
         num_workers: See there.
         views: See there.
+        split_seed: See there.
         size: See there.
         channels: 1 for grey.
 
@@ -59,10 +60,22 @@ class SVHNDataModule(ImageDataModule):
         views: int | None = None,
         size: int | None = None,
         channels: Literal[1, 3] = 3,
+        split_seed: int | None = None,
     ) -> None:
         mean_std = statistics(mean, channels), statistics(std, channels)
         super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, *mean_std, mixup, cutmix, num_workers, views
+            batch_size,
+            val_fraction,
+            seed,
+            view_seed,
+            padding,
+            flip,
+            *mean_std,
+            mixup,
+            cutmix,
+            num_workers,
+            views,
+            split_seed,
         )
         refuse_no_size(size)
         self.save_hyperparameters()

@@ -31,6 +31,7 @@ class USPSDataModule(ImageDataModule):
         cutmix: See there.
         num_workers: See there.
         views: See there.
+        split_seed: See there.
         size: See there.
         channels: See there.
 
@@ -58,10 +59,22 @@ class USPSDataModule(ImageDataModule):
         views: int | None = None,
         size: int | None = None,
         channels: Literal[1, 3] = 1,
+        split_seed: int | None = None,
     ) -> None:
         mean_std = statistics(mean, channels), statistics(std, channels)
         super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, *mean_std, mixup, cutmix, num_workers, views
+            batch_size,
+            val_fraction,
+            seed,
+            view_seed,
+            padding,
+            flip,
+            *mean_std,
+            mixup,
+            cutmix,
+            num_workers,
+            views,
+            split_seed,
         )
         refuse_no_size(size)
         self.save_hyperparameters()

@@ -91,6 +91,14 @@ def test_the_split_depends_on_the_seed_alone() -> None:
     assert first == ids(Toy(seed=0, batch_size=7, view_seed=5).val_dataloader())
 
 
+def test_the_split_can_stay_while_the_order_changes() -> None:
+    first, other = Toy(seed=0, batch_size=1), Toy(seed=1, split_seed=0, batch_size=1)
+    assert ids(first.val_dataloader()) == ids(other.val_dataloader())
+    orders = [ids(data.train_dataloader()) for data in (first, other)]
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]
+
+
 def test_unlabelled_images_are_trained_on_and_not_validated_on() -> None:
     data = Toy(labels=[-1, 0, 0, 0, 0, -1, -1, -1], batch_size=1)
     assert len(ids(data.val_dataloader())) == 1
