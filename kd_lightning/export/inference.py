@@ -1,5 +1,7 @@
 """A network as its users see it: plain images in, logits out."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,8 @@ class Inference(nn.Module):
     Args:
         network: A classifier; what it was trained on (``trained_on``) says how its input is normalised.
         uint8: Whether images are bytes from 0 to 255 and not floats in [0, 1].
+        dtype: In which a copy of the network computes, where it is not the network itself in its own type; images are
+            normalised, and logits given, in float32.
 
     Raises:
         ValueError: If it is not known how the network's input is normalised.
@@ -27,7 +31,7 @@ class Inference(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, network: nn.Module, uint8: bool = False) -> None:
+    def __init__(self, network: nn.Module, uint8: bool = False, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         known = trained_on(network)
         if known.mean is None or known.std is None:
@@ -35,7 +39,8 @@ class Inference(nn.Module):
                 "It is not known how the network's input is normalised; pass mean and std to from_checkpoint, or set "
                 "network.trained_on = TrainedOn.of(mean, std, classes)."
             )
-        self.network = network
+        self.network = network if dtype is None else copy.deepcopy(network).to(dtype)
+        self.dtype = dtype
         self.known: TrainedOn = known
         self.uint8 = uint8
         unit = 255.0 if uint8 else 1.0
@@ -44,7 +49,8 @@ class Inference(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of images ``(B, channels, H, W)``."""
-        return self.network((images.to(self.mean.dtype) - self.mean) * self.scale)
+        normalised = (images.to(self.mean.dtype) - self.mean) * self.scale
+        return self.network(normalised) if self.dtype is None else self.network(normalised.to(self.dtype)).float()
 
     def taken(self, images: Tensor) -> Tensor:
         """Floats in [0, 1] in the form in which this takes images."""

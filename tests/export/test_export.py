@@ -129,6 +129,11 @@ def test_a_torch_program_and_plain_weights(
     program = torch.export.load(tmp_path / "student.pt2", extra_files=files)
     torch.testing.assert_close(program.module()(images), expected, atol=1e-4, rtol=1e-4)
     assert json.loads(json.loads(files["metadata.json"])["classes"]) == list("0123456789")
+    kd("export", str(best), "--format", "torch", "--half", "-o", str(tmp_path / "half.pt2"))
+    halved = torch.export.load(tmp_path / "half.pt2")
+    assert {weight.dtype for weight in halved.state_dict.values() if weight.is_floating_point()} >= {torch.bfloat16}
+    assert (halved.module()(images).argmax(1) == expected.argmax(1)).float().mean() > 0.97
+    assert (tmp_path / "half.pt2").stat().st_size < (tmp_path / "student.pt2").stat().st_size
     kd("export", str(best), "--format", "safetensors", "-o", str(tmp_path / "student.safetensors"))
     network = from_checkpoint(ResNet([1, 1, 1], [8, 16, 32], in_channels=1), tmp_path / "student.safetensors")
     for name, weight in trained_network(best).state_dict().items():
@@ -176,6 +181,7 @@ def test_a_grafted_student_takes_the_classifier_along(tmp_path: Path) -> None:
     [
         (["--format", "torch", "-o", "good.onnx"], "ends in .pt2"),
         (["--int8", "--format", "torch", "-o", "good.pt2"], "for the format onnx"),
+        (["--half", "--format", "safetensors", "-o", "good.safetensors"], "half is for the formats onnx and torch"),
         (["--int8", "--half", "-o", "good.onnx"], "not both"),
         (["--int8", "--calibration_images", "5", "-o", "good.onnx"], "calibration_images must be >= 32"),
     ],

@@ -1,0 +1,101 @@
+"""Makes the README's table and the picture of the runs in lightning_logs/published (of reproduce_cifar10.py).
+
+python scripts/published_results.py            # prints the table
+python scripts/published_results.py --write    # puts it into README.md, and draws the picture
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from kd_lightning.report.drawing import svg
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "lightning_logs" / "published"
+PICTURE = PUBLISHED / "val_accuracy.svg"
+MARKS = "<!-- made by scripts/published_results.py -->", "<!-- end -->"
+HEAD = ["row", "what", "test accuracy (%)", "lowest to highest", "of the gap", "ECE", "seeds", "hours a seed"]
+
+
+def main() -> None:
+    """Print, or write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="into README.md")
+    write = parser.parse_args().write
+    rows = published()
+    print(table(rows))
+    if write:
+        readme = ROOT / "README.md"
+        readme.write_text(with_table(readme.read_text(), table(rows)))
+        PICTURE.write_text(picture(rows))
+
+
+def published(folder: Path = PUBLISHED) -> dict[str, list[dict[str, Any]]]:
+    """The metrics of each row's runs, in the order of their seeds; teachers first, then by epochs."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(folder.glob("*/seed=*/metrics.json"), key=lambda file: (file.parts[-3], len(str(file)), file)):
+        found.setdefault(file.parts[-3], []).append(json.loads(file.read_text()))
+    order = sorted(found, key=lambda name: (found[name][0]["teacher"] is not None, len(found[name][0]["val_accuracy"])))
+    return {name: found[name] for name in order}
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown; "of the gap" is the share of what the teacher is better than the student alone by."""
+    lines = [HEAD, ["---", "---", *["---:"] * (len(HEAD) - 2)]]
+    for name, runs in rows.items():
+        accuracies = [run["test"]["accuracy"] for run in runs]
+        spread = f" ± {100 * stdev(accuracies):.2f}" if len(runs) > 1 else ""
+        extremes = f"{100 * min(accuracies):.2f} to {100 * max(accuracies):.2f}" if len(runs) > 1 else ""
+        lines.append(
+            [
+                f"`{name}`",
+                runs[0]["what"],
+                f"{100 * mean(accuracies):.2f}{spread}",
+                extremes,
+                _of_the_gap(rows, runs),
+                f"{mean(run['test']['ece'] for run in runs):.3f}",
+                str(len(runs)),
+                f"{mean(run['hours'] for run in runs):.2f}",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _of_the_gap(rows: dict[str, list[dict[str, Any]]], runs: list[dict[str, Any]]) -> str:
+    teacher, alone = (rows.get(runs[0][role] or "") for role in ("teacher", "alone"))
+    if teacher is None or alone is None:
+        return ""
+    floor, ceiling = (mean(run["test"]["accuracy"] for run in part) for part in (alone, teacher))
+    return f"{(mean(run['test']['accuracy'] for run in runs) - floor) / (ceiling - floor):.0%}"
+
+
+def with_table(readme: str, made: str) -> str:
+    """The text with the table between its marks."""
+    begin, end = MARKS
+    return re.sub(f"(?s){begin}.*?{end}", lambda _: f"{begin}\n{made}\n{end}", readme)
+
+
+def picture(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Validation accuracy by epoch, a line for each seed of rows that have several."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    shown = [name for name, runs in rows.items() if len(runs) > 1]
+    for number, name in enumerate(shown):
+        for seed, run in enumerate(rows[name]):
+            values = [100 * value for value in run["val_accuracy"]]
+            label = f"{name}: {run['what']}" if seed == 0 else None
+            axes.plot(range(1, len(values) + 1), values, color=f"C{number}", alpha=0.8, label=label)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("validation accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return svg(figure)
+
+
+if __name__ == "__main__":
+    main()

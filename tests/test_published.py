@@ -1,0 +1,89 @@
+"""The README's results are those of the runs in lightning_logs/published."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "lightning_logs" / "published"
+
+
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def results() -> ModuleType:
+    return loaded("published_results")
+
+
+@pytest.fixture(scope="module")
+def reproduce() -> ModuleType:
+    return loaded("reproduce_cifar10")
+
+
+def test_the_table_of_the_readme_is_that_of_the_runs(results: ModuleType) -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert results.MARKS[0] in readme
+    assert readme == results.with_table(readme, results.table(results.published()))
+
+
+def test_every_published_run_says_how_it_was_made(reproduce: ModuleType) -> None:
+    folders = [file.parent for file in PUBLISHED.glob("*/seed=*/metrics.json")]
+    assert folders
+    for folder in folders:
+        row, seed = reproduce.ROWS[folder.parent.name], int(folder.name.partition("=")[2])
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert config["trainer"]["max_epochs"] == row.epochs
+        assert config["seed_everything"] == seed
+        assert len(json.loads((folder / "metrics.json").read_text())["val_accuracy"]) == row.epochs
+        assert not any(Path(word).is_absolute() for word in words_of(config)), "a path of the machine it ran on"
+
+
+def words_of(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        return [word for value in node.values() for word in words_of(value)]
+    if isinstance(node, list):
+        return [word for value in node for word in words_of(value)]
+    return [node] if isinstance(node, str) else []
+
+
+def run(accuracy: float, teacher: str | None = None, alone: str | None = None) -> dict[str, Any]:
+    test = {"accuracy": accuracy, "ece": 0.05}
+    return {"what": "it", "teacher": teacher, "alone": alone, "val_accuracy": [0.5], "test": test, "hours": 0.25}
+
+
+def test_a_row_tells_mean_spread_and_share_of_the_gap(results: ModuleType) -> None:
+    rows = {
+        "big": [run(0.9)],
+        "alone": [run(0.8), run(0.82)],
+        "kd": [run(0.84, "big", "alone"), run(0.87, "big", "alone")],
+    }
+    lines = results.table(rows).splitlines()
+    assert lines[2] == "| `big` | it | 90.00 |  |  | 0.050 | 1 | 0.25 |"
+    assert lines[3] == "| `alone` | it | 81.00 ± 1.41 | 80.00 to 82.00 |  | 0.050 | 2 | 0.25 |"
+    assert lines[4] == "| `kd` | it | 85.50 ± 2.12 | 84.00 to 87.00 | 50% | 0.050 | 2 | 0.25 |"
+
+
+def test_the_runs_of_a_row_begin_with_its_teacher(reproduce: ModuleType) -> None:
+    runs = [(run.name, run.seed) for run in reproduce._runs(["kd_10", "dkd_10"], [0, 1])]
+    assert runs == [("teacher_resnet56", 0), ("kd_10", 0), ("dkd_10", 0), ("kd_10", 1)]
+
+
+@pytest.mark.parametrize("name", ["teacher_resnet56", "student_10", "dkd_10", "kd_v4_50"])
+def test_the_commands_of_a_row_can_be_parsed(name: str, reproduce: ModuleType, kd: Any, tmp_path: Path) -> None:
+    weights, teacher = tmp_path / "weights.th", Path("lightning_logs/published/teacher_resnet34/seed=0/checkpoints")
+    fit = reproduce.Run(name, 1)._fit(["--data=kd_lightning.ImageFolderDataModule", "--data.root=here"], weights)
+    with pytest.raises(SystemExit) as ended:
+        kd(*fit, "--print_config")
+    assert ended.value.code == 0, teacher
