@@ -1,5 +1,7 @@
 """An exported student in ONNX Runtime: float32, float16 and int8, at batch 1 and 64, one thread, interleaved.
 
+"dynamic" is int8 with ranges found at run time, which `kd-lightning export` does not offer.
+
     python scripts/bench_export.py [--network resnet20] [--rounds 9]
 
 Weights and calibration images are random: speed depends on neither.
@@ -15,6 +17,7 @@ from time import perf_counter
 import numpy as np
 import onnxruntime
 import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from kd_lightning import networks
 from kd_lightning.export import OnnxClassifier, export_network
@@ -38,6 +41,9 @@ def main() -> None:
             file = Path(folder, f"{name}.onnx")
             export_network(network, file, images, **more)
             sessions[name] = OnnxClassifier(file, threads=1), file.stat().st_size
+        dynamic = Path(folder, "dynamic.onnx")
+        quantize_dynamic(Path(folder, "float32.onnx"), dynamic, weight_type=QuantType.QUInt8)
+        sessions["dynamic"] = OnnxClassifier(dynamic, threads=1), dynamic.stat().st_size
         for batch in (1, 64):
             shown = np.random.default_rng(0).random((batch, 3, 32, 32), dtype=np.float32)
             times: dict[str, list[float]] = {name: [] for name in sessions}

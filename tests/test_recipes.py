@@ -73,12 +73,9 @@ def test_it_runs(name: str, kd: Callable[..., str], image_folder: Callable[[int]
     if folder == "transfer":
         arguments += ["--model.network.network=kd_lightning.networks.resnet20", "--model.network.num_classes=10"]
     elif name == "adapt/distil_target" or (folder not in ("adapt", "domains") and method not in ("teacher", "student")):
-        torch.save(
-            (STUDENTS if method == "born_again" or (method == "prune" and folder != "digits") else TEACHERS)[
-                folder
-            ]().state_dict(),
-            tmp_path / "teacher.pt",
-        )
+        taught_by_its_like = method in ("born_again", "qat") or (method == "prune" and folder != "digits")
+        teacher = (STUDENTS if taught_by_its_like else TEACHERS)[folder]()
+        torch.save(teacher.state_dict(), tmp_path / "teacher.pt")
         arguments += ["--model.teacher_check=off", "--teacher", str(tmp_path / "teacher.pt")]
     assert "The best checkpoint is" in kd(*arguments)
 

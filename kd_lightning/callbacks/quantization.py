@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lightning.callbacks.pruning import PruneNetwork
+
 
 def rounded_weight(weight: Tensor) -> Tensor:
     """A weight as 8 bits hold it: symmetric, a scale for each output channel; its gradient passes through.
@@ -82,7 +84,8 @@ class QuantizationAware(pl.Callback):
         from_epoch: The first epoch, counted from 0; rather the last third of a training.
 
     Raises:
-        ValueError: If the epoch is negative; in ``fit``, before the first step, if the network is compiled.
+        ValueError: If the epoch is negative; in ``fit``, before the first step, if the network is compiled, or pruned
+            after it began to round.
 
     Example:
         >>> aware = QuantizationAware(from_epoch=20)
@@ -96,9 +99,18 @@ class QuantizationAware(pl.Callback):
         self._ranges: dict[str, Tensor] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Refuse a compiled network."""
-        if stage == "fit" and pl_module.compiles:
+        """Refuse a compiled network, and one that is pruned later."""
+        if stage != "fit":
+            return
+        if pl_module.compiles:
             raise ValueError("The forward of a compiled network cannot be changed; set compile=false.")
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        pruned = [epoch for callback in callbacks if isinstance(callback, PruneNetwork) for epoch in callback.epochs]
+        if pruned and max(pruned) >= self.from_epoch:
+            raise ValueError(
+                f"PruneNetwork prunes in epoch {max(pruned)}, but a network that is rounded cannot be traced; let "
+                f"QuantizationAware begin after it, from_epoch={max(pruned) + 1}."
+            )
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin to round, if it is time."""

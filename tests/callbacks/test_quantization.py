@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
-from kd_lightning.callbacks import QuantizationAware
+from kd_lightning.callbacks import PruneNetwork, QuantizationAware
 from kd_lightning.callbacks.quantization import rounded_input, rounded_weight
 from kd_lightning.losses import HardTargetLoss, HintLoss, SoftTargetLoss
 from kd_lightning.networks import ResNet
@@ -132,3 +132,13 @@ def test_what_does_not_fit_is_refused(small: Networks, make_trainer: Trainers) -
         QuantizationAware(from_epoch=-1)
     with pytest.raises(ValueError, match="compiled network cannot be changed"):
         fit(make_trainer, TeacherModule(small(), compile=True), QuantizationAware())
+    with pytest.raises(ValueError, match=r"PruneNetwork prunes in epoch 1.*from_epoch=2"):
+        fit(make_trainer, TeacherModule(small()), PruneNetwork(epochs=[0, 1]), QuantizationAware(from_epoch=1))
+
+
+def test_a_pruned_network_can_be_rounded_afterwards(small: Networks, make_trainer: Trainers) -> None:
+    module = TeacherModule(small(width=16))
+    fit(make_trainer, module, PruneNetwork(keep=0.5, epochs=[0]), QuantizationAware(from_epoch=1), max_epochs=3)
+    assert module.network.conv1.weight.shape[0] < 16
+    with torch.no_grad():
+        assert module.network(torch.rand(2, 1, 8, 8)).isfinite().all()
