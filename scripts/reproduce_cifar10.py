@@ -31,6 +31,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tqdm import tqdm
 
 from kd_lightning.networks import read_checkpoint
+from kd_lightning.runs import resolve_checkpoint
 from kd_lightning.whole_files import whole_file
 
 PUBLISHED = Path("lightning_logs/published")
@@ -58,6 +59,7 @@ class Row:
         options: Of fit.
         teacher: The row of its teacher.
         alone: The row of the same student without one.
+        begins: The row whose network the student begins as, or with some layers of.
         repeated: Whether it is run over several seeds.
         stage: Rows of a lower one come first.
     """
@@ -68,17 +70,28 @@ class Row:
     options: tuple[str, ...] = ()
     teacher: str | None = None
     alone: str | None = None
+    begins: str | None = None
     repeated: bool = False
     stage: int = 1
 
 
-def _short(what: str, recipe: str, *options: str, repeated: bool = False, cached: bool = True) -> Row:
+def _short(
+    what: str,
+    recipe: str,
+    *options: str,
+    epochs: int = 10,
+    begins: str | None = None,
+    repeated: bool = False,
+    stage: int = 1,
+    cached: bool = True,
+) -> Row:
     options = (*TAUGHT_BY_RESNET56, "--model.learning_rate=0.2", "--data.views=10", *options)
-    return Row(what, recipe, 10, (*options, CACHED) if cached else options, "teacher_resnet56", "student_10", repeated)
+    options = (*options, CACHED) if cached else options
+    return Row(what, recipe, epochs, options, "teacher_resnet56", "student_10", begins, repeated, stage)
 
 
 def _long(what: str, epochs: int, *options: str, repeated: bool = False, stage: int = 3) -> Row:
-    return Row(what, "cifar10/distill", epochs, options, "teacher_resnet34", f"student_{epochs}", repeated, stage)
+    return Row(what, "cifar10/distill", epochs, options, "teacher_resnet34", f"student_{epochs}", None, repeated, stage)
 
 
 SHORT = {
@@ -97,6 +110,17 @@ SHORT = {
     "dkd_10": _short("DKD", "cifar10/dkd", "--model.losses.decoupled.warmup_epochs=1"),
     "dist_10": _short("DIST", "cifar10/dist"),
     "standardized_10": _short("KD on standardized logits", "cifar10/logit_standardization"),
+    "pruned_10": _short(
+        "`kd_10`, half of its multiply-accumulates pruned in 5 epochs more",
+        "cifar10/prune",
+        "--model.learning_rate=0.05",
+        "--trainer.callbacks=kd_lightning.callbacks.PruneNetwork",
+        "--trainer.callbacks.epochs=[0, 1, 2]",
+        "--trainer.callbacks.round_to=16",
+        epochs=5,
+        begins="kd_10",
+        stage=2,
+    ),
 }
 LONG = {
     "teacher_resnet34": Row("ResNet-34", "cifar10/teacher", 30, stage=0),
@@ -142,7 +166,7 @@ def main() -> None:
 def _runs(rows: list[str], seeds: list[int]) -> list["Run"]:
     """The runs of rows or groups of them, with their teachers, in the order in which they are made."""
     names = [name for row in rows for name in GROUPS.get(row, [row])]
-    names += [teacher for name in names if (teacher := ROWS[name].teacher)]
+    names += [row for name in names for row in (ROWS[name].begins, ROWS[name].teacher) if row]
     runs = [Run(name, seed) for name in dict.fromkeys(names) for seed in (seeds if ROWS[name].repeated else [0])]
     return sorted(runs, key=lambda run: (run.row.stage, run.seed))
 
@@ -212,6 +236,8 @@ class Run:
         networks = [f"--model.network.path={weights}"] if self.name == "teacher_resnet56" else []
         if row.teacher is not None:
             networks = [f"--teacher={PUBLISHED / row.teacher / 'seed=0'}"]
+        if row.begins is not None:
+            networks.append(f"--model.student.path={resolve_checkpoint('best', PUBLISHED / row.begins / 'seed=0')}")
         return [
             *("fit", "-c", row.recipe),
             *(word for word in added if word.startswith("--data=")),  # the class before its arguments

@@ -61,6 +61,7 @@ def from_checkpoint(
     rename: Mapping[str, str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    layers: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Fill a network with the weights of a file and return it.
 
@@ -74,6 +75,10 @@ def from_checkpoint(
         rename: Spellings to replace at the start of the file's keys, for example ``{"linear.": "fc."}``.
         mean: Of a file that does not say it: the mean per channel that the network was trained with.
         std: The same for the standard deviation.
+        layers: For a student that begins with some of the layers of a deeper teacher: parts of the network by name,
+            with the parts of the file's network that they take their weights from, as ``{"layer1.1": "layer1.4"}``.
+            Other parts take those of their own name; what none takes is left in the file.
+            V. Sanh et al.: DistilBERT, 2019, https://arxiv.org/abs/1910.01108, section 3
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -92,6 +97,8 @@ def from_checkpoint(
     if isinstance(content.get("narrowed"), dict):  # a pruned network's
         narrow(network, content["narrowed"])
     weights = _state_dict(content, rename or {}, path, wanted=set(network.state_dict()))
+    if layers is not None:
+        weights = _taken_from(weights, layers, network)
     known = _declared_in(content, path)
     if differing := misfit(network, weights):
         raise ValueError(
@@ -102,6 +109,19 @@ def from_checkpoint(
     # a plain attribute, so that it is copied along and stays out of the state dict
     network.trained_on = known if declared.mean is None else declared._replace(classes=known.classes)  # type: ignore[assignment]
     return network
+
+
+def _taken_from(weights: dict[str, Tensor], layers: Mapping[str, str], network: nn.Module) -> dict[str, Tensor]:
+    """Those that a network of fewer layers takes, under its own names."""
+    unknown = [name for name in layers if name not in dict(network.named_modules())]
+    if unknown:
+        raise ValueError(f"layers names {unknown[0]!r}, which {type(network).__name__} has not.")
+
+    def source(key: str) -> str:
+        part = max((name for name in layers if key.startswith(f"{name}.")), key=len, default=None)
+        return key if part is None else layers[part] + key.removeprefix(part)
+
+    return {key: weights[source(key)] for key in network.state_dict() if source(key) in weights}
 
 
 def _declared_in(content: dict[str, Any], path: str | Path) -> TrainedOn:

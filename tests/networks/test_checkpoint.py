@@ -149,6 +149,35 @@ def test_declared_statistics_are_kept(tmp_path: Path) -> None:
     assert trained_on(filled) == (*statistics, ("ant", "bee", "cat"))
 
 
+def deep(*blocks: int) -> ResNet:
+    built = ResNet(list(blocks), [2, 4], num_classes=3)
+    for tensor in built.state_dict().values():
+        tensor.copy_(torch.rand(tensor.shape) * 100)
+    return built
+
+
+def test_a_student_begins_with_layers_of_a_deeper_network(tmp_path: Path) -> None:
+    teacher, student = deep(3, 4), deep(2, 2)
+    torch.save({"state_dict": teacher.state_dict(), "trained_on": STATISTICS}, tmp_path / "teacher.pt")
+    from_checkpoint(student, tmp_path / "teacher.pt", layers={"layer1.1": "layer1.2", "layer2.1": "layer2.3"})
+    taken = {"layer1.0": "layer1.0", "layer1.1": "layer1.2", "layer2.0": "layer2.0", "layer2.1": "layer2.3"}
+    for own, its in {**taken, "conv1": "conv1", "bn1": "bn1", "fc": "fc"}.items():
+        assert same(student.get_submodule(own), teacher.get_submodule(its)), own
+    assert trained_on(student).mean == (0.5, 0.4, 0.3)
+
+
+def test_a_deeper_network_is_refused_unless_layers_are_named(tmp_path: Path) -> None:
+    torch.save(deep(3, 4).state_dict(), tmp_path / "teacher.pt")
+    with pytest.raises(ValueError, match=r"unexpected: layer1\.1"):
+        from_checkpoint(deep(1, 2), tmp_path / "teacher.pt")
+    with pytest.raises(ValueError, match=r"layers names 'layer7', which ResNet has not"):
+        from_checkpoint(deep(1, 2), tmp_path / "teacher.pt", layers={"layer7": "layer1.0"})
+    with pytest.raises(ValueError, match=r"missing: layer1\.0\.conv1\.weight"):
+        from_checkpoint(deep(1, 2), tmp_path / "teacher.pt", layers={"layer1.0": "layer1.9"})
+    with pytest.raises(ValueError, match="of another shape"):
+        from_checkpoint(deep(1, 2), tmp_path / "teacher.pt", layers={"layer1.0": "layer2.1"})
+
+
 def test_half_of_the_statistics_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give both or neither"):
         from_checkpoint(network(), tmp_path / "none.pt", mean=[0.5])
