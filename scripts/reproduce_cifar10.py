@@ -45,6 +45,12 @@ RESNET56 = [
     "--model.network.std=[0.229, 0.224, 0.225]",
 ]
 TAUGHT_BY_RESNET56 = ["--model.teacher.network=kd_lightning.networks.resnet56", "--model.teacher.network.shortcut=A"]
+EVERY_FOURTH_BLOCK = [
+    "--model.student=kd_lightning.networks.from_checkpoint",
+    "--model.student.network=kd_lightning.networks.resnet20",
+    "--model.student.network.shortcut=A",
+    f"--model.student.layers={json.dumps({f'layer{i}.{k}': f'layer{i}.{4 * k}' for i in (1, 2, 3) for k in (0, 1, 2)})}",
+]
 CACHED = f"--model.teacher_cache={LOGITS}"
 
 
@@ -110,6 +116,14 @@ SHORT = {
     "dkd_10": _short("DKD", "cifar10/dkd", "--model.losses.decoupled.warmup_epochs=1"),
     "dist_10": _short("DIST", "cifar10/dist"),
     "standardized_10": _short("KD on standardized logits", "cifar10/logit_standardization"),
+    "kd_layers_10": _short(
+        "KD, the student begins with every fourth block of the teacher",
+        "cifar10/distill",
+        "--model.learning_rate=0.05",
+        *EVERY_FOURTH_BLOCK,
+        begins="teacher_resnet56",
+        repeated=True,
+    ),
     "pruned_10": _short(
         "`kd_10`, half of its multiply-accumulates pruned in 5 epochs more",
         "cifar10/prune",

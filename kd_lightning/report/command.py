@@ -53,18 +53,14 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
 def _opened(names: list[str], teacher: str | None) -> list[Model]:
     """The models, the teacher first, under names of their own."""
     wanted = list(dict.fromkeys([*([teacher] if teacher else []), *names]))
-    first = [opened(name) for name in wanted]
-    if teacher is None:
-        taught_by = next((path for path in (teacher_of(model.run) for model in first) if path), None)
-        known = {model.file.resolve() for model in first}
-        if taught_by and Path(taught_by).resolve() not in known:
-            wanted, first = [taught_by, *wanted], [opened(taught_by), *first]
-        lead = next((m for m in first if taught_by and m.file.resolve() == Path(taught_by).resolve()), None)
-        lead = lead or max(first, key=lambda model: model.parameters)
-        order = sorted(range(len(first)), key=lambda i: first[i] is not lead)
-        wanted = [wanted[i] for i in order]
-    shape = next((s for s in (_shape(model) for model in first) if s), None)
+    shape = next((s for s in (_shape(opened(name)) for name in wanted) if s), None)
     found = [opened(name, shape) for name in wanted]
+    if teacher is None:
+        taught_by = next((t for t in (teacher_of(model.run, shape) for model in found) if t), None)
+        lead = max(found, key=lambda model: model.parameters)
+        if taught_by is not None:
+            lead = next((m for m in found if m.file.resolve() == taught_by.file.resolve()), taught_by)
+        found = [lead, *(model for model in found if model is not lead)]
     for i, model in enumerate(found):
         same = sum(other.name == model.name for other in found[:i])
         if same:

@@ -1,6 +1,6 @@
 """A model of a report: a run, a checkpoint or an exported file, as something that is run."""
 
-import json
+from argparse import ArgumentError
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+import yaml
+from jsonargparse import ArgumentParser
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd_lightning.export import Inference, OnnxClassifier
 from kd_lightning.export.extra import extra_module
-from kd_lightning.export.rebuilt import trained_network
+from kd_lightning.export.rebuilt import data_of_run, trained_network
+from kd_lightning.networks import TrainedOn, trained_on
 from kd_lightning.runs import LOGS, newest_run, resolve_checkpoint, run_of
 
 Floats = npt.NDArray[np.float32]
@@ -68,8 +72,14 @@ def opened(where: str, shape: tuple[int, int, int] | None = None) -> Model:
 
 
 def _of_checkpoint(path: Path, shape: tuple[int, int, int] | None) -> Model:
-    model = Inference(trained_network(path)).eval()
     run = run_of(path)
+    return _of_network(trained_network(path), _name(run or path), path, run, shape)
+
+
+def _of_network(
+    network: nn.Module, name: str, path: Path, run: Path | None, shape: tuple[int, int, int] | None
+) -> Model:
+    model = Inference(network).eval()
 
     def classify(images: Floats) -> Floats:
         with torch.inference_mode():
@@ -83,8 +93,7 @@ def _of_checkpoint(path: Path, shape: tuple[int, int, int] | None) -> Model:
     parameters = sum(weight.numel() for weight in model.network.parameters())
     size = sum(value.numel() * value.element_size() for value in model.network.state_dict().values())
     classes = model.known.classes or ()
-    runtime = f"torch {torch.__version__}"
-    return Model(_name(run or path), path, run, parameters, macs, size, classes, runtime, classify)
+    return Model(name, path, run, parameters, macs, size, classes, f"torch {torch.__version__}", classify)
 
 
 def _of_onnx(path: Path) -> Model:
@@ -124,11 +133,27 @@ def _name(path: Path) -> str:
     return "/".join(part for part in inside if part != "version_0") or path.name
 
 
-def teacher_of(run: Path | None) -> str | None:
-    """The checkpoint of the teacher that a run's configuration names, if it is there."""
-    import yaml
+def teacher_of(run: Path | None, shape: tuple[int, int, int] | None) -> Model | None:
+    """The teacher that a run's configuration names, if its files are there; of any network.
 
+    Args:
+        run: The folder of the run.
+        shape: Of an image.
+    """
     config = yaml.safe_load((run / "config.yaml").read_text()) if run is not None else {}
-    teacher = config.get("model", {}).get("init_args", {}).get("teacher") or {}
-    path = json.loads(json.dumps(teacher)).get("init_args", {}).get("path") if isinstance(teacher, dict) else None
-    return path if path and Path(path).is_file() else None
+    named = config.get("model", {}).get("init_args", {}).get("teacher")
+    if run is None or not isinstance(named, dict):
+        return None
+    path = Path((named.get("init_args") or {}).get("path") or run / "config.yaml")
+    if run_of(path) is not None and path != run / "config.yaml":
+        return _of_checkpoint(path, shape) if path.is_file() else None
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--teacher", type=nn.Module)
+    try:
+        network = parser.instantiate_classes(parser.parse_object({"teacher": named})).teacher
+    except (OSError, ValueError, ArgumentError):
+        return None
+    data = data_of_run(run / "checkpoints" / "best.ckpt")
+    if trained_on(network).mean is None and data is not None:  # as DistillationModule takes it
+        network.trained_on = TrainedOn.of(data.mean, data.std, data.classes)
+    return _of_network(network, f"teacher of {_name(run)}", path, None, shape)

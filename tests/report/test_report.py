@@ -17,10 +17,10 @@ from scipy.stats import binomtest
 from torch import nn
 
 from kd_lightning.export import export_network
-from kd_lightning.networks import ResNet, TrainedOn
+from kd_lightning.networks import ResNet, TrainedOn, read_checkpoint
 from kd_lightning.report.drawing import pareto
 from kd_lightning.report.measuring import measured
-from kd_lightning.report.model import onnx_size, opened
+from kd_lightning.report.model import onnx_size, opened, teacher_of
 
 Command = Callable[..., str]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -136,6 +136,25 @@ def test_work_of_a_run_is_counted(place: Path, monkeypatch: pytest.MonkeyPatch) 
     figures = measured(model, torch.rand(65, 1, 8, 8), torch.arange(65) % 10, None)
     assert figures.latency[0] <= figures.latency[1] <= figures.latency[2]
     assert figures.agreement == 1
+
+
+def test_a_teacher_of_plain_weights_leads(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(place)
+    teacher = opened("digits/teacher", (1, 8, 8))
+    weights = read_checkpoint(teacher.file)["state_dict"]
+    published = {name.removeprefix("network."): value for name, value in weights.items() if name.startswith("network.")}
+    torch.save(published, tmp_path / "published.pt")
+    run = tmp_path / "run"
+    shutil.copytree("lightning_logs/digits/distill/version_0", run)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace(str(teacher.file), str(tmp_path / "published.pt")))
+    taught_by = teacher_of(run, (1, 8, 8))
+    assert taught_by is not None
+    assert (taught_by.parameters, taught_by.macs) == (teacher.parameters, teacher.macs)
+    images = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)
+    np.testing.assert_allclose(taught_by.classify(images), teacher.classify(images), atol=1e-5)
+    (tmp_path / "published.pt").unlink()
+    assert teacher_of(run, (1, 8, 8)) is None
 
 
 def test_the_front_is_what_nothing_beats() -> None:
