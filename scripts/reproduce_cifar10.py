@@ -45,11 +45,12 @@ RESNET56 = [
     "--model.network.std=[0.229, 0.224, 0.225]",
 ]
 TAUGHT_BY_RESNET56 = ["--model.teacher.network=kd_lightning.networks.resnet56", "--model.teacher.network.shortcut=A"]
+BLOCKS = {f"layer{i}.{k}": f"layer{i}.{4 * k}" for i in (1, 2, 3) for k in (0, 1, 2)}
 EVERY_FOURTH_BLOCK = [
     "--model.student=kd_lightning.networks.from_checkpoint",
     "--model.student.network=kd_lightning.networks.resnet20",
     "--model.student.network.shortcut=A",
-    f"--model.student.layers={json.dumps({f'layer{i}.{k}': f'layer{i}.{4 * k}' for i in (1, 2, 3) for k in (0, 1, 2)})}",
+    f"--model.student.layers={json.dumps(BLOCKS)}",
 ]
 CACHED = f"--model.teacher_cache={LOGITS}"
 
