@@ -45,6 +45,9 @@ def _trained_config(recipe: str, arguments: list[str]) -> Path | None:
     """Of a run that is evaluated or goes on: the configuration with which it was trained, flags included."""
     checkpoint = _value_of("--ckpt_path", arguments)
     goes_on = arguments[0] == "fit" and checkpoint is not None
+    flags = [argument.partition("=")[0] for argument in arguments]
+    if any(flag.startswith("--trainer.logger") and flag.endswith(".version") for flag in flags):  # not the newest run
+        return None
     if (arguments[0] in ("fit", "layers") and not goes_on) or checkpoint not in (None, "best", "last"):
         return None
     try:

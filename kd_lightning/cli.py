@@ -167,7 +167,11 @@ class CommandLine(LightningCLI):
             if (folder / "checkpoints").is_dir():
                 return folder
         logger = self.options.get("trainer.logger.init_args") or {}
-        return newest_run(Path(logger.get("save_dir", LOGS), logger.get("name") or ""))
+        runs = Path(logger.get("save_dir", LOGS), logger.get("name") or "")
+        version = logger.get("version")
+        if version is None:
+            return newest_run(runs)
+        return runs / (version if isinstance(version, str) else f"version_{version}")
 
     def after_fit(self) -> None:
         """Name the best checkpoint."""

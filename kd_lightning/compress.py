@@ -139,8 +139,8 @@ def _run(stage: Stage, folder: Path, commands: list[list[str]]) -> None:
         return
     _record(folder, stage.name, now)
     for command in commands:
-        goes_on = command[0] == "fit" and (place / "checkpoints").is_dir()
-        code = _call([*command, "--ckpt_path=auto"] if goes_on else command)
+        goes_on = command[0] == "fit" and (place / "config.yaml").is_file()
+        code = _call(["fit", "-c", str(place / "config.yaml"), "--ckpt_path=auto"] if goes_on else command)
         if code:
             print(f"kd-lightning compress: stage {stage.name!r} was not finished; the same command goes on from there.")
             sys.exit(code)

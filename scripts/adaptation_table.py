@@ -51,8 +51,8 @@ def _run(method: str, seed: int, turned: bool, rest: list[str]) -> Path:
     place = [f"--trainer.logger.save_dir={logs}", f"--trainer.logger.version={run.name}"]
     seeds = [f"--{name}={seed}" for name in ("seed_everything", "data.source.seed", "data.target.seed")]
     fit = [*command, "fit", "-c", f"adapt/{method}", *quiet, *place, *seeds, *(TURNED if turned else []), *rest]
-    if (run / "checkpoints").is_dir():
-        fit += ["--ckpt_path=auto"]
+    if (run / "config.yaml").is_file():
+        fit = [*command, "fit", "-c", str(run / "config.yaml"), "--ckpt_path=auto"]
     for arguments in (fit, [*command, "test", "-c", str(run / "config.yaml")]):
         ended = subprocess.run(arguments, capture_output=True, text=True, check=False)
         if ended.returncode:

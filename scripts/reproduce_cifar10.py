@@ -244,6 +244,8 @@ class Run:
         bar.update(max(0, epochs - seen))
 
     def _fit(self, added: list[str], weights: Path | None) -> list[str]:
+        if (self.folder / "config.yaml").is_file():
+            return ["fit", "-c", str(self.folder / "config.yaml"), "--ckpt_path=auto"]
         row, log = self.row, "--trainer.logger.init_args"
         quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
         place = [f"{log}.save_dir={PUBLISHED}", f"{log}.name={self.name}", f"{log}.version={self.folder.name}"]
@@ -259,7 +261,6 @@ class Run:
             *(f"--trainer.max_epochs={row.epochs}", "--trainer.precision=bf16-mixed", f"--seed_everything={self.seed}"),
             *(*quiet, *place, *data, *row.options, *networks),
             *(word for word in added if not word.startswith("--data=")),
-            *(["--ckpt_path=auto"] if (self.folder / "checkpoints").is_dir() else []),
         ]
 
     def _metrics(self) -> dict[str, Any]:

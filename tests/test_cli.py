@@ -94,6 +94,18 @@ def test_fit_goes_on_from_last_in_the_same_folder(kd: Command, here: Path) -> No
     assert (TEACHER_RUN / "config.yaml").read_text() == config
 
 
+def test_a_run_of_a_name_of_its_own_goes_on_and_no_other(kd: Command, here: Path) -> None:
+    named = ["--trainer.logger.version=mine", "--ckpt_path=auto"]
+    newest = (TEACHER_RUN / "checkpoints/last.ckpt").read_bytes()
+    assert "so the run begins anew" in kd("fit", "-c", "digits/teacher", *named, *QUICK)
+    run = TEACHER_RUN.with_name("mine")
+    first = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["epoch"]
+    printed = kd("fit", "-c", "digits/teacher", *named, *QUICK, f"--trainer.max_epochs={first + 2}")
+    assert f"The checkpoint is {run}" in printed
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["epoch"] == first + 1
+    assert (TEACHER_RUN / "checkpoints/last.ckpt").read_bytes() == newest
+
+
 def test_a_user_s_own_config_and_network(kd: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_networks.py").write_text(
         "from torch import nn\n"

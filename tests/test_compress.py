@@ -130,7 +130,7 @@ def test_a_chain_that_is_stopped_goes_on_from_its_checkpoint(tmp_path: Path) -> 
     assert not (tmp_path / "out/student/test.json").exists()
 
     on = compress(tmp_path, *chain)
-    assert "The checkpoint is out/student/checkpoints/" in on.stdout
+    assert on.stdout.count("The checkpoint is out/student/checkpoints/") == 2, "one to go on from, one to test"
     assert "All 1 stages are done" in on.stdout
     assert (tmp_path / "out/student/test.json").is_file()
 
