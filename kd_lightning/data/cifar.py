@@ -59,20 +59,9 @@ class CIFAR10DataModule(ImageDataModule):
         split_seed: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size,
-            val_fraction,
-            seed,
-            view_seed,
-            padding,
-            flip,
-            mean,
-            std,
-            mixup,
-            cutmix,
-            num_workers,
-            views,
+            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views,
             split_seed,
-        )
+        )  # fmt: skip
         self.save_hyperparameters()
         self.root = root
 
@@ -135,20 +124,9 @@ class CIFAR100DataModule(ImageDataModule):
         split_seed: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size,
-            val_fraction,
-            seed,
-            view_seed,
-            padding,
-            flip,
-            mean,
-            std,
-            mixup,
-            cutmix,
-            num_workers,
-            views,
+            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views,
             split_seed,
-        )
+        )  # fmt: skip
         self.save_hyperparameters()
         self.root = root
 

@@ -61,20 +61,9 @@ class DigitsDataModule(ImageDataModule):
         split_seed: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size,
-            val_fraction,
-            seed,
-            view_seed,
-            padding,
-            flip,
-            mean,
-            std,
-            mixup,
-            cutmix,
-            num_workers,
-            views,
+            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views,
             split_seed,
-        )
+        )  # fmt: skip
         if margin < 0:
             raise ValueError(f"margin must be >= 0, got {margin}.")
         self.save_hyperparameters()

@@ -64,20 +64,9 @@ class ImageFolderDataModule(ImageDataModule):
         split_seed: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size,
-            val_fraction,
-            seed,
-            view_seed,
-            padding,
-            flip,
-            mean,
-            std,
-            mixup,
-            cutmix,
-            num_workers,
-            views,
+            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views,
             split_seed,
-        )
+        )  # fmt: skip
         self.save_hyperparameters()
         self.root = Path(root)
         self.size = None if image_size is None else (image_size, image_size)

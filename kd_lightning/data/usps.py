@@ -63,19 +63,9 @@ class USPSDataModule(ImageDataModule):
     ) -> None:
         mean_std = statistics(mean, channels), statistics(std, channels)
         super().__init__(
-            batch_size,
-            val_fraction,
-            seed,
-            view_seed,
-            padding,
-            flip,
-            *mean_std,
-            mixup,
-            cutmix,
-            num_workers,
-            views,
+            batch_size, val_fraction, seed, view_seed, padding, flip, *mean_std, mixup, cutmix, num_workers, views,
             split_seed,
-        )
+        )  # fmt: skip
         refuse_no_size(size)
         self.save_hyperparameters()
         self.root = root
