@@ -86,7 +86,6 @@ def _short(
     what: str,
     recipe: str,
     *options: str,
-    epochs: int = 10,
     begins: str | None = None,
     repeated: bool = False,
     stage: int = 1,
@@ -94,7 +93,7 @@ def _short(
 ) -> Row:
     options = (*TAUGHT_BY_RESNET56, "--model.learning_rate=0.2", "--data.views=10", *options)
     options = (*options, CACHED) if cached else options
-    return Row(what, recipe, epochs, options, "teacher_resnet56", "student_10", begins, repeated, stage)
+    return Row(what, recipe, 10, options, "teacher_resnet56", "student_10", begins, repeated, stage)
 
 
 def _long(what: str, epochs: int, *options: str, repeated: bool = False, stage: int = 3) -> Row:
@@ -126,13 +125,11 @@ SHORT = {
         repeated=True,
     ),
     "pruned_10": _short(
-        "`kd_10`, half of its multiply-accumulates pruned in 5 epochs more",
+        "`kd_10`, half of its multiply-accumulates pruned, 10 epochs more of KD",
         "cifar10/prune",
-        "--model.learning_rate=0.05",
+        "--model.learning_rate=0.1",
         "--trainer.callbacks=kd_lightning.callbacks.PruneNetwork",
-        "--trainer.callbacks.epochs=[0, 1, 2]",
         "--trainer.callbacks.round_to=16",
-        epochs=5,
         begins="kd_10",
         stage=2,
     ),
@@ -233,8 +230,9 @@ class Run:
                     while process.poll() is None:
                         sleep(2)
                         bar.set_postfix_str(f"{self.name} seed={self.seed}")
-                        bar.update(max(0, self.epochs - seen))
-                        seen = max(seen, self.epochs)
+                        now = max(seen, self.epochs)
+                        bar.update(now - seen)
+                        seen = now
                 if process.returncode:
                     raise RuntimeError(f"{self.folder} was not finished; see {log.name}.")
         if not self.done:

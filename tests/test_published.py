@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,10 +81,26 @@ def test_the_runs_of_a_row_begin_with_its_teacher(reproduce: ModuleType) -> None
     assert runs == [("teacher_resnet56", 0), ("kd_10", 0), ("dkd_10", 0), ("kd_10", 1)]
 
 
-@pytest.mark.parametrize("name", ["teacher_resnet56", "student_10", "dkd_10", "kd_v4_50"])
-def test_the_commands_of_a_row_can_be_parsed(name: str, reproduce: ModuleType, kd: Any, tmp_path: Path) -> None:
-    weights, teacher = tmp_path / "weights.th", Path("lightning_logs/published/teacher_resnet34/seed=0/checkpoints")
-    fit = reproduce.Run(name, 1)._fit(["--data=kd_lightning.ImageFolderDataModule", "--data.root=here"], weights)
+@pytest.mark.parametrize("name", ["teacher_resnet56", "student_10", "kd_10", "dkd_10", "student_50", "kd_v4_50"])
+def test_the_command_of_a_row_is_one_of_the_command_line(
+    name: str, reproduce: ModuleType, kd: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    added = ["--data=kd_lightning.ImageFolderDataModule", "--data.root=images"]
+    fit = reproduce.Run(name, 1)._fit(added, tmp_path / "weights.th")
     with pytest.raises(SystemExit) as ended:
         kd(*fit, "--print_config")
-    assert ended.value.code == 0, teacher
+    assert ended.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["data"]["init_args"]["root"] == "images"
+    assert config["trainer"]["max_epochs"] == reproduce.ROWS[name].epochs
+    assert config["trainer"]["logger"]["init_args"]["version"] == "seed=1"
+
+
+def test_a_run_that_was_cut_goes_on_from_its_own_configuration(
+    reproduce: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = reproduce.Run("student_10", 2)
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text("")
+    assert run._fit([], None) == ["fit", "-c", str(run.folder / "config.yaml"), "--ckpt_path=auto"]
