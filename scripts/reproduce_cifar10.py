@@ -170,16 +170,17 @@ def main() -> None:
             try:
                 for future in futures:
                     future.result()
-            except BaseException:
+            except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)  # those that have begun go on to their end
-                raise
+                sys.exit(str(error) or "Stopped; the same command goes on.")
 
 
 def _runs(rows: list[str], seeds: list[int]) -> list["Run"]:
     """The runs of rows or groups of them, with their teachers, in the order in which they are made."""
     names = [name for row in rows for name in GROUPS.get(row, [row])]
-    names += [row for name in names for row in (ROWS[name].begins, ROWS[name].teacher) if row]
-    runs = [Run(name, seed) for name in dict.fromkeys(names) for seed in (seeds if ROWS[name].repeated else [0])]
+    asked = [Run(name, seed) for name in names for seed in (seeds if ROWS[name].repeated else [0])]
+    needed = [Run(row, 0) for name in names for row in (ROWS[name].begins, ROWS[name].teacher) if row]
+    runs = dict.fromkeys([*asked, *needed])
     return sorted(runs, key=lambda run: (run.row.stage, run.seed))
 
 

@@ -79,6 +79,8 @@ def test_a_row_tells_mean_spread_and_share_of_the_gap(results: ModuleType) -> No
 def test_the_runs_of_a_row_begin_with_its_teacher(reproduce: ModuleType) -> None:
     runs = [(run.name, run.seed) for run in reproduce._runs(["kd_10", "dkd_10"], [0, 1])]
     assert runs == [("teacher_resnet56", 0), ("kd_10", 0), ("dkd_10", 0), ("kd_10", 1)]
+    runs = [(run.name, run.seed) for run in reproduce._runs(["pruned_10", "kd_10"], [2])]
+    assert runs == [("teacher_resnet56", 0), ("kd_10", 0), ("kd_10", 2), ("pruned_10", 0)]
 
 
 @pytest.mark.parametrize("name", ["teacher_resnet56", "student_10", "kd_10", "dkd_10", "student_50", "kd_v4_50"])
