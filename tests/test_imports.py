@@ -22,11 +22,12 @@ ALLOWED = {
     "teacher_cache": {"whole_files"},
     "modules": {"features", "networks", "losses", "teacher_cache", "callbacks", "whole_files"},
     "export": {"data", "modules", "networks", "runs", "whole_files"},
-    "report": {"export", "modules", "runs", "whole_files"},
+    "report": {"export", "modules", "networks", "runs", "whole_files"},
+    "compress": {"recipes", "runs", "whole_files"},
     "arguments": {"recipes", "runs"},
     "teacher_files": {"recipes", "runs"},
     "cli": {"features", "networks", "losses", "modules", "data", "callbacks", "runs", "arguments", "teacher_files"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "compress"},
 }
 
 
@@ -62,7 +63,7 @@ def test_the_package_loads_nothing_until_it_is_used() -> None:
     assert not {"torch", "lightning"} & _loaded_by("import kd_lightning")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["compare", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["compare", "--help"], ["compress", "--help"]])
 def test_help_and_recipes_need_no_torch(arguments: list[str]) -> None:
     statement = (
         f"import sys, contextlib, io; sys.argv = ['kd-lightning', *{arguments}]\n"
