@@ -25,11 +25,13 @@ HEAD = ["row", "what", "test accuracy (%)", "lowest to highest", "of the gap", "
 def main() -> None:
     """Print, or write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="into README.md")
-    write = parser.parse_args().write
-    rows = published()
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--write", action="store_true", help="into README.md")
+    one.add_argument("--folder", type=Path, default=PUBLISHED, help="of other runs, to print theirs")
+    options = parser.parse_args()
+    rows = published(options.folder)
     print(table(rows))
-    if write:
+    if options.write:
         readme = ROOT / "README.md"
         readme.write_text(with_table(readme.read_text(), table(rows)))
         PICTURE.write_text(picture(rows))

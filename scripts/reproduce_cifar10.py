@@ -4,12 +4,14 @@
     python scripts/reproduce_cifar10.py long -- --trainer.accelerator=gpu          # 50 and 200 epochs, for a GPU
     python scripts/reproduce_cifar10.py student_10 kd_10 --seeds 0 1 -- \
         --data=kd_lightning.ImageFolderDataModule --data.root=images               # rows by name; any data module
+    python scripts/reproduce_cifar10.py short --weights resnet56.th --folder again # beside the published ones
 
 Every run is two ordinary commands, `kd-lightning fit` and `kd-lightning test` of its best epoch on the validation
 images; the test images are read once, by the second. Seeds differ in the initial weights and the order of images; the
 split into training and validation images, the views of an image and the teacher are the same in all. A run's
-folder, lightning_logs/published/ROW/seed=N, keeps config.yaml and metrics.json in the repository. What follows -- goes
-to each fit. `scripts/published_results.py` makes the table and the picture of them.
+folder, lightning_logs/published/ROW/seed=N, keeps config.yaml and metrics.json in the repository, and no weights: a run
+that is published already is made again in another --folder. What follows -- goes to each fit.
+`scripts/published_results.py` makes the table and the picture of them.
 
 The weights for `short` are the ResNet-56 that Y. Idelbayev published (resnet56-4bfd9763.th), trained on CIFAR-10.
 """
@@ -31,11 +33,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tqdm import tqdm
 
 from kd_lightning.networks import read_checkpoint
-from kd_lightning.runs import resolve_checkpoint
 from kd_lightning.whole_files import whole_file
 
 PUBLISHED = Path("lightning_logs/published")
-LOGITS = Path(".scratch/teacher_logits")
 RESNET56 = [
     "--model.network=kd_lightning.networks.from_checkpoint",
     "--model.network.network=kd_lightning.networks.resnet56",
@@ -52,7 +52,6 @@ EVERY_FOURTH_BLOCK = [
     "--model.student.network.shortcut=A",
     f"--model.student.layers={json.dumps(BLOCKS)}",
 ]
-CACHED = f"--model.teacher_cache={LOGITS}"
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ class Row:
         alone: The row of the same student without one.
         begins: The row whose network the student begins as, or with some layers of.
         repeated: Whether it is run over several seeds.
+        cache: Where the folder keeps the teacher's logits, if it does.
         stage: Rows of a lower one come first.
     """
 
@@ -79,6 +79,7 @@ class Row:
     alone: str | None = None
     begins: str | None = None
     repeated: bool = False
+    cache: str | None = None
     stage: int = 1
 
 
@@ -92,12 +93,14 @@ def _short(
     cached: bool = True,
 ) -> Row:
     options = (*TAUGHT_BY_RESNET56, "--model.learning_rate=0.2", "--data.views=10", *options)
-    options = (*options, CACHED) if cached else options
-    return Row(what, recipe, 10, options, "teacher_resnet56", "student_10", begins, repeated, stage)
+    cache = "resnet56_v10" if cached else None
+    return Row(what, recipe, 10, options, "teacher_resnet56", "student_10", begins, repeated, cache, stage)
 
 
-def _long(what: str, epochs: int, *options: str, repeated: bool = False, stage: int = 3) -> Row:
-    return Row(what, "cifar10/distill", epochs, options, "teacher_resnet34", f"student_{epochs}", None, repeated, stage)
+def _long(what: str, epochs: int, views: int | None = None, repeated: bool = False, stage: int = 3) -> Row:
+    options, cache = ((), None) if views is None else ((f"--data.views={views}",), f"resnet34_v{views}")
+    alone = f"student_{epochs}"
+    return Row(what, "cifar10/distill", epochs, options, "teacher_resnet34", alone, None, repeated, cache, stage)
 
 
 SHORT = {
@@ -138,7 +141,7 @@ LONG = {
     "teacher_resnet34": Row("ResNet-34", "cifar10/teacher", 30, stage=0),
     "student_50": Row("ResNet-20 alone", "cifar10/student", 50, repeated=True),
     "kd_50": _long("KD, the teacher asked in each step", 50, repeated=True, stage=1),
-    **{f"kd_v{v}_50": _long(f"KD, V = {v}", 50, f"--data.views={v}", f"{CACHED}_v{v}") for v in (1, 4, 16, 32)},
+    **{f"kd_v{v}_50": _long(f"KD, V = {v}", 50, views=v) for v in (1, 4, 16, 32)},
     "student_200": Row("ResNet-20 alone", "cifar10/student", 200, stage=4),
     "kd_200": _long("KD, the teacher asked in each step", 200, stage=4),
 }
@@ -153,14 +156,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of rows that are run over several")
     parser.add_argument("--weights", type=Path, help="the published ResNet-56, for teacher_resnet56")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores")
+    parser.add_argument("--folder", type=Path, default=PUBLISHED, help="of the runs, lightning_logs/published")
     parser.add_argument("--epochs", type=int, help="of every run, to try the script out")
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:cut])
     added = [*words[cut + 1 :], *([] if options.epochs is None else [f"--trainer.max_epochs={options.epochs}"])]
-    runs = _runs(options.rows, options.seeds)
+    runs = _runs(options.rows, options.seeds, options.folder)
     if any(run.name == "teacher_resnet56" and not run.done for run in runs) and options.weights is None:
         parser.error("teacher_resnet56 is trained from published weights; name their file with --weights")
+    if all(run.done for run in runs):
+        parser.exit(message=f"{options.folder} has all of these runs; with another --folder they are made again.\n")
+    for run in _needed([run.name for run in runs if not run.done], options.folder):
+        if run.done and not run.checkpoint.is_file():
+            parser.error(f"{run.folder} has figures, but not {run.checkpoint.name}; train it in another --folder")
     total = sum(options.epochs or run.row.epochs for run in runs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
     with tqdm(total=total, unit="epoch", dynamic_ncols=True) as bar, ThreadPoolExecutor(options.jobs) as pool:
@@ -175,21 +184,29 @@ def main() -> None:
                 sys.exit(str(error) or "Stopped; the same command goes on.")
 
 
-def _runs(rows: list[str], seeds: list[int]) -> list["Run"]:
-    """The runs of rows or groups of them, with their teachers, in the order in which they are made."""
-    names = [name for row in rows for name in GROUPS.get(row, [row])]
-    asked = [Run(name, seed) for name in names for seed in (seeds if ROWS[name].repeated else [0])]
-    needed = [Run(row, 0) for name in names for row in (ROWS[name].begins, ROWS[name].teacher) if row]
-    runs = dict.fromkeys([*asked, *needed])
+def _names(rows: list[str]) -> list[str]:
+    return [name for row in rows for name in GROUPS.get(row, [row])]
+
+
+def _needed(rows: list[str], root: Path) -> list["Run"]:
+    """The runs that rows or groups of them begin with: their teachers, and what becomes their student."""
+    return [Run(row, 0, root) for name in _names(rows) for row in (ROWS[name].begins, ROWS[name].teacher) if row]
+
+
+def _runs(rows: list[str], seeds: list[int], root: Path = PUBLISHED) -> list["Run"]:
+    """The runs of rows or groups of them, with those that they need, in the order in which they are made."""
+    asked = [Run(name, seed, root) for name in _names(rows) for seed in (seeds if ROWS[name].repeated else [0])]
+    runs = dict.fromkeys([*asked, *_needed(rows, root)])
     return sorted(runs, key=lambda run: (run.row.stage, run.seed))
 
 
 @dataclass(frozen=True)
 class Run:
-    """A row with a seed."""
+    """A row with a seed, in a folder of such."""
 
     name: str
     seed: int
+    root: Path = PUBLISHED
 
     @property
     def row(self) -> Row:
@@ -199,7 +216,12 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where it is."""
-        return PUBLISHED / self.name / f"seed={self.seed}"
+        return self.root / self.name / f"seed={self.seed}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Its best epoch."""
+        return self.folder / "checkpoints" / "best.ckpt"
 
     @property
     def done(self) -> bool:
@@ -247,13 +269,15 @@ class Run:
             return ["fit", "-c", str(self.folder / "config.yaml"), "--ckpt_path=auto"]
         row, log = self.row, "--trainer.logger.init_args"
         quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-        place = [f"{log}.save_dir={PUBLISHED}", f"{log}.name={self.name}", f"{log}.version={self.folder.name}"]
+        place = [f"{log}.save_dir={self.root}", f"{log}.name={self.name}", f"{log}.version={self.folder.name}"]
         data = ["--data.batch_size=128", "--data.padding=4", f"--data.seed={self.seed}", "--data.split_seed=0"]
         networks = [f"--model.network.path={weights}"] if self.name == "teacher_resnet56" else []
         if row.teacher is not None:
-            networks = [f"--teacher={PUBLISHED / row.teacher / 'seed=0'}"]
+            networks = [f"--teacher={Run(row.teacher, 0, self.root).folder}"]
         if row.begins is not None:
-            networks.append(f"--model.student.path={resolve_checkpoint('best', PUBLISHED / row.begins / 'seed=0')}")
+            networks.append(f"--model.student.path={Run(row.begins, 0, self.root).checkpoint}")
+        if row.cache is not None:
+            networks.append(f"--model.teacher_cache={self.root / 'teacher_logits' / row.cache}")
         return [
             *("fit", "-c", row.recipe),
             *(word for word in added if word.startswith("--data=")),  # the class before its arguments

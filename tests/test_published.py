@@ -106,3 +106,32 @@ def test_a_run_that_was_cut_goes_on_from_its_own_configuration(
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text("")
     assert run._fit([], None) == ["fit", "-c", str(run.folder / "config.yaml"), "--ckpt_path=auto"]
+
+
+def test_published_runs_are_made_again_in_another_folder_only(
+    reproduce: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for row, seed in [("teacher_resnet56", 0), ("kd_10", 0)]:
+        figures = tmp_path / row / f"seed={seed}" / "metrics.json"
+        figures.parent.mkdir(parents=True)
+        figures.write_text("{}")
+    asked = ["reproduce_cifar10", "kd_10", "--folder", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*asked, "--seeds", "0"])
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main()
+    assert ended.value.code == 0
+    assert "has all of these runs; with another --folder they are made again" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*asked, "--seeds", "1"])  # which needs the teacher's weights
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'teacher_resnet56' / 'seed=0'} has figures, but not best.ckpt; train it in another" in told
+
+
+def test_a_run_finds_its_teacher_and_the_logits_in_its_folder(reproduce: ModuleType, tmp_path: Path) -> None:
+    fit = reproduce.Run("kd_layers_10", 1, tmp_path)._fit([], None)
+    teacher = tmp_path / "teacher_resnet56" / "seed=0"
+    assert f"--teacher={teacher}" in fit
+    assert f"--model.student.path={teacher / 'checkpoints' / 'best.ckpt'}" in fit
+    assert f"--model.teacher_cache={tmp_path / 'teacher_logits' / 'resnet56_v10'}" in fit
