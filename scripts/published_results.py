@@ -1,7 +1,7 @@
-"""Makes the README's table and the picture of the runs in lightning_logs/published (of reproduce_cifar10.py).
+"""Makes the README's tables and the picture of the runs in lightning_logs/published (of reproduce_cifar10.py).
 
-python scripts/published_results.py            # prints the table
-python scripts/published_results.py --write    # puts it into README.md, and draws the picture
+python scripts/published_results.py            # prints the tables
+python scripts/published_results.py --write    # puts them into README.md, and draws the picture
 """
 
 import argparse
@@ -18,8 +18,9 @@ from kd_lightning.report.drawing import svg
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "lightning_logs" / "published"
 PICTURE = PUBLISHED / "val_accuracy.svg"
-MARKS = "<!-- made by scripts/published_results.py -->", "<!-- end -->"
-HEAD = ["row", "what", "test accuracy (%)", "lowest to highest", "of the gap", "ECE", "seeds", "hours a seed"]
+MARKS = "<!-- {}, made by scripts/published_results.py -->", "<!-- end -->"
+RESULTS = ["row", "what", "test accuracy (%)", "lowest to highest", "of the gap", "ECE", "seeds", "hours a seed"]
+SEARCH = ["row", "what", "validation accuracy (%)", "hours"]
 
 
 def main() -> None:
@@ -30,10 +31,10 @@ def main() -> None:
     one.add_argument("--folder", type=Path, default=PUBLISHED, help="of other runs, to print theirs")
     options = parser.parse_args()
     rows = published(options.folder)
-    print(table(rows))
+    print(table(rows), search_table(rows), sep="\n\n")
     if options.write:
         readme = ROOT / "README.md"
-        readme.write_text(with_table(readme.read_text(), table(rows)))
+        readme.write_text(with_tables(readme.read_text(), rows))
         PICTURE.write_text(picture(rows))
 
 
@@ -48,8 +49,10 @@ def published(folder: Path = PUBLISHED) -> dict[str, list[dict[str, Any]]]:
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown; "of the gap" is the share of what the teacher is better than the student alone by."""
-    lines = [HEAD, ["---", "---", *["---:"] * (len(HEAD) - 2)]]
+    lines = [RESULTS]
     for name, runs in rows.items():
+        if "test" not in runs[0]:
+            continue
         accuracies = [run["test"]["accuracy"] for run in runs]
         spread = f" ± {100 * stdev(accuracies):.2f}" if len(runs) > 1 else ""
         extremes = f"{100 * min(accuracies):.2f} to {100 * max(accuracies):.2f}" if len(runs) > 1 else ""
@@ -65,7 +68,24 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
                 f"{mean(run['hours'] for run in runs):.2f}",
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
+
+
+def search_table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown of the rows that recipes were chosen by; the accuracy is that of the best epoch."""
+    searched = {name: runs[0] for name, runs in rows.items() if "test" not in runs[0]}
+    lines = [SEARCH]
+    for name in sorted(searched):
+        run = searched[name]
+        lines.append([f"`{name}`", run["what"], f"{100 * max(run['val_accuracy']):.1f}", f"{run['hours']:.2f}"])
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    """A table of a head and lines, the first two columns to the left."""
+    head, *rest = lines
+    rule = ["---", "---", *["---:"] * (len(head) - 2)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *rest])
 
 
 def _of_the_gap(rows: dict[str, list[dict[str, Any]]], runs: list[dict[str, Any]]) -> str:
@@ -76,10 +96,15 @@ def _of_the_gap(rows: dict[str, list[dict[str, Any]]], runs: list[dict[str, Any]
     return f"{(mean(run['test']['accuracy'] for run in runs) - floor) / (ceiling - floor):.0%}"
 
 
-def with_table(readme: str, made: str) -> str:
-    """The text with the table between its marks."""
-    begin, end = MARKS
-    return re.sub(f"(?s){begin}.*?{end}", lambda _: f"{begin}\n{made}\n{end}", readme)
+def with_tables(readme: str, rows: dict[str, list[dict[str, Any]]]) -> str:
+    """The text with the tables between their marks."""
+    for what, made in [("results", table(rows)), ("search", search_table(rows))]:
+        begin, end = MARKS[0].format(what), MARKS[1]
+        new = f"{begin}\n{made}\n{end}"
+        readme, found = re.subn(f"(?s){begin}.*?{end}", lambda _, new=new: new, readme)
+        if not found:
+            raise ValueError(f"README.md has no {begin} for the table.")
+    return readme
 
 
 def picture(rows: dict[str, list[dict[str, Any]]]) -> str:

@@ -1,0 +1,169 @@
+"""The rows of reproduce_cifar10.py: what is trained, how, and from what."""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+RESNET56 = [
+    "--model.network=kd_lightning.networks.from_checkpoint",
+    "--model.network.network=kd_lightning.networks.resnet56",
+    "--model.network.network.shortcut=A",
+    '--model.network.rename={"linear.": "fc."}',
+    "--model.network.mean=[0.485, 0.456, 0.406]",
+    "--model.network.std=[0.229, 0.224, 0.225]",
+]
+TAUGHT_BY_RESNET56 = ["--model.teacher.network=kd_lightning.networks.resnet56", "--model.teacher.network.shortcut=A"]
+BLOCKS = {f"layer{i}.{k}": f"layer{i}.{4 * k}" for i in (1, 2, 3) for k in (0, 1, 2)}
+EVERY_FOURTH_BLOCK = [
+    "--model.student=kd_lightning.networks.from_checkpoint",
+    "--model.student.network=kd_lightning.networks.resnet20",
+    "--model.student.network.shortcut=A",
+    f"--model.student.layers={json.dumps(BLOCKS)}",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        what: In words.
+        recipe: A packaged recipe.
+        epochs: Of the training.
+        options: Of fit.
+        teacher: The row of its teacher.
+        alone: The row of the same student without one.
+        begins: The row whose network the student begins as, or with some layers of.
+        repeated: Whether it is run over several seeds.
+        published_weights: Whether it begins with those that the command names.
+        cache: Where the folder keeps the teacher's logits, if it does.
+        tested: Whether it is tested; what a recipe is chosen by is not.
+        stage: Rows of a lower one come first.
+    """
+
+    what: str
+    recipe: str
+    epochs: int
+    options: tuple[str, ...] = ()
+    teacher: str | None = None
+    alone: str | None = None
+    begins: str | None = None
+    repeated: bool = False
+    published_weights: bool = False
+    cache: str | None = None
+    tested: bool = True
+    stage: int = 1
+
+
+def _short(
+    what: str,
+    recipe: str,
+    *options: str,
+    begins: str | None = None,
+    repeated: bool = False,
+    stage: int = 1,
+    cached: bool = True,
+) -> Row:
+    options = (*TAUGHT_BY_RESNET56, "--model.learning_rate=0.2", "--data.views=10", *options)
+    cache = "resnet56_v10" if cached else None
+    return Row(what, recipe, 10, options, "teacher_resnet56", "student_10", begins, repeated, cache=cache, stage=stage)
+
+
+def _long(what: str, epochs: int, views: int | None = None, repeated: bool = False, stage: int = 3) -> Row:
+    options, cache = ((), None) if views is None else ((f"--data.views={views}",), f"resnet34_v{views}")
+    teacher, alone = "teacher_resnet34", f"student_{epochs}"
+    return Row(what, "cifar10/distill", epochs, options, teacher, alone, repeated=repeated, cache=cache, stage=stage)
+
+
+SHORT = {
+    "teacher_resnet56": Row(
+        "ResNet-56, published weights, 3 epochs of fine-tuning",
+        "cifar10/teacher",
+        3,
+        (*RESNET56, "--model.learning_rate=0.02"),
+        published_weights=True,
+        stage=0,
+    ),
+    "student_10": Row(
+        "ResNet-20 alone", "cifar10/student", 10, ("--model.learning_rate=0.2", "--data.views=10"), repeated=True
+    ),
+    "kd_10": _short("KD, T = 4, alpha = 0.9", "cifar10/distill", repeated=True),
+    "kd_online_10": _short("KD, the teacher asked in each step", "cifar10/distill", cached=False),
+    "dkd_10": _short("DKD", "cifar10/dkd", "--model.losses.decoupled.warmup_epochs=1"),
+    "dist_10": _short("DIST", "cifar10/dist"),
+    "standardized_10": _short("KD on standardized logits", "cifar10/logit_standardization"),
+    "kd_layers_10": _short(
+        "KD, the student begins with every fourth block of the teacher",
+        "cifar10/distill",
+        "--model.learning_rate=0.05",
+        *EVERY_FOURTH_BLOCK,
+        begins="teacher_resnet56",
+        repeated=True,
+    ),
+    "pruned_10": _short(
+        "`kd_10`, half of its multiply-accumulates pruned, 10 epochs more of KD",
+        "cifar10/prune",
+        "--model.learning_rate=0.1",
+        "--trainer.callbacks=kd_lightning.callbacks.PruneNetwork",
+        "--trainer.callbacks.round_to=16",
+        begins="kd_10",
+        stage=2,
+    ),
+}
+TEACHER, KD, KD_LAYERS = SHORT["teacher_resnet56"], SHORT["kd_10"], SHORT["kd_layers_10"]
+
+
+def _tried(row: Row, what: str, *options: str, **changes: Any) -> Row:
+    """A short training of a row with other options, to choose by its validation accuracy."""
+    changes = {"options": (*row.options, *options), "alone": None, "repeated": False, "tested": False, **changes}
+    return replace(row, what=what, epochs=3, **changes)
+
+
+def _with_hints(weight: float) -> str:
+    """KD, and maps of the student's blocks that are to equal those of the teacher's from which they began."""
+    blocks = {student: teacher for student, teacher in BLOCKS.items() if student.endswith(".2")}
+    hint = {"weight": weight, "student_layers": [*blocks], "teacher_layers": [*blocks.values()], "regressor": False}
+    losses = {
+        "hard": {"class_path": "HardTargetLoss", "init_args": {"weight": 0.1}},
+        "soft": {"class_path": "SoftTargetLoss", "init_args": {"weight": 0.9, "temperature": 4.0}},
+        "hint": {"class_path": "HintLoss", "init_args": hint},
+    }
+    return f"--model.losses={json.dumps(losses)}"
+
+
+SEARCH = {
+    "teacher_smooth": _tried(TEACHER, "the teacher, label smoothing 0.1", "--model.label_smoothing=0.1"),
+    "search_student": _tried(SHORT["student_10"], "ResNet-20 alone"),
+    "search_kd": _tried(KD, "KD: T = 4, alpha = 0.9, one cycle to 0.2, V = 10"),
+    "search_kd_t2": _tried(KD, "KD, T = 2", "--model.temperature=2"),
+    "search_kd_t8": _tried(KD, "KD, T = 8", "--model.temperature=8"),
+    "search_kd_alpha_0.5": _tried(KD, "KD, alpha = 0.5", "--model.alpha=0.5"),
+    "search_kd_alpha_1": _tried(KD, "KD, alpha = 1", "--model.alpha=1"),
+    "search_kd_lr_0.1": _tried(KD, "KD, one cycle to 0.1", "--model.learning_rate=0.1"),
+    "search_kd_lr_0.4": _tried(KD, "KD, one cycle to 0.4", "--model.learning_rate=0.4"),
+    "search_kd_cosine": _tried(
+        KD,
+        "KD, cosine from 0.2",
+        "--model.lr_scheduler=torch.optim.lr_scheduler.CosineAnnealingLR",
+        "--model.lr_scheduler.T_max=3",
+    ),
+    "search_kd_v1": _tried(KD, "KD, V = 1", "--data.views=1", cache="resnet56_v1"),
+    "search_kd_smooth": _tried(KD, "KD from `teacher_smooth`", teacher="teacher_smooth", cache="smooth_v10"),
+    "search_layers": _tried(KD_LAYERS, "KD from every fourth block: T = 4, alpha = 0.9, one cycle to 0.05"),
+    "search_layers_lr_0.02": _tried(KD_LAYERS, "the same, one cycle to 0.02", "--model.learning_rate=0.02"),
+    "search_layers_lr_0.1": _tried(KD_LAYERS, "the same, one cycle to 0.1", "--model.learning_rate=0.1"),
+    "search_layers_t2": _tried(KD_LAYERS, "the same, T = 2", "--model.temperature=2"),
+    "search_layers_alpha_1": _tried(KD_LAYERS, "the same, alpha = 1", "--model.alpha=1"),
+    "search_layers_hints_1": _tried(KD_LAYERS, "the same and hints, weight 1", _with_hints(1.0), cache=None),
+    "search_layers_hints_10": _tried(KD_LAYERS, "the same and hints, weight 10", _with_hints(10.0), cache=None),
+}
+LONG = {
+    "teacher_resnet34": Row("ResNet-34", "cifar10/teacher", 30, stage=0),
+    "student_50": Row("ResNet-20 alone", "cifar10/student", 50, repeated=True),
+    "kd_50": _long("KD, the teacher asked in each step", 50, repeated=True, stage=1),
+    **{f"kd_v{v}_50": _long(f"KD, V = {v}", 50, views=v) for v in (1, 4, 16, 32)},
+    "student_200": Row("ResNet-20 alone", "cifar10/student", 200, stage=4),
+    "kd_200": _long("KD, the teacher asked in each step", 200, stage=4),
+}
+ROWS = {**SHORT, **SEARCH, **LONG}
+GROUPS = {"short": list(SHORT), "search": list(SEARCH), "long": list(LONG)}
