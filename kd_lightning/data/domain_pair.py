@@ -254,7 +254,7 @@ class DomainPairDataModule(pl.LightningDataModule):
         assert isinstance(shown, Part)
         assert isinstance(order, EpochSampler)
         hidden = shown.images._replace(labels=torch.full_like(shown.images.labels, -1))
-        part = Part(hidden, shown.samples, shown.store)
+        part = Part(hidden, shown.samples, shown.store, shown.epoch)
         return EpochLoader(
             part,
             batch_size=order.batch_size,

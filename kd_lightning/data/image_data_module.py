@@ -293,7 +293,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if len(samples) < world:
             raise ValueError(f"{len(samples)} {store!r} images cannot be shared by {world} processes; use fewer.")
         batch_size = min(self.batch_size, len(samples) // world)
-        part = Part(images, samples, store)
+        part = Part(images, samples, store, epoch=0 if training else -1)
         loader = EpochLoader if training else DataLoader
         return loader(
             part,

@@ -80,21 +80,24 @@ class Part(Dataset):
         images: The stored set.
         samples: int64 ``(n,)``, which of its samples.
         store: The set's name, see :class:`StoredBatch`.
+        epoch: Of positions that come alone, from the sampler that Lightning's ``overfit_batches`` puts in.
     """
 
-    def __init__(self, images: ImageSet, samples: Tensor, store: str) -> None:
+    def __init__(self, images: ImageSet, samples: Tensor, store: str, epoch: int = -1) -> None:
         self.images = images
         self.samples = samples
         self.store = store
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, place: tuple[int, int]) -> StoredBatch:
+    def __getitem__(self, place: tuple[int, int] | int) -> StoredBatch:
         return self.__getitems__([place])
 
-    def __getitems__(self, places: list[tuple[int, int]]) -> StoredBatch:
-        ids = self.samples[[position for position, _ in places]]
+    def __getitems__(self, places: Sequence[tuple[int, int] | int]) -> StoredBatch:
+        known = [place if isinstance(place, tuple) else (place, self.epoch) for place in places]
+        ids = self.samples[[position for position, _ in known]]
         resident = self.images.pixels is not None
         pixels = torch.empty((len(ids), 0), dtype=torch.uint8) if resident else self.images.read(ids)
-        return StoredBatch(pixels, self.images.labels[ids], ids, places[0][1], self.store)
+        return StoredBatch(pixels, self.images.labels[ids], ids, known[0][1], self.store)

@@ -1,5 +1,6 @@
 """Splits, loaders and the views that a module sees, on two-channel toys of which every image is another one."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -192,6 +193,22 @@ def test_a_trainer_sees_batches_of_the_epoch_and_no_test_image_before_test(train
     trainer.predict(probe, data)
     for stage in ("test", "predict"):
         assert torch.cat([batch.ids for batch in probe.seen[stage]]).tolist() == list(range(9))
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_overfitting_shows_the_same_batches_in_each_epoch(make_trainer: Callable[..., pl.Trainer]) -> None:
+    data, probe = Toy(views=2), Probe()
+    make_trainer(overfit_batches=2, max_epochs=2, num_sanity_val_steps=0).fit(probe, data)
+    for stage in ("train", "val"):
+        assert len(probe.seen[stage]) == 4
+        for ours, theirs in zip(probe.seen[stage][:2], probe.seen[stage][2:], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    shown = torch.cat([batch.ids for batch in probe.seen["train"][:2]])
+    assert shown.tolist() == [2 * sample for sample in data._train_samples[:8].tolist()], "the first of two views"
+    plain = [data.view(batch) for batch in list(Toy().val_dataloader())[:2]]
+    assert torch.equal(
+        torch.cat([batch.images for batch in probe.seen["val"][:2]]), torch.cat([b.images for b in plain])
+    )
 
 
 def test_ids_number_the_full_stored_set() -> None:
