@@ -124,7 +124,10 @@ class CommandLine(LightningCLI):
     def _find_checkpoint(self) -> None:
         which, fits = self.options.get("ckpt_path"), self.command == "fit"
         pretrained = str(self.options.get("model.init_args.network.class_path", "")).endswith("from_checkpoint")
-        if which is None and (fits or pretrained):
+        if which is None and fits:
+            return
+        if which is None and pretrained and self._configured_run() is None:
+            _say("The weights are those that the network is built with; those of a run are named by --ckpt_path.")
             return
         which = "best" if which is None else str(which)
         if which == "auto":
@@ -161,11 +164,14 @@ class CommandLine(LightningCLI):
                     _say(f"Passed over: {error}")
         return str(max(found, key=found.__getitem__)) if found else None
 
+    def _configured_run(self) -> Path | None:
+        """The run that wrote one of the configurations."""
+        folders = [Path(str(config)).parent for config in reversed(self.options.get("config") or [])]
+        return next((folder for folder in folders if (folder / "checkpoints").is_dir()), None)
+
     def _run(self) -> Path:
-        for config in reversed(self.options.get("config") or []):
-            folder = Path(str(config)).parent
-            if (folder / "checkpoints").is_dir():
-                return folder
+        if (run := self._configured_run()) is not None:
+            return run
         logger = self.options.get("trainer.logger.init_args") or {}
         runs = Path(logger.get("save_dir", LOGS), logger.get("name") or "")
         version = logger.get("version")

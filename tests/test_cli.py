@@ -247,6 +247,32 @@ def test_a_published_network_is_tested_without_a_checkpoint(kd: Command, tmp_pat
     ]
     printed = kd("test", "-c", "digits/student", *QUIET, *options)
     assert "test/accuracy" in printed
+    assert "The weights are those that the network is built with" in printed
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_a_published_network_that_was_trained_on_is_tested_as_it_became(kd: Command, here: Path, command: str) -> None:
+    (here / "tuned.yaml").write_text(
+        f"""
+model:
+  class_path: kd_lightning.TeacherModule
+  init_args:
+    network:
+      class_path: kd_lightning.networks.from_checkpoint
+      init_args:
+        network: {{class_path: kd_lightning.networks.ResNet,
+          init_args: {{blocks: [2, 2, 2], widths: [16, 32, 64], in_channels: 1}}}}
+        path: {TEACHER_RUN / "checkpoints/last.ckpt"}
+data: kd_lightning.DigitsDataModule
+"""
+    )
+    log = "--trainer.logger.init_args"
+    kd("fit", "-c", "tuned.yaml", f"{log}.name=", f"{log}.version=tuned", *QUICK)
+    config = Path("lightning_logs/tuned/config.yaml")
+    before = config.read_text()
+    printed = kd(command, "-c", str(config), *QUIET)
+    assert "The checkpoint is lightning_logs/tuned/checkpoints/best.ckpt" in printed
+    assert config.read_text() == before, "still the configuration of a training"
 
 
 # --- refusals
