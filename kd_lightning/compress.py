@@ -3,22 +3,31 @@
 import argparse
 import hashlib
 import json
+import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from kd_lightning.recipes import stages_of
+from kd_lightning.recipes import recipe_files, recipe_names, stages_of
 from kd_lightning.runs import LOGS, resolve_checkpoint
 from kd_lightning.whole_files import whole_file
 
+try:
+    import fcntl
+except ImportError:  # Windows, where two may work in one folder
+    fcntl = None  # type: ignore[assignment]
+
 _RECORDS = "stages.json"
+_NAME = re.compile(r"\w[\w.-]*")
 _PLACEHOLDER = re.compile(r"{([^{}]*)}")
 
 
@@ -41,6 +50,11 @@ class Stage:
         """Whether it makes a run, and not a file or a page."""
         return self.command[0] == "fit"
 
+    @property
+    def last(self) -> str:
+        """What is there, in a run or a page, when all of it is; nothing for a file."""
+        return {"fit": "test.json", "report": "index.html"}.get(self.command[0], "")
+
 
 def compress(arguments: Sequence[str]) -> None:
     """Run a chain of commands, going on where it was stopped.
@@ -51,7 +65,8 @@ def compress(arguments: Sequence[str]) -> None:
 
     Raises:
         FileNotFoundError: If there is no such file of stages.
-        ValueError: If a stage is not as it must be, or what it made before was made otherwise.
+        ValueError: If a stage is not as it must be, what it made before was made otherwise, or another process is at
+            work in the folder.
     """
     parser = argparse.ArgumentParser(
         prog="kd-lightning compress",
@@ -61,51 +76,73 @@ def compress(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("-c", "--config", required=True, help="a folder of recipes (digits), or a YAML file of stages")
     parser.add_argument("-o", "--output", type=Path, help="the folder that the stages' runs and files go into")
+    parser.add_argument("--num_classes", help="what {num_classes} stands for in the stages, as in those of folder")
     parser.add_argument("--print", action="store_true", help="print the commands and run none")
     options, added = parser.parse_known_args(arguments)
-    stages = read_stages(*stages_of(options.config))
+    file, recipes = stages_of(options.config)
+    values = {"recipes": recipes, "num_classes": options.num_classes}
+    stages = read_stages(file, {name: value for name, value in values.items() if value is not None})
     folder: Path = options.output or LOGS / "compress" / Path(options.config).stem
-    for number, stage in enumerate(stages, 1):
-        commands = list(_commands(stage, folder, added))
-        for command in commands:
-            print(f"== {number}/{len(stages)} {stage.name}: {shlex.join(['kd-lightning', *command])}", flush=True)
-        if not options.print:
-            _run(stage, folder, commands)
-    if not options.print:
-        print(f"All {len(stages)} stages are done; what they made is in {folder}.")
+    titles = [f"== {number}/{len(stages)} {stage.name}:" for number, stage in enumerate(stages, 1)]
+    if options.print:
+        for title, stage in zip(titles, stages, strict=True):
+            _tell(title, _commands(stage, folder, added))
+        return
+    with _alone_in(folder) as lock:
+        for title, stage in zip(titles, stages, strict=True):
+            _tell(title, _commands(stage, folder, added))
+            _run(stage, folder, added, lock)
+    print(f"All {len(stages)} stages are done; what they made is in {folder}.")
 
 
-def read_stages(file: Path, recipes: str | None = None) -> list[Stage]:
+def read_stages(file: Path, values: Mapping[str, str] | None = None) -> list[Stage]:
     """The stages of a YAML file, in its order.
 
     Args:
-        file: Names with commands, ``{recipes}`` for the folder of recipes and ``{name}`` for an earlier stage.
-        recipes: What ``{recipes}`` stands for, in a packaged file.
+        file: Names with commands, in which ``{name}`` stands for what an earlier stage made.
+        values: What else is to be filled in: ``{recipes}`` in a packaged file, ``{num_classes}``.
 
     Raises:
         ValueError: If it is no such file, or a stage names none before it.
     """
     try:
-        content = yaml.safe_load(file.read_text())
+        text = file.read_text()
+        content, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(file)!r} is no YAML file ({' '.join(str(error).split())}).") from error
-    if not isinstance(content, dict) or not all(isinstance(line, str) for line in content.values()):
+    if not content or not isinstance(content, dict) or not all(isinstance(line, str) for line in content.values()):
         raise ValueError(
             f"{str(file)!r} must hold lines of the form `stage: command`, as `teacher: fit -c my/teacher`."
         )
+    if isinstance(node, yaml.MappingNode) and len(node.value) > len(content):
+        raise ValueError(f"{str(file)!r} names a stage twice; what each makes lies under its name.")
     stages: list[Stage] = []
     for name, line in content.items():
-        words = shlex.split(line if recipes is None else line.replace("{recipes}", recipes))
-        if not words or words[0] not in ("fit", "export", "report"):
-            raise ValueError(f"The stage {name!r} must begin with fit, export or report, got {line!r}.")
-        if Path(str(name)).name != name or name == _RECORDS:
-            raise ValueError(f"The name of a stage becomes that of a folder or a file, got {name!r}.")
-        needs = tuple(dict.fromkeys(_PLACEHOLDER.findall(" ".join(words))))
-        unknown = [need for need in needs if need not in [stage.name for stage in stages]]
-        if unknown:
-            raise ValueError(f"The stage {name!r} names {{{unknown[0]}}}, which is no stage before it.")
-        stages.append(Stage(name, tuple(words), needs))
+        stages.append(_stage(name, line, [stage.name for stage in stages], values or {}))
     return stages
+
+
+def _stage(name: object, line: str, before: list[str], values: Mapping[str, str]) -> Stage:
+    try:
+        words = shlex.split(_PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), line))
+    except ValueError as error:
+        raise ValueError(f"The stage {name!r} cannot be split into words ({error}): {line!r}.") from error
+    if not words or words[0] not in ("fit", "export", "report"):
+        raise ValueError(f"The stage {name!r} must begin with fit, export or report, got {line!r}.")
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == _RECORDS:
+        raise ValueError(f"The name of a stage becomes that of a folder or a file, got {name!r}.")
+    needs = tuple(dict.fromkeys(_PLACEHOLDER.findall(" ".join(words))))
+    unknown = next((need for need in needs if need not in before), None)
+    if unknown == "num_classes":
+        raise ValueError(f"The stage {name!r} needs the number of classes; add --num_classes.")
+    if unknown is not None:
+        raise ValueError(f"The stage {name!r} names {{{unknown}}}, which is no stage before it.")
+    return Stage(name, tuple(words), needs)
+
+
+def _tell(title: str, commands: Iterator[list[str]]) -> None:
+    for command in commands:
+        print(title, shlex.join(["kd-lightning", *command]), flush=True)
 
 
 def _commands(stage: Stage, folder: Path, added: Sequence[str]) -> Iterator[list[str]]:
@@ -120,54 +157,104 @@ def _commands(stage: Stage, folder: Path, added: Sequence[str]) -> Iterator[list
     yield ["test", "-c", str(place / "config.yaml")]
 
 
-def _run(stage: Stage, folder: Path, commands: list[list[str]]) -> None:
+def _run(stage: Stage, folder: Path, added: Sequence[str], lock: int) -> None:
     """Make a stage unless it is made, and record what it was made of."""
     place = folder / stage.name
-    made = place / "test.json" if stage.trains else place
-    before = _records(folder).get(stage.name)
-    now = {"commands": commands, **{need: _digest(folder / need) for need in stage.needs}}
+    made, before = place / stage.last, _records(folder).get(stage.name)
+    now = _made_of(stage, folder, added)
     if place.exists() and before is None:
         raise ValueError(f"{str(place)!r} is there and was not made by this chain; name another folder with -o.")
     if place.exists() and before != now:
-        other = next((need for need in stage.needs if before and before.get(need) != now[need]), "the options")
+        other = next((what for what in now if before and before.get(what) != now[what]), "the options")
         raise ValueError(
-            f"{str(place)!r} was made from something else (different: {other}); give the options that it was made "
-            "with, delete it, or name another folder with -o."
+            f"{str(place)!r} was made from something else (different: {other}); give what it was made of, delete it, "
+            "or name another folder with -o."
         )
     if made.exists():
         print(f"   It is there: {made}.", flush=True)
         return
     _record(folder, stage.name, now)
-    for command in commands:
+    for command in _commands(stage, folder, added):
         goes_on = command[0] == "fit" and (place / "config.yaml").is_file()
-        code = _call(["fit", "-c", str(place / "config.yaml"), "--ckpt_path=auto"] if goes_on else command)
+        code = _call(["fit", "-c", str(place / "config.yaml"), "--ckpt_path=auto"] if goes_on else command, lock)
         if code:
             print(f"kd-lightning compress: stage {stage.name!r} was not finished; the same command goes on from there.")
             sys.exit(code)
 
 
-def _call(command: list[str]) -> int:
-    """Run a command of this package; signals that end this process end it first."""
-    with subprocess.Popen([sys.executable, "-m", "kd_lightning", *command]) as process:
-        stop = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        interrupt = signal.signal(signal.SIGINT, lambda *_: None)  # the terminal has told both
+def _call(command: list[str], lock: int) -> int:
+    """Run a command of this package, in a group of its own: what ends this process is told to it, once."""
+    words = [sys.executable, "-m", "kd_lightning", *command]
+    ends = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT}
+    if hasattr(signal, "SIGHUP"):
+        ends[signal.SIGHUP] = signal.SIGTERM
+    with subprocess.Popen(words, process_group=0, pass_fds=[lock] if fcntl else []) as process:
+        before = {
+            told: signal.signal(told, lambda *_, passed=passed: process.send_signal(passed))
+            for told, passed in ends.items()
+        }
         try:
-            return process.wait()
+            code = process.wait()
         finally:
-            signal.signal(signal.SIGTERM, stop)
-            signal.signal(signal.SIGINT, interrupt)
+            for told, handler in before.items():
+                signal.signal(told, handler)
+    return code if code >= 0 else 128 - code
 
 
-def _records(folder: Path) -> dict[str, Mapping[str, object]]:
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[int]:
+    """A lock that processes started from here hold as well, so that it outlives this one if they do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(
+                    f"Another process, perhaps of a chain that was killed, is at work in {str(folder)!r}; end it, or "
+                    "wait until it has ended."
+                ) from error
+        yield file.fileno()
+
+
+def _records(folder: Path) -> dict[str, Mapping[str, str]]:
     file = folder / _RECORDS
-    return json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r} is damaged; name another folder with -o.") from error
 
 
-def _record(folder: Path, name: str, what: Mapping[str, object]) -> None:
+def _record(folder: Path, name: str, what: Mapping[str, str]) -> None:
     with whole_file(folder / _RECORDS) as file:
         file.write(json.dumps({**_records(folder), name: what}, indent=1).encode())
 
 
-def _digest(place: Path) -> str:
-    """Of the file, or of a run's best checkpoint."""
-    return hashlib.sha256((place if place.is_file() else resolve_checkpoint("best", place)).read_bytes()).hexdigest()
+def _made_of(stage: Stage, folder: Path, added: Sequence[str]) -> dict[str, str]:
+    """The words of a stage's command, and digests of the files and recipes that they name and of earlier stages."""
+    words = [*stage.command, *(added if stage.trains else [])]
+    made = {"the options": shlex.join(words)}
+    for name in [part for word in words for part in (word, word.partition("=")[2])]:
+        if name in recipe_names():
+            made[name] = hashlib.sha256(b"".join(file.read_bytes() for file in recipe_files(name))).hexdigest()
+        elif os.path.isfile(name):
+            made[name] = _digest(Path(name))
+    return made | {need: _result(need, folder) for need in stage.needs}
+
+
+def _result(name: str, folder: Path) -> str:
+    """The digest of the file that a stage made, or of the best checkpoint of its run."""
+    place = folder / name
+    try:
+        return _digest(place if place.is_file() else resolve_checkpoint("best", place))
+    except FileNotFoundError as error:
+        raise ValueError(f"{str(place)!r} has lost its best checkpoint; delete it, and it is made again.") from error
+
+
+def _digest(file: Path) -> str:
+    """Of a checkpoint by its tensors: what else is in one, as the time that it took, differs from run to run."""
+    if not zipfile.is_zipfile(file):
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    with zipfile.ZipFile(file) as parts:
+        found = [(part.filename.partition("/")[2], part.CRC) for part in parts.infolist()]
+    return hashlib.sha256(repr([part for part in found if part[0].startswith("data/")]).encode()).hexdigest()

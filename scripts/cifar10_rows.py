@@ -75,6 +75,18 @@ def _long(what: str, epochs: int, views: int | None = None, repeated: bool = Fal
     return Row(what, "cifar10/distill", epochs, options, teacher, alone, repeated=repeated, cache=cache, stage=stage)
 
 
+def _with_hints(weight: float) -> str:
+    """KD, and maps of the student's blocks that are to equal those of the teacher's from which they began."""
+    blocks = {student: teacher for student, teacher in BLOCKS.items() if student.endswith(".2")}
+    hint = {"weight": weight, "student_layers": [*blocks], "teacher_layers": [*blocks.values()], "regressor": False}
+    losses = {
+        "hard": {"class_path": "HardTargetLoss", "init_args": {"weight": 0.1}},
+        "soft": {"class_path": "SoftTargetLoss", "init_args": {"weight": 0.9, "temperature": 4.0}},
+        "hint": {"class_path": "HintLoss", "init_args": hint},
+    }
+    return f"--model.losses={json.dumps(losses)}"
+
+
 SHORT = {
     "teacher_resnet56": Row(
         "ResNet-56, published weights, 3 epochs of fine-tuning",
@@ -98,7 +110,15 @@ SHORT = {
         "--model.learning_rate=0.05",
         *EVERY_FOURTH_BLOCK,
         begins="teacher_resnet56",
-        repeated=True,
+    ),
+    "kd_layers_hints_10": _short(
+        "the same, and its blocks learn to say what those of the teacher do (hints, weight 10)",
+        "cifar10/distill",
+        "--model.learning_rate=0.05",
+        *EVERY_FOURTH_BLOCK,
+        _with_hints(10.0),
+        begins="teacher_resnet56",
+        cached=False,
     ),
     "pruned_10": _short(
         "`kd_10`, half of its multiply-accumulates pruned, 10 epochs more of KD",
@@ -117,18 +137,6 @@ def _tried(row: Row, what: str, *options: str, **changes: Any) -> Row:
     """A short training of a row with other options, to choose by its validation accuracy."""
     changes = {"options": (*row.options, *options), "alone": None, "repeated": False, "tested": False, **changes}
     return replace(row, what=what, epochs=3, **changes)
-
-
-def _with_hints(weight: float) -> str:
-    """KD, and maps of the student's blocks that are to equal those of the teacher's from which they began."""
-    blocks = {student: teacher for student, teacher in BLOCKS.items() if student.endswith(".2")}
-    hint = {"weight": weight, "student_layers": [*blocks], "teacher_layers": [*blocks.values()], "regressor": False}
-    losses = {
-        "hard": {"class_path": "HardTargetLoss", "init_args": {"weight": 0.1}},
-        "soft": {"class_path": "SoftTargetLoss", "init_args": {"weight": 0.9, "temperature": 4.0}},
-        "hint": {"class_path": "HintLoss", "init_args": hint},
-    }
-    return f"--model.losses={json.dumps(losses)}"
 
 
 SEARCH = {

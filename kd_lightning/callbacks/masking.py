@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from kd_lightning.callbacks.changed_network import forget_best, refuse_late
 from kd_lightning.callbacks.pruning import PruneNetwork
 
 
@@ -60,6 +61,7 @@ class MaskWeights(pl.Callback):
 
     Weights of convolutions and linear layers count. The zeros are plain zeros in checkpoints and exports. They make a
     file smaller only where it is compressed, and nothing faster on ordinary hardware: :class:`PruneNetwork` does that.
+    The best checkpoint is of an epoch after the last masking.
     ``"2:4"`` is a pattern that some GPUs multiply faster, with kernels of their own.
 
     Args:
@@ -69,7 +71,7 @@ class MaskWeights(pl.Callback):
 
     Raises:
         ValueError: If an argument lies outside its range or does not fit the pattern; in ``fit``, before the first
-            step, if :class:`PruneNetwork` works on the same network.
+            step, if :class:`PruneNetwork` works on the same network or the training ends before the last of epochs.
 
     Example:
         >>> mask = MaskWeights(sparsity=0.8, epochs=[0, 2, 4])
@@ -94,7 +96,10 @@ class MaskWeights(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Refuse what does not go together."""
-        if stage == "fit" and any(isinstance(callback, PruneNetwork) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        if stage != "fit":
+            return
+        refuse_late(trainer, "MaskWeights masks", self.epochs[-1])
+        if any(isinstance(callback, PruneNetwork) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise ValueError("MaskWeights and PruneNetwork work on the same weights; use one of them in a run.")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -114,6 +119,7 @@ class MaskWeights(pl.Callback):
         else:
             self._masks = magnitude_masks(network, self.sparsity * len(self._done) / len(self.epochs))
         self._apply(network)
+        forget_best(trainer)
         zeros = sum(int((~mask).sum()) for mask in self._masks.values())
         weights = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear))
         rank_zero_info(f"Masked in epoch {epoch}: {zeros:,} of {weights:,} weights ({zeros / weights:.1%}) are zero.")

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kd_lightning.callbacks.changed_network import forget_best, refuse_late
 from kd_lightning.callbacks.channel_choice import (
     Importance,
     Measure,
@@ -29,7 +30,7 @@ class PruneNetwork(pl.Callback):
 
     The teacher is not touched, nor are the classifier's outputs and the width of layers that a loss reads. The
     optimizer keeps the state of the weights that remain. Checkpoints say how narrow the network is, and every command
-    builds it so. Of several processes the first decides for all.
+    builds it so; the best one is of an epoch after the last pruning. Of several processes the first decides for all.
 
     Args:
         keep: The share of the cost that remains in the end, in (0, 1).
@@ -42,7 +43,7 @@ class PruneNetwork(pl.Callback):
 
     Raises:
         ValueError: If an argument lies outside its range; in ``fit``, before the first step, if the network cannot be
-            traced or become so small, or is compiled or averaged.
+            traced or become so small, or is compiled or averaged, or if the training ends before the last of epochs.
 
     Example:
         >>> prune = PruneNetwork(keep=0.5, epochs=[2, 4, 6])
@@ -78,6 +79,7 @@ class PruneNetwork(pl.Callback):
         """Refuse what cannot be pruned."""
         if stage != "fit":
             return
+        refuse_late(trainer, "PruneNetwork prunes", self.epochs[-1])
         if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise ValueError("PruneNetwork and averaged weights do not go together; leave one of them out.")
         if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
@@ -129,6 +131,7 @@ class PruneNetwork(pl.Callback):
         _repair(trainer.optimizers, old, dict(network.named_parameters()), kept)
         self._gradients = {}
         rewrap(trainer.strategy)
+        forget_best(trainer)
         after = _figures(network, image)
         rank_zero_info(
             f"Pruned in epoch {epoch}: {before[0] / 1e6:.1f} M to {after[0] / 1e6:.1f} M MACs, "

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lightning.callbacks.changed_network import forget_best, refuse_late
 from kd_lightning.callbacks.pruning import PruneNetwork
 
 
@@ -75,7 +76,8 @@ class QuantizationAware(pl.Callback):
 
     Convolutions and linear layers get weights rounded for each output channel and inputs rounded over the range that
     they had lately. Names and weights stay those of the float network, and so does a checkpoint; `kd-lightning export
-    --int8` quantizes it as any other. The teacher stays as it is. For students that lose accuracy without it.
+    --int8` quantizes it as any other. The teacher stays as it is, and the best checkpoint is of an epoch that rounded.
+    For students that lose accuracy without it.
 
     B. Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
     CVPR 2018, https://arxiv.org/abs/1712.05877
@@ -85,7 +87,7 @@ class QuantizationAware(pl.Callback):
 
     Raises:
         ValueError: If the epoch is negative; in ``fit``, before the first step, if the network is compiled, or pruned
-            after it began to round.
+            after it began to round, or if the training ends before that epoch.
 
     Example:
         >>> aware = QuantizationAware(from_epoch=20)
@@ -102,6 +104,7 @@ class QuantizationAware(pl.Callback):
         """Refuse a compiled network, and one that is pruned later."""
         if stage != "fit":
             return
+        refuse_late(trainer, "QuantizationAware begins", self.from_epoch)
         if pl_module.compiles:
             raise ValueError("The forward of a compiled network cannot be changed; set compile=false.")
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -116,6 +119,8 @@ class QuantizationAware(pl.Callback):
         """Begin to round, if it is time."""
         if self._rounding or trainer.current_epoch < self.from_epoch:
             return
+        if not self._ranges:
+            forget_best(trainer)
         for name, layer in pl_module.network.named_modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 self._rounding[name] = Rounding(self._ranges.get(name, torch.empty(0)))
