@@ -5,10 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_lightning.data.image_set import opened
 from kd_lightning.export.onnx_classifier import OnnxClassifier
-
-_PICTURES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from kd_lightning.image_files import SUFFIXES, decoded
 
 
 def classify(model: str, images: list[str], output: str | None = None) -> None:
@@ -46,7 +44,7 @@ def classify(model: str, images: list[str], output: str | None = None) -> None:
 def _images_in(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _PICTURES)
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not found:
         raise FileNotFoundError(f"There is no image {str(path)!r}, nor a folder of that name with images in it.")
     return found
@@ -54,9 +52,5 @@ def _images_in(path: Path) -> list[Path]:
 
 def _pixels(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
     channels, height, width = shape
-    with opened(file) as image:
-        seen = image.convert("L" if channels == 1 else "RGB")
-        if seen.size != (width, height):
-            seen = seen.resize((width, height), 2)  # bilinear, over all pixels where it shrinks
-        pixels = np.asarray(seen)
+    pixels = np.asarray(decoded(file, "L" if channels == 1 else "RGB", (height, width)))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
