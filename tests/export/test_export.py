@@ -259,5 +259,5 @@ def test_input_statistics_must_be_known(tmp_path: Path) -> None:
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ValueError, match=r'pip install "kd-lightning\[export\]"'):
+    with pytest.raises(ValueError, match=r'extra `export` is not installed; run `pip install "\.\[export\]"` in a'):
         OnnxClassifier(tmp_path / "a.onnx")
