@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import re
+import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 
 from kd_lightning import DigitsDataModule, DistillationModule
 from kd_lightning.export import Inference, OnnxClassifier, export_network
+from kd_lightning.export.network import SUFFIXES, Format
 from kd_lightning.export.rebuilt import images_of_run, trained_network
 from kd_lightning.networks import ResNet, TrainedOn, from_checkpoint, graft_classifier
 
@@ -52,6 +57,12 @@ def test_images(best: Path) -> tuple[Tensor, Tensor]:
     network = DistillationModule.load_from_checkpoint(best, teacher=None).eval()
     with torch.no_grad():
         return data.pixels(batch).float() / 255, network(data.view(batch).images)
+
+
+def network_of(blocks: list[int], widths: list[int]) -> ResNet:
+    network = ResNet(blocks, widths, in_channels=1).eval()
+    network.trained_on = TrainedOn.of([0.5], [0.25])
+    return network
 
 
 def named(logits: np.ndarray, expected: Tensor) -> float:
@@ -161,6 +172,45 @@ def test_images_are_classified(best: Path, test_images: tuple[Tensor, Tensor], k
     assert float(rows[0]["probability"]) == pytest.approx(probability, abs=1e-3)
     said = kd("classify", str(tmp_path / "student.onnx"), str(tmp_path / "images" / "0.png"))
     assert said.split()[1] == answers[0]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file of an untrained network."""
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    export_network(network_of([1], [4]), path, torch.rand(64, 1, 8, 8))
+    return path
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_images_that_cannot_be_read_are_left_out_and_named(
+    written: bool, small: Path, kd: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (70, 8, 8), dtype=np.uint8)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "03.png").write_bytes((tmp_path / "03.png").read_bytes()[:60])
+    Image.fromarray(images[68].astype(np.uint16) * 257).save(tmp_path / "68.png")
+    with pytest.raises(SystemExit) as left:
+        kd("classify", str(small), str(tmp_path), *(["-o", "folder/labels.csv"] if written else []))
+    assert str(left.value).splitlines() == [
+        "kd-lightning classify: 2 of 70 images are left out.",
+        f"{str(tmp_path / '03.png')!r} cannot be read as an image; mend it or take it away.",
+        f"{str(tmp_path / '68.png')!r} has more than 8 bits a pixel of grey; save it with 8 bits.",
+    ]
+    said = capsys.readouterr().out
+    lines = Path("folder/labels.csv").read_text().splitlines()[1:] if written else said.splitlines()
+    assert [Path(re.split(",|  ", line)[0]).stem for line in lines] == [
+        f"{i:02}" for i in range(70) if i not in (3, 68)
+    ]
+
+
+@pytest.mark.parametrize("there", ["file", "folder"])
+def test_a_table_that_is_there_is_refused_first(there: str, small: Path, kd: Command, tmp_path: Path) -> None:
+    output = tmp_path / "labels.csv"
+    output.write_text("mine") if there == "file" else output.mkdir()
+    with pytest.raises(SystemExit, match=r"labels\.csv' is there already; delete it, or name another file with -o\.$"):
+        kd("classify", str(small), str(tmp_path / "no images"), "-o", str(output))
 
 
 def test_a_grafted_student_takes_the_classifier_along(tmp_path: Path) -> None:
