@@ -102,6 +102,49 @@ def test_only_the_student_goes_out_and_it_knows_where_it_comes_from(
     assert (tmp_path / "student.onnx").stat().st_size < 4 * parameters + 25_000
 
 
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_the_accuracy_is_that_of_the_tested_checkpoint_alone(name: str, run: Path, kd: Command, tmp_path: Path) -> None:
+    moved = shutil.copytree(run, tmp_path / "moved")
+    kd("export", str(moved / f"checkpoints/{name}.ckpt"), "--format", "safetensors")
+    with safe_open(moved / f"checkpoints/{name}.safetensors", "pt") as file:
+        assert ("test_accuracy_of_the_checkpoint" in file.metadata()) == (name == "best")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [([], "best.onnx"), (["--int8"], "best-int8.onnx"), (["--uint8", "--half"], "best-half-uint8.onnx")],
+)
+def test_by_default_a_file_is_named_after_what_it_holds(
+    options: list[str], name: str, run: Path, kd: Command, tmp_path: Path
+) -> None:
+    checkpoints = shutil.copytree(run, tmp_path / "run") / "checkpoints"
+    before = set(checkpoints.iterdir())
+    kd("export", str(tmp_path / "run"), *options)
+    assert set(checkpoints.iterdir()) - before == {checkpoints / name}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_every_format_is_as_readable_as_other_new_files(format: Format, tmp_path: Path) -> None:
+    path = tmp_path / f"student{SUFFIXES[format]}"
+    before = os.umask(0o027)
+    try:
+        export_network(network_of([1], [4]), path, torch.rand(4, 1, 8, 8), format)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(("width", "larger"), [(4, True), (64, False)])
+def test_it_is_said_that_int8_makes_a_tiny_network_larger(width: int, larger: bool, tmp_path: Path) -> None:
+    network, images = network_of([1], [width]), torch.rand(64, 1, 8, 8)
+    said = export_network(network, tmp_path / "small.onnx", images, calibration=images)
+    export_network(network, tmp_path / "float.onnx", images)
+    size = (tmp_path / "float.onnx").stat().st_size
+    assert ((tmp_path / "small.onnx").stat().st_size > size) == larger
+    assert said.startswith(f"is larger than it would be in float32 ({size / 1e6:.3f} MB); it differs") == larger
+
+
 @pytest.mark.parametrize("options", [["--int8"], ["--int8", "--uint8"], ["--half"], ["--uint8"]])
 def test_smaller_numbers_keep_the_answers(
     options: list[str], best: Path, test_images: tuple[Tensor, Tensor], kd: Command, tmp_path: Path
@@ -295,6 +338,12 @@ def test_a_file_that_disagrees_is_refused_and_writes_over_nothing(tmp_path: Path
         export_network(Wavers(), good, torch.rand(40, 1, 8, 8))
     assert [file.name for file in tmp_path.iterdir()] == ["good.onnx"]
     assert good.read_bytes() == b"good"
+
+
+def test_a_folder_is_refused_before_the_export(tmp_path: Path) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.onnx' is a folder; name a file\.$"):
+        export_network(Wavers("eig"), tmp_path / "folder.onnx", torch.rand(40, 1, 8, 8))
 
 
 def test_an_operator_that_cannot_be_exported_is_named(tmp_path: Path) -> None:
