@@ -303,6 +303,13 @@ def test_what_is_not_there_is_refused(kd: Command, tmp_path: Path, best: Path) -
         kd("classify", str(tmp_path / "s.onnx"), str(tmp_path / "none"))
 
 
+def test_data_that_cannot_be_imported_are_named(run: Path, kd: Command, tmp_path: Path) -> None:
+    config = shutil.copytree(run, tmp_path / "run") / "config.yaml"
+    config.write_text(config.read_text().replace("kd_lightning.DigitsDataModule", "my_pkg.MyData"))
+    with pytest.raises(SystemExit, match=r"data of the run '.*run' cannot be built \(No module named 'my_pkg'\)"):
+        kd("export", str(tmp_path / "run"))
+
+
 def test_a_checkpoint_from_python_is_refused_with_what_to_do(
     make_trainer: Callable[..., object], tmp_path: Path, kd: Command
 ) -> None:
