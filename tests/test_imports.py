@@ -4,10 +4,11 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-import kd_lightning
+import kd_lightning.export
 
 PACKAGE = Path(kd_lightning.__file__).parent
 ALLOWED = {
@@ -15,13 +16,14 @@ ALLOWED = {
     "networks": set(),
     "recipes": set(),
     "runs": {"whole_files"},
-    "data": set(),
+    "data": {"image_files"},
     "whole_files": set(),
+    "image_files": set(),
     "callbacks": {"features", "networks", "whole_files"},
     "losses": {"features"},
     "teacher_cache": {"whole_files"},
     "modules": {"features", "networks", "losses", "teacher_cache", "callbacks", "whole_files"},
-    "export": {"data", "modules", "networks", "runs", "whole_files"},
+    "export": {"data", "image_files", "modules", "networks", "runs", "whole_files"},
     "report": {"export", "modules", "networks", "runs", "whole_files"},
     "compress": {"recipes", "runs", "whole_files"},
     "arguments": {"recipes", "runs"},
@@ -63,7 +65,13 @@ def test_the_package_loads_nothing_until_it_is_used() -> None:
     assert not {"torch", "lightning"} & _loaded_by("import kd_lightning")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["compare", "--help"], ["compress", "--help"]])
+def test_an_exported_file_runs_without_torch() -> None:
+    assert not {"torch", "lightning"} & _loaded_by("from kd_lightning.export import OnnxClassifier, classify")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["recipes"], *([command, "--help"] for command in ("classify", "compare", "compress"))]
+)
 def test_help_and_recipes_need_no_torch(arguments: list[str]) -> None:
     statement = (
         f"import sys, contextlib, io; sys.argv = ['kd-lightning', *{arguments}]\n"
@@ -74,9 +82,10 @@ def test_help_and_recipes_need_no_torch(arguments: list[str]) -> None:
     assert not {"torch", "lightning"} & _loaded_by(statement)
 
 
-def test_every_public_name_can_be_had() -> None:
-    for name in kd_lightning.__all__:
-        assert isinstance(getattr(kd_lightning, name), type)
-    assert set(kd_lightning.__all__) <= set(dir(kd_lightning))
+@pytest.mark.parametrize("package", [kd_lightning, kd_lightning.export], ids=lambda package: package.__name__)
+def test_every_public_name_can_be_had(package: ModuleType) -> None:
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+    assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        kd_lightning.nothing  # noqa: B018
+        package.nothing  # noqa: B018

@@ -29,7 +29,10 @@ def torch_pruning() -> Any:
             warnings.simplefilter("ignore")
             import torch_pruning as library
     except ImportError as error:
-        raise ValueError('torch-pruning is not installed; run `pip install "kd-lightning[prune]"`.') from error
+        raise ValueError(
+            "torch-pruning of the extra `prune` is not installed; run "
+            '`pip install ".[prune]"` in a checkout of kd_lightning.'
+        ) from error
     return library
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from kd_lightning.data.image_data_module import ImageDataModule
-from kd_lightning.data.image_set import ImageSet, opened
-
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from kd_lightning.data.image_set import ImageSet
+from kd_lightning.image_files import SUFFIXES, opened
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -88,14 +87,14 @@ class ImageFolderDataModule(ImageDataModule):
         if split == "predict":
             if not folder.is_dir():
                 return self._store("test")
-            files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
             labels = torch.full((len(files),), -1)
         elif split == "val" and not folder.is_dir():
             return None
         else:
             files, labels = self._labelled(folder)
         if not files:
-            raise ValueError(f"{str(folder)!r} holds no images ({', '.join(sorted(_SUFFIXES))}).")
+            raise ValueError(f"{str(folder)!r} holds no images ({', '.join(sorted(SUFFIXES))}).")
         images = ImageSet(labels, None, files, self._size(files))
         return images.in_memory() if self._fits(images) else images
 
@@ -107,7 +106,7 @@ class ImageFolderDataModule(ImageDataModule):
             raise ValueError(f"The class folders of {str(folder)!r} differ from the others: {', '.join(differing)}.")
         files, labels = [], []
         for label, name in enumerate(self.classes):
-            members = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in _SUFFIXES)
+            members = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in SUFFIXES)
             if not members:
                 raise ValueError(f"The class folder {str(folder / name)!r} holds no images; fill it or take it away.")
             files += members

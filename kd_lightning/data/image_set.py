@@ -1,31 +1,16 @@
 """A stored set of images: in memory as uint8, or files that are read batch by batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from kd_lightning.data.batch import StoredBatch
-
-
-@contextmanager
-def opened(file: Path) -> Iterator[Image.Image]:
-    """An image file, as long as it is open.
-
-    Raises:
-        ValueError: If it is no readable image, found on opening or while it is decoded; the message names it.
-    """
-    try:
-        with Image.open(file) as image:
-            yield image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{str(file)!r} cannot be read as an image; mend it or take it away.") from error
+from kd_lightning.image_files import decoded
 
 
 class ImageSet(NamedTuple):
@@ -64,12 +49,7 @@ def read_image(file: Path, size: tuple[int, int] | None) -> Tensor:
     Raises:
         ValueError: If it is no readable image or one of 16 or 32 bits of grey; the message names it.
     """
-    with opened(file) as image:
-        deep, rgb = image.mode.startswith(("I", "F")), image.convert("RGB")
-    if deep:  # Pillow would turn everything above 255 to white
-        raise ValueError(f"{str(file)!r} has more than 8 bits a pixel of grey; save it with 8 bits.")
-    if size is not None and rgb.size != size[::-1]:
-        rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)
+    rgb = decoded(file, "RGB", size)
     return torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(rgb.height, rgb.width, 3).permute(2, 0, 1)
 
 

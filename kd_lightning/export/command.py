@@ -22,7 +22,7 @@ def export(
 
     Args:
         checkpoint: A checkpoint file, or a run or recipe (the best of its newest run).
-        output: The file to write; by default it lies beside the checkpoint.
+        output: The file to write; by default beside the checkpoint, as best.onnx or best-int8.onnx.
         format: onnx (ONNX Runtime), torch (torch.export) or safetensors (weights alone).
         int8: Quantize to 8 bits, calibrated on training images of the run.
         half: Weights and arithmetic in float16 (onnx) or bfloat16 (torch).
@@ -36,7 +36,8 @@ def export(
     file = _checkpoint(checkpoint)
     if int8 and calibration_images < FEWEST_CALIBRATED:
         raise ValueError(f"calibration_images must be >= {FEWEST_CALIBRATED}, got {calibration_images}.")
-    path = Path(output) if output else file.with_suffix(SUFFIXES[format])
+    marks = [name for name, given in {"int8": int8, "half": half, "uint8": uint8}.items() if given]
+    path = Path(output) if output else file.with_name("-".join([file.stem, *marks]) + SUFFIXES[format])
     network = trained_network(file)
     calibration = images_of_run(file, "train", calibration_images) if int8 else None
     if int8 and calibration is None:
@@ -63,7 +64,9 @@ def _checkpoint(where: str) -> Path:
 def _identity(checkpoint: Path) -> dict[str, str]:
     run = run_of(checkpoint)
     test = run / "test.json" if run is not None else None
-    known = json.loads(test.read_text()).get("accuracy") if test is not None and test.is_file() else None
+    figures = json.loads(test.read_text()) if test is not None and test.is_file() else {}
+    tested = Path(figures.get("checkpoint") or "").parts[-2:] == checkpoint.parts[-2:]  # the run may have been moved
+    known = figures.get("accuracy") if tested else None
     return {
         "checkpoint": str(checkpoint),
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),

@@ -13,4 +13,7 @@ def extra_module(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ValueError(f'{error.name} is not installed; run `pip install "kd-lightning[export]"`.') from error
+        raise ValueError(
+            f"{error.name} of the extra `export` is not installed; run "
+            '`pip install ".[export]"` in a checkout of kd_lightning.'
+        ) from error

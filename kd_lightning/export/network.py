@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from kd_lightning.export.formats import write_onnx, write_program, write_weights
 from kd_lightning.export.inference import Inference
 from kd_lightning.export.onnx_classifier import OnnxClassifier
 from kd_lightning.export.shrinking import halve, quantize
+from kd_lightning.whole_files import whole_file
 
 Format = Literal["onnx", "torch", "safetensors"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
@@ -45,24 +45,14 @@ def export_network(
         identity: More to keep in the file's metadata.
 
     Returns:
-        How far the file's logits are from the network's.
+        How far the file's logits are from the network's, and whether fewer bits made it larger.
 
     Raises:
+        IsADirectoryError: If the path is that of a folder.
         ValueError: If the options do not fit together, the network cannot be exported, or the file disagrees with it.
     """
     path = Path(path)
-    if path.suffix != SUFFIXES[format]:
-        raise ValueError(f"A file of the format {format} ends in {SUFFIXES[format]}, got {str(path)!r}.")
-    if calibration is not None and format != "onnx":
-        raise ValueError("int8 is for the format onnx; leave it out, or choose onnx.")
-    if half and format == "safetensors":
-        raise ValueError("half is for the formats onnx and torch; weights alone are kept as they are.")
-    if half and calibration is not None:
-        raise ValueError("Choose int8 or half, not both.")
-    if calibration is not None and len(calibration) < FEWEST_CALIBRATED:
-        raise ValueError(
-            f"There are {len(calibration)} training images to calibrate on; int8 needs {FEWEST_CALIBRATED} or more."
-        )
+    _refuse_unfit(path, format, half, calibration)
     model = Inference(network, uint8).eval()
     channels = len(model.mean)
     seeded = torch.Generator().manual_seed(0)
@@ -82,16 +72,43 @@ def export_network(
             written,
             metadata,
         )
+        larger = ""
         if format == "onnx" and (half or calibration is not None):
             whole = written.rename(Path(folder, "float32.onnx"))
             if calibration is None:
                 halve(whole, written)
             else:
                 quantize(whole, written, model.taken(calibration).numpy())
+            larger = _if_larger(written, whole)
         exact = not half and calibration is None
         said = _compare(model, images, _runner(written, format, network), exact)
-        os.replace(written, path)
-    return said
+        with whole_file(path) as file:
+            file.write(written.read_bytes())
+    return larger + said
+
+
+def _if_larger(written: Path, whole: Path) -> str:
+    """Of a tiny network, what fewer bits take away is less than the operators that they add."""
+    if written.stat().st_size <= whole.stat().st_size:
+        return ""
+    return f"is larger than it would be in float32 ({whole.stat().st_size / 1e6:.3f} MB); it "
+
+
+def _refuse_unfit(path: Path, format: Format, half: bool, calibration: Tensor | None) -> None:
+    if path.suffix != SUFFIXES[format]:
+        raise ValueError(f"A file of the format {format} ends in {SUFFIXES[format]}, got {str(path)!r}.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file.")
+    if calibration is not None and format != "onnx":
+        raise ValueError("int8 is for the format onnx; leave it out, or choose onnx.")
+    if half and format == "safetensors":
+        raise ValueError("half is for the formats onnx and torch; weights alone are kept as they are.")
+    if half and calibration is not None:
+        raise ValueError("Choose int8 or half, not both.")
+    if calibration is not None and len(calibration) < FEWEST_CALIBRATED:
+        raise ValueError(
+            f"There are {len(calibration)} training images to calibrate on; int8 needs {FEWEST_CALIBRATED} or more."
+        )
 
 
 def _compare(model: Inference, images: Tensor, run: Callable[[Tensor], Tensor], exact: bool) -> str:

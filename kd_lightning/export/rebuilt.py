@@ -1,5 +1,6 @@
 """The network of a checkpoint, and images of the run that made it."""
 
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from kd_lightning.data.shapes import resize, with_channels
+from kd_lightning.export.formats import reason
 from kd_lightning.modules.checkpoint_files import read_run
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.modules.hyper_parameters import refuse_foreign_classes
@@ -75,14 +77,25 @@ def labelled_images_of_run(checkpoint: Path, split: str, count: int | None = Non
 
 
 def data_of_run(checkpoint: Path) -> Any:
-    """The data module of the ``config.yaml`` beside a checkpoint, not set up; ``None`` if there is none of ours."""
+    """The data module of the ``config.yaml`` beside a checkpoint, not set up; ``None`` if there is none of ours.
+
+    Raises:
+        ValueError: If it names a class that cannot be imported, or that does not take its options.
+    """
     run = run_of(checkpoint)
     config = yaml.safe_load((run / "config.yaml").read_text()) if run is not None else {}
     if not config.get("data"):
         return None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningDataModule, "data")
-    data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    try:
+        parsed = parser.parse_object({"data": config["data"]})
+    except ArgumentError as error:
+        raise ValueError(
+            f"The data of the run {str(run)!r} cannot be built ({reason(error)}); make their class importable, with "
+            "PYTHONPATH for example, or mend the run's config.yaml."
+        ) from error
+    data = parser.instantiate_classes(parsed).data
     return data if hasattr(data, "stores") else None
 
 

@@ -261,7 +261,7 @@ def test_parameter_free_shortcuts_are_pruned_right_or_refused(make_trainer: Trai
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(ValueError, match=r'pip install "kd-lightning\[prune\]"'):
+    with pytest.raises(ValueError, match=r'extra `prune` is not installed; run `pip install "\.\[prune\]"` in a'):
         PruneNetwork()
 
 

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import re
+import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 
 from kd_lightning import DigitsDataModule, DistillationModule
 from kd_lightning.export import Inference, OnnxClassifier, export_network
+from kd_lightning.export.network import SUFFIXES, Format
 from kd_lightning.export.rebuilt import images_of_run, trained_network
 from kd_lightning.networks import ResNet, TrainedOn, from_checkpoint, graft_classifier
 
@@ -54,6 +59,12 @@ def test_images(best: Path) -> tuple[Tensor, Tensor]:
         return data.pixels(batch).float() / 255, network(data.view(batch).images)
 
 
+def network_of(blocks: list[int], widths: list[int]) -> ResNet:
+    network = ResNet(blocks, widths, in_channels=1).eval()
+    network.trained_on = TrainedOn.of([0.5], [0.25])
+    return network
+
+
 def named(logits: np.ndarray, expected: Tensor) -> float:
     return float((logits.argmax(1) == expected.numpy().argmax(1)).mean())
 
@@ -89,6 +100,49 @@ def test_only_the_student_goes_out_and_it_knows_where_it_comes_from(
     accuracy = json.loads((run / "test.json").read_text())["accuracy"]
     assert float(known["test_accuracy_of_the_checkpoint"]) == accuracy
     assert (tmp_path / "student.onnx").stat().st_size < 4 * parameters + 25_000
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_the_accuracy_is_that_of_the_tested_checkpoint_alone(name: str, run: Path, kd: Command, tmp_path: Path) -> None:
+    moved = shutil.copytree(run, tmp_path / "moved")
+    kd("export", str(moved / f"checkpoints/{name}.ckpt"), "--format", "safetensors")
+    with safe_open(moved / f"checkpoints/{name}.safetensors", "pt") as file:
+        assert ("test_accuracy_of_the_checkpoint" in file.metadata()) == (name == "best")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [([], "best.onnx"), (["--int8"], "best-int8.onnx"), (["--uint8", "--half"], "best-half-uint8.onnx")],
+)
+def test_by_default_a_file_is_named_after_what_it_holds(
+    options: list[str], name: str, run: Path, kd: Command, tmp_path: Path
+) -> None:
+    checkpoints = shutil.copytree(run, tmp_path / "run") / "checkpoints"
+    before = set(checkpoints.iterdir())
+    kd("export", str(tmp_path / "run"), *options)
+    assert set(checkpoints.iterdir()) - before == {checkpoints / name}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_every_format_is_as_readable_as_other_new_files(format: Format, tmp_path: Path) -> None:
+    path = tmp_path / f"student{SUFFIXES[format]}"
+    before = os.umask(0o027)
+    try:
+        export_network(network_of([1], [4]), path, torch.rand(4, 1, 8, 8), format)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(("width", "larger"), [(4, True), (64, False)])
+def test_it_is_said_that_int8_makes_a_tiny_network_larger(width: int, larger: bool, tmp_path: Path) -> None:
+    network, images = network_of([1], [width]), torch.rand(64, 1, 8, 8)
+    said = export_network(network, tmp_path / "small.onnx", images, calibration=images)
+    export_network(network, tmp_path / "float.onnx", images)
+    size = (tmp_path / "float.onnx").stat().st_size
+    assert ((tmp_path / "small.onnx").stat().st_size > size) == larger
+    assert said.startswith(f"is larger than it would be in float32 ({size / 1e6:.3f} MB); it differs") == larger
 
 
 @pytest.mark.parametrize("options", [["--int8"], ["--int8", "--uint8"], ["--half"], ["--uint8"]])
@@ -163,6 +217,45 @@ def test_images_are_classified(best: Path, test_images: tuple[Tensor, Tensor], k
     assert said.split()[1] == answers[0]
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file of an untrained network."""
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    export_network(network_of([1], [4]), path, torch.rand(64, 1, 8, 8))
+    return path
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_images_that_cannot_be_read_are_left_out_and_named(
+    written: bool, small: Path, kd: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (70, 8, 8), dtype=np.uint8)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "03.png").write_bytes((tmp_path / "03.png").read_bytes()[:60])
+    Image.fromarray(images[68].astype(np.uint16) * 257).save(tmp_path / "68.png")
+    with pytest.raises(SystemExit) as left:
+        kd("classify", str(small), str(tmp_path), *(["-o", "folder/labels.csv"] if written else []))
+    assert str(left.value).splitlines() == [
+        "kd-lightning classify: 2 of 70 images are left out.",
+        f"{str(tmp_path / '03.png')!r} cannot be read as an image; mend it or take it away.",
+        f"{str(tmp_path / '68.png')!r} has more than 8 bits a pixel of grey; save it with 8 bits.",
+    ]
+    said = capsys.readouterr().out
+    lines = Path("folder/labels.csv").read_text().splitlines()[1:] if written else said.splitlines()
+    assert [Path(re.split(",|  ", line)[0]).stem for line in lines] == [
+        f"{i:02}" for i in range(70) if i not in (3, 68)
+    ]
+
+
+@pytest.mark.parametrize("there", ["file", "folder"])
+def test_a_table_that_is_there_is_refused_first(there: str, small: Path, kd: Command, tmp_path: Path) -> None:
+    output = tmp_path / "labels.csv"
+    output.write_text("mine") if there == "file" else output.mkdir()
+    with pytest.raises(SystemExit, match=r"labels\.csv' is there already; delete it, or name another file with -o\.$"):
+        kd("classify", str(small), str(tmp_path / "no images"), "-o", str(output))
+
+
 def test_a_grafted_student_takes_the_classifier_along(tmp_path: Path) -> None:
     backbone, teacher = ResNet([1, 1], [4, 8], in_channels=1), ResNet([1, 1], [8, 16], in_channels=1)
     student = graft_classifier(backbone, teacher.fc).eval()
@@ -210,6 +303,13 @@ def test_what_is_not_there_is_refused(kd: Command, tmp_path: Path, best: Path) -
         kd("classify", str(tmp_path / "s.onnx"), str(tmp_path / "none"))
 
 
+def test_data_that_cannot_be_imported_are_named(run: Path, kd: Command, tmp_path: Path) -> None:
+    config = shutil.copytree(run, tmp_path / "run") / "config.yaml"
+    config.write_text(config.read_text().replace("kd_lightning.DigitsDataModule", "my_pkg.MyData"))
+    with pytest.raises(SystemExit, match=r"data of the run '.*run' cannot be built \(No module named 'my_pkg'\)"):
+        kd("export", str(tmp_path / "run"))
+
+
 def test_a_checkpoint_from_python_is_refused_with_what_to_do(
     make_trainer: Callable[..., object], tmp_path: Path, kd: Command
 ) -> None:
@@ -247,6 +347,12 @@ def test_a_file_that_disagrees_is_refused_and_writes_over_nothing(tmp_path: Path
     assert good.read_bytes() == b"good"
 
 
+def test_a_folder_is_refused_before_the_export(tmp_path: Path) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.onnx' is a folder; name a file\.$"):
+        export_network(Wavers("eig"), tmp_path / "folder.onnx", torch.rand(40, 1, 8, 8))
+
+
 def test_an_operator_that_cannot_be_exported_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Wavers cannot be exported to ONNX: .*linalg_eig"):
         export_network(Wavers("eig"), tmp_path / "a.onnx", torch.rand(40, 1, 8, 8))
@@ -259,5 +365,5 @@ def test_input_statistics_must_be_known(tmp_path: Path) -> None:
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ValueError, match=r'pip install "kd-lightning\[export\]"'):
+    with pytest.raises(ValueError, match=r'extra `export` is not installed; run `pip install "\.\[export\]"` in a'):
         OnnxClassifier(tmp_path / "a.onnx")
