@@ -27,17 +27,21 @@ from kd_lightning.networks import ResNet
 
 
 class WithoutOne(DigitsDataModule):
-    """Digits in whose training images one does not occur."""
+    """Digits in whose training images one does not occur; the validation images are those of all digits."""
 
     omitted = 3
 
     def load(self, split: str) -> ImageSet | None:
-        """As the digits, without those."""
-        images = super().load(split)
-        if split != "train" or images is None or images.pixels is None:
-            return images
-        kept = images.labels != self.omitted
-        return ImageSet(images.labels[kept], images.pixels[kept])
+        """As the digits, split as for the teacher, without those."""
+        if split not in ("train", "val"):
+            return super().load(split)
+        whole = DigitsDataModule(split_seed=0)
+        whole.setup("fit")
+        part = getattr(whole, f"{split}_dataloader")().dataset
+        kept, (labels, pixels, *_) = part.samples, part.images
+        if split == "train":
+            kept = kept[labels[kept] != self.omitted]
+        return ImageSet(labels[kept], pixels[kept])
 
 
 def network() -> ResNet:
@@ -55,7 +59,7 @@ def trained(module: pl.LightningModule, data: DigitsDataModule, epochs: int) -> 
 @torch.no_grad()
 def said(module: nn.Module, split: str) -> tuple[Tensor, Tensor]:
     """Logits and labels of all validation or test images."""
-    data = DigitsDataModule()
+    data = DigitsDataModule(split_seed=0)
     data.setup("fit" if split == "val" else split)
     batches = [data.view(batch) for batch in getattr(data, f"{split}_dataloader")()]
     return torch.cat([module(batch.images) for batch in batches]), torch.cat([batch.labels for batch in batches])
@@ -74,7 +78,7 @@ def with_bias(logits: Tensor, validation: Tensor, omitted: int) -> Tensor:
 def experiment(omitted: int, temperature: float, epochs: int, seed: int) -> dict[str, list[float]]:
     """For each student the accuracy on the omitted digit and on all, before and after its bias is raised."""
     pl.seed_everything(seed, verbose=False)
-    teacher = trained(TeacherModule(network()), DigitsDataModule(seed=seed), epochs)
+    teacher = trained(TeacherModule(network()), DigitsDataModule(seed=seed, split_seed=0), epochs)
     data = WithoutOne(seed=seed)
     data.omitted = omitted
     figures = {}

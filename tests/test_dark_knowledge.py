@@ -3,9 +3,12 @@
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+
+from kd_lightning import DigitsDataModule
 
 SCRIPT = Path(__file__).parents[1] / "scripts/dark_knowledge.py"
 
@@ -23,8 +26,29 @@ def script() -> ModuleType:
 def test_the_student_sees_no_image_of_the_digit(script: ModuleType) -> None:
     data = script.WithoutOne()
     data.setup("fit")
-    shown = torch.cat([batch.labels for batch in [*data.train_dataloader(), *data.val_dataloader()]])
-    assert sorted(shown.unique().tolist()) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    shown = [
+        torch.cat([batch.labels for batch in loader]) for loader in (data.train_dataloader(), data.val_dataloader())
+    ]
+    assert sorted(shown[0].unique().tolist()) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert sorted(shown[1].unique().tolist()) == list(range(10)), "the bias is found on images of all digits"
+
+
+def test_no_network_is_trained_on_what_the_bias_is_found_on(script: ModuleType) -> None:
+    teachers, students = DigitsDataModule(seed=1, split_seed=0), script.WithoutOne(seed=1)
+    for data in (teachers, students):
+        data.setup("fit")
+    seen, shown = set(images_of(teachers.train_dataloader())), images_of(students.train_dataloader())
+    assert seen.issuperset(shown)
+    validation = images_of(students.val_dataloader())
+    assert validation == images_of(teachers.val_dataloader())
+    whole = teachers.stores["train"].pixels
+    assert len(validation) + len(teachers._train_samples) == len(whole)
+
+
+def images_of(loader: Any) -> list[bytes]:
+    """Every image that a loader has, as it is stored."""
+    part = loader.dataset
+    return [image.numpy().tobytes() for image in part.images.pixels[part.samples]]
 
 
 def test_the_bias_is_raised_to_a_tenth(script: ModuleType) -> None:
