@@ -56,7 +56,28 @@ def test_every_published_run_says_how_it_was_made(reproduce: ModuleType) -> None
         assert config["trainer"]["max_epochs"] == row.epochs
         assert config["seed_everything"] == seed
         assert len(json.loads((folder / "metrics.json").read_text())["val_accuracy"]) == row.epochs
+        for option, value in dict(word.removeprefix("--").split("=", 1) for word in row.options).items():
+            part, *names = option.split(".")
+            if part != "trainer":
+                assert matches(looked_up(config[part], names), yaml.safe_load(value)), f"{folder}: {option}"
         assert not any(Path(word).is_absolute() for word in words_of(config)), "a path of the machine it ran on"
+
+
+def looked_up(node: Any, names: list[str]) -> Any:
+    for name in names:
+        node = node["init_args"][name] if "init_args" in node else node[name]
+    return node
+
+
+def matches(stored: Any, asked: Any) -> bool:
+    """Whether a configuration holds what an option gave; a class may have got more arguments."""
+    if isinstance(stored, dict) and isinstance(asked, str):
+        return bool(stored["class_path"].endswith(asked))
+    if isinstance(stored, dict):
+        return all(matches(stored[name], value) for name, value in asked.items())
+    if isinstance(stored, str) and isinstance(asked, str):  # a class by its short name
+        return stored.endswith(asked)
+    return bool(stored == asked)
 
 
 def words_of(node: Any) -> list[str]:

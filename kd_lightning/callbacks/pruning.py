@@ -134,7 +134,7 @@ class PruneNetwork(pl.Callback):
         forget_best(trainer)
         after = _figures(network, image)
         rank_zero_info(
-            f"Pruned in epoch {epoch}: {before[0] / 1e6:.1f} M to {after[0] / 1e6:.1f} M MACs, "
+            f"Pruned in epoch {epoch}: {before[0]:,.0f} to {after[0]:,.0f} MACs, "
             f"{before[1]:,.0f} to {after[1]:,.0f} parameters."
         )
         for logger in trainer.loggers:

@@ -253,7 +253,7 @@ def test_what_cannot_be_pruned_is_refused_before_the_first_step(small: Networks,
         assert trainer.global_step == 0
 
 
-def test_parameter_free_shortcuts_are_pruned_right_or_refused(make_trainer: Trainers) -> None:
+def test_parameter_free_shortcuts_are_refused(make_trainer: Trainers) -> None:
     module = TeacherModule(ResNet([1, 1], [8, 16], in_channels=1, shortcut="A"))
     with pytest.raises(ValueError, match="ResNet cannot be pruned"):
         fitted(make_trainer, module, PruneNetwork(0.5))
