@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from kd_lightning.whole_files import whole_file
 
 LOGS = Path("lightning_logs")
@@ -45,6 +47,22 @@ def run_of(checkpoint: Path) -> Path | None:
     """The folder of the run that a checkpoint lies in, or ``None`` for a file that was moved elsewhere."""
     folder = checkpoint.parent
     return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file() else None
+
+
+def configuration(run: Path) -> dict[str, Any]:
+    """What the ``config.yaml`` of a run says.
+
+    Raises:
+        ValueError: If it is no configuration.
+    """
+    file = run / "config.yaml"
+    try:
+        said = yaml.safe_load(file.read_bytes())
+    except yaml.YAMLError:
+        said = None
+    if not isinstance(said, dict) or not all(isinstance(said.get(part) or {}, dict) for part in ("model", "data")):
+        raise ValueError(f"{str(file)!r} is damaged: it is not the configuration of a run; restore it, or train again.")
+    return said
 
 
 def compare(runs: list[str], output: str | None = None) -> None:

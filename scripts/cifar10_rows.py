@@ -118,7 +118,6 @@ SHORT = {
         *EVERY_FOURTH_BLOCK,
         _with_hints(10.0),
         begins="teacher_resnet56",
-        repeated=True,
         cached=False,
     ),
     "pruned_10": _short(

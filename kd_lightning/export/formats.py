@@ -43,7 +43,7 @@ def write_onnx(model: Inference, images: Tensor, path: Path, metadata: Mapping[s
             )
     except Exception as error:
         raise ValueError(
-            f"{type(model.network).__name__} cannot be exported to ONNX: {reason(error)}; replace that operator in "
+            f"{type(model.network).__name__} cannot be exported to ONNX: {_reason(error)}; replace that operator in "
             "the network, or use --format torch."
         ) from error
     assert program is not None
@@ -63,7 +63,7 @@ def write_program(model: Inference, images: Tensor, path: Path, metadata: Mappin
             program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: batch}})
     except Exception as error:
         raise ValueError(
-            f"{type(model.network).__name__} cannot be exported by torch.export: {reason(error)}; make its forward "
+            f"{type(model.network).__name__} cannot be exported by torch.export: {_reason(error)}; make its forward "
             "independent of the values of tensors, or use --format safetensors."
         ) from error
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
@@ -90,7 +90,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def reason(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """The first line of what an error came from."""
     while error.__cause__ is not None:
         error = error.__cause__

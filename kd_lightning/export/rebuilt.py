@@ -6,16 +6,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from kd_lightning.data.shapes import resize, with_channels
-from kd_lightning.export.formats import reason
 from kd_lightning.modules.checkpoint_files import read_run
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.modules.hyper_parameters import refuse_foreign_classes
-from kd_lightning.runs import run_of
+from kd_lightning.runs import configuration, run_of
 
 
 def trained_network(checkpoint: Path) -> nn.Module:
@@ -80,22 +78,22 @@ def data_of_run(checkpoint: Path) -> Any:
     """The data module of the ``config.yaml`` beside a checkpoint, not set up; ``None`` if there is none of ours.
 
     Raises:
-        ValueError: If it names a class that cannot be imported, or that does not take its options.
+        ValueError: If it cannot be made, for example because its class cannot be imported.
     """
     run = run_of(checkpoint)
-    config = yaml.safe_load((run / "config.yaml").read_text()) if run is not None else {}
-    if not config.get("data"):
+    config = configuration(run) if run is not None else {}
+    if run is None or not config.get("data"):
         return None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningDataModule, "data")
     try:
-        parsed = parser.parse_object({"data": config["data"]})
-    except ArgumentError as error:
+        data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    except (ArgumentError, ValueError) as error:
+        text = " ".join(str(error).split())
+        reason = (text.partition("Errors: - ")[2] or text).partition(" - Expected a <")[0][:300].rstrip(".")
         raise ValueError(
-            f"The data of the run {str(run)!r} cannot be built ({reason(error)}); make their class importable, with "
-            "PYTHONPATH for example, or mend the run's config.yaml."
+            f"The data of {str(run / 'config.yaml')!r} cannot be made ({reason}); correct that, or make it importable."
         ) from error
-    data = parser.instantiate_classes(parsed).data
     return data if hasattr(data, "stores") else None
 
 

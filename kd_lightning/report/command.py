@@ -11,6 +11,7 @@ from kd_lightning.export.rebuilt import data_of_run, labelled_images_of_run
 from kd_lightning.report.contents import all_pictures, row, write
 from kd_lightning.report.measuring import measured
 from kd_lightning.report.model import Model, opened, teacher_of
+from kd_lightning.report.page import MARKS
 
 
 def report(models: list[str], output: str = "report", teacher: str | None = None) -> None:
@@ -24,7 +25,8 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
 
     Raises:
         FileNotFoundError: If a model, or the test images, are not there.
-        ValueError: If models tell other classes apart, or the folder holds files that are not a report's.
+        ValueError: If models take other images or tell other classes apart, or the folder holds files that are not a
+            report's.
     """
     folder = Path(output)
     _refuse_foreign(folder)
@@ -40,11 +42,16 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
         torch.set_num_threads(threads)
     rows = [row(model, f, lead, figures[0]) for model, f in zip(found, figures, strict=True)]
     preface = (
-        f"{len(images):,} test images. Latency at batch 1, images a second at batch 64, on one thread of {_machine()} "
-        f"({', '.join(_runtimes(found))}), medians and quartiles; accuracy with its 95% interval (Wilson). "
-        "Smaller (size) and faster (latency) are factors "
-        f"against {lead.name}, and agreement is with it. Each model was run itself."
+        f"{len(images):,} test images. Latency at batch 1, images a second at batch 64, on one thread of {_machine()}, "
+        "medians and quartiles; accuracy with its 95% interval (Wilson). Size is a file's, or that of a run's weights. "
+        f"Smaller (size) and faster (latency, in the same runtime) are factors against {lead.name}, and agreement is "
+        "with it. Each model was run itself."
     )
+    if any(model.file.suffix == ".onnx" for model in found):
+        preface += (
+            " The parameters of a .onnx file are those of its convolutions and linear layers, into which batch norms "
+            "are folded: a few less than its run's."
+        )
     pictures = all_pictures(found, figures, images, labels)
     write(folder, "What the students bought", preface, rows, found, figures, pictures)
     print(f"The report is {folder / 'index.html'}.")
@@ -80,24 +87,32 @@ def _shape(model: Model) -> tuple[int, int, int] | None:
 
 
 def _test_images(models: list[Model]) -> tuple[Tensor, Tensor]:
-    for model in models:
-        if model.run is not None:
-            shown = labelled_images_of_run(model.run / "checkpoints" / "best.ckpt", "test")
+    for source in models:
+        if source.run is not None:
+            shown = labelled_images_of_run(source.run / "checkpoints" / "best.ckpt", "test")
             if shown is not None:
+                _refuse_other_images(models, source, tuple(shown[0].shape[1:]))
                 return shown
     raise FileNotFoundError("None of the models comes from a run whose test images are there; add such a run.")
 
 
+def _refuse_other_images(models: list[Model], source: Model, shape: tuple[int, ...]) -> None:
+    for model in models:
+        if model.shape not in (None, shape):
+            raise ValueError(
+                f"{model.name} takes images {model.shape} and the test images of {source.name} are {shape}; "
+                "report models of the same data."
+            )
+
+
 def _refuse_foreign(folder: Path) -> None:
-    ours = {"index.html", "report.md"}
-    if folder.is_file() or (
-        folder.is_dir() and any(file.name not in ours and not file.match("picture-*.svg") for file in folder.iterdir())
-    ):
+    if folder.is_file() or (folder.is_dir() and not all(map(_is_ours, folder.iterdir()))):
         raise ValueError(f"{str(folder)!r} holds something that is not a report; name a new folder with -o.")
 
 
-def _runtimes(models: list[Model]) -> list[str]:
-    return list(dict.fromkeys(model.runtime for model in models))
+def _is_ours(file: Path) -> bool:
+    named = file.name in ("index.html", "report.md") or file.match("picture-*.svg")
+    return named and file.is_file() and MARKS[file.suffix] in file.read_text(encoding="utf-8", errors="replace")
 
 
 def _machine() -> str:

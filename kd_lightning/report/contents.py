@@ -1,7 +1,9 @@
 """What a report says of its models: rows, pictures, files."""
 
+from math import inf
 from pathlib import Path
 
+from matplotlib import rc_context
 from torch import Tensor
 
 from kd_lightning.report import drawing
@@ -12,6 +14,7 @@ from kd_lightning.whole_files import whole_file
 
 HEAD = [
     "model",
+    "runtime",
     "parameters",
     "MACs (M)",
     "size (MB)",
@@ -23,7 +26,7 @@ HEAD = [
     "smaller",
     "faster",
 ]
-_LOW_IS_BEST, _HIGH_IS_BEST = (1, 2, 3, 5, 7), (4, 6, 8)
+_LOW_IS_BEST, _HIGH_IS_BEST = (2, 3, 4, 6, 8), (5, 7, 9)
 
 
 def row(model: Model, f: Figures, lead: Model, base: Figures) -> list[str]:
@@ -33,8 +36,9 @@ def row(model: Model, f: Figures, lead: Model, base: Figures) -> list[str]:
     slow, usual, quick = f.throughput
     return [
         model.name,
+        "\n".join(model.runtime.rsplit(" ", 1)),
         f"{model.parameters:,}",
-        f"{model.macs / 1e6:.2f}",
+        "-" if model.macs is None else f"{model.macs / 1e6:.2f}",
         f"{size / 1e6:.3f}",
         f"{100 * f.accuracy:.2f}\n{100 * f.interval[0]:.1f} to {100 * f.interval[1]:.1f}",
         f"{f.ece:.3f}",
@@ -42,10 +46,11 @@ def row(model: Model, f: Figures, lead: Model, base: Figures) -> list[str]:
         f"{middle:.3f}\n{low:.3f} to {high:.3f}",
         f"{usual:,.0f}\n{slow:,.0f} to {quick:,.0f}",
         f"{whole / size:.1f}x",
-        f"{base.latency[1] / f.latency[1]:.1f}x",
+        f"{base.latency[1] / f.latency[1]:.1f}x" if model.runtime == lead.runtime else "-",
     ]
 
 
+@rc_context({"text.parse_math": False})  # $ in a name is a dollar
 def all_pictures(
     models: list[Model], figures: list[Figures], images: Tensor, labels: Tensor
 ) -> dict[str, dict[str, str]]:
@@ -85,14 +90,14 @@ def write(
 ) -> None:
     """Put the page, its Markdown and its pictures into a folder."""
     columns: dict[int, list[float]] = {
-        1: [m.parameters for m in models],
-        2: [m.macs for m in models],
-        3: [m.size for m in models],
-        4: [f.accuracy for f in figures],
-        5: [f.ece for f in figures],
-        6: [0.0, *(f.agreement for f in figures[1:])],
-        7: [f.latency[1] for f in figures],
-        8: [f.throughput[1] for f in figures],
+        2: [m.parameters for m in models],
+        3: [inf if m.macs is None else m.macs for m in models],
+        4: [m.size for m in models],
+        5: [f.accuracy for f in figures],
+        6: [f.ece for f in figures],
+        7: [0.0, *(f.agreement for f in figures[1:])],
+        8: [f.latency[1] for f in figures],
+        9: [f.throughput[1] for f in figures],
     }
     best = {c: min(range(len(rows)), key=columns[c].__getitem__) for c in _LOW_IS_BEST}
     best |= {c: max(range(len(rows)), key=columns[c].__getitem__) for c in _HIGH_IS_BEST}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -43,11 +44,14 @@ def trade_off(names: Sequence[str], costs: Sequence[float], figures: Sequence[Fi
     for i, (name, cost, f) in enumerate(zip(names, costs, figures, strict=True)):
         low, high = (100 * end for end in f.interval)
         spread = [[accuracies[i] - low], [high - accuracies[i]]]
-        axes.errorbar(cost, accuracies[i], spread, fmt="o", color=PALETTE[i % len(PALETTE)], capsize=3, label=name)
+        axes.errorbar(
+            cost, accuracies[i], spread, fmt="o", color=PALETTE[i % len(PALETTE)], capsize=3, label=_label(name)
+        )
     axes.set_xscale("log")
-    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        ticks("{x:g}")
-    axes.tick_params(axis="x", which="both", labelsize=7, rotation=45)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelsize=7, rotation=45)
     axes.set_xlabel(unit)
     axes.set_ylabel("test accuracy (%), 95% interval")
     axes.grid(alpha=0.3)
@@ -69,7 +73,7 @@ def curves(models: Sequence[Model]) -> str | None:
             if tag in events.Tags()["scalars"]:
                 seen = events.Scalars(tag)
                 colour = PALETTE[(len(drawn) - 1) % len(PALETTE)]
-                axes.plot([e.step for e in seen], [e.value for e in seen], color=colour, label=model.name)
+                axes.plot([e.step for e in seen], [e.value for e in seen], color=colour, label=_label(model.name))
     for tag, axes in panels.items():
         axes.set_xlabel("step")
         axes.set_ylabel(tag)
@@ -112,7 +116,7 @@ def reliability(names: Sequence[str], figures: Sequence[Figures], labels: Tensor
             marker="o",
             markersize=4,
             color=PALETTE[i % len(PALETTE)],
-            label=name,
+            label=_label(name),
         )
     axes.set_xlabel("probability of the answer")
     axes.set_ylabel("share that is right")
@@ -129,7 +133,7 @@ def disagreements(
     worst = divergence.topk(min(count, len(images))).indices
     figure = Figure(figsize=(11, 2.3 * -(-len(worst) // 6)), layout="constrained")
     for axes, i in zip(figure.subplots(-(-len(worst) // 6), 6, squeeze=False).flat, worst.tolist(), strict=False):
-        picture = images[i, :3].permute(1, 2, 0)
+        picture = images[i, :3].permute(1, 2, 0).numpy()
         axes.imshow(picture.squeeze(-1) if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=1)
         said = [classes[int(logits[i].argmax())] for logits in (teacher, student)]
         label = classes[int(labels[i])] if labels[i] >= 0 else "?"
@@ -139,9 +143,14 @@ def disagreements(
     return svg(figure)
 
 
+def _label(name: str) -> str:
+    """A legend leaves out what begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def svg(figure: Figure) -> str:
     """A figure as text that stands in a page; text stays text."""
     with io.StringIO() as file, rc_context({"svg.fonttype": "none", "svg.hashsalt": "kd_lightning"}), torch.no_grad():
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": "kd-lightning report"})
         drawn = file.getvalue()
     return drawn[drawn.index("<svg") :]

@@ -1,23 +1,24 @@
 """A model of a report: a run, a checkpoint or an exported file, as something that is run."""
 
+import hashlib
 from argparse import ArgumentError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd_lightning.export import Inference, OnnxClassifier
 from kd_lightning.export.extra import extra_module
 from kd_lightning.export.rebuilt import data_of_run, trained_network
 from kd_lightning.networks import TrainedOn, trained_on
-from kd_lightning.runs import LOGS, newest_run, resolve_checkpoint, run_of
+from kd_lightning.runs import LOGS, configuration, newest_run, resolve_checkpoint, run_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -31,10 +32,11 @@ class Model:
         file: The checkpoint or the ONNX file.
         run: The folder of the run that it comes from, if that is known.
         parameters: Weights that are multiplied or added.
-        macs: Multiply-accumulates for one image.
+        macs: Multiply-accumulates for one image, where they can be counted.
         size: Bytes: of the file, or of the weights in a checkpoint, which holds more than them.
         classes: Names in the order of the logits.
-        runtime: What runs it.
+        shape: Of the images that an exported file takes; a network itself may take others as well.
+        runtime: What runs it, and its version.
         classify: Images in [0, 1], float32 ``(B, channels, H, W)``, to logits, on one thread.
     """
 
@@ -42,9 +44,10 @@ class Model:
     file: Path
     run: Path | None
     parameters: int
-    macs: int
+    macs: int | None
     size: int
     classes: tuple[str, ...]
+    shape: tuple[int, int, int] | None
     runtime: str
     classify: Callable[[Floats], Floats]
 
@@ -58,7 +61,7 @@ def opened(where: str, shape: tuple[int, int, int] | None = None) -> Model:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it cannot be read.
+        ValueError: If it cannot be read, or takes no images of that shape.
     """
     path = Path(where)
     if path.suffix == ".onnx":
@@ -85,46 +88,70 @@ def _of_network(
         with torch.inference_mode():
             return model(torch.from_numpy(images)).numpy()
 
-    macs = 0
-    if shape is not None:
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            model(torch.zeros(1, *shape))
-        macs = counter.get_total_flops() // 2
+    macs = None if shape is None else _macs(model, name, shape)
     parameters = sum(weight.numel() for weight in model.network.parameters())
     size = sum(value.numel() * value.element_size() for value in model.network.state_dict().values())
     classes = model.known.classes or ()
-    return Model(name, path, run, parameters, macs, size, classes, f"torch {torch.__version__}", classify)
+    return Model(name, path, run, parameters, macs, size, classes, None, f"PyTorch {torch.__version__}", classify)
+
+
+def _macs(model: Inference, name: str, shape: tuple[int, int, int]) -> int:
+    """Attention included, which the counter does not see in fused kernels."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+            model(torch.zeros(1, *shape))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise ValueError(f"{name} takes no images {shape} ({reason}); report models of the same data.") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counter.get_total_flops() // 2
 
 
 def _of_onnx(path: Path) -> Model:
     classifier = OnnxClassifier(path, threads=1)
     (parameters, macs), size = onnx_size(path), path.stat().st_size
-    made_from = Path(classifier.metadata.get("checkpoint", ""))
+    run, classes = _exported_run(classifier.metadata), tuple(classifier.classes)
     runtime = f"ONNX Runtime {extra_module('onnxruntime').__version__}"
-    return Model(
-        path.name, path, run_of(made_from), parameters, macs, size, tuple(classifier.classes), runtime, classifier
-    )
+    return Model(path.name, path, run, parameters, macs, size, classes, classifier.shape, runtime, classifier)
 
 
-def onnx_size(path: Path) -> tuple[int, int]:
-    """Weights of an ONNX file's convolutions and linear layers with their biases, and multiply-accumulates an image.
+def _exported_run(metadata: Mapping[str, str]) -> Path | None:
+    """The run that a file was exported from, unless its checkpoint is gone or has become another."""
+    checkpoint = Path(metadata.get("checkpoint", ""))
+    if not checkpoint.is_file():
+        return None
+    same = hashlib.sha256(checkpoint.read_bytes()).hexdigest() == metadata.get("checkpoint_sha256")
+    return run_of(checkpoint) if same else None
 
-    Batch norms are folded into them, and a weight in 8 bits counts once, without its scales.
+
+def onnx_size(path: Path) -> tuple[int, int | None]:
+    """Weights of an ONNX file's convolutions and linear layers, with biases that they hold, and multiply-accumulates.
+
+    Batch norms are folded into them, and a weight in 8 bits counts once, without its scales. Multiply-accumulates are
+    those of one image, in products of activations as well; ``None`` where shapes depend on values.
     """
     onnx = extra_module("onnx")
-    model = onnx.shape_inference.infer_shapes(onnx.load(path))
-    stored = {value.name: list(value.dims) for value in model.graph.initializer}
-    source = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    shapes = {v.name: [d.dim_value or 1 for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
-    parameters, macs = 0, 0
-    for node in model.graph.node:
-        held = [stored[name] for name in (source.get(name, name) for name in node.input) if name in stored]
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or not held:
-            continue
-        weight = int(np.prod(held[0]))
-        parameters += sum(int(np.prod(dims)) for dims in held)
-        macs += weight * (int(np.prod(shapes[node.output[0]][2:])) if node.op_type == "Conv" else 1)
-    return parameters, macs
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    del model.graph.value_info[:]  # of any batch size
+    onnx_model = extra_module("onnxruntime.transformers.onnx_model")
+    onnx_model.OnnxModel.graph_topological_sort(model.graph)  # in files of float16 the first cast stands near the end
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    stored = {value.name: list(value.dims) for value in graph.initializer}
+    source = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    known = [*graph.input, *graph.value_info, *graph.output]
+    shapes = stored | {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in known}
+    parameters, macs = 0, []
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            held = (stored.get(source.get(name, name)) for name in node.input)
+            parameters += sum(int(np.prod(dims)) for dims in held if dims)
+            left, right, out = (shapes.get(name, [0]) for name in (*node.input[:2], node.output[0]))
+            macs.append(int(np.prod(out)) * (int(np.prod(right[1:])) if node.op_type == "Conv" else left[-1]))
+    return parameters, sum(macs) if all(macs) else None
 
 
 def _name(path: Path) -> str:
@@ -140,9 +167,10 @@ def teacher_of(run: Path | None, shape: tuple[int, int, int] | None) -> Model | 
         run: The folder of the run.
         shape: Of an image.
     """
-    config = yaml.safe_load((run / "config.yaml").read_text()) if run is not None else {}
-    named = config.get("model", {}).get("init_args", {}).get("teacher")
-    if run is None or not isinstance(named, dict):
+    if run is None:
+        return None
+    named = ((configuration(run).get("model") or {}).get("init_args") or {}).get("teacher")
+    if not isinstance(named, dict):
         return None
     path = Path((named.get("init_args") or {}).get("path") or run / "config.yaml")
     if run_of(path) is not None and path != run / "config.yaml":

@@ -1,23 +1,35 @@
 """The report as one HTML page and as Markdown."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import count
 from string import Template
+
+MARKS = {
+    ".html": '<meta name="generator" content="kd-lightning report">',
+    ".md": "<!-- generator: kd-lightning report -->",
+    ".svg": "<dc:title>kd-lightning report</dc:title>",
+}
+"""What every file of a report carries, by its suffix; another file is not ours to write over."""
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+$mark
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 2rem auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem; margin: 2rem auto;
   padding: 0 1rem; }
 h1 { font-size: 1.7rem; } h2 { margin-top: 2.5rem; font-size: 1.25rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .45rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
 td.best { font-weight: 700; } small { color: #666; font-weight: 400; } td { vertical-align: top; }
 figure { display: inline-block; margin: .5rem 1rem .5rem 0; max-width: 100%; vertical-align: top; }
 figure svg { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
@@ -60,12 +72,24 @@ def html(
     ]
     titles = "".join(f"<th>{escape(name)}</th>" for name in head)
     table = f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(f'<tr>{c}</tr>' for c in cells)}</tbody></table>"
+    number = count(1)
     sections = "\n".join(
         f"<h2>{escape(section)}</h2>\n"
-        + "\n".join(f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>" for text, svg in drawn.items())
+        + "\n".join(
+            f"<figure>{_own_ids(svg, next(number))}<figcaption>{escape(text)}</figcaption></figure>"
+            for text, svg in drawn.items()
+        )
         for section, drawn in pictures.items()
     )
-    return _PAGE.substitute(title=escape(title), preface=escape(preface), table=table, sections=sections)
+    return _PAGE.substitute(
+        title=escape(title), mark=MARKS[".html"], preface=escape(preface), table=table, sections=sections
+    )
+
+
+def _own_ids(svg: str, number: int) -> str:
+    """A picture whose ids are no other picture's of the page."""
+    named = re.compile(r'(\sid="|href="#|url\(#)')
+    return re.sub(r"<[^>]+>", lambda tag: named.sub(rf"\1picture-{number}-", tag[0]), svg)
 
 
 def _two_lines(cell: str) -> str:
@@ -91,13 +115,19 @@ def markdown(
         pictures: See :func:`html`.
         files: Where the picture of each caption is.
     """
-    lines = [f"# {title}", "", preface, "", f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
-    lines += [f"| {' | '.join(_one_line(cell) for cell in row)} |" for row in rows]
+    lines = [MARKS[".md"], f"# {_plain(title)}", "", _plain(preface), ""]
+    lines += [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
+    lines += [f"| {' | '.join(_one_line(_plain(cell)) for cell in row)} |" for row in rows]
     for section, drawn in pictures.items():
-        lines += ["", f"## {section}", "", *(f"![{text}]({files[text]})" for text in drawn)]
+        lines += ["", f"## {section}", "", *(f"![{_plain(text)}]({files[text]})" for text in drawn)]
     return "\n".join([*lines, ""])
 
 
 def _one_line(cell: str) -> str:
-    first, _, second = cell.replace("|", "&#124;").partition("\n")
+    first, _, second = cell.partition("\n")
     return f"{first} ({second})" if second else first
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]|$])", r"\\\1", escape(text, quote=False))

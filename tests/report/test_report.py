@@ -15,12 +15,14 @@ import torch
 from onnx import numpy_helper
 from scipy.stats import binomtest
 from torch import nn
+from torchvision.models import VisionTransformer
 
 from kd_lightning.export import export_network
 from kd_lightning.networks import ResNet, TrainedOn, read_checkpoint
-from kd_lightning.report.drawing import pareto
-from kd_lightning.report.measuring import measured
-from kd_lightning.report.model import onnx_size, opened, teacher_of
+from kd_lightning.report.contents import all_pictures, row, write
+from kd_lightning.report.drawing import pareto, trade_off
+from kd_lightning.report.measuring import Figures, measured
+from kd_lightning.report.model import Model, onnx_size, opened, teacher_of
 
 Command = Callable[..., str]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -68,9 +70,15 @@ def test_every_model_is_there_with_the_teacher_first(report: Path) -> None:
     for section in ("Accuracy against cost", "Training", "Calibration", "Confusion", "differs most from the teacher"):
         assert section in page
     assert page.count("<figure>") == 2 + 1 + 1 + 5 + 4
-    assert "Markdown" not in page
     for picture in re.findall(r"\((picture-\d+\.svg)\)", (report / "report.md").read_text()):
         assert (report / picture).read_text().startswith("<svg")
+
+
+def test_ids_are_one_pictures_alone(report: Path) -> None:
+    page = (report / "index.html").read_text()
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) > 200
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)
 
 
 def test_the_page_needs_nothing_else(report: Path) -> None:
@@ -90,7 +98,7 @@ def test_the_page_needs_nothing_else(report: Path) -> None:
 def test_figures_are_the_tests_and_each_file_is_run_itself(report: Path, place: Path) -> None:
     import json
 
-    said = rows(report)
+    said = {name: cells[1:] for name, cells in rows(report).items()}
     tested = json.loads((place / "lightning_logs/digits/distill/version_0/test.json").read_text())
     student = said["digits/distill"]
     assert student[0] == f"{tested['parameters']:,}"
@@ -117,15 +125,54 @@ class Plain(nn.Module):
         return self.fc(self.conv(images).relu().flatten(1))
 
 
-@pytest.mark.parametrize("int8", [False, True])
-def test_work_and_weights_of_a_file_are_counted(int8: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("numbers", ["float32", "float16", "int8"])
+def test_work_and_weights_of_a_file_are_counted(numbers: str, tmp_path: Path) -> None:
     network = Plain().eval()
     network.trained_on = TrainedOn.of([0.5, 0.5], [0.25, 0.25])  # type: ignore[assignment]
     images = torch.rand(64, 2, 8, 8)
-    export_network(network, tmp_path / "a.onnx", images, calibration=images if int8 else None)
+    options = {"half": numbers == "float16", "calibration": images if numbers == "int8" else None}
+    export_network(network, tmp_path / "a.onnx", images, **options)
     parameters, macs = onnx_size(tmp_path / "a.onnx")
     assert parameters == 5 * 2 * 9 + 5 + 180 * 4 + 4
     assert macs == 36 * 5 * 2 * 9 + 180 * 4
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_work_of_attention_is_counted_alike(int8: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vit = VisionTransformer(16, 4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5).eval()
+    vit.trained_on = TrainedOn.of([0.5] * 3, [0.25] * 3)  # type: ignore[assignment]
+    images = torch.rand(64, 3, 16, 16)
+    export_network(vit, tmp_path / "vit.onnx", images, calibration=images if int8 else None)
+    (tmp_path / "vit.ckpt").touch()
+    monkeypatch.setattr("kd_lightning.report.model.trained_network", lambda path: vit)
+    tokens, width = 17, 16
+    layer = tokens * width * (3 * width + width + 2 * 32) + 2 * tokens * tokens * width
+    expected = 16 * width * 3 * 4 * 4 + 2 * layer + 5 * width
+    assert opened(str(tmp_path / "vit.ckpt"), (3, 16, 16)).macs == expected
+    assert onnx_size(tmp_path / "vit.onnx")[1] == expected
+
+
+def test_latency_is_compared_within_one_runtime(report: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = rows(report)
+    assert [cells[0].split()[0] for cells in said.values()] == ["PyTorch"] * 2 + ["ONNX"] * 3
+    assert [cells[-1].endswith("x") for cells in said.values()] == [True] * 2 + [False] * 3
+    assert all(cells[-2].endswith("x") for cells in said.values())
+    assert "batch norms are folded" in (report / "index.html").read_text()
+    monkeypatch.chdir(place)
+    file, figures = opened("student.onnx"), figures_of(torch.randn(4, 10))
+    assert row(file, figures, file, figures)[-1] == "1.0x"
+
+
+def test_a_file_outlives_its_run(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(place / "lightning_logs", tmp_path / "lightning_logs")
+    monkeypatch.chdir(tmp_path)
+    file = str(place / "student.onnx")
+    run = opened(file).run
+    assert run == Path("lightning_logs/digits/distill/version_0")
+    shutil.copy("lightning_logs/digits/teacher/version_0/checkpoints/best.ckpt", run / "checkpoints/best.ckpt")
+    assert opened(file).run is None, "another network was trained in that folder"
+    (run / "checkpoints/best.ckpt").unlink()
+    assert opened(file).run is None
 
 
 def test_work_of_a_run_is_counted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +183,8 @@ def test_work_of_a_run_is_counted(place: Path, monkeypatch: pytest.MonkeyPatch) 
     figures = measured(model, torch.rand(65, 1, 8, 8), torch.arange(65) % 10, None)
     assert figures.latency[0] <= figures.latency[1] <= figures.latency[2]
     assert figures.agreement == 1
+    with pytest.raises(ValueError, match=r"digits/distill takes no images \(3, 8, 8\)"):
+        opened("digits/distill", (3, 8, 8))
 
 
 def test_a_teacher_of_plain_weights_leads(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -188,13 +237,95 @@ def test_what_cannot_be_reported_is_refused(
         kd("report", str(tmp_path / "other.onnx"), "-o", str(tmp_path / "c"))
 
 
+def test_only_a_report_is_written_over(report: Path, kd: Command, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="'nowhere' is neither a run"):
+        kd("report", "nowhere", "-o", str(report))
+    for name in ("index.html", "report.md", "picture-1.svg"):
+        mine = tmp_path / name / name
+        mine.parent.mkdir()
+        mine.write_text("made with kd-lightning report, by hand")
+        with pytest.raises(SystemExit, match="holds something that is not a report"):
+            kd("report", "nowhere", "-o", str(mine.parent))
+
+
+def test_images_of_another_size_are_refused(
+    place: Path, kd: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    network = ResNet([1], [4], in_channels=1).eval()
+    network.trained_on = TrainedOn.of([0.5], [0.5], list("0123456789"))  # type: ignore[assignment]
+    export_network(network, tmp_path / "large.onnx", torch.rand(64, 1, 16, 16))
+    monkeypatch.chdir(place)
+    said = r"large.onnx takes images \(1, 16, 16\) and the test images of digits/teacher are \(1, 8, 8\)"
+    with pytest.raises(SystemExit, match=said):
+        kd("report", "digits/teacher", str(tmp_path / "large.onnx"), "-o", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("", "is damaged"),
+        ("model: [", "is damaged"),
+        ("[1]", "is damaged"),
+        ("data: 3", "is damaged"),
+        ("data: {class_path: nowhere.Data}", "cannot be made .*nowhere.*; correct that, or make it importable"),
+    ],
+)
+def test_a_broken_configuration_is_one_sentence(
+    config: str, message: str, place: Path, kd: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(place / "lightning_logs/digits/teacher/version_0", run)
+    (run / "config.yaml").write_text(config)
+    with pytest.raises(SystemExit, match=message) as caught:
+        kd("report", str(run), "-o", str(tmp_path / "out"))
+    assert str(run / "config.yaml") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def figures_of(logits: torch.Tensor) -> Figures:
+    return Figures(logits, 0.5, (0.4, 0.6), 0.1, 1.0, (1e-3, 1e-3, 1e-3), (64, 64, 64), torch.eye(logits.shape[1]))
+
+
+def test_any_name_is_shown_as_it_is(tmp_path: Path) -> None:
+    names = ["$x_{$", "_hidden", "<img src=x onerror=alert(1)>", "a|b*c*[d](e)"]
+    models = [Model(n, Path(n), None, 1, None, 1, ("$_{$", "_b"), None, "PyTorch 2", np.asarray) for n in names]
+    figures = [figures_of(torch.randn(4, 2)) for _ in names]
+    pictures = all_pictures(models, figures, torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))
+    for legend in (*pictures["Accuracy against cost"].values(), *pictures["Calibration"].values()):
+        assert ">$x_{$</text>" in legend
+        assert "> _hidden</text>" in legend
+    assert ">$_{$</text>" in pictures["Confusion, in per cent of a class"]["confusion of $x_{$"]
+    lines = [row(model, f, models[0], figures[0]) for model, f in zip(models, figures, strict=True)]
+    write(tmp_path, names[2], names[2], lines, models, figures, pictures)
+    assert "<img" not in (tmp_path / "index.html").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "<img" not in text
+    assert r"| a\|b\*c\*\[d\](e) |" in text
+    assert r"![confusion of a\|b\*c\*\[d\](e)](picture-" in text
+
+
+@pytest.mark.parametrize("costs", [(0.002, 0.9), (0.3, 0.45), (2.0, 2.1), (1e-3, 1e3), (2.0, 2.0)])
+def test_labels_of_costs_have_room(costs: tuple[float, float]) -> None:
+    drawn = trade_off(["a", "b"], costs, [figures_of(torch.randn(4, 2))] * 2, "size (MB)")
+    places = sorted(float(x) for x in re.findall(r"translate\(([\d.]+) [\d.]+\) rotate\(-45\)", drawn))
+    assert len(places) >= 2
+    assert np.diff(places).min() > 8  # points, at a font size of 7
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look with")
 def test_a_browser_shows_it(report: Path, tmp_path: Path) -> None:
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
     profile = f"--user-data-dir={tmp_path / 'profile'}"
-    picture = f"--screenshot={tmp_path / 'page.png'}"
-    address = (report / "index.html").as_uri()
-    subprocess.run([str(CHROMIUM), *quiet, profile, picture, address], check=True, capture_output=True, timeout=120)
+
+    def look(what: str, page: Path) -> str:
+        command = [str(CHROMIUM), *quiet, profile, "--window-size=1300,900", what, page.as_uri()]
+        return subprocess.run(command, check=True, capture_output=True, timeout=120, text=True).stdout
+
+    asked = tmp_path / "asked.html"
+    width = "<script>s = document.querySelector('.scroll'); document.title = s.scrollWidth - s.clientWidth</script>"
+    asked.write_text((report / "index.html").read_text().replace("</body>", f"{width}</body>"))
+    assert "<title>0</title>" in look("--dump-dom", asked), "the table is wider than the page"
+    look(f"--screenshot={tmp_path / 'page.png'}", report / "index.html")
     from PIL import Image
 
     with Image.open(tmp_path / "page.png") as page:
