@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from kd_lightning.export.network import FEWEST_CALIBRATED, SUFFIXES, Format, export_network
@@ -64,9 +65,11 @@ def _checkpoint(where: str) -> Path:
 def _identity(checkpoint: Path) -> dict[str, str]:
     run = run_of(checkpoint)
     test = run / "test.json" if run is not None else None
-    figures = json.loads(test.read_text()) if test is not None and test.is_file() else {}
-    tested = Path(figures.get("checkpoint") or "").parts[-2:] == checkpoint.parts[-2:]  # the run may have been moved
-    known = figures.get("accuracy") if tested else None
+    known = None
+    with suppress(ValueError, AttributeError):  # a damaged file says nothing
+        figures = json.loads(test.read_text()) if test is not None and test.is_file() else {}
+        tested = Path(figures.get("checkpoint") or "").parts[-2:]
+        known = figures.get("accuracy") if tested == checkpoint.parts[-2:] else None  # the run may have been moved
     return {
         "checkpoint": str(checkpoint),
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),

@@ -72,4 +72,7 @@ def halve(source: Path, target: Path) -> None:
     """
     onnx = extra_module("onnx")
     float16 = extra_module("onnxruntime.transformers.float16")
-    onnx.save(float16.convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
+    onnx_model = extra_module("onnxruntime.transformers.onnx_model")
+    model = float16.convert_float_to_float16(onnx.load(source), keep_io_types=True)
+    onnx_model.OnnxModel.graph_topological_sort(model.graph)  # the first cast stands near the end
+    onnx.save(model, target)

@@ -137,8 +137,6 @@ def onnx_size(path: Path) -> tuple[int, int | None]:
     model = onnx.load(path)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     del model.graph.value_info[:]  # of any batch size
-    onnx_model = extra_module("onnxruntime.transformers.onnx_model")
-    onnx_model.OnnxModel.graph_topological_sort(model.graph)  # in files of float16 the first cast stands near the end
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     stored = {value.name: list(value.dims) for value in graph.initializer}
     source = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}

@@ -110,6 +110,15 @@ def test_the_accuracy_is_that_of_the_tested_checkpoint_alone(name: str, run: Pat
         assert ("test_accuracy_of_the_checkpoint" in file.metadata()) == (name == "best")
 
 
+@pytest.mark.parametrize("damaged", ["{", "[1]"])
+def test_a_damaged_test_says_nothing_of_accuracy(damaged: str, run: Path, kd: Command, tmp_path: Path) -> None:
+    copied = shutil.copytree(run, tmp_path / "copied")
+    (copied / "test.json").write_text(damaged)
+    kd("export", str(copied), "--format", "safetensors", "-o", str(tmp_path / "x.safetensors"))
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert "test_accuracy_of_the_checkpoint" not in file.metadata()
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [([], "best.onnx"), (["--int8"], "best-int8.onnx"), (["--uint8", "--half"], "best-half-uint8.onnx")],
@@ -306,7 +315,7 @@ def test_what_is_not_there_is_refused(kd: Command, tmp_path: Path, best: Path) -
 def test_data_that_cannot_be_imported_are_named(run: Path, kd: Command, tmp_path: Path) -> None:
     config = shutil.copytree(run, tmp_path / "run") / "config.yaml"
     config.write_text(config.read_text().replace("kd_lightning.DigitsDataModule", "my_pkg.MyData"))
-    with pytest.raises(SystemExit, match=r"data of the run '.*run' cannot be built \(No module named 'my_pkg'\)"):
+    with pytest.raises(SystemExit, match=r"The data of '.*config.yaml' cannot be made \(.*my_pkg"):
         kd("export", str(tmp_path / "run"))
 
 
