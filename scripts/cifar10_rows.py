@@ -110,6 +110,7 @@ SHORT = {
         "--model.learning_rate=0.05",
         *EVERY_FOURTH_BLOCK,
         begins="teacher_resnet56",
+        repeated=True,
     ),
     "kd_layers_hints_10": _short(
         "the same, and its blocks learn to say what those of the teacher do (hints, weight 10)",
