@@ -93,6 +93,8 @@ def _of_the_gap(rows: dict[str, list[dict[str, Any]]], runs: list[dict[str, Any]
     if teacher is None or alone is None:
         return ""
     floor, ceiling = (mean(run["test"]["accuracy"] for run in part) for part in (alone, teacher))
+    if ceiling <= floor:
+        return ""
     return f"{(mean(run['test']['accuracy'] for run in runs) - floor) / (ceiling - floor):.0%}"
 
 

@@ -103,6 +103,8 @@ def test_a_row_tells_mean_spread_and_share_of_the_gap(results: ModuleType) -> No
     assert lines[2] == "| `big` | it | 90.00 |  |  | 0.050 | 1 | 0.25 |"
     assert lines[3] == "| `alone` | it | 81.00 ± 1.41 | 80.00 to 82.00 |  | 0.050 | 2 | 0.25 |"
     assert lines[4] == "| `kd` | it | 85.50 ± 2.12 | 84.00 to 87.00 | 50% | 0.050 | 2 | 0.25 |"
+    rows["big"] = [run(0.81)]
+    assert "| 84.00 to 87.00 |  | 0.050 |" in results.table(rows), "a teacher that is no better leaves no gap"
 
 
 def test_what_a_recipe_was_chosen_by_is_a_table_of_validation_accuracy(results: ModuleType) -> None:
