@@ -127,7 +127,7 @@ def test_the_runs_of_a_row_begin_with_its_teacher(reproduce: ModuleType) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["teacher_resnet56", "kd_10", "dkd_10", "search_kd_cosine", "search_layers_hints_1", "kd_v4_50"]
+    "name", ["teacher_resnet56", "kd_10", "dkd_10", "search_kd_smooth", "search_layers_hints_1", "kd_v4_50"]
 )
 def test_the_command_of_a_row_is_one_of_the_command_line(
     name: str, reproduce: ModuleType, kd: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path
