@@ -4,8 +4,9 @@ The public names are imported when they are first used, so that ``kd_lightning.l
 stay free of Lightning and the command line starts at once.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kd_lightning.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from kd_lightning.data.cifar import CIFAR10DataModule as CIFAR10DataModule
@@ -50,10 +51,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -19,8 +19,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["kd_lightning.cli", "torch.utils.tensorboard", "sklearn.datasets"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["kd_lightning.cli", "torch.utils.tensorboard", "sklearn.datasets"])
 _PLAN = "KD_LIGHTNING_FAULTS"
 
 
@@ -185,7 +185,7 @@ class Command:
         for name in ("output.txt", "batches.txt", "inflicted.txt"):
             (folder / name).unlink(missing_ok=True)
         full = {**environment(plan or []), **(variables or {})}
-        self.process: ForkServerProcess = _FORKS.Process(target=_command, args=(folder, [*arguments], full, before))
+        self.process: ForkServerProcess = FORKS.Process(target=_command, args=(folder, [*arguments], full, before))
         self.process.start()
 
     def wait(self, seconds: float = 120) -> int:

@@ -26,10 +26,11 @@ def forget_best(trainer: pl.Trainer) -> None:
     until the next epoch takes its place.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-            worst = torch.tensor(-torch.inf if callback.mode == "max" else torch.inf)
+        if not isinstance(callback, ModelCheckpoint | EarlyStopping):
+            continue
+        worst = torch.tensor(-torch.inf if callback.mode == "max" else torch.inf)
+        if isinstance(callback, EarlyStopping):
+            callback.best_score, callback.wait_count = worst, 0
+        elif callback.monitor is not None:
             callback.best_k_models = dict.fromkeys(callback.best_k_models, worst)
             callback.best_model_score = callback.kth_value = worst
-        elif isinstance(callback, EarlyStopping):
-            callback.best_score = torch.tensor(-torch.inf if callback.mode == "max" else torch.inf)
-            callback.wait_count = 0

@@ -12,6 +12,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from kd_lightning.features import FeatureTap, evaluating
+from kd_lightning.networks.placement import weight_device
 
 DOMAINS = "source", "target"
 
@@ -92,6 +93,7 @@ class EmbeddingPicture(pl.Callback):
         with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(pl_module.network):
             for batch in loader:
                 images, own, *_ = trainer.strategy.batch_to_device(batch)
+                images = images.to(weight_device(pl_module.network))  # after a fit Lightning has moved it to the CPU
                 said = tap(pl_module.renormalise(images)).features[self.layer]
                 rows.append((said.mean((2, 3)) if said.dim() == 4 else said.flatten(1)).float().cpu())
                 labels.append(own.cpu())

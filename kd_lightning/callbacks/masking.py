@@ -104,6 +104,7 @@ class MaskWeights(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Have zeros stay after each step of the optimizer."""
+        self._masks = {name: mask.to(pl_module.device) for name, mask in self._masks.items()}
         (optimizer,) = trainer.optimizers
         self._hook = optimizer.register_step_post_hook(lambda *_: self._apply(pl_module.network))
 
@@ -144,4 +145,4 @@ class MaskWeights(pl.Callback):
     def _apply(self, network: nn.Module) -> None:
         for name, mask in self._masks.items():
             weight = network.get_parameter(name)
-            weight.mul_(mask.to(weight.device))
+            weight.mul_(mask)

@@ -61,10 +61,10 @@ class Rounding:
         """What the layer says of its input."""
         images = images.float()
         if layer.training:
-            seen = torch.stack(images.detach().aminmax()).cpu()
+            seen = torch.stack(images.detach().aminmax())
             self.range = seen if not len(self.range) else self.range.lerp(seen, self.smoothing)
         if len(self.range):
-            images = rounded_input(images, *self.range.to(images.device))
+            images = rounded_input(images, *self.range)
         weight = rounded_weight(layer.weight)  # type: ignore[arg-type]
         if isinstance(layer, nn.Conv2d):
             return layer._conv_forward(images, weight, layer.bias)
@@ -123,13 +123,13 @@ class QuantizationAware(pl.Callback):
             forget_best(trainer)
         for name, layer in pl_module.network.named_modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                self._rounding[name] = Rounding(self._ranges.get(name, torch.empty(0)))
+                self._rounding[name] = Rounding(self._ranges.get(name, torch.empty(0)).to(layer.weight.device))
                 layer.forward = partial(self._rounding[name], layer)  # type: ignore[method-assign]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Several processes go on with the ranges of the first."""
         for rounding in self._rounding.values():
-            rounding.range = trainer.strategy.broadcast(rounding.range)
+            rounding.range = trainer.strategy.broadcast(rounding.range.cpu()).to(rounding.range.device)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Leave the network as it was."""

@@ -3,8 +3,9 @@
 The public names are imported when they are first used, so that what runs an exported file needs no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kd_lightning.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from kd_lightning.export.classify_command import classify as classify
@@ -24,10 +25,7 @@ _HOMES = {
 __all__ = ["Inference", "OnnxClassifier", "classify", "export", "export_network"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -15,6 +15,7 @@ from kd_lightning.export.formats import write_onnx, write_program, write_weights
 from kd_lightning.export.inference import Inference
 from kd_lightning.export.onnx_classifier import OnnxClassifier
 from kd_lightning.export.shrinking import halve, quantize
+from kd_lightning.networks.placement import weight_device
 from kd_lightning.whole_files import whole_file
 
 Format = Literal["onnx", "torch", "safetensors"]
@@ -53,6 +54,8 @@ def export_network(
     """
     path = Path(path)
     _refuse_unfit(path, format, half, calibration)
+    if weight_device(network).type != "cpu":  # where files are written and compared
+        network = copy.deepcopy(network).cpu()
     model = Inference(network, uint8).eval()
     channels = len(model.mean)
     seeded = torch.Generator().manual_seed(0)

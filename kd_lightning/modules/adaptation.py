@@ -12,6 +12,7 @@ from kd_lightning.modules.evaluation import Evaluation
 from kd_lightning.modules.example_images import tried_out
 from kd_lightning.modules.hyper_parameters import unsaved
 from kd_lightning.modules.terms import build_terms, refuse_unfit_terms, shapes_of
+from kd_lightning.networks.placement import weight_device
 
 
 class AdaptationModule(ClassificationModule):
@@ -116,7 +117,7 @@ class AdaptationModule(ClassificationModule):
     def _build(self, shapes: dict[str, Any]) -> None:
         if self._shapes is None:
             self._shapes = shapes
-            build_terms(self.terms, shapes, shapes, self.device)
+            build_terms(self.terms, shapes, shapes, weight_device(self.network))
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count a batch of the source's validation images, or (the second loader) of the target's."""
@@ -126,7 +127,7 @@ class AdaptationModule(ClassificationModule):
         images, labels, *_ = batch
         logits = self(images)
         if self.target_evaluation is None:
-            self.target_evaluation = Evaluation(logits.shape[1]).to(self.device)
+            self.target_evaluation = Evaluation(logits.shape[1]).to(logits.device)
         self.target_evaluation.update(logits, labels)
         self._information.append(logits.float().log_softmax(1))
 

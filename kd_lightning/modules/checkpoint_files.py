@@ -1,5 +1,6 @@
 """How the trainer's checkpoints reach the disk and come back."""
 
+import copy
 import os
 from glob import escape
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
+from torch import Tensor
 
 from kd_lightning.networks import read_checkpoint
 from kd_lightning.whole_files import whole_file
@@ -16,8 +18,9 @@ from kd_lightning.whole_files import whole_file
 class CheckpointFiles(CheckpointIO):
     """Writes a checkpoint whole or not at all, and reads one as data, its checksums compared.
 
-    Lightning's own way moves files from one file system to another, where a kill leaves half a file. It is left the
-    addresses (``s3://...``) that it knows how to reach.
+    Tensors are saved from the CPU, so that a machine without the device of the training loads them. Lightning's own
+    way moves files from one file system to another, where a kill leaves half a file. It is left the addresses
+    (``s3://...``) that it knows how to reach.
     """
 
     def __init__(self) -> None:
@@ -33,7 +36,7 @@ class CheckpointFiles(CheckpointIO):
         for left in place.parent.glob(f"{escape(place.name)}.*.tmp"):  # by a run that was killed here
             left.unlink(missing_ok=True)
         with whole_file(place) as file:
-            torch.save(checkpoint, file)
+            torch.save(_on_cpu(checkpoint), file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read it; code in it is refused."""
@@ -48,6 +51,17 @@ class CheckpointFiles(CheckpointIO):
         """
         if os.path.dirname(path) in self._folders and str(path).endswith(".ckpt"):
             TorchCheckpointIO().remove_checkpoint(path)
+
+
+def _on_cpu(value: Any) -> Any:
+    """Copy the tensors in a checkpoint to the CPU; what is there already is not copied."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # of the same class, with a state dict's metadata
+        copied.update({key: _on_cpu(part) for key, part in value.items()})
+        return copied
+    return type(value)(map(_on_cpu, value)) if type(value) in (list, tuple) else value
 
 
 def read_run(path: str | Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from kd_lightning.modules.schedule import begin_momentum, layered_groups, one_cy
 from kd_lightning.networks import TrainedOn, trained_on
 from kd_lightning.networks.checkpoint import misfit
 from kd_lightning.networks.narrowing import narrow
+from kd_lightning.networks.placement import weight_device
 from kd_lightning.networks.renormalise import renormaliser
 from kd_lightning.networks.trained_on import refuse_other_classes
 
@@ -166,9 +167,9 @@ class ClassificationModule(pl.LightningModule, ABC):
             )
 
     def _as_shown(self, images: Tensor) -> Tensor:
-        """In the type in which the network will see images (its own where precision is ``bf16-true`` or the like)."""
+        """Return images in the type and on the device of the network's weights (``bf16-true`` has its own type)."""
         weight = next(self.network.parameters(), images)
-        return images.to(self.device, weight.dtype if weight.is_floating_point() else images.dtype)
+        return images.to(weight.device, weight.dtype if weight.is_floating_point() else images.dtype)
 
     @property
     def data(self) -> TrainedOn:
@@ -182,7 +183,7 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def _match_data(self) -> None:
         known, data = trained_on(self.network), self.data
-        self.renormalise = renormaliser(data, known).to(self.device)
+        self.renormalise = renormaliser(data, known).to(weight_device(self.network))
         if self.trainer.state.fn == "fit":  # from here on its weights are made by these data
             statistics = data if known.mean is None else known
             self.network.trained_on = statistics._replace(classes=data.classes or known.classes)  # type: ignore[assignment]
@@ -240,8 +241,9 @@ class ClassificationModule(pl.LightningModule, ABC):
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.finite.begin(self, self.means)
         ours = hasattr(self._datamodule, "stores")  # which looks at all labels when it reads them
-        if not ours and (self.current_epoch == self._first_epoch or self.device.type == "cpu"):
-            self._check_labels((batch["source"] if isinstance(batch, dict) else batch)[1])
+        labels = (batch["source"] if isinstance(batch, dict) else batch)[1]
+        if not ours and (self.current_epoch == self._first_epoch or labels.device.type == "cpu"):
+            self._check_labels(labels)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave the update out if it is not finite."""
@@ -353,7 +355,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.num_classes = logits.shape[1]
         self._check_labels(labels)
         if self.evaluation is None:
-            self.evaluation = Evaluation(logits.shape[1]).to(self.device)
+            self.evaluation = Evaluation(logits.shape[1]).to(logits.device)
         self.evaluation.update(logits, labels, self.teacher_logits(images, batch_idx))
 
     def _check_labels(self, labels: Tensor) -> None:

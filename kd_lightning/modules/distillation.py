@@ -18,6 +18,7 @@ from kd_lightning.modules.teacher_check import accuracy_on_val, refuse_guessing
 from kd_lightning.modules.teaching import Teaching
 from kd_lightning.modules.terms import build_terms, refuse_unfit_terms, shapes_of
 from kd_lightning.networks import trained_on
+from kd_lightning.networks.placement import weight_device
 from kd_lightning.networks.renormalise import renormaliser
 from kd_lightning.networks.trained_on import refuse_other_classes
 
@@ -184,7 +185,7 @@ class DistillationModule(ClassificationModule):
     def _build(self, student: dict[str, Any], teacher: dict[str, Any]) -> None:
         if self._shapes is None:
             self._shapes = {"student": student, "teacher": teacher}
-            build_terms(self.terms, student, teacher, self.device)
+            build_terms(self.terms, student, teacher, weight_device(self.network))
             # DDP would send these from rank to rank before every step: queues, which are the same already, and the
             # statistics of regressors, which are read for a batch of one image at the most
             buffers = [name for name, _ in self.losses.named_buffers(prefix="losses")]
@@ -195,7 +196,7 @@ class DistillationModule(ClassificationModule):
         if self.teacher is None:
             return
         known, data = trained_on(self.teacher), self.data
-        self._teach.renormalise = renormaliser(data, known).to(self.device)
+        self._teach.renormalise = renormaliser(data, known).to(weight_device(self._teach.network))
         if known.mean is None and data.mean is not None and self._shapes is None:
             rank_zero_info("The teacher's input statistics are not known; those of the data are assumed.")
         if any(loss.reads_teacher_logits for loss in self.terms.values()):

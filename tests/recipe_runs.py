@@ -1,0 +1,78 @@
+"""Recipes, cut to two steps on tiny data that this file makes: for tests that run them on some device."""
+
+from itertools import product
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from kd_lightning.networks import LeNet, ResNet, resnet8x4, resnet20, resnet32x4, resnet34
+from kd_lightning.recipes import recipe_names
+
+QUICK = [
+    "--trainer.max_epochs=1",
+    "--trainer.limit_train_batches=2",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.limit_val_batches=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+TEACHERS = {
+    "adapt": lambda: LeNet(image_size=16),
+    "digits": lambda: ResNet([2, 2, 2], [16, 32, 64], in_channels=1),
+    "cifar10": resnet34,
+    "cifar100": lambda: resnet32x4(num_classes=100),
+    "folder": resnet34,
+}
+STUDENTS = {
+    "digits": lambda: ResNet([1, 1, 1], [2, 4, 8], in_channels=1),
+    "cifar10": resnet20,
+    "cifar100": lambda: resnet8x4(num_classes=100),
+    "folder": resnet20,
+}
+DEVICE_RECIPES = [
+    name for name in recipe_names() if name.startswith(("digits/", "transfer/", "adapt/")) or name.endswith("/distill")
+]
+"""Each method once, and one recipe of each other folder: what is run on other devices than the CPU."""
+
+
+def make_image_folder(root: Path, classes: int) -> Path:
+    """Make a folder of tiny images, two of each class for training and for validation."""
+    for split, number, label in product(("train", "val"), range(2), range(classes)):
+        folder = root / split / f"{label:02}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 36), (2 * label, 100 * number, 0)).save(folder / f"{number}.png")
+    return root
+
+
+def fit_arguments(name: str, folder: Path) -> list[str]:
+    """List the arguments of `kd-lightning` that fit a recipe on tiny data, which are made in a folder."""
+    recipes, _, method = name.partition("/")
+    arguments = ["fit", "-c", name, *QUICK]
+    if recipes in ("adapt", "domains"):
+        arguments += [f"--data.{domain}=kd_lightning.DigitsDataModule" for domain in ("source", "target")]
+        arguments += ["--data.source.batch_size=16", "--data.target.batch_size=16"]
+    elif recipes == "digits":
+        arguments.append("--data.batch_size=4")
+    else:
+        root = make_image_folder(folder / "images", 100 if recipes == "cifar100" else 10)
+        arguments += ["--data=ImageFolderDataModule", f"--data.root={root}", "--data.image_size=32"]
+        arguments.append("--data.batch_size=4")
+    if recipes == "transfer":
+        arguments += ["--model.network.network=kd_lightning.networks.resnet20", "--model.network.num_classes=10"]
+    elif name == "adapt/distil_target" or (
+        recipes not in ("adapt", "domains") and method not in ("teacher", "student")
+    ):
+        taught_by_its_like = method in ("born_again", "qat") or (method == "prune" and recipes != "digits")
+        path = save_network(recipes, "student" if taught_by_its_like else "teacher", folder)
+        arguments += ["--model.teacher_check=off", "--teacher", str(path)]
+    if method == "prune":
+        arguments.append("--trainer.callbacks.epochs=[0]")  # of the one epoch here
+    return arguments
+
+
+def save_network(recipes: str, role: str, folder: Path) -> Path:
+    """Save an untrained network of a folder of recipes, ``"teacher"`` or ``"student"``."""
+    path = folder / f"{role}.pt"
+    torch.save({"teacher": TEACHERS, "student": STUDENTS}[role][recipes]().state_dict(), path)
+    return path

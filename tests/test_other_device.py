@@ -1,0 +1,321 @@
+"""Everything that trains or reads a network keeps its tensors on one device (see ``other_device.py``).
+
+The recipes run there in ``test_recipes.py``.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from on_other_device import OTHER_DEVICE, call, on_other_device
+from recipe_runs import fit_arguments, save_network
+from torch import Tensor, nn
+
+from kd_lightning import AdaptationModule, DigitsDataModule, DistillationModule, DomainPairDataModule, TeacherModule
+from kd_lightning import losses as kd_losses
+from kd_lightning.callbacks import FreezeLayers, MaskWeights, PruneNetwork, QuantizationAware
+from kd_lightning.features import FeatureTap, Outputs
+from kd_lightning.losses import CorrelationLoss, DistillationLoss
+from kd_lightning.networks import EnsembleTeacher, LeNet, ResNet, from_checkpoint, replace_head
+
+LOSSES = [
+    kind
+    for kind in map(kd_losses.__dict__.get, kd_losses.__all__)
+    if isinstance(kind, type) and issubclass(kind, DistillationLoss) and kind is not DistillationLoss
+]
+
+
+def network(width: int = 4, num_classes: int = 10) -> ResNet:
+    return ResNet([1, 1, 1], [width, 2 * width, 4 * width], num_classes, in_channels=1)
+
+
+def trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    from other_device import OtherDevice
+
+    defaults: dict[str, Any] = {"max_epochs": 2, "limit_train_batches": 3, "limit_val_batches": 1}
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return pl.Trainer(
+        strategy=OtherDevice(),
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        log_every_n_steps=1,
+        **{**quiet, **defaults, **options},
+    )
+
+
+def digits(**options: Any) -> DigitsDataModule:
+    return DigitsDataModule(batch_size=32, **options)
+
+
+# the device itself
+
+
+@on_other_device
+def test_devices_are_not_mixed() -> None:
+    cpu = torch.rand(2, 3)
+    other = cpu.to("other")
+    assert str((other + 1).device) == "other:0"
+    assert torch.equal((other * cpu.sum()).cpu(), cpu * cpu.sum())  # a scalar may come from the CPU
+    assert torch.equal(other[torch.tensor([1])].cpu(), cpu[1:])  # and so may an index
+    index = torch.zeros(1, dtype=torch.int64)
+    for mixed in (
+        lambda: other + cpu,
+        lambda: cpu * other.sum(),
+        lambda: torch.stack([other.sum(), cpu.sum()]),
+        lambda: cpu[index.to("other")],
+        lambda: other.index_select(0, index),
+        lambda: nn.Linear(3, 2)(other),
+    ):
+        with pytest.raises(RuntimeError, match="same device"):
+            mixed()
+    assert torch.arange(3, device="other").shape == (3,)
+    with pytest.raises(TypeError, match="can't convert other:0"):
+        other.numpy()
+    with pytest.raises(RuntimeError, match="device type for generator"):
+        torch.rand(2, device="other", generator=torch.Generator())
+
+
+# losses
+
+
+@pytest.mark.parametrize("name", [kind.__name__ for kind in LOSSES])
+@on_other_device
+def test_a_loss_is_computed_where_its_inputs_are(name: str) -> None:
+    kind = getattr(kd_losses, name)
+    layers = ["layer1", "layer2"] if "student_layers" in kind.__init__.__annotations__ else []
+    pooled = name in ("RelationalLoss", "ProbabilisticLoss", "CorrelationLoss", "ContrastiveLoss")
+    options: dict[str, Any] = {"student_layers": ["avgpool"] if pooled else layers} if layers else {}
+    student, teacher = network(), network() if kind.between_domains else network(8)
+    read = ["layer1", "layer2", "avgpool"]
+    images, labels = torch.rand(8, 1, 8, 8, device="other"), torch.arange(8, device="other")
+    student.to("other"), teacher.to("other")
+    taught, said = FeatureTap(student, read)(images), FeatureTap(teacher, read)(images)
+    loss = kind(**options)
+    loss.build(to_cpu(taught), to_cpu(said))
+    loss.to("other").progress = 0.5
+    for _ in range(2):  # the second time with a full queue
+        value = loss(taught, said, labels)
+    value.backward()
+    assert str(value.device) == "other:0"
+    assert value.isfinite()
+    assert all(str(part.device) == "other:0" for part in loss.buffers())
+    assert any(weight.grad is not None for weight in student.parameters())
+
+
+def to_cpu(outputs: Outputs) -> Outputs:
+    return Outputs(outputs.logits.cpu(), {name: value.cpu() for name, value in outputs.features.items()})
+
+
+# fits
+
+
+@pytest.mark.parametrize("layers", [[], ["avgpool"]])
+@pytest.mark.parametrize("trained_there", [False, True])
+@on_other_device
+def test_teacher_and_student_may_lie_anywhere_before_a_fit(
+    layers: list[str], trained_there: bool, tmp_path: Path
+) -> None:
+    student, teacher = network(), EnsembleTeacher([network(), network(8)], average="probabilities", weights=[1, 2])
+    if trained_there:
+        student.to("other"), teacher.to("other")
+    feature_losses = {"hard": kd_losses.HardTargetLoss(), "cc": CorrelationLoss(student_layers=layers)}
+    if layers:
+        teacher = network(8).to(next(teacher.parameters()).device)
+    module = DistillationModule(student, teacher, losses=feature_losses if layers else None, teacher_check="warn")
+    trainer(tmp_path).fit(module, digits())
+    trainer(tmp_path).fit(module, digits())  # its weights came back to the CPU
+    figures = trainer(tmp_path).test(module, digits(), verbose=False)[0]
+    assert 0 <= figures["test/agreement"] <= 1
+
+
+@pytest.mark.parametrize("place", [True, "logits"])
+@on_other_device
+def test_cached_logits(place: bool | str, tmp_path: Path) -> None:
+    folder = place if place is True else str(tmp_path / place)
+    module = DistillationModule(network(), network(8), teacher_cache=folder, teacher_check="off")
+    trainer(tmp_path, max_epochs=3).fit(module, digits(views=2, mixup=0.0))
+    if place is not True:  # the files serve a CPU as well
+        again = DistillationModule(network(), module.teacher, teacher_cache=folder, teacher_check="off")
+        pl.Trainer(accelerator="cpu", max_epochs=1, limit_train_batches=1, logger=False, enable_checkpointing=False,
+                   enable_progress_bar=False, enable_model_summary=False).fit(again, digits(views=2))  # fmt: skip
+
+
+@on_other_device
+def test_cached_features(tmp_path: Path) -> None:
+    module = TeacherModule(replace_head(network(), 10), feature_cache=True)
+    trainer(tmp_path, FreezeLayers(), max_epochs=3).fit(module, digits(views=2))
+
+
+@on_other_device
+def test_frozen_layers_thaw(tmp_path: Path) -> None:
+    frozen = FreezeLayers(until_epoch={"conv1": None, "layer1": 2, "layer2": 1})
+    module = TeacherModule(network(), layer_decay=0.7)
+    trainer(tmp_path, frozen, max_epochs=3).fit(module, digits(mixup=0.2, cutmix=1.0))
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        PruneNetwork(0.5, importance="taylor", epochs=[1, 2]),
+        PruneNetwork(0.5, measure="parameters", epochs=[0]),
+        MaskWeights(0.5, epochs=[0, 1]),
+        MaskWeights(pattern="2:4"),
+        QuantizationAware(1),
+    ],
+    ids=lambda callback: type(callback).__name__,
+)
+@on_other_device
+def test_changed_networks_resume_within_an_epoch(callback: pl.Callback, tmp_path: Path) -> None:
+    check_resume(TeacherModule, {"network": network}, tmp_path, callback)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "Adagrad"])
+@on_other_device
+def test_optimizers_resume_within_an_epoch(optimizer: str, tmp_path: Path) -> None:
+    parts = {"network": network, "optimizer": lambda: partial(getattr(torch.optim, optimizer), lr=0.01)}
+    check_resume(TeacherModule, parts, tmp_path)
+
+
+@on_other_device
+def test_a_distillation_with_a_queue_resumes_within_an_epoch(tmp_path: Path) -> None:
+    def terms() -> dict[str, DistillationLoss]:
+        queue = kd_losses.ContrastiveLoss(queue_size=64, student_layers=["avgpool"])
+        return {"hard": kd_losses.HardTargetLoss(), "crd": queue, "vid": kd_losses.VariationalLoss()}
+
+    parts = {"student": network, "teacher": lambda: network(8), "losses": terms, "teacher_check": lambda: "off"}
+    check_resume(DistillationModule, parts, tmp_path, accumulate_grad_batches=2)
+
+
+@on_other_device
+def test_an_adaptation_resumes_within_an_epoch(tmp_path: Path) -> None:
+    def terms() -> dict[str, Any]:
+        adversary = kd_losses.AdversarialLoss(layers=["embedding"], conditional=True, entropy_weighted=True, hidden=8)
+        return {"hard": kd_losses.HardTargetLoss(), "adversary": adversary}
+
+    parts = {"network": lambda: LeNet(image_size=16), "losses": terms}
+    check_resume(AdaptationModule, parts, tmp_path, data=lambda: DomainPairDataModule(digits(), digits(), size=16))
+
+
+class Dropping(nn.Module):
+    """A network with dropout, which gives NaN for images that are all zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop, self.fc = nn.Conv2d(1, 8, 3), nn.Dropout(0.5), nn.Linear(8, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.fc(self.drop(self.body(images).relu().mean((2, 3))))
+        return logits * (images.abs().amax() / images.abs().amax())
+
+
+@on_other_device
+def test_dropout_resumes_within_an_epoch(tmp_path: Path) -> None:
+    check_resume(TeacherModule, {"network": Dropping}, tmp_path)
+
+
+@on_other_device
+def test_steps_that_are_not_finite_are_skipped(tmp_path: Path) -> None:
+    batches = [(torch.rand(4, 1, 8, 8) * (step != 2), torch.arange(4)) for step in range(5)]
+    fitted = trainer(tmp_path, max_epochs=1, limit_train_batches=5, gradient_clip_val=1.0)
+    module = TeacherModule(Dropping(), on_nonfinite="skip")
+    fitted.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    assert fitted.callback_metrics["train/skipped_steps"] == 1
+    with pytest.raises(ValueError, match="Epoch 0, step 2: "):
+        trainer(tmp_path, max_epochs=1, limit_train_batches=5).fit(
+            TeacherModule(Dropping()), torch.utils.data.DataLoader(batches, batch_size=None)
+        )
+
+
+class Cut(pl.Callback):
+    """Saves after a batch and ends the training there."""
+
+    def __init__(self, batch: int, path: Path) -> None:
+        self.batch, self.path = batch, path
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            trainer.save_checkpoint(self.path)
+            raise InterruptedError
+
+
+def check_resume(
+    kind: Any, parts: dict[str, Any], folder: Path, *callbacks: pl.Callback, data: Any = digits, **options: Any
+) -> None:
+    """Cut a run within its second epoch, resume it, and compare its weights with those of a run that was not cut."""
+    import copy
+
+    def build() -> Any:
+        torch.manual_seed(3)
+        return kind(**{name: part() for name, part in parts.items()})
+
+    def run(*more: pl.Callback, **fit: Any) -> Any:
+        module = build()
+        made = [copy.deepcopy(callback) for callback in callbacks]
+        trainer(folder, *made, *more, max_epochs=3, **options).fit(module, data(), **fit)
+        return module
+
+    whole = run().state_dict()
+    with pytest.raises(InterruptedError):
+        run(Cut(4, folder / "cut.ckpt"))
+    saved = torch.load(folder / "cut.ckpt", weights_only=True)
+    assert all(value.device.type == "cpu" for value in tensors_in(saved))
+    resumed = run(ckpt_path=folder / "cut.ckpt", weights_only=True).state_dict()
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+# commands
+
+
+@pytest.mark.parametrize("recipe", ["digits/ema", "digits/distill", "digits/prune", "digits/qat", "adapt/cdan"])
+@on_other_device
+def test_what_was_fitted_there_is_used_everywhere(recipe: str, tmp_path: Path) -> None:
+    call(tmp_path, *fit_arguments(recipe, tmp_path), *OTHER_DEVICE)
+    run = tmp_path / f"lightning_logs/{recipe}/version_0"
+    call(tmp_path, "validate", "-c", recipe)
+    printed = call(tmp_path, "test", "-c", recipe, "--trainer.limit_test_batches=2")
+    assert "test/accuracy" in printed
+    assert json.loads((run / "test.json").read_text())["device"] == "other:0"
+    layer = "embedding" if recipe == "adapt/cdan" else "avgpool"
+    call(tmp_path, "predict", "-c", recipe, f"--features.layers=[{layer}]")
+    features = np.load(run / "features.npz")
+    assert len(features[layer]) == len(features["labels"])
+    on_cpu = ["--trainer.strategy=auto", "--trainer.accelerator=cpu", "--trainer.limit_test_batches=2"]
+    assert figures(call(tmp_path, "test", "-c", recipe, *on_cpu)) == figures(printed)
+    call(tmp_path, "export", recipe, "-o", "network.onnx")
+    call(tmp_path, "report", recipe, "network.onnx", "-o", "report")
+    assert (tmp_path / "report/index.html").is_file()
+    call(tmp_path, "fit", "-c", recipe, "--ckpt_path=last", "--trainer.max_epochs=2")
+
+
+def figures(printed: str) -> list[str]:
+    """Pick the lines of a table of test figures."""
+    return [line for line in printed.splitlines() if "test/" in line and "images" not in line]
+
+
+@on_other_device
+def test_a_network_on_another_device_is_filled_and_exported(tmp_path: Path) -> None:
+    from kd_lightning.export import export_network
+
+    path = save_network("digits", "student", tmp_path)
+    student = from_checkpoint(
+        ResNet([1, 1, 1], [2, 4, 8], in_channels=1).to("other"), path, mean=[0.3], std=[0.4]
+    )
+    replaced = replace_head(student, 3)
+    assert {str(weight.device) for weight in replaced.parameters()} == {"other:0"}
+    for name, options in {"a.onnx": {}, "b.pt2": {"format": "torch"}, "c.safetensors": {"format": "safetensors"}}.items():
+        export_network(replaced, tmp_path / name, torch.rand(4, 1, 8, 8), **options)  # type: ignore[arg-type]
+    assert {str(weight.device) for weight in replaced.parameters()} == {"other:0"}
