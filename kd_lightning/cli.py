@@ -21,6 +21,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import kd_lightning
 from kd_lightning.arguments import expanded
 from kd_lightning.callbacks import FeatureWriter, PredictionWriter, RunReport, SaveProgress, TensorBoardImages
+from kd_lightning.device_options import (
+    choose_accelerator,
+    drop_advertisements,
+    explain_device_error,
+    set_matmul_precision,
+)
 from kd_lightning.features import layer_shapes
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.modules.example_images import tried_out
@@ -82,6 +88,7 @@ class CommandLine(LightningCLI):
                 "checkpoint.mode": "max",
             }
         )
+        parser.add_argument("--tf32", type=bool, default=True, help="On a GPU, multiply float32 matrices in TF32.")
         parser.add_lightning_class_args(SaveProgress, "progress")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(FeatureWriter, "features")
@@ -98,6 +105,10 @@ class CommandLine(LightningCLI):
         callbacks = self.options.get("trainer.callbacks")
         if isinstance(callbacks, list):  # of a run that goes on by the same command, which added them before
             self.options["trainer.callbacks"] = [c for i, c in enumerate(callbacks) if c not in callbacks[:i]]
+        accelerator = self.options.get("trainer.accelerator", "auto")
+        if (chosen := choose_accelerator(accelerator)) != accelerator:
+            self.options["trainer.accelerator"] = chosen
+            _say("Apple's MPS is not supported, so this runs on the CPU.")
         for line in find_teacher(self.options.get("model.init_args"), self.command):
             _say(line)
         if self.command != "layers":
@@ -112,7 +123,10 @@ class CommandLine(LightningCLI):
             cause = _innermost(error)
             if _is_ours(cause):
                 raise
-            raise ValueError(f"The configuration cannot be built: {_sentence(cause)}") from error
+            sentence = explain_device_error(str(cause)) or f"The configuration cannot be built: {_sentence(cause)}"
+            raise ValueError(sentence) from error
+        if self.options.tf32:
+            set_matmul_precision(self.trainer)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         """Save the last epoch as well, or nothing where no checkpoints are wanted."""
@@ -212,6 +226,7 @@ def _print_layers(cli: CommandLine) -> None:
 def run() -> None:
     """Run a command of LightningCLI on ``sys.argv``; the errors that users make end it with one sentence."""
     command = sys.argv[1]
+    drop_advertisements()
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's own affair with torch
     # a run that goes on, or is tested, writes into its own folder on purpose
     warnings.filterwarnings("ignore", ".*(Checkpoint directory .* exists and is not empty|The dirpath has changed).*")

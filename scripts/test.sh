@@ -1,17 +1,25 @@
 #!/usr/bin/env bash
-# Makes a fresh environment (.venv-test), installs the package with its test extra, and runs lint, types and tests.
-# PYTHON names the interpreter (3.11 to 3.13); arguments go to pytest.
+# Makes a fresh environment (.venv-test), installs the package with its test extra, and runs lint, types and tests; the
+# tests of a GPU too where there is one. `--all` adds the slow tests. PYTHON names the interpreter (3.11 to 3.13); other
+# arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+slow=" and not slow"
+if [ "${1:-}" = "--all" ]; then
+    slow=""
+    shift
+fi
+python=.venv-test/bin/python
 
 echo "== A fresh environment in .venv-test"
 rm -rf .venv-test
 "${PYTHON:-python3}" -m venv .venv-test
-.venv-test/bin/python -m pip install --quiet --upgrade pip
-.venv-test/bin/python -m pip install --quiet ".[test]"
+$python -m pip install --quiet --upgrade pip
+$python -m pip install --quiet ".[test]"
 # the tests run on the sources beside them, not on the installed copy
-.venv-test/bin/python -m pip uninstall --quiet --yes kd-lightning
-.venv-test/bin/python -m pip install --quiet --no-deps --editable .
+$python -m pip uninstall --quiet --yes kd-lightning
+$python -m pip install --quiet --no-deps --editable .
 
 echo "== Lint"
 .venv-test/bin/ruff check .
@@ -20,5 +28,16 @@ echo "== Lint"
 echo "== Types"
 .venv-test/bin/mypy
 
-echo "== Tests"
-.venv-test/bin/python -m pytest -q "$@"
+ran="lint, types, tests on the CPU"
+if gpu=$($python -c "import torch; print(torch.cuda.get_device_name())" 2> /dev/null); then
+    echo "== Tests on the GPU ($gpu)"
+    $python -m pytest -q -m "gpu$slow" "$@" || [ $? = 5 ] # 5: none of the named tests is one of these
+    ran="$ran, tests on the GPU ($gpu)"
+else
+    ran="$ran; not the tests of -m gpu, since there is no CUDA device"
+fi
+[ -n "$slow" ] && ran="$ran; not the slow tests (--all runs them)"
+
+echo "== Tests on the CPU"
+$python -m pytest -q -m "not gpu$slow" "$@"
+echo "== Ran $ran"

@@ -1,43 +1,69 @@
+# torch is imported by the fixtures: nothing may look for GPUs before pytest_configure has decided who sees them
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import pytest
-import torch
+from gpu_selection import selects_gpu_tests
 
-from kd_lightning import DigitsDataModule
-from kd_lightning.networks import ResNet
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
-torch.set_num_threads(1)  # for networks this small, threads cost more than they save
+    from kd_lightning import DigitsDataModule
+    from kd_lightning.networks import ResNet
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs from this process and its children, unless GPU tests were asked for.
+
+    Tests of several processes fork, which CUDA does not survive.
+    """
+    if not selects_gpu_tests(config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip GPU tests where there is no GPU."""
+    import torch
+
+    torch.set_num_threads(1)  # for networks this small, threads cost more than they save
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
 
 
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
     torch.manual_seed(0)
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # of a command in another test: forked ranks would seed again
 
 
 @pytest.fixture
-def small() -> Callable[..., ResNet]:
+def small() -> "Callable[..., ResNet]":
     """A network for the digits in which an epoch takes a tenth of a second."""
+    from kd_lightning.networks import ResNet
 
-    def build(width: int = 4, num_classes: int = 10) -> ResNet:
+    def build(width: int = 4, num_classes: int = 10) -> "ResNet":
         return ResNet([1, 1], [width, 2 * width], num_classes, in_channels=1)
 
     return build
 
 
 @pytest.fixture
-def digits() -> DigitsDataModule:
+def digits() -> "DigitsDataModule":
+    from kd_lightning import DigitsDataModule
+
     return DigitsDataModule(batch_size=256)
 
 
 @pytest.fixture
-def make_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
+def make_trainer(tmp_path: Path) -> "Callable[..., pl.Trainer]":
     """A quiet trainer on the CPU."""
+    import lightning.pytorch as pl
 
-    def build(**options: Any) -> pl.Trainer:
+    def build(**options: Any) -> "pl.Trainer":
         defaults: dict[str, Any] = {
             "accelerator": "cpu",
             "max_epochs": 1,

@@ -86,5 +86,5 @@ def _serve(connection: Connection, path: list[str]) -> None:
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
                 getattr(importlib.import_module(module), name).__wrapped__(**arguments)
             connection.send(None)
-        except BaseException:  # noqa: B902 - a command ends with SystemExit
+        except BaseException:  # a command ends with SystemExit
             connection.send(f"{printed.getvalue()[-4000:]}\n{traceback.format_exc()}")

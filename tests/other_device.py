@@ -1,8 +1,9 @@
 """A second device for machines that have none: CPU tensors that report the device ``other:0``.
 
-A tensor on this device cannot be mixed with a CPU tensor, as on CUDA. So a test on a CPU finds a tensor that was created
-in, or left in, the wrong place. It proves placement and nothing about CUDA's own paths: there is one device, of index 0,
-in float32, without streams, events, pinned memory or autocast, and random numbers come from the CPU's generator.
+A tensor on this device cannot be mixed with a CPU tensor, as on CUDA. So a test on a CPU finds a tensor that was
+created in, or left in, the wrong place. It proves placement and nothing about CUDA's own paths: there is one device, of
+index 0, in float32, without streams, events, pinned memory or autocast, and random numbers come from the CPU's
+generator.
 
 Importing this module registers the device for as long as the process lives, and breaks ``fork`` in it. Tests import it
 in a process of their own; see ``on_other_device.py``.
@@ -165,7 +166,7 @@ def _run(operator: Any, args: Any, kwargs: Any) -> Any:
     return pytree.tree_map(place, result)
 
 
-_fallback = torch.library.Library("_", "IMPL", "PrivateUse1")  # noqa: TOR901 - as long as the process lives
+_fallback = torch.library.Library("_", "IMPL", "PrivateUse1")  # is undone where it is deleted
 _fallback.fallback(lambda operator, *args, **kwargs: _run(operator, args, kwargs))
 
 _tensor, _as_tensor = torch.tensor, torch.as_tensor

@@ -28,8 +28,20 @@ ALLOWED = {
     "report": {"export", "modules", "networks", "runs", "whole_files"},
     "compress": {"recipes", "runs", "whole_files"},
     "arguments": {"recipes", "runs"},
+    "device_options": set(),
     "teacher_files": {"recipes", "runs"},
-    "cli": {"features", "networks", "losses", "modules", "data", "callbacks", "runs", "arguments", "teacher_files"},
+    "cli": {
+        "features",
+        "networks",
+        "losses",
+        "modules",
+        "data",
+        "callbacks",
+        "runs",
+        "arguments",
+        "teacher_files",
+        "device_options",
+    },
     "__main__": {"cli", "compress"},
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from on_other_device import OTHER_DEVICE, call, on_other_device
-from recipe_runs import fit_arguments
+from recipe_runs import DEVICE_RECIPES, fit_arguments
 
 from kd_lightning.recipes import describe, recipe_files, recipe_names, recipes
 
@@ -15,9 +15,14 @@ METHODS = ["at", "cc", "crd", "dist", "dkd", "fitnets", "logit_standardization"]
 METHODS += ["nst", "pkt", "reviewkd", "rkd", "sp", "vid"]
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name not in DEVICE_RECIPES])
+def test_it_runs(name: str, kd: Callable[..., str], tmp_path: Path) -> None:
+    assert "The best checkpoint is" in kd(*fit_arguments(name, tmp_path), "--trainer.accelerator=cpu")
+
+
+@pytest.mark.parametrize("name", DEVICE_RECIPES)
 @on_other_device
-def test_it_runs(name: str, tmp_path: Path) -> None:
+def test_it_runs_on_another_device(name: str, tmp_path: Path) -> None:
     assert "The best checkpoint is" in call(tmp_path, *fit_arguments(name, tmp_path), *OTHER_DEVICE)
 
 

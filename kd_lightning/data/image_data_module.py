@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -164,7 +165,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         places = [(position, view) for position in range(rank, len(samples), world)]
         return DataLoader(
             part,
-            batch_size=max(self.batch_size, 256),  # nothing is learned, so a batch may be as large as is quick
+            # no gradients are kept, so a batch of small images may be as large as is fast
+            batch_size=max(self.batch_size, min(256, 2**20 // math.prod(self.image_shape))),
             sampler=places,  # as EpochSampler: (position, epoch)
             num_workers=self.num_workers,
             collate_fn=_as_fetched,  # type: ignore[arg-type]
@@ -301,7 +303,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             sampler=EpochSampler(part, batch_size, training, self.seed, world, rank),
             num_workers=self.num_workers,
             collate_fn=_as_fetched,  # type: ignore[arg-type]
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.num_workers > 0,
         )
 

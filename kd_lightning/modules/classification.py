@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kd_lightning.callbacks.exact_resume import ExactResume
+from kd_lightning.callbacks.out_of_memory import OutOfMemoryAdvice
 from kd_lightning.modules.checkpoint_files import read_run, write_whole_files
+from kd_lightning.modules.devices import check_device, describe_devices, describe_precision
 from kd_lightning.modules.evaluation import Evaluation
 from kd_lightning.modules.example_images import example_images, refuse_lazy, tried_out
 from kd_lightning.modules.finite import FiniteGuard, Seen
@@ -111,12 +113,13 @@ class ClassificationModule(pl.LightningModule, ABC):
         """The loss of one batch."""
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """What lets a run go on to the same bits."""
-        attached = any(isinstance(callback, ExactResume) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if attached else [ExactResume()]
+        """Attach what lets a run resume to the same bits, and what explains a full memory."""
+        attached = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [kind() for kind in (ExactResume, OutOfMemoryAdvice) if kind not in attached]
 
     def setup(self, stage: str) -> None:
         """Check network and data against each other before the first step."""
+        check_device(self.trainer)
         # convolutions are fastest so, and DDP wants the layout of gradients before it wraps the module
         self.to(memory_format=torch.channels_last)
         write_whole_files(self.trainer.strategy)
@@ -227,10 +230,9 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def speed(self) -> list[str]:
         """What makes the training quick, and what would."""
-        precision = str(self.trainer.precision)
         return [
-            f"precision {precision}"
-            + ("" if "bf16" in precision else " (bf16-mixed is quicker where the hardware has it)"),
+            describe_devices(self.trainer),
+            describe_precision(self.trainer),
             "the network is compiled"
             if self.compiles
             else "the network is not compiled (compile=true may pay in long runs)",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kd_lightning.networks import trained_on
+from kd_lightning.networks.placement import weight_device
 
 
 def digest(network: nn.Module, without: str | None = None) -> str:
@@ -26,6 +27,23 @@ def digest(network: nn.Module, without: str | None = None) -> str:
             found.update(name.encode())
             found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return found.hexdigest()
+
+
+def arithmetic(network: nn.Module, precision: str) -> dict[str, str]:
+    """Return what decides how a network's outputs are rounded: the kind of device and the precision.
+
+    Args:
+        network: Lies where it runs.
+        precision: The Trainer's.
+
+    Example:
+        >>> arithmetic(nn.Linear(2, 3), "32-true")
+        {'device': 'cpu', 'precision': 'torch.float32 under 32-true'}
+    """
+    device = weight_device(network).type
+    dtype = next((weight.dtype for weight in network.parameters()), torch.float32)
+    products = f", {torch.get_float32_matmul_precision()} matrix products" if device == "cuda" else ""
+    return {"device": device, "precision": f"{dtype} under {precision}{products}"}
 
 
 def _settings(part: nn.Module) -> list[tuple[str, Any]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.features import evaluating
-from kd_lightning.modules.fingerprint import digest
+from kd_lightning.modules.fingerprint import arithmetic, digest
 from kd_lightning.modules.showing import show_view
 from kd_lightning.networks.head import head_of
 from kd_lightning.teacher_cache import TeacherCache
@@ -66,7 +66,8 @@ class FrozenFeatures:
 
     def keep(self, data: Any, where: bool | str, precision: str) -> None:
         """Keep them in memory, or in a folder that serves other heads."""
-        fingerprint = {"network": digest(self.network, without=self.name), "precision": precision, **data.fingerprint()}
+        made_by = {"network": digest(self.network, without=self.name), **arithmetic(self.network, precision)}
+        fingerprint = {**made_by, **data.fingerprint()}
         folder = None if where is True else Path(str(where))
         count, width = len(data.stores["train"].labels), self.head.in_features
         self.cache = TeacherCache(count, width, data.views, fingerprint, folder)

@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.modules.example_images import refuse_lazy
-from kd_lightning.modules.fingerprint import digest
+from kd_lightning.modules.fingerprint import arithmetic, digest
 from kd_lightning.modules.showing import show_view
 from kd_lightning.teacher_cache import TeacherCache, halved
 
@@ -108,9 +108,8 @@ class Teaching:
             where: The path of a folder; ``True`` for memory.
             precision: The trainer's.
         """
-        asked = self.quick or self.network
-        precision = f"{_dtype(asked)} under {precision}"
-        fingerprint = {"teacher": digest(self.network), "precision": precision, **data.fingerprint()}
+        made_by = {"teacher": digest(self.network), **arithmetic(self.quick or self.network, precision)}
+        fingerprint = {**made_by, **data.fingerprint()}
         folder = None if where is True else Path(str(where))
         self._validated = {}
         self.cache = TeacherCache(len(data.stores["train"].labels), classes, data.views, fingerprint, folder)

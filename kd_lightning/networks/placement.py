@@ -1,5 +1,7 @@
 """Where a network's weights are."""
 
+from itertools import chain
+
 import torch
 from torch import nn
 
@@ -14,7 +16,5 @@ def weight_device(network: nn.Module) -> torch.device:
         >>> weight_device(nn.Linear(2, 3))
         device(type='cpu')
     """
-    held = next(network.parameters(), None)
-    if held is None:
-        held = next(network.buffers(), None)
+    held = next(chain(network.parameters(), network.buffers()), None)
     return torch.device("cpu") if held is None else held.device
