@@ -11,6 +11,8 @@ echo "== Installing into .venv (a few minutes the first time)"
 .venv/bin/python -m pip install --quiet --upgrade pip
 .venv/bin/python -m pip install --quiet '.[export]'
 
+device=$(.venv/bin/python -c "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'the CPU')")
+echo "== Training on $device"
 for recipe in digits/teacher digits/student digits/distill; do
     echo "== kd-lightning fit -c $recipe"
     .venv/bin/kd-lightning fit -c "$recipe" --trainer.enable_model_summary false

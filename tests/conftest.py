@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from gpu_selection import selects_gpu_tests
 
+collect_ignore = ["other_device.py"]  # to import it for doctests would register the device here
+
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
@@ -21,13 +23,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not selects_gpu_tests(config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    import torch
+
+    # for networks this small, threads cost more than they save; and no test can fork once there are any
+    torch.set_num_threads(1)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip GPU tests where there is no GPU."""
     import torch
 
-    torch.set_num_threads(1)  # for networks this small, threads cost more than they save
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
 

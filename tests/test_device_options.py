@@ -17,6 +17,7 @@ def on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
 
 
+@pytest.mark.filterwarnings("ignore:GPU available but not used")
 @pytest.mark.usefixtures("on_a_mac")
 def test_auto_is_the_cpu_on_a_mac(kd: Callable[..., str]) -> None:
     assert choose_accelerator("auto") == "cpu"

@@ -21,6 +21,8 @@ from kd_lightning.data.augmentation import normalise
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.modules.classification import ClassificationModule
 
+ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))
+
 Trainers = Callable[..., pl.Trainer]
 
 
@@ -102,7 +104,7 @@ class Both(ClassificationModule):
 
 def rows(pair: DomainPairDataModule, epoch: int, world: int = 1, rank: int = 0) -> list[dict[str, list[int]]]:
     """The samples of each batch of an epoch."""
-    pair.trainer = SimpleNamespace(world_size=world, global_rank=rank)
+    pair.trainer = SimpleNamespace(world_size=world, global_rank=rank, strategy=ON_CPU)
     loader = pair.train_dataloader()
     for part in loader.flattened:
         part.sampler.set_epoch(epoch)

@@ -17,6 +17,8 @@ from kd_lightning.data.augmentation import normalise
 from kd_lightning.data.batch import StoredBatch
 from kd_lightning.data.image_set import ImageSet
 
+ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))
+
 LABELS = [0] * 20 + [1] * 12 + [2] * 8
 
 
@@ -40,7 +42,7 @@ class Toy(ImageDataModule):
 
 
 def train_batches(data: Toy, epoch: int, world: int = 1, rank: int = 0) -> list[StoredBatch]:
-    data.trainer = SimpleNamespace(world_size=world, global_rank=rank)
+    data.trainer = SimpleNamespace(world_size=world, global_rank=rank, strategy=ON_CPU)
     loader = data.train_dataloader()
     loader.sampler.set_epoch(epoch)
     return list(loader)
@@ -277,7 +279,7 @@ def test_evaluation_counts_each_image_once_on_any_number_of_ranks(world: int) ->
     seen = []
     for rank in range(world):
         data = Toy(batch_size=2)
-        data.trainer = SimpleNamespace(world_size=world, global_rank=rank)
+        data.trainer = SimpleNamespace(world_size=world, global_rank=rank, strategy=ON_CPU)
         seen += ids(data.test_dataloader())
     assert sorted(seen) == list(range(9))
 
@@ -324,7 +326,7 @@ def test_a_share_without_an_image_is_refused() -> None:
 
 def test_more_processes_than_images_are_refused() -> None:
     data = Toy()
-    data.trainer = SimpleNamespace(world_size=10, global_rank=0)
+    data.trainer = SimpleNamespace(world_size=10, global_rank=0, strategy=ON_CPU)
     with pytest.raises(ValueError, match=r"^9 'test' images cannot be shared by 10 processes; use fewer\.$"):
         data.test_dataloader()
 

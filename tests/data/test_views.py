@@ -13,6 +13,8 @@ from torch import Tensor
 from kd_lightning.data import Batch, DigitsDataModule, ImageDataModule, ImageFolderDataModule
 from kd_lightning.data.augmentation import normalise
 
+ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))
+
 Views = dict[int, Tensor]
 """The images of an epoch by their ids."""
 
@@ -22,7 +24,7 @@ def digits(**options: Any) -> DigitsDataModule:
 
 
 def on_rank(data: ImageDataModule, world: int, rank: int) -> ImageDataModule:
-    data.trainer = SimpleNamespace(world_size=world, global_rank=rank)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(world_size=world, global_rank=rank, strategy=ON_CPU)  # type: ignore[assignment]
     return data
 
 

@@ -17,9 +17,13 @@ def trainer(device: str, processes: int = 1, precision: str = "32-true") -> Any:
 
 
 def test_mps_is_refused_before_the_first_step(
-    small: Callable[..., ResNet], make_trainer: Callable[..., pl.Trainer], digits: DigitsDataModule
+    small: Callable[..., ResNet],
+    make_trainer: Callable[..., pl.Trainer],
+    digits: DigitsDataModule,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fits = make_trainer()
+    monkeypatch.setattr(fits.accelerator, "setup_device", lambda device: None)
     fits.strategy._root_device = torch.device("mps")  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="not tested on Apple's MPS; train with accelerator='cpu', or on a CUDA GPU"):
         fits.fit(TeacherModule(small()), digits)
