@@ -39,5 +39,5 @@ fi
 [ -n "$slow" ] && ran="$ran; not the slow tests (--all runs them)"
 
 echo "== Tests on the CPU"
-$python -m pytest -q -m "not gpu$slow" "$@"
+$python -m pytest -q -n 2 -m "not gpu$slow" "$@"
 echo "== Ran $ran"

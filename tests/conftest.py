@@ -23,9 +23,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not selects_gpu_tests(config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # for networks this small, threads cost more than they save, in children too; and once there are any, none can fork
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
-    # for networks this small, threads cost more than they save; and no test can fork once there are any
     torch.set_num_threads(1)
 
 

@@ -231,3 +231,11 @@ class Command:
     def signal(self, number: int) -> None:
         """As `kill` does, to its first process alone."""
         os.kill(self.process.pid, number)  # type: ignore[arg-type]
+
+
+def run_command(folder: Path, *arguments: str) -> str:
+    """Run a `kd-lightning` command in a process of its own that must succeed, and return what it printed."""
+    command = Command(folder, *arguments)
+    code = command.wait()
+    assert code == 0, command.output
+    return command.output

@@ -200,7 +200,11 @@ def test_what_the_chain_did_not_make_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("told", "number", "code"),
-    [("chain", signal.SIGTERM, 143), ("chain", signal.SIGINT, 130), ("training", signal.SIGKILL, 137)],
+    [
+        ("chain", signal.SIGTERM, 143),
+        pytest.param("chain", signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param("training", signal.SIGKILL, 137, marks=pytest.mark.slow),
+    ],
 )
 def test_a_chain_that_is_stopped_goes_on_from_its_checkpoint(
     told: str, number: signal.Signals, code: int, tmp_path: Path

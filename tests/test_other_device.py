@@ -6,6 +6,7 @@ The recipes run there in ``test_recipes.py``.
 import json
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ from kd_lightning import losses as kd_losses
 from kd_lightning.callbacks import FreezeLayers, MaskWeights, PruneNetwork, QuantizationAware
 from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.losses import CorrelationLoss, DistillationLoss
-from kd_lightning.networks import EnsembleTeacher, LeNet, ResNet, from_checkpoint, replace_head
+from kd_lightning.networks import (
+    EnsembleTeacher,
+    LeNet,
+    ResNet,
+    TrainedOn,
+    from_checkpoint,
+    graft_classifier,
+    replace_head,
+)
 
 LOSSES = [
     kind
@@ -115,6 +124,36 @@ def to_cpu(outputs: Outputs) -> Outputs:
 # fits
 
 
+@pytest.mark.parametrize("kind", [DistillationModule, AdaptationModule])
+@on_other_device
+def test_learned_parts_of_losses_are_built_beside_the_weights(kind: Any, tmp_path: Path) -> None:
+    """Before Lightning moves the module as a whole, nothing of it is elsewhere."""
+    places: list[set[str]] = []
+
+    class Watched(kind):
+        def setup(self, stage: str) -> None:
+            super().setup(stage)
+            places.append({str(part.device) for part in chain(self.parameters(), self.buffers())})
+
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            super().on_load_checkpoint(checkpoint)
+            places.append({str(part.device) for part in chain(self.parameters(), self.buffers())})
+
+    def module() -> Any:
+        if kind is AdaptationModule:
+            return Watched(network(), {"hard": kd_losses.HardTargetLoss(), "domain": kd_losses.AdversarialLoss()})
+        return Watched(network(), network(8), losses={"vid": kd_losses.VariationalLoss()}, teacher_check="off")
+
+    def data() -> Any:
+        return DomainPairDataModule(digits(), digits()) if kind is AdaptationModule else digits()
+
+    first = trainer(tmp_path, max_epochs=1)
+    first.fit(module(), data())
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    trainer(tmp_path).fit(module(), data(), ckpt_path=tmp_path / "first.ckpt", weights_only=True)
+    assert places == [{"cpu"}] * 3
+
+
 @pytest.mark.parametrize("layers", [[], ["avgpool"]])
 @pytest.mark.parametrize("trained_there", [False, True])
 @on_other_device
@@ -180,6 +219,19 @@ def test_changed_networks_resume_within_an_epoch(callback: pl.Callback, tmp_path
 def test_optimizers_resume_within_an_epoch(optimizer: str, tmp_path: Path) -> None:
     factory = partial(getattr(torch.optim, optimizer), lr=0.01)
     check_resume(trainers(tmp_path), tmp_path, digits, TeacherModule, network=network, optimizer=lambda: factory)
+
+
+def network_of_other_data(width: int) -> ResNet:
+    made = network(width)
+    made.trained_on = TrainedOn.of([0.1 * width], [0.4])  # type: ignore[assignment]
+    return made
+
+
+@on_other_device
+def test_a_distillation_with_converted_inputs_resumes_within_an_epoch(tmp_path: Path) -> None:
+    student, teacher = (partial(network_of_other_data, width) for width in (4, 8))
+    kind = partial(DistillationModule, teacher_check="warn")
+    check_resume(trainers(tmp_path), tmp_path, digits, kind, student=student, teacher=teacher)
 
 
 @on_other_device
@@ -257,6 +309,15 @@ def test_what_was_fitted_there_is_validated_exported_and_reported(tmp_path: Path
 def figures(printed: str) -> list[str]:
     """Pick the lines of a table of test figures."""
     return [line for line in printed.splitlines() if "test/" in line and "images" not in line]
+
+
+@on_other_device
+def test_networks_made_of_others_lie_where_those_lie() -> None:
+    members = [network().to("other"), network(8).to("other")]
+    members[1].trained_on = TrainedOn.of([0.3], [0.4])  # type: ignore[assignment]
+    images = torch.rand(2, 1, 8, 8, device="other")
+    assert str(EnsembleTeacher(members, average="probabilities", weights=[1, 2])(images).device) == "other:0"
+    assert str(graft_classifier(members[0], network(8))(images).device) == "other:0"
 
 
 @on_other_device

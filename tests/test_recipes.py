@@ -15,7 +15,19 @@ METHODS = ["at", "cc", "crd", "dist", "dkd", "fitnets", "logit_standardization"]
 METHODS += ["nst", "pkt", "reviewkd", "rkd", "sp", "vid"]
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name not in DEVICE_RECIPES])
+def of_a_shared_method(name: str) -> bool:
+    """Return whether a recipe differs from one of the digits in the networks of its folder's distill alone."""
+    return recipe_files(name)[-1].parent.name == "_methods"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * of_a_shared_method(name))
+        for name in recipe_names()
+        if name not in DEVICE_RECIPES
+    ],
+)
 def test_it_runs(name: str, kd: Callable[..., str], tmp_path: Path) -> None:
     assert "The best checkpoint is" in kd(*fit_arguments(name, tmp_path), "--trainer.accelerator=cpu")
 

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.networks.placement import weight_device
 from kd_lightning.networks.renormalise import renormaliser
 from kd_lightning.networks.trained_on import refuse_other_classes, trained_on
 
@@ -60,9 +61,10 @@ class EnsembleTeacher(nn.Module):
         for number, one in enumerate(known):
             refuse_other_classes(f"Network {number} of the ensemble", one, self.trained_on)
         self.networks = nn.ModuleList(networks)
-        self.renormalise = nn.ModuleList(renormaliser(self.trained_on, one) for one in known)
+        device = weight_device(self.networks)
+        self.renormalise = nn.ModuleList(renormaliser(self.trained_on, one) for one in known).to(device)
         self.average = average
-        self.register_buffer("shares", torch.tensor(weights) / sum(weights), persistent=False)
+        self.register_buffer("shares", torch.tensor(weights, device=device) / sum(weights), persistent=False)
 
     def extra_repr(self) -> str:
         """What is averaged."""

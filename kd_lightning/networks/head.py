@@ -73,7 +73,7 @@ def graft_classifier(
     grafted = copy.deepcopy(classifier if isinstance(classifier, nn.Linear) else _head(classifier)[1])
     projector = _projector(head.in_features, grafted.in_features, reduction).to(head.weight)
     backbone.set_submodule(pool, nn.Sequential(OrderedDict(projector=projector, pool=modules[pool])))
-    backbone.set_submodule(name, grafted.requires_grad_(False))
+    backbone.set_submodule(name, grafted.to(head.weight).requires_grad_(False))
     known = trained_on(backbone)
     backbone.trained_on = known._replace(classes=trained_on(classifier).classes)  # type: ignore[assignment]
     return backbone

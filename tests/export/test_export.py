@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import stat
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from faults import run_command
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["fit", "-c", "digits/distill", *quick, *wide, "--model.teacher.network.blocks=[1,1,1]"],
         ["test", "-c", "digits/distill", *wide],
     ):
-        subprocess.run([sys.executable, "-m", "kd_lightning", *arguments], cwd=folder, check=True, capture_output=True)
+        run_command(folder, *arguments)
     return folder / "lightning_logs/digits/distill/version_0"
 
 

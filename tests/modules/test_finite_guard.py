@@ -446,12 +446,11 @@ def test_where_a_look_waits_for_the_device_labels_are_read_in_the_first_epoch_of
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     make_trainer(max_epochs=2).fit(resumed, batches(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     monkeypatch.setattr(TeacherModule, "_check_labels", lambda module, labels: looks.append(module.current_epoch))
-    monkeypatch.setattr(TeacherModule, "device", torch.device("meta"))  # any but the CPU
     for module, first in ((fresh, 0), (resumed, 1)):
         for epoch in (first, first + 1):
             run = SimpleNamespace(current_epoch=epoch, accumulate_grad_batches=1, datamodule=None)
             module._trainer = run  # type: ignore[assignment]
-            module.on_train_batch_start((torch.rand(1), torch.tensor([0])), 0)
+            module.on_train_batch_start((torch.rand(1), torch.tensor([0], device="meta")), 0)  # any but the CPU
     assert looks == [0, 1]
 
 

@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from faults import run_command
 from onnx import numpy_helper
 from scipy.stats import binomtest
 from torch import nn
@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["export", "digits/distill", "--int8", "-o", "small.onnx"],
         ["test", "-c", "digits/distill"],
     ):
-        subprocess.run([sys.executable, "-m", "kd_lightning", *arguments], cwd=folder, check=True, capture_output=True)
+        run_command(folder, *arguments)
     weights = onnx.load(folder / "student.onnx")
     for value in weights.graph.initializer:
         if list(value.dims) == [10]:  # the last bias: everything is a seven
@@ -53,8 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(place: Path) -> Path:
     """The report of all of them."""
     files = ["digits/distill", "student.onnx", "small.onnx", "sevens.onnx"]
-    command = [sys.executable, "-m", "kd_lightning", "report", *files, "-o", "out"]
-    subprocess.run(command, cwd=place, check=True, capture_output=True)
+    run_command(place, "report", *files, "-o", "out")
     return place / "out"
 
 
