@@ -1,5 +1,6 @@
 # torch is imported by the fixtures: nothing may look for GPUs before pytest_configure has decided who sees them
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not selects_gpu_tests(config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell does for a run in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # for networks this small, threads cost more than they save, in children too; and once there are any, none can fork
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
