@@ -22,7 +22,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Tests of several processes fork, which CUDA does not survive.
     """
-    if not selects_gpu_tests(config.option.markexpr):
+    if selects_gpu_tests(config.option.markexpr):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic runs, before CUDA begins
+    else:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell does for a run in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)

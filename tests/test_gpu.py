@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from faults import Command
+from faults import Command, environment
 from recipe_runs import DEVICE_RECIPES, fit_arguments, save_network
 from resume_check import Dropping, check_resume, tensors_in
 
@@ -28,6 +28,10 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*"),  # the scaler of 16-mixed leaves out first steps
+    pytest.mark.filterwarnings("ignore:GPU available but not used"),  # of the runs on the CPU here
+    # torch 2.11's own use of its own functions
+    pytest.mark.filterwarnings("ignore:The argument 'device' of Tensor.(pin_memory|is_pinned).*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Please use the new API settings to control TF32.*:UserWarning"),
 ]
 
 Trainers = Callable[..., pl.Trainer]
@@ -123,7 +127,7 @@ def test_a_checkpoint_serves_the_other_device(
     kd("test", "-c", "digits/distill", *first)
     expected = figures(run)
     kd("test", "-c", "digits/distill", *second)
-    assert figures(run) == pytest.approx(expected, abs=2e-3)
+    assert figures(run) == pytest.approx(expected, abs=6e-3)  # two of 360 images
     kd("fit", "-c", "digits/distill", *second, "--ckpt_path=last", "--trainer.max_epochs=3")
     kd("export", "digits/distill", "-o", "student.onnx")
 
@@ -131,7 +135,7 @@ def test_a_checkpoint_serves_the_other_device(
 def test_a_machine_without_a_gpu_tests_what_a_gpu_has_trained(kd: Commands, tmp_path: Path) -> None:
     kd("fit", "-c", "digits/student", *QUICK, *GPU)
     command = [sys.executable, "-m", "kd_lightning", "test", "-c", "digits/student", "--trainer.accelerator=auto"]
-    there = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    there = {**os.environ, **environment([]), "CUDA_VISIBLE_DEVICES": ""}
     printed = subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True, check=False)
     assert printed.returncode == 0, printed.stderr
     assert "test/accuracy" in printed.stdout
