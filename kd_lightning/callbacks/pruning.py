@@ -111,7 +111,7 @@ class PruneNetwork(pl.Callback):
             for name, weight in pl_module.network.named_parameters():
                 gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad.detach()
                 seen = self._gradients.get(name)
-                self._gradients[name] = gradient if seen is None else seen.to(gradient.device) + gradient
+                self._gradients[name] = gradient.clone() if seen is None else seen.to(gradient.device) + gradient
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Prune, if it is time."""
