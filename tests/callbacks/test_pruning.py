@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -271,3 +272,14 @@ def test_resnet20_loses_half_of_its_work() -> None:
     pruned = take(copy.deepcopy(network), channels_to_keep(network, image, whole / 2, "macs", "magnitude"))
     assert 0.4 < macs(pruned, (1, 3, 32, 32)) / macs(network, (1, 3, 32, 32)) <= 0.51
     assert pruned(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_summed_gradients_are_not_those_that_clipping_changes() -> None:
+    prune = PruneNetwork(importance="taylor", epochs=[1])
+    layer = nn.Linear(2, 2)
+    layer(torch.ones(1, 2)).sum().backward()
+    module: Any = SimpleNamespace(network=layer)
+    prune.on_before_optimizer_step(SimpleNamespace(current_epoch=0), module, torch.optim.SGD(layer.parameters()))  # type: ignore[arg-type]
+    assert layer.weight.grad is not None
+    layer.weight.grad.mul_(0)
+    assert torch.equal(prune.state_dict()["gradients"]["weight"], torch.ones(2, 2))
