@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kd_lightning.modules.distillation import DistillationModule as DistillationModule
     from kd_lightning.modules.teacher import TeacherModule as TeacherModule
 
-_HOMES = {
+_LAZY = {
     "CIFAR10DataModule": "data.cifar",
     "CIFAR100DataModule": "data.cifar",
     "DigitsDataModule": "data.digits",
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 
-__getattr__ = lazy_names(__name__, _HOMES)
+__getattr__ = lazy_names(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

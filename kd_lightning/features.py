@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
+
 
 class Outputs(NamedTuple):
     """What a network said about a batch.
@@ -41,7 +43,7 @@ class FeatureTap:
 
     Not an ``nn.Module``: the network's weights stay where they are, once. With no layers named no hook is installed.
     A layer that runs several times gives its last output. An in-place operation that follows a tapped layer would
-    change what is read; :meth:`refuse_overwritten` finds it.
+    change what is read; :meth:`check_not_overwritten` finds it.
 
     Args:
         network: Any classifier. It is not changed apart from one forward hook for each named layer.
@@ -65,7 +67,7 @@ class FeatureTap:
         modules = dict(plain.named_modules())
         missing = [name for name in dict.fromkeys(layers) if not name or name not in modules]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{_named(plain, role)} has no layer {', '.join(map(repr, missing))}; choose from{_candidates(plain)}."
             )
         self._recorders = {name: _Recorder() for name in dict.fromkeys(layers)}
@@ -88,7 +90,7 @@ class FeatureTap:
             for recorder in self._recorders.values():
                 recorder.reading, recorder.output = False, None
 
-    def refuse_overwritten(self, images: Tensor) -> None:
+    def check_not_overwritten(self, images: Tensor) -> None:
         """Run the network once and make sure that what is read is what the layers gave.
 
         Raises:
@@ -107,7 +109,7 @@ class FeatureTap:
                 hook.remove()
         for name, output in given.items():
             if not torch.equal(features[name], output):
-                raise ValueError(
+                raise UserError(
                     f"What layer {name!r} gives is overwritten in place by what follows it (an in-place ReLU, say); "
                     "name the layer that follows, or the block that holds both."
                 )
@@ -174,7 +176,7 @@ def _candidates(network: nn.Module) -> str:
 
 def _logits(output: Any) -> Tensor:
     if not isinstance(output, Tensor):
-        raise ValueError(
+        raise UserError(
             f"The network returns a {type(output).__name__} and not its logits alone; wrap it in one that does."
         )
     return output
@@ -182,7 +184,7 @@ def _logits(output: Any) -> Tensor:
 
 def _tensor(name: str, output: Any) -> Tensor:
     if output is None:
-        raise ValueError(f"Layer {name!r} did not run in the network's forward; name a layer that does.")
+        raise UserError(f"Layer {name!r} did not run in the network's forward; name a layer that does.")
     if not isinstance(output, Tensor):
-        raise ValueError(f"{name} returns a {type(output).__name__} and not one tensor; name a layer that returns one.")
+        raise UserError(f"{name} returns a {type(output).__name__} and not one tensor; name a layer that returns one.")
     return output

@@ -15,9 +15,9 @@ import torch
 import torchvision
 from bench_baseline import MEAN, STD, endless, plain_loader, random_images
 
-from kd_lightning.data.batch import StoredBatch
-from kd_lightning.data.image_data_module import ImageDataModule
+from kd_lightning.data.batch import RawBatch
 from kd_lightning.data.image_set import ImageSet
+from kd_lightning.data.module import ImageDataModule
 
 COUNT = 20_000
 
@@ -67,7 +67,7 @@ def main() -> None:
 
     def batched() -> object:
         stored = next(ours)
-        assert isinstance(stored, StoredBatch)
+        assert isinstance(stored, RawBatch)
         return data.view(stored._replace(labels=stored.labels.to(device), ids=stored.ids.to(device)))
 
     sides: dict[str, tuple[Callable[[], object], int]] = {

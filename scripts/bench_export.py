@@ -21,7 +21,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from kd_lightning import networks
 from kd_lightning.export import OnnxClassifier, export_network
-from kd_lightning.networks import TrainedOn
+from kd_lightning.networks import DataConfig
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     network = getattr(networks, options.network)().eval()
-    network.trained_on = TrainedOn.of([0.5] * 3, [0.25] * 3)
+    network.data_config = DataConfig.of([0.5] * 3, [0.25] * 3)
     images = torch.rand(64, 3, 32, 32)
     print(f"ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__}, {processor() or 'CPU'}, one thread")
     with tempfile.TemporaryDirectory() as folder:

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning import networks
-from kd_lightning.data.augmentation import cut, draw_crops, pack, unpack
+from kd_lightning.data.augmentation.crops import cut, draw_crops, pack, unpack
 from kd_lightning.losses import soft_target_loss
-from kd_lightning.modules.teaching import _fused
+from kd_lightning.teacher.frozen_teacher import _fused
 
 PADDING = 4
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

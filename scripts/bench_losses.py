@@ -16,7 +16,7 @@ from torch import nn
 
 from kd_lightning import losses
 from kd_lightning.features import FeatureTap
-from kd_lightning.networks import graft_classifier, resnet20, resnet56
+from kd_lightning.networks import resnet20, resnet56, reuse_teacher_classifier
 
 METHODS: dict[str, Callable[[], losses.DistillationLoss]] = {
     "KD": losses.SoftTargetLoss,
@@ -43,7 +43,7 @@ class Step:
     def __init__(self, name: str, batch_size: int) -> None:
         torch.manual_seed(0)
         teacher = resnet56().eval().requires_grad_(False)
-        student = graft_classifier(resnet20(), teacher) if name == "SimKD" else resnet20()
+        student = reuse_teacher_classifier(resnet20(), teacher) if name == "SimKD" else resnet20()
         self.loss, self.hard = METHODS[name](), losses.HardTargetLoss()
         self.student = FeatureTap(student.to(memory_format=torch.channels_last), self.loss.student_layers)
         self.teacher = FeatureTap(teacher.to(memory_format=torch.channels_last), self.loss.teacher_layers)

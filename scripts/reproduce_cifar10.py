@@ -34,8 +34,8 @@ from cifar10_rows import GROUPS, ROWS, Row
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
+from kd_lightning.files.atomic import atomic_write
 from kd_lightning.networks import read_checkpoint
-from kd_lightning.whole_files import whole_file
 
 PUBLISHED = Path("lightning_logs/published")
 
@@ -157,7 +157,7 @@ class Run:
                 if process.returncode:
                     raise RuntimeError(f"{self.folder} was not finished; see {log.name}.")
         if not self.done:
-            with whole_file(self.folder / "metrics.json") as file:
+            with atomic_write(self.folder / "metrics.json") as file:
                 file.write(f"{json.dumps(self._metrics(), indent=1)}\n".encode())
         bar.update(max(0, self.epochs - seen))
 

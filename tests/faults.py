@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["kd_lightning.cli", "torch.utils.tensorboard", "sklearn.datasets"])
+FORKS.set_forkserver_preload(["kd_lightning.cli.lightning_cli", "torch.utils.tensorboard", "sklearn.datasets"])
 _PLAN = "KD_LIGHTNING_FAULTS"
 
 
@@ -117,15 +117,15 @@ def kill_in_a_save(name: str, number: int, place: int | str) -> None:
 
 def signal_in_a_cache(number: int) -> None:
     """Be sent a signal while the teacher is asked about all images."""
-    from kd_lightning.modules import showing
+    from kd_lightning.teacher import view_cache
 
-    ask = showing._ask_about_all
+    ask = view_cache.compute_view
 
     def asks(*arguments: Any) -> Tensor:
         os.kill(os.getpid(), number)
         return ask(*arguments)
 
-    showing._ask_about_all = asks
+    view_cache.compute_view = asks
 
 
 def full_disk(size: int) -> None:

@@ -41,7 +41,7 @@ def test_no_network_is_trained_on_what_the_bias_is_found_on(script: ModuleType) 
     assert seen.issuperset(shown)
     validation = images_of(students.val_dataloader())
     assert validation == images_of(teachers.val_dataloader())
-    whole = teachers.stores["train"].pixels
+    whole = teachers.splits["train"].pixels
     assert len(validation) + len(teachers._train_samples) == len(whole)
 
 

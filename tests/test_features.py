@@ -248,9 +248,9 @@ def test_evaluating_restores_after_an_error(small: Callable[..., ResNet]) -> Non
 
 def test_an_output_that_is_overwritten_in_place_is_refused() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.Flatten())
-    FeatureTap(network, ["0", "2"]).refuse_overwritten(torch.randn(2, 1, 3, 3))
+    FeatureTap(network, ["0", "2"]).check_not_overwritten(torch.randn(2, 1, 3, 3))
     with pytest.raises(ValueError, match="What layer '1' gives is overwritten in place by what follows it"):
-        FeatureTap(network, ["0", "1"]).refuse_overwritten(torch.randn(2, 1, 3, 3))
+        FeatureTap(network, ["0", "1"]).check_not_overwritten(torch.randn(2, 1, 3, 3))
 
 
 def test_the_role_is_named(small: Callable[..., ResNet]) -> None:

@@ -21,17 +21,17 @@ from torch import nn
 
 from kd_lightning import AdaptationModule, DigitsDataModule, DistillationModule, DomainPairDataModule, TeacherModule
 from kd_lightning import losses as kd_losses
-from kd_lightning.callbacks import FreezeLayers, MaskWeights, PruneNetwork, QuantizationAware
+from kd_lightning.callbacks import FreezeLayers, MaskWeights, PruneNetwork, QuantizationAwareTraining
 from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.losses import CorrelationLoss, DistillationLoss
 from kd_lightning.networks import (
+    DataConfig,
     EnsembleTeacher,
     LeNet,
     ResNet,
-    TrainedOn,
     from_checkpoint,
-    graft_classifier,
     replace_head,
+    reuse_teacher_classifier,
 )
 
 LOSSES = [
@@ -205,7 +205,7 @@ def test_frozen_layers_thaw(tmp_path: Path) -> None:
         PruneNetwork(0.5, measure="parameters", epochs=[0]),
         MaskWeights(0.5, epochs=[0, 1]),
         MaskWeights(pattern="2:4"),
-        QuantizationAware(1),
+        QuantizationAwareTraining(1),
     ],
     ids=lambda callback: type(callback).__name__,
 )
@@ -223,7 +223,7 @@ def test_optimizers_resume_within_an_epoch(optimizer: str, tmp_path: Path) -> No
 
 def network_of_other_data(width: int) -> ResNet:
     made = network(width)
-    made.trained_on = TrainedOn.of([0.1 * width], [0.4])  # type: ignore[assignment]
+    made.data_config = DataConfig.of([0.1 * width], [0.4])  # type: ignore[assignment]
     return made
 
 
@@ -314,10 +314,10 @@ def figures(printed: str) -> list[str]:
 @on_other_device
 def test_networks_made_of_others_lie_where_those_lie() -> None:
     members = [network().to("other"), network(8).to("other")]
-    members[1].trained_on = TrainedOn.of([0.3], [0.4])  # type: ignore[assignment]
+    members[1].data_config = DataConfig.of([0.3], [0.4])  # type: ignore[assignment]
     images = torch.rand(2, 1, 8, 8, device="other")
     assert str(EnsembleTeacher(members, average="probabilities", weights=[1, 2])(images).device) == "other:0"
-    assert str(graft_classifier(members[0], network(8))(images).device) == "other:0"
+    assert str(reuse_teacher_classifier(members[0], network(8))(images).device) == "other:0"
 
 
 @on_other_device

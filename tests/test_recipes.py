@@ -9,7 +9,8 @@ import yaml
 from on_other_device import OTHER_DEVICE, call, on_other_device
 from recipe_runs import DEVICE_RECIPES, fit_arguments
 
-from kd_lightning.recipes import describe, recipe_files, recipe_names, recipes
+from kd_lightning.cli.recipes import recipes
+from kd_lightning.recipes import describe, recipe_files, recipe_names
 
 METHODS = ["at", "cc", "crd", "dist", "dkd", "fitnets", "logit_standardization"]
 METHODS += ["nst", "pkt", "reviewkd", "rkd", "sp", "vid"]

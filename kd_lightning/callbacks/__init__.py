@@ -1,27 +1,27 @@
 """Callbacks: which weights may move, or exist; what is drawn and written."""
 
-from kd_lightning.callbacks.embedding_picture import EmbeddingPicture
 from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.feature_writer import FeatureWriter
-from kd_lightning.callbacks.freezing import FreezeLayers
-from kd_lightning.callbacks.masking import MaskWeights
+from kd_lightning.callbacks.freeze import FreezeLayers
+from kd_lightning.callbacks.mask import MaskWeights
 from kd_lightning.callbacks.prediction_writer import PredictionWriter
-from kd_lightning.callbacks.pruning import PruneNetwork
-from kd_lightning.callbacks.quantization import QuantizationAware
-from kd_lightning.callbacks.run_report import RunReport
-from kd_lightning.callbacks.save_progress import SaveProgress
+from kd_lightning.callbacks.prune import PruneNetwork
+from kd_lightning.callbacks.quantize import QuantizationAwareTraining
+from kd_lightning.callbacks.run_summary import RunSummary
+from kd_lightning.callbacks.step_checkpoint import StepCheckpoint
 from kd_lightning.callbacks.tensorboard_images import TensorBoardImages
+from kd_lightning.callbacks.tsne_plot import TSNEPlot
 
 __all__ = [
-    "EmbeddingPicture",
     "ExactResume",
     "FeatureWriter",
     "FreezeLayers",
     "MaskWeights",
     "PredictionWriter",
     "PruneNetwork",
-    "QuantizationAware",
-    "RunReport",
-    "SaveProgress",
+    "QuantizationAwareTraining",
+    "RunSummary",
+    "StepCheckpoint",
+    "TSNEPlot",
     "TensorBoardImages",
 ]

@@ -87,7 +87,7 @@ class ExactResume(pl.Callback):
             "seed": self.seed,
         }
         if trainer.training:
-            _leave_validation_to_do(checkpoint["loops"]["fit_loop"], trainer)
+            mark_validation_pending(checkpoint["loops"]["fit_loop"], trainer)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -100,7 +100,7 @@ class ExactResume(pl.Callback):
         self._places = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
 
 
-def _leave_validation_to_do(progress: dict[str, Any], trainer: pl.Trainer) -> None:
+def mark_validation_pending(progress: dict[str, Any], trainer: pl.Trainer) -> None:
     """After a batch that validation or the end of the epoch follows: as if cut when validation had just begun.
 
     From its own state Lightning would go on with the next batch, or epoch.

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from kd_lightning.features import FeatureTap, evaluating
-from kd_lightning.whole_files import whole_file
+from kd_lightning.files.atomic import atomic_write
 
 
 class FeatureWriter(pl.Callback):
@@ -68,7 +68,7 @@ class FeatureWriter(pl.Callback):
             return
         images, labels, *ids = batch
         with evaluating(pl_module.network):
-            said = self._tap(pl_module.renormalise(images))
+            said = self._tap(pl_module.convert_input(images))
         first = sum(len(rows["labels"]) for rows in self._rows)
         numbers = ids[0] if ids else torch.arange(first, first + len(labels))
         tensors = {**said.features, "logits": said.logits, "labels": labels, "ids": numbers}
@@ -89,7 +89,7 @@ class FeatureWriter(pl.Callback):
             arrays: dict[str, Any] = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
             order = arrays["ids"].argsort(kind="stable")
             self.written = Path(self.path or Path(folder, "features.npz"))
-            with whole_file(self.written) as file:
+            with atomic_write(self.written) as file:
                 np.savez(file, **{name: array[order] for name, array in arrays.items()})
 
 

@@ -4,9 +4,9 @@ from kd_lightning.data.batch import Batch
 from kd_lightning.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from kd_lightning.data.digits import DigitsDataModule
 from kd_lightning.data.domain_pair import DomainPairDataModule
-from kd_lightning.data.image_data_module import ImageDataModule
 from kd_lightning.data.image_folder import ImageFolderDataModule
 from kd_lightning.data.mnist import MNISTDataModule
+from kd_lightning.data.module import ImageDataModule
 from kd_lightning.data.svhn import SVHNDataModule
 from kd_lightning.data.usps import USPSDataModule
 

@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     ids: Tensor
 
 
-class StoredBatch(NamedTuple):
+class RawBatch(NamedTuple):
     """A batch on its way to the device, where it becomes a :class:`Batch`.
 
     Attributes:

@@ -7,8 +7,8 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from kd_lightning.data.download import downloading
-from kd_lightning.data.image_data_module import ImageDataModule
 from kd_lightning.data.image_set import ImageSet
+from kd_lightning.data.module import ImageDataModule
 
 
 class CIFAR10DataModule(ImageDataModule):

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from kd_lightning.data.image_data_module import ImageDataModule
 from kd_lightning.data.image_set import ImageSet
+from kd_lightning.data.module import ImageDataModule
+from kd_lightning.errors import UserError
 
 
 class DigitsDataModule(ImageDataModule):
@@ -65,7 +66,7 @@ class DigitsDataModule(ImageDataModule):
             split_seed,
         )  # fmt: skip
         if margin < 0:
-            raise ValueError(f"margin must be >= 0, got {margin}.")
+            raise UserError(f"margin must be >= 0, got {margin}.")
         self.save_hyperparameters()
         self.margin = margin
 

@@ -8,13 +8,14 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
-from kd_lightning.data.affine import draw_affine, transform
-from kd_lightning.data.batch import Batch, StoredBatch
-from kd_lightning.data.image_data_module import ImageDataModule
+from kd_lightning.data.augmentation.affine import draw_affine, transform
+from kd_lightning.data.batch import Batch, RawBatch
 from kd_lightning.data.image_set import ImageSet, Part
 from kd_lightning.data.loader import EpochLoader
+from kd_lightning.data.module import ImageDataModule
 from kd_lightning.data.sampler import EpochSampler
-from kd_lightning.data.shapes import refuse_no_size, resize, statistics, with_channels
+from kd_lightning.data.shapes import check_size, resize, statistics, with_channels
+from kd_lightning.errors import UserError
 
 
 class DomainPairDataModule(pl.LightningDataModule):
@@ -64,15 +65,15 @@ class DomainPairDataModule(pl.LightningDataModule):
         scaling: float = 0.0,
         joined: bool = False,
     ) -> None:
-        refuse_no_size(size)
+        check_size(size)
         if not 0 <= rotation <= 180 or not 0 <= scaling < 1:
-            raise ValueError(
+            raise UserError(
                 f"rotation must lie in [0, 180] degrees and scaling in [0, 1), got {rotation} and {scaling}."
             )
         if target.mixup or target.cutmix:
-            raise ValueError("mixup and CutMix mix labels, which the target does not give; set both to 0 there.")
+            raise UserError("mixup and CutMix mix labels, which the target does not give; set both to 0 there.")
         if joined and (source.mixup or source.cutmix):
-            raise ValueError("A joined batch has labels, not shares of them; set the source's mixup and cutmix to 0.")
+            raise UserError("A joined batch has labels, not shares of them; set the source's mixup and cutmix to 0.")
         self.source = source
         self.target = target
         self.joined = joined
@@ -96,7 +97,7 @@ class DomainPairDataModule(pl.LightningDataModule):
         self.source.trainer = self.target.trainer = trainer
 
     @property
-    def in_pairs(self) -> bool:
+    def yields_pairs(self) -> bool:
         """Whether a training batch keeps the domains apart."""
         return not self.joined
 
@@ -124,10 +125,10 @@ class DomainPairDataModule(pl.LightningDataModule):
         return self._channels, max(ours[0], theirs[0]), max(ours[1], theirs[1])
 
     @property
-    def stores(self) -> dict[str, ImageSet]:
+    def splits(self) -> dict[str, ImageSet]:
         """The sets that were read, whose labels were looked at."""
         parts = (("source", self.source), ("target", self.target))
-        return {f"{domain}/{name}": images for domain, part in parts for name, images in part.stores.items()}
+        return {f"{domain}/{name}": images for domain, part in parts for name, images in part.splits.items()}
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -171,13 +172,13 @@ class DomainPairDataModule(pl.LightningDataModule):
         """Read what a stage needs, of the source nothing but for training and validation; look whether they fit."""
         ours, theirs = self.source.classes, self.target.classes
         if theirs and ours != theirs:
-            raise ValueError(
+            raise UserError(
                 f"The source has {len(ours)} classes ({_few(ours)}) and the target {len(theirs)} ({_few(theirs)}); "
                 "give both the same names in the same order."
             )
         channels = len(self.source.mean), len(self.target.mean)
         if channels[0] != channels[1] and 1 not in channels:
-            raise ValueError(
+            raise UserError(
                 f"The source's images have {channels[0]} channels and the target's {channels[1]}; only grey images can "
                 "be given more."
             )
@@ -228,11 +229,11 @@ class DomainPairDataModule(pl.LightningDataModule):
         if isinstance(batch, dict):
             seen = {domain: self.on_after_batch_transfer(part) for domain, part in batch.items()}
             return Batch(*map(torch.cat, zip(seen["source"], seen["target"], strict=True))) if self.joined else seen
-        if not isinstance(batch, StoredBatch):
+        if not isinstance(batch, RawBatch):
             return batch
         return self.trainer.precision_plugin.convert_input(self.view(batch))  # type: ignore[union-attr]
 
-    def view(self, batch: StoredBatch) -> Batch:
+    def view(self, batch: RawBatch) -> Batch:
         """Gather, augment, normalise and resize a batch of one of the domains on the device where it lies."""
         domain, _, store = batch.store.partition("/")
         part = self.source if domain == "source" else self.target

@@ -8,6 +8,8 @@ from urllib.error import URLError
 
 from torchvision.datasets.utils import download_url
 
+from kd_lightning.errors import DownloadError
+
 FAILURES = (RuntimeError, EOFError, OSError, HTTPException)
 """All that a download or a damaged file raises."""
 
@@ -26,12 +28,12 @@ def downloading(url: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (URLError, ConnectionError, TimeoutError) as error:
-        raise ConnectionError(
+        raise DownloadError(
             f"{url} cannot be downloaded ({getattr(error, 'reason', error)}); get it by other means and put the file "
             f"at {str(path)!r}."
         ) from error
     except FAILURES as error:
-        raise ConnectionError(
+        raise DownloadError(
             f"The download of {url} is damaged or was interrupted ({str(error).rstrip('.')}); run again, or put the "
             f"file at {str(path)!r} by hand."
         ) from error

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from kd_lightning.data.image_data_module import ImageDataModule
 from kd_lightning.data.image_set import ImageSet
-from kd_lightning.image_files import SUFFIXES, opened
+from kd_lightning.data.module import ImageDataModule
+from kd_lightning.errors import MissingFileError, UserError
+from kd_lightning.files.images import SUFFIXES, opened
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -76,7 +77,7 @@ class ImageFolderDataModule(ImageDataModule):
         """The names of the folders in ``train/`` (else ``val/``, ``test/``), sorted."""
         split = next((s for s in ("train", "val", "test") if (self.root / s).is_dir()), None)
         if split is None:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{str(self.root)!r} has no folder train/, val/ or test/; put images into train/<class>/."
             )
         return _class_folders(self.root / split)
@@ -94,21 +95,21 @@ class ImageFolderDataModule(ImageDataModule):
         else:
             files, labels = self._labelled(folder)
         if not files:
-            raise ValueError(f"{str(folder)!r} holds no images ({', '.join(sorted(SUFFIXES))}).")
+            raise UserError(f"{str(folder)!r} holds no images ({', '.join(sorted(SUFFIXES))}).")
         images = ImageSet(labels, None, files, self._size(files))
         return images.in_memory() if self._fits(images) else images
 
     def _labelled(self, folder: Path) -> tuple[list[Path], torch.Tensor]:
         if not folder.is_dir():
-            raise FileNotFoundError(f"There is no folder {str(folder)!r}; put images into {folder.name}/<class>/.")
+            raise MissingFileError(f"There is no folder {str(folder)!r}; put images into {folder.name}/<class>/.")
         if (found := _class_folders(folder)) != self.classes:
             differing = sorted(set(found) ^ set(self.classes))
-            raise ValueError(f"The class folders of {str(folder)!r} differ from the others: {', '.join(differing)}.")
+            raise UserError(f"The class folders of {str(folder)!r} differ from the others: {', '.join(differing)}.")
         files, labels = [], []
         for label, name in enumerate(self.classes):
             members = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in SUFFIXES)
             if not members:
-                raise ValueError(f"The class folder {str(folder / name)!r} holds no images; fill it or take it away.")
+                raise UserError(f"The class folder {str(folder / name)!r} holds no images; fill it or take it away.")
             files += members
             labels += [label] * len(members)
         return files, torch.tensor(labels)
@@ -120,7 +121,7 @@ class ImageFolderDataModule(ImageDataModule):
             return self.size
         for file, size in zip(files, sizes, strict=True):
             if size != sizes[0]:
-                raise ValueError(
+                raise UserError(
                     f"{str(file)!r} has {size[1]}x{size[0]} pixels and {str(files[0])!r} {sizes[0][1]}x{sizes[0][0]}; "
                     "set image_size to resize all images."
                 )
@@ -135,7 +136,7 @@ class ImageFolderDataModule(ImageDataModule):
 def _class_folders(folder: Path) -> tuple[str, ...]:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
-        raise ValueError(f"{str(folder)!r} has no class folders; put images into {folder.name}/<class>/.")
+        raise UserError(f"{str(folder)!r} has no class folders; put images into {folder.name}/<class>/.")
     return tuple(names)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kd_lightning.data.batch import StoredBatch
-from kd_lightning.image_files import decoded
+from kd_lightning.data.batch import RawBatch
+from kd_lightning.files.images import decoded
 
 
 class ImageSet(NamedTuple):
@@ -59,7 +59,7 @@ class Part(Dataset):
     Args:
         images: The stored set.
         samples: int64 ``(n,)``, which of its samples.
-        store: The set's name, see :class:`StoredBatch`.
+        store: The set's name, see :class:`RawBatch`.
         epoch: Of positions that come alone, from the sampler that Lightning's ``overfit_batches`` puts in.
     """
 
@@ -72,12 +72,12 @@ class Part(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, place: tuple[int, int] | int) -> StoredBatch:
+    def __getitem__(self, place: tuple[int, int] | int) -> RawBatch:
         return self.__getitems__([place])
 
-    def __getitems__(self, places: Sequence[tuple[int, int] | int]) -> StoredBatch:
+    def __getitems__(self, places: Sequence[tuple[int, int] | int]) -> RawBatch:
         known = [place if isinstance(place, tuple) else (place, self.epoch) for place in places]
         ids = self.samples[[position for position, _ in known]]
         resident = self.images.pixels is not None
         pixels = torch.empty((len(ids), 0), dtype=torch.uint8) if resident else self.images.read(ids)
-        return StoredBatch(pixels, self.images.labels[ids], ids, known[0][1], self.store)
+        return RawBatch(pixels, self.images.labels[ids], ids, known[0][1], self.store)

@@ -8,9 +8,10 @@ from typing import Literal
 from torchvision.datasets import MNIST
 
 from kd_lightning.data.download import FAILURES
-from kd_lightning.data.image_data_module import ImageDataModule
 from kd_lightning.data.image_set import ImageSet
-from kd_lightning.data.shapes import refuse_no_size, reshaped, statistics
+from kd_lightning.data.module import ImageDataModule
+from kd_lightning.data.shapes import check_size, reshaped, statistics
+from kd_lightning.errors import DownloadError, UserError
 
 
 class MNISTDataModule(ImageDataModule):
@@ -69,7 +70,7 @@ class MNISTDataModule(ImageDataModule):
             batch_size, val_fraction, seed, view_seed, padding, flip, *mean_std, mixup, cutmix, num_workers, views,
             split_seed,
         )  # fmt: skip
-        refuse_no_size(size)
+        check_size(size)
         self.save_hyperparameters()
         self.root = root
         self.size = (size or 28, size or 28)
@@ -85,7 +86,7 @@ class MNISTDataModule(ImageDataModule):
         try:
             self.dataset(self.root, download=True)
         except FAILURES as error:
-            raise ConnectionError(
+            raise DownloadError(
                 f"MNIST is not in {str(folder)!r} and cannot be downloaded ({' '.join(str(error).split())}); run "
                 f"again, or get the files by other means and put {', '.join(names)} there."
             ) from error
@@ -101,7 +102,7 @@ class MNISTDataModule(ImageDataModule):
             return None
         images = self.dataset(self.root, train=split == "train")
         if len(images.data) != len(images.targets):
-            raise ValueError(
+            raise UserError(
                 f"{images.raw_folder!r} has {len(images.data)} images and {len(images.targets)} labels for {split!r}; "
                 "take its files away to have them downloaded again."
             )

@@ -6,17 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.errors import UserError
+
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey, ITU-R BT.601
 
 
-def refuse_no_size(size: int | None) -> None:
+def check_size(size: int | None) -> None:
     """Make sure that a size is one.
 
     Raises:
         ValueError: If it is below 1.
     """
     if size is not None and size < 1:
-        raise ValueError(f"size must be >= 1, or null for the images' own, got {size}.")
+        raise UserError(f"size must be >= 1, or null for the images' own, got {size}.")
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 from torchvision.datasets import USPS
 
 from kd_lightning.data.download import download
-from kd_lightning.data.image_data_module import ImageDataModule
 from kd_lightning.data.image_set import ImageSet
-from kd_lightning.data.shapes import refuse_no_size, reshaped, statistics
+from kd_lightning.data.module import ImageDataModule
+from kd_lightning.data.shapes import check_size, reshaped, statistics
 
 
 class USPSDataModule(ImageDataModule):
@@ -66,7 +66,7 @@ class USPSDataModule(ImageDataModule):
             batch_size, val_fraction, seed, view_seed, padding, flip, *mean_std, mixup, cutmix, num_workers, views,
             split_seed,
         )  # fmt: skip
-        refuse_no_size(size)
+        check_size(size)
         self.save_hyperparameters()
         self.root = root
         self.size = (size or 16, size or 16)

@@ -8,24 +8,20 @@ from typing import TYPE_CHECKING
 from kd_lightning.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from kd_lightning.export.classify_command import classify as classify
-    from kd_lightning.export.command import export as export
     from kd_lightning.export.inference import Inference as Inference
     from kd_lightning.export.network import export_network as export_network
     from kd_lightning.export.onnx_classifier import OnnxClassifier as OnnxClassifier
 
-_HOMES = {
+_LAZY = {
     "Inference": "inference",
     "OnnxClassifier": "onnx_classifier",
-    "classify": "classify_command",
-    "export": "command",
     "export_network": "network",
 }
 
-__all__ = ["Inference", "OnnxClassifier", "classify", "export", "export_network"]
+__all__ = ["Inference", "OnnxClassifier", "export_network"]
 
 
-__getattr__ = lazy_names(__name__, _HOMES)
+__getattr__ = lazy_names(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

@@ -3,8 +3,10 @@
 from importlib import import_module
 from typing import Any
 
+from kd_lightning.errors import UserError
 
-def extra_module(name: str) -> Any:
+
+def require_extra(name: str) -> Any:
     """Import a library of the extra ``export``.
 
     Raises:
@@ -13,7 +15,7 @@ def extra_module(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{error.name} of the extra `export` is not installed; run "
             '`pip install ".[export]"` in a checkout of kd_lightning.'
         ) from error

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd_lightning.export.extra import extra_module
+from kd_lightning.errors import UserError
+from kd_lightning.export.extra import require_extra
 from kd_lightning.export.inference import Inference
 
 
@@ -26,8 +27,8 @@ def write_onnx(model: Inference, images: Tensor, path: Path, metadata: Mapping[s
     Raises:
         ValueError: If an operator cannot be exported; it is named.
     """
-    extra_module("onnx")
-    extra_module("onnxscript")
+    require_extra("onnx")
+    require_extra("onnxscript")
     batch = torch.export.Dim("batch", min=1, max=4096)
     try:
         with _quiet():
@@ -42,7 +43,7 @@ def write_onnx(model: Inference, images: Tensor, path: Path, metadata: Mapping[s
                 verbose=False,
             )
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"{type(model.network).__name__} cannot be exported to ONNX: {_reason(error)}; replace that operator in "
             "the network, or use --format torch."
         ) from error
@@ -62,7 +63,7 @@ def write_program(model: Inference, images: Tensor, path: Path, metadata: Mappin
         with _quiet():
             program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: batch}})
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"{type(model.network).__name__} cannot be exported by torch.export: {_reason(error)}; make its forward "
             "independent of the values of tensors, or use --format safetensors."
         ) from error

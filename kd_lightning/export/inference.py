@@ -5,14 +5,15 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.networks import TrainedOn, trained_on
+from kd_lightning.errors import UserError
+from kd_lightning.networks import DataConfig, data_config
 
 
 class Inference(nn.Module):
     """A network with the normalisation of its input inside.
 
     Args:
-        network: A classifier; what it was trained on (``trained_on``) says how its input is normalised.
+        network: A classifier; what it was trained on (``data_config``) says how its input is normalised.
         uint8: Whether images are bytes from 0 to 255 and not floats in [0, 1].
         dtype: In which a copy of the network computes, where it is not the network itself in its own type; images are
             normalised, and logits given, in float32.
@@ -23,7 +24,7 @@ class Inference(nn.Module):
     Example:
         >>> from kd_lightning.networks import resnet20
         >>> network = resnet20()
-        >>> network.trained_on = TrainedOn.of([0.5] * 3, [0.25] * 3)
+        >>> network.data_config = DataConfig.of([0.5] * 3, [0.25] * 3)
         >>> Inference(network)(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -33,15 +34,15 @@ class Inference(nn.Module):
 
     def __init__(self, network: nn.Module, uint8: bool = False, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        known = trained_on(network)
+        known = data_config(network)
         if known.mean is None or known.std is None:
-            raise ValueError(
+            raise UserError(
                 "It is not known how the network's input is normalised; pass mean and std to from_checkpoint, or set "
-                "network.trained_on = TrainedOn.of(mean, std, classes)."
+                "network.data_config = DataConfig.of(mean, std, classes)."
             )
         self.network = network if dtype is None else copy.deepcopy(network).to(dtype)
         self.dtype = dtype
-        self.known: TrainedOn = known
+        self.known: DataConfig = known
         self.uint8 = uint8
         unit = 255.0 if uint8 else 1.0
         self.register_buffer("mean", torch.tensor(known.mean)[:, None, None] * unit)

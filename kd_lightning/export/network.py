@@ -11,12 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
 from kd_lightning.export.formats import write_onnx, write_program, write_weights
 from kd_lightning.export.inference import Inference
 from kd_lightning.export.onnx_classifier import OnnxClassifier
-from kd_lightning.export.shrinking import halve, quantize
+from kd_lightning.export.onnx_precision import halve, quantize
+from kd_lightning.files.atomic import atomic_write
 from kd_lightning.networks.placement import weight_device
-from kd_lightning.whole_files import whole_file
 
 Format = Literal["onnx", "torch", "safetensors"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
@@ -36,7 +37,7 @@ def export_network(
     """Write a network to a file; the file takes its place only after it was compared with the network.
 
     Args:
-        network: A classifier with ``trained_on`` (of :func:`from_checkpoint` or a training).
+        network: A classifier with ``data_config`` (of :func:`from_checkpoint` or a training).
         path: Of the file, with the suffix of its format.
         images: In [0, 1], ``(N, channels, H, W)``, to compare on; random ones of 3x32x32 if ``None``.
         format: ``"onnx"``, ``"torch"`` (``.pt2``) or ``"safetensors"``.
@@ -85,7 +86,7 @@ def export_network(
             larger = _if_larger(written, whole)
         exact = not half and calibration is None
         said = _compare(model, images, _runner(written, format, network), exact)
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write(written.read_bytes())
     return larger + said
 
@@ -99,17 +100,17 @@ def _if_larger(written: Path, whole: Path) -> str:
 
 def _refuse_unfit(path: Path, format: Format, half: bool, calibration: Tensor | None) -> None:
     if path.suffix != SUFFIXES[format]:
-        raise ValueError(f"A file of the format {format} ends in {SUFFIXES[format]}, got {str(path)!r}.")
+        raise UserError(f"A file of the format {format} ends in {SUFFIXES[format]}, got {str(path)!r}.")
     if path.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder; name a file.")
     if calibration is not None and format != "onnx":
-        raise ValueError("int8 is for the format onnx; leave it out, or choose onnx.")
+        raise UserError("int8 is for the format onnx; leave it out, or choose onnx.")
     if half and format == "safetensors":
-        raise ValueError("half is for the formats onnx and torch; weights alone are kept as they are.")
+        raise UserError("half is for the formats onnx and torch; weights alone are kept as they are.")
     if half and calibration is not None:
-        raise ValueError("Choose int8 or half, not both.")
+        raise UserError("Choose int8 or half, not both.")
     if calibration is not None and len(calibration) < FEWEST_CALIBRATED:
-        raise ValueError(
+        raise UserError(
             f"There are {len(calibration)} training images to calibrate on; int8 needs {FEWEST_CALIBRATED} or more."
         )
 
@@ -122,7 +123,7 @@ def _compare(model: Inference, images: Tensor, run: Callable[[Tensor], Tensor], 
     agreement = float((got.argmax(1) == expected.argmax(1)).float().mean()) if got.shape == expected.shape else 0.0
     close = difference <= 1e-4 * max(1.0, float(expected.abs().max()))
     if not (close if exact else agreement >= 0.9 and difference == difference):
-        raise ValueError(
+        raise UserError(
             f"The file disagrees with the checkpoint (logits differ by up to {difference:.3g}, {agreement:.1%} of the "
             "answers are the same); nothing was written."
         )

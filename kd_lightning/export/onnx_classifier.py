@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kd_lightning.errors import MissingFileError, UserError
+
 Images = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 
 
@@ -27,21 +29,21 @@ class OnnxClassifier:
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
-        from kd_lightning.export.extra import extra_module
+        from kd_lightning.export.extra import require_extra
 
-        runtime = extra_module("onnxruntime")
+        runtime = require_extra("onnxruntime")
         if not Path(path).is_file():
-            raise FileNotFoundError(f"There is no file {str(path)!r}; make one with `kd-lightning export`.")
+            raise MissingFileError(f"There is no file {str(path)!r}; make one with `kd-lightning export`.")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise ValueError(f"{str(path)!r} cannot be read as an ONNX file; export it again.") from error
+            raise UserError(f"{str(path)!r} cannot be read as an ONNX file; export it again.") from error
         (taken, *more) = self.session.get_inputs()
         if more or len(taken.shape) != 4 or not all(isinstance(side, int) for side in taken.shape[1:]):
-            raise ValueError(f"{str(path)!r} does not take images (batch, channels, height, width) alone.")
+            raise UserError(f"{str(path)!r} does not take images (batch, channels, height, width) alone.")
         self._input = taken.name
         self._uint8 = taken.type == "tensor(uint8)"
         self.shape: tuple[int, int, int] = tuple(taken.shape[1:])

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._domains import domain_vectors
+from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._multilinear import MultilinearMap
+from kd_lightning.losses._pairs import built, fit_to
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.domains import domain_vectors
-from kd_lightning.losses.gathering import gathered
-from kd_lightning.losses.maps import built, fit_to
-from kd_lightning.losses.multilinear import MultilinearMap
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision
@@ -158,9 +159,9 @@ class AdversarialLoss(DistillationLoss):
     ) -> None:
         super().__init__(weight, layers, warmup_epochs=warmup_epochs)
         if not strength >= 0:
-            raise ValueError(f"strength must be >= 0, got {strength}.")
+            raise UserError(f"strength must be >= 0, got {strength}.")
         if min(hidden, largest_product, random_dimensions) < 1:
-            raise ValueError(
+            raise UserError(
                 "hidden, largest_product and random_dimensions must be >= 1, "
                 f"got {hidden}, {largest_product} and {random_dimensions}."
             )

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._normalize import directions
+from kd_lightning.losses._pairs import map_pairs, same_size
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.directions import directions
-from kd_lightning.losses.maps import map_pairs, same_size
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision
@@ -77,7 +78,7 @@ class AttentionLoss(DistillationLoss):
     ) -> None:
         super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
         if power < 1:
-            raise ValueError(f"power must be >= 1, got {power}.")
+            raise UserError(f"power must be >= 1, got {power}.")
         self.power = power
 
     def build(self, student: Outputs, teacher: Outputs) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
 
 
@@ -50,17 +51,17 @@ class DistillationLoss(nn.Module, ABC):
         super().__init__()
         self.figures = {}
         if not weight >= 0:
-            raise ValueError(f"A loss's weight must be >= 0, got {weight}.")
+            raise UserError(f"A loss's weight must be >= 0, got {weight}.")
         if warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must be >= 0, got {warmup_epochs}.")
+            raise UserError(f"warmup_epochs must be >= 0, got {warmup_epochs}.")
         if isinstance(student_layers, str) or isinstance(teacher_layers, str):
-            raise ValueError("Layers are given as a list of names, for example ['layer3'], and not as one string.")
+            raise UserError("Layers are given as a list of names, for example ['layer3'], and not as one string.")
         self.weight = weight
         self.warmup_epochs = warmup_epochs
         self.student_layers = tuple(student_layers)
         self.teacher_layers = self.student_layers if teacher_layers is None else tuple(teacher_layers)
         if len(self.student_layers) != len(self.teacher_layers):
-            raise ValueError(
+            raise UserError(
                 f"Layers are compared in pairs, got {len(self.student_layers)} of the student "
                 f"and {len(self.teacher_layers)} of the teacher."
             )

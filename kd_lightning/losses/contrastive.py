@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._normalize import directions
+from kd_lightning.losses._pairs import built, fit_to, vector_pairs
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.directions import directions
-from kd_lightning.losses.gathering import gathered
-from kd_lightning.losses.maps import built, fit_to, vector_pairs
-from kd_lightning.losses.precision import in_full_precision
 
 _EMPTY = -2
 """The label of a place in the queue that was not filled yet."""
@@ -114,9 +115,9 @@ class ContrastiveLoss(DistillationLoss):
     ) -> None:
         super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}.")
+            raise UserError(f"temperature must be above 0, got {temperature}.")
         if dimensions < 1 or queue_size < 1:
-            raise ValueError(f"dimensions and queue_size must be >= 1, got {dimensions} and {queue_size}.")
+            raise UserError(f"dimensions and queue_size must be >= 1, got {dimensions} and {queue_size}.")
         self.dimensions = dimensions
         self.temperature = temperature
         self.gather = gather

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from kd_lightning.features import Outputs
+from kd_lightning.losses._domains import as_rows, domain_vectors
+from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.domains import as_rows, domain_vectors
-from kd_lightning.losses.gathering import gathered
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision

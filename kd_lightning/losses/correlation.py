@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._pairs import built, fit_to, vector_pairs
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.gathering import gathered
-from kd_lightning.losses.maps import built, fit_to, vector_pairs
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision
@@ -35,7 +36,7 @@ def correlation_loss(student_features: Tensor, teacher_features: Tensor) -> Tens
         tensor(16.)
     """
     if student_features.shape != teacher_features.shape:
-        raise ValueError(
+        raise UserError(
             f"correlation_loss compares features of one shape, got {tuple(student_features.shape)} of the student "
             f"and {tuple(teacher_features.shape)} of the teacher; bring one to the other's shape first."
         )
@@ -83,7 +84,7 @@ class CorrelationLoss(DistillationLoss):
     ) -> None:
         super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
         if dimensions < 1:
-            raise ValueError(f"dimensions must be >= 1, got {dimensions}.")
+            raise UserError(f"dimensions must be >= 1, got {dimensions}.")
         self.dimensions = dimensions
         self.gather = gather
         self.student_embeddings = nn.ModuleList()

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision
@@ -97,9 +98,9 @@ class DecoupledLoss(DistillationLoss):
     ) -> None:
         super().__init__(weight, warmup_epochs=warmup_epochs)
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}.")
+            raise UserError(f"temperature must be above 0, got {temperature}.")
         if not (alpha >= 0 and beta >= 0):
-            raise ValueError(f"alpha and beta must be >= 0, got {alpha} and {beta}.")
+            raise UserError(f"alpha and beta must be >= 0, got {alpha} and {beta}.")
         self.alpha = alpha
         self.beta = beta
         self.temperature = temperature

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._center import centred
+from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.centring import centred
-from kd_lightning.losses.gathering import gathered
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision
@@ -85,9 +86,9 @@ class DistLoss(DistillationLoss):
     ) -> None:
         super().__init__(weight, warmup_epochs=warmup_epochs)
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}.")
+            raise UserError(f"temperature must be above 0, got {temperature}.")
         if not (beta >= 0 and gamma >= 0):
-            raise ValueError(f"beta and gamma must be >= 0, got {beta} and {gamma}.")
+            raise UserError(f"beta and gamma must be >= 0, got {beta} and {gamma}.")
         self.temperature = temperature
         self.beta = beta
         self.gamma = gamma

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision
@@ -59,7 +60,7 @@ class HardTargetLoss(DistillationLoss):
     def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0, warmup_epochs: int = 0) -> None:
         super().__init__(weight, warmup_epochs=warmup_epochs)
         if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
+            raise UserError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._pairs import MapNorm, built, fit_to, map_pairs, same_size
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.maps import MapNorm, built, fit_to, map_pairs, same_size
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision
@@ -32,7 +33,7 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         tensor(4.)
     """
     if student_features.shape != teacher_features.shape:
-        raise ValueError(
+        raise UserError(
             f"hint_loss compares features of one shape, got {tuple(student_features.shape)} of the student and "
             f"{tuple(teacher_features.shape)} of the teacher; bring one to the other's shape first."
         )
@@ -85,7 +86,7 @@ class HintLoss(DistillationLoss):
             return
         for name, (student_channels, teacher_channels) in zip(self.student_layers, channels, strict=True):
             if student_channels != teacher_channels:
-                raise ValueError(
+                raise UserError(
                     f"HintLoss without a regressor compares maps of equal channels, but layer {name!r} has "
                     f"{student_channels} and the teacher's {teacher_channels}; set regressor=True."
                 )

@@ -7,13 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._domains import as_rows, domain_vectors
+from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.domains import as_rows, domain_vectors
-from kd_lightning.losses.gathering import gathered
 from kd_lightning.losses.hard_target import hard_target_loss
 from kd_lightning.losses.mmd import gaussian_kernel
-from kd_lightning.losses.precision import in_full_precision
 from kd_lightning.losses.reweighting import effective_sample_size
 
 Array = NDArray[np.float64]
@@ -103,11 +104,11 @@ def _in_box(among: Array, towards: Array, bound: float, start: Array) -> Array:
 
 def _check(bound: float, tolerance: float, ridge: float) -> None:
     if not bound >= 1:
-        raise ValueError(f"bound must be >= 1, since weights have mean 1, got {bound}.")
+        raise UserError(f"bound must be >= 1, since weights have mean 1, got {bound}.")
     if not 0 <= tolerance <= 1:
-        raise ValueError(f"tolerance must lie in [0, 1], got {tolerance}.")
+        raise UserError(f"tolerance must lie in [0, 1], got {tolerance}.")
     if not ridge >= _LEAST_RIDGE:
-        raise ValueError(f"ridge must be >= {_LEAST_RIDGE}, got {ridge}.")
+        raise UserError(f"ridge must be >= {_LEAST_RIDGE}, got {ridge}.")
 
 
 class KernelMeanMatchingLoss(DistillationLoss):
@@ -158,9 +159,9 @@ class KernelMeanMatchingLoss(DistillationLoss):
     ) -> None:
         super().__init__(weight, [layer], warmup_epochs=warmup_epochs)
         if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
+            raise UserError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
         if not bandwidths or not all(bandwidth > 0 for bandwidth in bandwidths):
-            raise ValueError(f"bandwidths must be numbers above 0, got {list(bandwidths)}.")
+            raise UserError(f"bandwidths must be numbers above 0, got {list(bandwidths)}.")
         _check(bound, tolerance, ridge)
         self.label_smoothing = label_smoothing
         self.bound = bound

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._domains import as_rows, domain_vectors
+from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.domains import as_rows, domain_vectors
-from kd_lightning.losses.gathering import gathered
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision
@@ -103,7 +104,7 @@ class MMDLoss(DistillationLoss):
     ) -> None:
         super().__init__(weight, layers, warmup_epochs=warmup_epochs)
         if not bandwidths or not all(bandwidth > 0 for bandwidth in bandwidths):
-            raise ValueError(f"bandwidths must be numbers above 0, got {list(bandwidths)}.")
+            raise UserError(f"bandwidths must be numbers above 0, got {list(bandwidths)}.")
         self.bandwidths = tuple(bandwidths)
         self.unbiased = unbiased
         self.gather = gather

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from kd_lightning.features import Outputs
+from kd_lightning.losses._normalize import directions
+from kd_lightning.losses._pairs import map_pairs, same_size
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.directions import directions
-from kd_lightning.losses.maps import map_pairs, same_size
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision

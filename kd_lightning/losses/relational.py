@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._normalize import directions
+from kd_lightning.losses._pairs import vector_pairs
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.directions import directions
-from kd_lightning.losses.gathering import gathered
-from kd_lightning.losses.maps import vector_pairs
-from kd_lightning.losses.precision import in_full_precision
 
 _CHUNK = 2**22
 """Cosines of angles held at once, 16 MiB in float32."""
@@ -117,9 +118,7 @@ class RelationalLoss(DistillationLoss):
     ) -> None:
         super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
         if not (distance_weight >= 0 and angle_weight >= 0):
-            raise ValueError(
-                f"distance_weight and angle_weight must be >= 0, got {distance_weight} and {angle_weight}."
-            )
+            raise UserError(f"distance_weight and angle_weight must be >= 0, got {distance_weight} and {angle_weight}.")
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
         self.gather = gather

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._pairs import MapNorm, built, fit_to, map_pairs
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.maps import MapNorm, built, fit_to, map_pairs
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision
@@ -36,7 +37,7 @@ def hierarchical_context_loss(student_features: Tensor, teacher_features: Tensor
         tensor(1.)
     """
     if student_features.shape != teacher_features.shape or student_features.dim() != 4:
-        raise ValueError(
+        raise UserError(
             f"hierarchical_context_loss compares maps (B, C, H, W) of one shape, got {tuple(student_features.shape)} "
             f"of the student and {tuple(teacher_features.shape)} of the teacher; bring one to the other's shape first."
         )

@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._domains import domain_vectors
+from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._pairs import built, fit_to
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.domains import domain_vectors
-from kd_lightning.losses.gathering import gathered
 from kd_lightning.losses.hard_target import hard_target_loss
-from kd_lightning.losses.maps import built, fit_to
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision
@@ -116,11 +117,11 @@ class ReweightedLoss(DistillationLoss):
     ) -> None:
         super().__init__(weight, [layer], warmup_epochs=warmup_epochs)
         if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
+            raise UserError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
         if not bound >= 1:
-            raise ValueError(f"bound must be >= 1, got {bound}.")
+            raise UserError(f"bound must be >= 1, got {bound}.")
         if not penalty >= 0 or hidden < 0:
-            raise ValueError(f"penalty and hidden must be >= 0, got {penalty} and {hidden}.")
+            raise UserError(f"penalty and hidden must be >= 0, got {penalty} and {hidden}.")
         self.label_smoothing = label_smoothing
         self.bound = bound
         self.penalty = penalty

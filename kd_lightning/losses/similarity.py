@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from kd_lightning.features import Outputs
+from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._normalize import directions
+from kd_lightning.losses._pairs import feature_pairs
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.directions import directions
-from kd_lightning.losses.gathering import gathered
-from kd_lightning.losses.maps import feature_pairs
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision

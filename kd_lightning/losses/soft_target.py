@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._center import centred
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.centring import centred
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision
@@ -69,7 +70,7 @@ class SoftTargetLoss(DistillationLoss):
     ) -> None:
         super().__init__(weight, warmup_epochs=warmup_epochs)
         if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}.")
+            raise UserError(f"temperature must be above 0, got {temperature}.")
         self.temperature = temperature
         self.standardize = standardize
 

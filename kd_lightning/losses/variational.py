@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._pairs import built, fit_to, map_pairs, same_size
+from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.losses.maps import built, fit_to, map_pairs, same_size
-from kd_lightning.losses.precision import in_full_precision
 
 
 @in_full_precision
@@ -74,7 +75,7 @@ class VariationalLoss(DistillationLoss):
     ) -> None:
         super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
         if not initial_variance > _EPSILON:
-            raise ValueError(f"initial_variance must be above {_EPSILON}, got {initial_variance}.")
+            raise UserError(f"initial_variance must be above {_EPSILON}, got {initial_variance}.")
         self.initial_variance = initial_variance
         self.means = nn.ModuleList()
         self.scales = nn.ParameterList()

@@ -5,13 +5,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.checkpoints.trust import unserializable
 from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.losses import DistillationLoss, HardTargetLoss
+from kd_lightning.losses.objective import build_terms, refuse_unfit_terms, shapes_of
 from kd_lightning.modules.classification import ClassificationModule, OptimizerFactory, SchedulerFactory
 from kd_lightning.modules.evaluation import Evaluation
-from kd_lightning.modules.example_images import tried_out
-from kd_lightning.modules.hyper_parameters import unsaved
-from kd_lightning.modules.terms import build_terms, refuse_unfit_terms, shapes_of
+from kd_lightning.networks.dry_run import try_forward
 from kd_lightning.networks.placement import weight_device
 
 
@@ -74,7 +74,7 @@ class AdaptationModule(ClassificationModule):
         self._shapes: dict[str, Any] | None = None
         self.target_evaluation: Evaluation | None = None
         self._information: list[Tensor] = []
-        self.save_hyperparameters(ignore=unsaved("network", "losses", "optimizer", "lr_scheduler"))
+        self.save_hyperparameters(ignore=unserializable("network", "losses", "optimizer", "lr_scheduler"))
 
     @property
     def terms(self) -> dict[str, DistillationLoss]:
@@ -84,7 +84,7 @@ class AdaptationModule(ClassificationModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The sum of the weighted terms."""
         (source_images, labels, *_), (target_images, *_) = batch["source"], batch["target"]
-        both = self._tap(self.renormalise(torch.cat([source_images, target_images])))
+        both = self._tap(self.convert_input(torch.cat([source_images, target_images])))
         source, target = _split(both, len(source_images))
         for term in self.terms.values():
             term.progress = self.trainer.global_step / self._total_steps
@@ -108,10 +108,10 @@ class AdaptationModule(ClassificationModule):
             images: ``(2, channels, H, W)``.
         """
         super().dry_run(images)
-        images = self._as_shown(images)
-        said = tried_out(self, lambda: self._tap(self.renormalise(images)), "The network", images)
+        images = self._to_input_dtype(images)
+        said = try_forward(self, lambda: self._tap(self.convert_input(images)), "The network", images)
         if self._tap.layers:
-            self._tap.refuse_overwritten(self.renormalise(images))
+            self._tap.check_not_overwritten(self.convert_input(images))
         self._build(shapes_of(said))
 
     def _build(self, shapes: dict[str, Any]) -> None:

@@ -14,23 +14,30 @@ from lightning.pytorch.utilities.types import LRSchedulerTypeUnion
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kd_lightning.callbacks.devices import check_device, describe_devices, describe_precision
 from kd_lightning.callbacks.exact_resume import ExactResume
+from kd_lightning.callbacks.finite_guard import FiniteGuard, Seen
 from kd_lightning.callbacks.out_of_memory import OutOfMemoryAdvice
-from kd_lightning.modules.checkpoint_files import read_run, write_whole_files
-from kd_lightning.modules.devices import check_device, describe_devices, describe_precision
+from kd_lightning.callbacks.running_means import RunningMeans
+from kd_lightning.checkpoints.io import read_run_checkpoint, use_atomic_checkpoints
+from kd_lightning.checkpoints.trust import (
+    check_trusted_classes,
+    referenced_classes,
+    restricted_imports,
+    strip_pretrained,
+)
+from kd_lightning.errors import UserError
 from kd_lightning.modules.evaluation import Evaluation
-from kd_lightning.modules.example_images import example_images, refuse_lazy, tried_out
-from kd_lightning.modules.finite import FiniteGuard, Seen
-from kd_lightning.modules.hyper_parameters import parts_named, rebuilding, refuse_foreign_classes, unfilled
-from kd_lightning.modules.optimizer_choice import chosen_optimizer, chosen_schedule, unclippable
-from kd_lightning.modules.running_means import RunningMeans
-from kd_lightning.modules.schedule import begin_momentum, layered_groups, one_cycle, parameter_groups
-from kd_lightning.networks import TrainedOn, trained_on
-from kd_lightning.networks.checkpoint import misfit
-from kd_lightning.networks.narrowing import narrow
+from kd_lightning.modules.example_images import example_images
+from kd_lightning.modules.optimizer_choice import build_optimizer, build_scheduler, unclippable
+from kd_lightning.modules.schedule import init_momentum_buffers, layerwise_decay_groups, one_cycle, parameter_groups
+from kd_lightning.networks import DataConfig, data_config
+from kd_lightning.networks.channel_slicing import slice_to
+from kd_lightning.networks.data_config import check_same_classes
+from kd_lightning.networks.dry_run import check_initialized, try_forward
+from kd_lightning.networks.normalization import normalization_between
 from kd_lightning.networks.placement import weight_device
-from kd_lightning.networks.renormalise import renormaliser
-from kd_lightning.networks.trained_on import refuse_other_classes
+from kd_lightning.networks.weights import state_dict_mismatch
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRSchedulerTypeUnion]
@@ -84,10 +91,10 @@ class ClassificationModule(pl.LightningModule, ABC):
     ) -> None:
         super().__init__()
         if not learning_rate > 0 or not weight_decay >= 0:
-            raise ValueError(
+            raise UserError(
                 f"learning_rate must be above 0 and weight_decay >= 0, got {learning_rate} and {weight_decay}."
             )
-        refuse_lazy(network)
+        check_initialized(network)
         self.network = network
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -96,7 +103,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.lr_interval = lr_interval
         self.compiles = compile
         self.num_classes: int | None = None
-        self.renormalise: nn.Module = nn.Identity()
+        self.convert_input: nn.Module = nn.Identity()
         self.evaluation: Evaluation | None = None
         self.means = RunningMeans()
         self.finite = FiniteGuard(on_nonfinite)
@@ -106,7 +113,7 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C)`` of images ``(B, channels, H, W)`` that are normalised as the data module does."""
-        return self.network(self.renormalise(images))
+        return self.network(self.convert_input(images))
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -122,7 +129,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         check_device(self.trainer)
         # convolutions are fastest so, and DDP wants the layout of gradients before it wraps the module
         self.to(memory_format=torch.channels_last)
-        write_whole_files(self.trainer.strategy)
+        use_atomic_checkpoints(self.trainer.strategy)
         if stage == "fit":
             self._refuse_other_batches()
         self._match_data()
@@ -136,14 +143,14 @@ class ClassificationModule(pl.LightningModule, ABC):
                 callback.setup(self.trainer, self, stage)  # it has copied the module before this hook finished it
 
     def _refuse_other_batches(self) -> None:
-        ours, pairs = hasattr(self._datamodule, "stores"), getattr(self._datamodule, "in_pairs", False)
+        ours, pairs = hasattr(self._datamodule, "splits"), getattr(self._datamodule, "yields_pairs", False)
         if self.takes_pairs and ours and not pairs:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} trains on a source and a target; give it a DomainPairDataModule of two data "
                 "modules (not joined)."
             )
         if pairs and not self.takes_pairs:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} takes no pairs of domains; set joined: true in DomainPairDataModule, or use "
                 "AdaptationModule."
             )
@@ -157,61 +164,61 @@ class ClassificationModule(pl.LightningModule, ABC):
         Raises:
             ValueError: If the network does not turn them into ``(2, C)`` logits, or C is not the data's.
         """
-        images = self._as_shown(images)
-        logits = tried_out(self, lambda: self(images), type(self.network).__name__, images)
+        images = self._to_input_dtype(images)
+        logits = try_forward(self, lambda: self(images), type(self.network).__name__, images)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
-            raise ValueError(f"{type(self.network).__name__} must return logits (B, C), one row for each image.")
+            raise UserError(f"{type(self.network).__name__} must return logits (B, C), one row for each image.")
         self.num_classes = logits.shape[1]
         wanted = getattr(self._datamodule, "num_classes", None)
         if wanted is not None and wanted != self.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"The network tells {self.num_classes} classes apart and the data have {wanted}; build it with "
                 f"num_classes={wanted}, or give it a new head with replace_head."
             )
 
-    def _as_shown(self, images: Tensor) -> Tensor:
+    def _to_input_dtype(self, images: Tensor) -> Tensor:
         """Return images in the type and on the device of the network's weights (``bf16-true`` has its own type)."""
         weight = next(self.network.parameters(), images)
         return images.to(weight.device, weight.dtype if weight.is_floating_point() else images.dtype)
 
     @property
-    def data(self) -> TrainedOn:
+    def data(self) -> DataConfig:
         """What the attached data module says of its images."""
         source = self._datamodule
-        return TrainedOn.of(*(getattr(source, name, None) for name in TrainedOn._fields))
+        return DataConfig.of(*(getattr(source, name, None) for name in DataConfig._fields))
 
     @property
     def _datamodule(self) -> Any:
         return self._trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
 
     def _match_data(self) -> None:
-        known, data = trained_on(self.network), self.data
-        self.renormalise = renormaliser(data, known).to(weight_device(self.network))
+        known, data = data_config(self.network), self.data
+        self.convert_input = normalization_between(data, known).to(weight_device(self.network))
         if self.trainer.state.fn == "fit":  # from here on its weights are made by these data
             statistics = data if known.mean is None else known
-            self.network.trained_on = statistics._replace(classes=data.classes or known.classes)  # type: ignore[assignment]
+            self.network.data_config = statistics._replace(classes=data.classes or known.classes)  # type: ignore[assignment]
         else:
-            refuse_other_classes("The network", known, data)
+            check_same_classes("The network", known, data)
 
     def configure_optimizers(self) -> Any:
         """SGD and one cycle in steps, unless others are given."""
         groups = parameter_groups(self.parameters())
         if self.layer_decay != 1:
             own = set(self.network.parameters())
-            groups = layered_groups(self.network, self.layer_decay)
+            groups = layerwise_decay_groups(self.network, self.layer_decay)
             groups += parameter_groups(weight for weight in self.parameters() if weight not in own)
         if not groups:
-            raise ValueError("All weights are frozen, so nothing would train; set requires_grad for some of them.")
+            raise UserError("All weights are frozen, so nothing would train; set requires_grad for some of them.")
         if self.optimizer_factory is None:
             fused = not unclippable(self.trainer)  # one kernel for all weights
             options: dict[str, Any] = {"weight_decay": self.weight_decay, "momentum": 0.9, "nesterov": True}
             optimizer: Optimizer = torch.optim.SGD(groups, lr=self.learning_rate, fused=fused, **options)
         else:
-            optimizer = chosen_optimizer(self.optimizer_factory, groups, self.trainer)
+            optimizer = build_optimizer(self.optimizer_factory, groups, self.trainer)
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
         if self.scheduler_factory is not None:
-            schedule = chosen_schedule(self.scheduler_factory, optimizer, self.lr_interval, self.trainer)
+            schedule = build_scheduler(self.scheduler_factory, optimizer, self.lr_interval, self.trainer)
             return {"optimizer": optimizer, "lr_scheduler": schedule}
         if self.optimizer_factory is not None:
             return optimizer
@@ -226,7 +233,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
         loader = self.trainer.train_dataloader
         if normed and getattr(loader, "batch_size", None) == 1:
-            raise ValueError("Batch norm needs more than one image in a batch; set batch_size to 2 or more.")
+            raise UserError("Batch norm needs more than one image in a batch; set batch_size to 2 or more.")
 
     def speed(self) -> list[str]:
         """What makes the training quick, and what would."""
@@ -242,7 +249,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         """Look at the labels of data that are not ours: where a look waits for the device, in the first epoch alone."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.finite.begin(self, self.means)
-        ours = hasattr(self._datamodule, "stores")  # which looks at all labels when it reads them
+        ours = hasattr(self._datamodule, "splits")  # which looks at all labels when it reads them
         labels = (batch["source"] if isinstance(batch, dict) else batch)[1]
         if not ours and (self.current_epoch == self._first_epoch or labels.device.type == "cpu"):
             self._check_labels(labels)
@@ -251,7 +258,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         """Leave the update out if it is not finite."""
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         self.finite.decide(self, self.means, optimizer, scaled)
-        begin_momentum(optimizer)
+        init_momentum_buffers(optimizer)
 
     def configure_gradient_clipping(
         self,
@@ -318,7 +325,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         if self.finite.skipped is not None:
             figures["skipped_steps"] = self.finite.skipped.float()
         if self.finite.mode == "skip" and not total[1, 0]:
-            raise ValueError(
+            raise UserError(
                 f"No step of epoch {self.current_epoch} was finite; mend the images or the teacher, or lower "
                 "learning_rate."
             )
@@ -365,7 +372,7 @@ class ClassificationModule(pl.LightningModule, ABC):
             return
         low, high = torch.stack(labels.aminmax()).tolist()
         if low < -1 or high >= self.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"Label {low if low < -1 else high} is outside [0, {self.num_classes}) (-1 means unlabelled); mend the "
                 "labels, or give the network as many classes as the data have."
             )
@@ -385,15 +392,15 @@ class ClassificationModule(pl.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a network needs to be used elsewhere: statistics and class names, as plain data."""
         self.finite.settle(self)
-        checkpoint["trained_on"] = trained_on(self.network)._asdict()
-        if hasattr(self.network, "narrowed"):  # it was pruned
-            checkpoint["narrowed"] = self.network.narrowed
+        checkpoint["data_config"] = data_config(self.network)._asdict()
+        if hasattr(self.network, "sliced_shapes"):  # it was pruned
+            checkpoint["sliced_shapes"] = self.network.sliced_shapes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them up again."""
-        if isinstance(checkpoint.get("narrowed"), dict):
-            narrow(self.network, checkpoint["narrowed"])
-        self.network.trained_on = TrainedOn.of(**checkpoint.get("trained_on", {}))  # type: ignore[assignment]
+        if isinstance(checkpoint.get("sliced_shapes"), dict):
+            slice_to(self.network, checkpoint["sliced_shapes"])
+        self.network.data_config = DataConfig.of(**checkpoint.get("data_config", {}))  # type: ignore[assignment]
         if self._trainer is not None:
             self._match_data()
 
@@ -402,8 +409,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
-            if differing := misfit(self, state_dict):
-                raise ValueError(
+            if differing := state_dict_mismatch(self, state_dict):
+                raise UserError(
                     f"The checkpoint does not fit this {type(self).__name__} ({differing}); build the network and the "
                     "losses that were saved."
                 ) from error
@@ -420,23 +427,25 @@ class ClassificationModule(pl.LightningModule, ABC):
             ValueError: If the file is damaged, carries code, names anything else, or was saved from Python and the
                 networks are not passed again.
         """
-        content = read_run(checkpoint_path)
+        content = read_run_checkpoint(checkpoint_path)
         saved = content.get("hyper_parameters", {})
-        refuse_foreign_classes(saved, str(checkpoint_path))
-        parts = parts_named({name: value for name, value in saved.items() if name not in kwargs}, str(checkpoint_path))
+        check_trusted_classes(saved, str(checkpoint_path))
+        parts = referenced_classes(
+            {name: value for name, value in saved.items() if name not in kwargs}, str(checkpoint_path)
+        )
         needed = cls.network_argument
         if needed not in saved and needed not in kwargs:
-            raise ValueError(
+            raise UserError(
                 f"{str(checkpoint_path)!r} was saved from Python, which keeps weights and no code; pass the network "
                 f"again: {cls.__name__}.load_from_checkpoint(path, {needed}=...)."
             )
         learned = any(key.startswith("losses.") for key in content.get("state_dict", {}))
         if needed == "student" and learned and not {"losses"} & {*saved, *kwargs}:
-            raise ValueError(
+            raise UserError(
                 f"{str(checkpoint_path)!r} was saved from Python with losses that learn; pass losses=... again as well."
             )
         if needed in saved and needed not in kwargs:
-            kwargs[needed] = unfilled(saved[needed])  # all weights are in this checkpoint
+            kwargs[needed] = strip_pretrained(saved[needed])  # all weights are in this checkpoint
         kwargs["weights_only"] = True
-        with rebuilding(str(checkpoint_path), parts):
+        with restricted_imports(str(checkpoint_path), parts):
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)

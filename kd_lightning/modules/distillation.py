@@ -8,19 +8,20 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from kd_lightning.callbacks.teacher_check import accuracy_on_val, refuse_guessing
+from kd_lightning.checkpoints.trust import unserializable
+from kd_lightning.errors import UserError
 from kd_lightning.features import FeatureTap
 from kd_lightning.losses import DistillationLoss, HardTargetLoss, SoftTargetLoss
+from kd_lightning.losses.objective import build_terms, refuse_unfit_terms, shapes_of
 from kd_lightning.modules.classification import ClassificationModule, OptimizerFactory, SchedulerFactory
-from kd_lightning.modules.example_images import tried_out
-from kd_lightning.modules.hyper_parameters import unsaved
-from kd_lightning.modules.showing import what_changes
-from kd_lightning.modules.teacher_check import accuracy_on_val, refuse_guessing
-from kd_lightning.modules.teaching import Teaching
-from kd_lightning.modules.terms import build_terms, refuse_unfit_terms, shapes_of
-from kd_lightning.networks import trained_on
+from kd_lightning.networks import data_config
+from kd_lightning.networks.data_config import check_same_classes
+from kd_lightning.networks.dry_run import try_forward
+from kd_lightning.networks.normalization import normalization_between
 from kd_lightning.networks.placement import weight_device
-from kd_lightning.networks.renormalise import renormaliser
-from kd_lightning.networks.trained_on import refuse_other_classes
+from kd_lightning.teacher.frozen_teacher import FrozenTeacher
+from kd_lightning.teacher.view_cache import uncacheable_reason
 
 
 class DistillationModule(ClassificationModule):
@@ -91,9 +92,9 @@ class DistillationModule(ClassificationModule):
             student, [n for loss in self.terms.values() for n in loss.student_layers], "student"
         )
         layers = [n for loss in self.terms.values() for n in loss.teacher_layers]
-        self._teaching = None if teacher is None else Teaching(teacher, layers)
+        self._frozen_teacher = None if teacher is None else FrozenTeacher(teacher, layers)
         self._shapes: dict[str, Any] | None = None
-        self.save_hyperparameters(ignore=unsaved("student", "teacher", "losses", "optimizer", "lr_scheduler"))
+        self.save_hyperparameters(ignore=unserializable("student", "teacher", "losses", "optimizer", "lr_scheduler"))
 
     @property
     def student(self) -> nn.Module:
@@ -108,19 +109,19 @@ class DistillationModule(ClassificationModule):
     @property
     def teacher(self) -> nn.Module | None:
         """The module's own frozen copy; no sub-module."""
-        return None if self._teaching is None else self._teaching.network
+        return None if self._frozen_teacher is None else self._frozen_teacher.network
 
     def _apply(self, fn: Any, recurse: bool = True) -> "DistillationModule":
         """What moves the module to a device or a type moves the teacher along (the one override of torch's)."""
         super()._apply(fn, recurse)
-        if self._teaching is not None:
-            self._teaching.move(fn)
+        if self._frozen_teacher is not None:
+            self._frozen_teacher.move(fn)
         return self
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The sum of the weighted terms."""
         images, labels, *ids = batch
-        student = self._student_tap(self.renormalise(images))
+        student = self._student_tap(self.convert_input(images))
         teacher = self._teach(images, *ids)
         values = {name: term(student, teacher, labels) for name, term in self.terms.items()}
         weighted = [term.weight_in(self.current_epoch) * values[name] for name, term in self.terms.items()]
@@ -130,23 +131,23 @@ class DistillationModule(ClassificationModule):
 
     def teacher_logits(self, images: Tensor, batch_idx: int | None = None) -> Tensor | None:
         """What the teacher says of a batch, ``(B, C)``; nothing where it knows other classes."""
-        if self._teaching is None:
+        if self._frozen_teacher is None:
             return None
         if batch_idx is None or self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
-            logits = self._teaching(images).logits
+            logits = self._frozen_teacher(images).logits
         else:
-            logits = self._teaching.of_validation(batch_idx, images)
+            logits = self._frozen_teacher.cached_val_logits(batch_idx, images)
         return logits if logits.shape[1] == self.num_classes else None
 
     @property
-    def _teach(self) -> Teaching:
-        assert self._teaching is not None
-        return self._teaching
+    def _teach(self) -> FrozenTeacher:
+        assert self._frozen_teacher is not None
+        return self._frozen_teacher
 
     def setup(self, stage: str) -> None:
         """Check both networks, the losses and the data against each other before the first step."""
         if stage == "fit" and self.teacher is None:
-            raise ValueError("DistillationModule needs a teacher to fit; pass teacher=..., a trained network.")
+            raise UserError("DistillationModule needs a teacher to fit; pass teacher=..., a trained network.")
         if self.teacher is None:
             rank_zero_info("There is no teacher, so agreement with it is not measured.")
         super().setup(stage)
@@ -163,23 +164,23 @@ class DistillationModule(ClassificationModule):
         super().dry_run(images)
         if self.teacher is None:
             return
-        images = self._as_shown(images)
+        images = self._to_input_dtype(images)
         self._image_shape = images.shape[1:]
-        student = tried_out(self, lambda: self._student_tap(self.renormalise(images)), "The student", images)
-        teacher = tried_out(self, lambda: self._teach(images), "The teacher", images)
+        student = try_forward(self, lambda: self._student_tap(self.convert_input(images)), "The student", images)
+        teacher = try_forward(self, lambda: self._teach(images), "The teacher", images)
         if bool(images.isfinite().all()) and not bool(teacher.logits.isfinite().all()):
-            raise ValueError("The teacher's logits are not finite (NaN or infinity); its weights are damaged.")
+            raise UserError("The teacher's logits are not finite (NaN or infinity); its weights are damaged.")
         compared = [name for name, loss in self.terms.items() if loss.reads_teacher_logits]
         if compared and teacher.logits.shape != student.logits.shape:
-            raise ValueError(
+            raise UserError(
                 f"The teacher tells {teacher.logits.shape[1]} classes apart and the student {student.logits.shape[1]}, "
                 f"but the loss {compared[0]!r} compares their logits; use networks of the same classes, or losses on "
                 "features."
             )
         if self._student_tap.layers:
-            self._student_tap.refuse_overwritten(self.renormalise(images))
+            self._student_tap.check_not_overwritten(self.convert_input(images))
         if self._teach.tap.layers:
-            self._teach.tap.refuse_overwritten(self._teach.renormalise(images))
+            self._teach.tap.check_not_overwritten(self._teach.convert_input(images))
         self._build(shapes_of(student), shapes_of(teacher))
 
     def _build(self, student: dict[str, Any], teacher: dict[str, Any]) -> None:
@@ -195,18 +196,18 @@ class DistillationModule(ClassificationModule):
         super()._match_data()
         if self.teacher is None:
             return
-        known, data = trained_on(self.teacher), self.data
-        self._teach.renormalise = renormaliser(data, known).to(weight_device(self._teach.network))
+        known, data = data_config(self.teacher), self.data
+        self._teach.convert_input = normalization_between(data, known).to(weight_device(self._teach.network))
         if known.mean is None and data.mean is not None and self._shapes is None:
             rank_zero_info("The teacher's input statistics are not known; those of the data are assumed.")
         if any(loss.reads_teacher_logits for loss in self.terms.values()):
-            refuse_other_classes("The teacher", known, data)
+            check_same_classes("The teacher", known, data)
 
     def on_train_start(self) -> None:
         """Make the teacher quick, and evaluate it once before anything is learned from it."""
         images = torch.randn(4, *self._image_shape, generator=torch.Generator().manual_seed(0))
         dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None  # else as the student is
-        self._teach.hasten(self._as_shown(images), dtype, self.compiles)
+        self._teach.optimize_for_inference(self._to_input_dtype(images), dtype, self.compiles)
         if self.teacher_cache is not False:
             self._open_cache(self.teacher_cache)
         super().on_train_start()
@@ -224,7 +225,7 @@ class DistillationModule(ClassificationModule):
             self.logger.log_metrics({"teacher/accuracy": right / count}, step=0)
         reason = refuse_guessing(right, count, self.num_classes or 1)
         if reason and self.teacher_check == "error":
-            raise ValueError(reason)
+            raise UserError(reason)
         if reason:
             rank_zero_warn(reason)
 
@@ -236,16 +237,16 @@ class DistillationModule(ClassificationModule):
         data = self._datamodule
         reading = next((name for name, loss in self.terms.items() if loss.teacher_layers), None)
         features = None if reading is None else f"the loss {reading!r} reads the teacher's features, which are not kept"
-        reason = features or what_changes(data)
+        reason = features or uncacheable_reason(data)
         if reason is not None:
-            raise ValueError(f"The teacher's logits cannot be cached: {reason}, or set teacher_cache=False.")
+            raise UserError(f"The teacher's logits cannot be cached: {reason}, or set teacher_cache=False.")
         classes = self._shapes["teacher"]["logits"][1]  # type: ignore[index]
-        self._teach.keep_logits(data, classes, where, str(self.trainer.precision))
+        self._teach.enable_cache(data, classes, where, str(self.trainer.precision))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Show the view of this epoch in the cache, once it is whole."""
         super().on_train_batch_start(batch, batch_idx)
-        if self._teach.cache is not None and self._teach.turn_to(self.current_epoch, self.trainer):
+        if self._teach.cache is not None and self._teach.load_view(self.current_epoch, self.trainer):
             self._since = perf_counter()
 
     def _same_classes(self) -> bool:
@@ -268,11 +269,11 @@ def _terms(
     temperature: float | None, alpha: float | None, losses: Mapping[str, DistillationLoss] | None
 ) -> Mapping[str, DistillationLoss]:
     if losses is not None and (temperature is not None or alpha is not None):
-        raise ValueError("Give either losses, each with its own weight, or temperature and alpha; not both.")
+        raise UserError("Give either losses, each with its own weight, or temperature and alpha; not both.")
     if losses is None:
         alpha = 0.9 if alpha is None else alpha
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha, the share of the teacher's term, must lie in [0, 1], got {alpha}.")
+            raise UserError(f"alpha, the share of the teacher's term, must lie in [0, 1], got {alpha}.")
         soft = SoftTargetLoss(4.0 if temperature is None else temperature, weight=alpha)
         return {"hard": HardTargetLoss(weight=1 - alpha), "soft": soft}
     refuse_unfit_terms(losses)

@@ -12,10 +12,12 @@ from lightning.pytorch.utilities.types import LRSchedulerTypeUnion
 from torch.optim import Optimizer, SparseAdam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from kd_lightning.errors import UserError
+
 Made = TypeVar("Made")
 
 
-def chosen_optimizer(
+def build_optimizer(
     factory: Callable[[Any], Optimizer], groups: list[dict[str, Any]], trainer: pl.Trainer
 ) -> Optimizer:
     """An optimizer of groups of weights.
@@ -26,9 +28,9 @@ def chosen_optimizer(
     optimizer = _made("optimizer", factory, groups)
     name = type(optimizer).__name__
     if isinstance(optimizer, SparseAdam):
-        raise ValueError(f"{name} takes sparse gradients alone, and those here are dense; choose AdamW, for example.")
+        raise UserError(f"{name} takes sparse gradients alone, and those here are dense; choose AdamW, for example.")
     if optimizer.defaults.get("fused") and unclippable(trainer):
-        raise ValueError(
+        raise UserError(
             f"Under mixed precision Lightning clips no gradients of a fused {name}; leave out fused=True or "
             "gradient_clip_val."
         )
@@ -40,7 +42,7 @@ def unclippable(trainer: pl.Trainer) -> bool:
     return bool(trainer.gradient_clip_val) and "mixed" in str(trainer.precision)
 
 
-def chosen_schedule(
+def build_scheduler(
     factory: Callable[[Optimizer], LRSchedulerTypeUnion],
     optimizer: Optimizer,
     interval: Literal["step", "epoch"],
@@ -51,24 +53,24 @@ def chosen_schedule(
     Raises:
         ValueError: If its arguments are refused, or it would end before the run does, or could not follow.
     """
-    _made("lr_scheduler", partial(_moved_once, factory), optimizer)
+    _made("lr_scheduler", partial(_dry_step, factory), optimizer)
     scheduler = factory(optimizer)
     name = type(scheduler).__name__
     every = 1
     if isinstance(scheduler, ReduceLROnPlateau):
         if interval == "step" or not trainer.limit_val_batches:
-            raise ValueError(
+            raise UserError(
                 f"{name} follows val/loss, which is known once an epoch; set lr_interval='epoch' and keep the "
                 "validation."
             )
         every = trainer.check_val_every_n_epoch or 1
     ends = getattr(scheduler, "total_steps", math.inf)
     if ends < math.inf and (moves := _moves(interval, trainer)) > ends:
-        raise ValueError(f"{name} ends after {ends} {interval}s and the run after {moves}; set total_steps to as many.")
+        raise UserError(f"{name} ends after {ends} {interval}s and the run after {moves}; set total_steps to as many.")
     return {"scheduler": scheduler, "interval": interval, "frequency": every, "monitor": "val/loss"}
 
 
-def _moved_once(factory: Callable[[Optimizer], LRSchedulerTypeUnion], optimizer: Optimizer) -> None:
+def _dry_step(factory: Callable[[Optimizer], LRSchedulerTypeUnion], optimizer: Optimizer) -> None:
     """Some arguments (a step_size of 0) fail at the first move only; a copy of the optimizer's settings is moved."""
     trial = copy.copy(optimizer)
     trial.param_groups = [dict(group) for group in optimizer.param_groups]
@@ -89,4 +91,4 @@ def _made(what: str, factory: Callable[[Any], Made], of: Any) -> Made:
         return factory(of)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"The {what} cannot be made ({reason}); mend its arguments.") from error
+        raise UserError(f"The {what} cannot be made ({reason}); mend its arguments.") from error

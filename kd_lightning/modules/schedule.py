@@ -24,14 +24,14 @@ def parameter_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]
     return [group for group in groups if group["params"]]
 
 
-def layered_groups(network: nn.Module, layer_decay: float) -> list[dict[str, Any]]:
+def layerwise_decay_groups(network: nn.Module, layer_decay: float) -> list[dict[str, Any]]:
     """Groups as of :func:`parameter_groups`, in which each part of a network learns slower than the one after it.
 
     The last of its direct children has ``"lr_scale"`` 1, each before it ``layer_decay`` times that of the next; weights
     outside of children have that of the first.
 
     Example:
-        >>> groups = layered_groups(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), 0.5)
+        >>> groups = layerwise_decay_groups(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), 0.5)
         >>> [group["lr_scale"] for group in groups]
         [1.0, 1.0, 0.5, 0.5]
     """
@@ -46,7 +46,7 @@ def layered_groups(network: nn.Module, layer_decay: float) -> list[dict[str, Any
     return groups + [{**group, "lr_scale": scale / layer_decay} for group in parameter_groups(own)]
 
 
-def begin_momentum(optimizer: Optimizer) -> None:
+def init_momentum_buffers(optimizer: Optimizer) -> None:
     """Before a step, give torch's fused SGD zeros where a weight has a gradient and no momentum yet.
 
     The step makes of them the gradient, as it would of nothing. By itself the fused kernel refuses a group in which

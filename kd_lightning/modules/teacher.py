@@ -6,11 +6,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.checkpoints.trust import unserializable
+from kd_lightning.errors import UserError
 from kd_lightning.losses import hard_target_loss
 from kd_lightning.modules.classification import ClassificationModule, OptimizerFactory, SchedulerFactory
-from kd_lightning.modules.frozen_features import FrozenFeatures
-from kd_lightning.modules.hyper_parameters import unsaved
-from kd_lightning.modules.showing import what_changes
+from kd_lightning.teacher.feature_cache import FeatureCache
+from kd_lightning.teacher.view_cache import uncacheable_reason
 
 
 class TeacherModule(ClassificationModule):
@@ -63,14 +64,14 @@ class TeacherModule(ClassificationModule):
             network, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, compile, on_nonfinite
         )
         if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
+            raise UserError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
         if not 0 < layer_decay <= 1:
-            raise ValueError(f"layer_decay must lie in (0, 1], got {layer_decay}; 1 is the same rate for all layers.")
+            raise UserError(f"layer_decay must lie in (0, 1], got {layer_decay}; 1 is the same rate for all layers.")
         self.label_smoothing = label_smoothing
         self.layer_decay = layer_decay
         self.feature_cache = feature_cache
-        self._features: FrozenFeatures | None = None
-        self.save_hyperparameters(ignore=unsaved("network", "optimizer", "lr_scheduler"))
+        self._features: FeatureCache | None = None
+        self.save_hyperparameters(ignore=unserializable("network", "optimizer", "lr_scheduler"))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Cross-entropy with the labels."""
@@ -84,20 +85,22 @@ class TeacherModule(ClassificationModule):
         """Keep the features, if they are to be kept."""
         self._features = None
         if self.feature_cache is not False:
-            reason = what_changes(self._datamodule)
+            reason = uncacheable_reason(self._datamodule)
             if reason is not None:
-                raise ValueError(f"Features cannot be cached: {reason}, or set feature_cache=False.")
-            images = self._as_shown(
+                raise UserError(f"Features cannot be cached: {reason}, or set feature_cache=False.")
+            images = self._to_input_dtype(
                 torch.randn(4, *self._datamodule.image_shape, generator=torch.Generator().manual_seed(0))
             )
-            self._features = FrozenFeatures(self.network, self.renormalise(images))
+            self._features = FeatureCache(self.network, self.convert_input(images))
             self._features.keep(self._datamodule, self.feature_cache, str(self.trainer.precision))
         super().on_train_start()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Show the view of this epoch, once its features are there."""
         super().on_train_batch_start(batch, batch_idx)
-        if self._features is not None and self._features.turn_to(self.current_epoch, self.trainer, self.renormalise):
+        if self._features is not None and self._features.load_view(
+            self.current_epoch, self.trainer, self.convert_input
+        ):
             self._since = perf_counter()
 
     def speed(self) -> list[str]:

@@ -1,8 +1,8 @@
 """Networks for small images and the reading of their weights; plain PyTorch."""
 
-from kd_lightning.networks.checkpoint import from_checkpoint, read_checkpoint
+from kd_lightning.networks.data_config import DataConfig, data_config
 from kd_lightning.networks.ensemble import EnsembleTeacher
-from kd_lightning.networks.head import graft_classifier, replace_head
+from kd_lightning.networks.head import replace_head, reuse_teacher_classifier
 from kd_lightning.networks.lenet import LeNet
 from kd_lightning.networks.resnet import (
     ResNet,
@@ -16,17 +16,17 @@ from kd_lightning.networks.resnet import (
     resnet56,
     resnet110,
 )
-from kd_lightning.networks.trained_on import TrainedOn, trained_on
+from kd_lightning.networks.weights import from_checkpoint, read_checkpoint
 from kd_lightning.networks.wide_resnet import WideResNet, wrn_16_2, wrn_28_10, wrn_40_1, wrn_40_2
 
 __all__ = [
+    "DataConfig",
     "EnsembleTeacher",
     "LeNet",
     "ResNet",
-    "TrainedOn",
     "WideResNet",
+    "data_config",
     "from_checkpoint",
-    "graft_classifier",
     "read_checkpoint",
     "replace_head",
     "resnet8x4",
@@ -38,7 +38,7 @@ __all__ = [
     "resnet44",
     "resnet56",
     "resnet110",
-    "trained_on",
+    "reuse_teacher_classifier",
     "wrn_16_2",
     "wrn_28_10",
     "wrn_40_1",

@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
+from kd_lightning.networks.data_config import check_same_classes, data_config
+from kd_lightning.networks.normalization import normalization_between
 from kd_lightning.networks.placement import weight_device
-from kd_lightning.networks.renormalise import renormaliser
-from kd_lightning.networks.trained_on import refuse_other_classes, trained_on
 
 
 class EnsembleTeacher(nn.Module):
@@ -48,21 +49,21 @@ class EnsembleTeacher(nn.Module):
         super().__init__()
         weights = [1.0] * len(networks) if weights is None else list(weights)
         if not networks or len(weights) != len(networks):
-            raise ValueError(f"Give one weight for each network, got {len(networks)} networks, {len(weights)} weights.")
+            raise UserError(f"Give one weight for each network, got {len(networks)} networks, {len(weights)} weights.")
         if not (min(weights) >= 0 and 0 < sum(weights) < float("inf")):
-            raise ValueError(f"The weights of an ensemble must be >= 0 and not all 0, got {weights}.")
+            raise UserError(f"The weights of an ensemble must be >= 0 and not all 0, got {weights}.")
         if average not in ("logits", "probabilities"):
-            raise ValueError(f"average must be 'logits' or 'probabilities', got {average!r}.")
-        known = [trained_on(network) for network in networks]
+            raise UserError(f"average must be 'logits' or 'probabilities', got {average!r}.")
+        known = [data_config(network) for network in networks]
         classes = next((one.classes for one in known if one.classes), None)
         statistics = next((one for one in known if one.mean is not None), known[0])
         # a plain attribute, as from_checkpoint sets it: what the ensemble itself expects
-        self.trained_on = statistics._replace(classes=classes)
+        self.data_config = statistics._replace(classes=classes)
         for number, one in enumerate(known):
-            refuse_other_classes(f"Network {number} of the ensemble", one, self.trained_on)
+            check_same_classes(f"Network {number} of the ensemble", one, self.data_config)
         self.networks = nn.ModuleList(networks)
         device = weight_device(self.networks)
-        self.renormalise = nn.ModuleList(renormaliser(self.trained_on, one) for one in known).to(device)
+        self.convert_input = nn.ModuleList(normalization_between(self.data_config, one) for one in known).to(device)
         self.average = average
         self.register_buffer("shares", torch.tensor(weights, device=device) / sum(weights), persistent=False)
 
@@ -72,8 +73,8 @@ class EnsembleTeacher(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the images."""
-        members = zip(self.renormalise, self.networks, strict=True)
-        logits = torch.stack([network(renormalise(images)).float() for renormalise, network in members])
+        members = zip(self.convert_input, self.networks, strict=True)
+        logits = torch.stack([network(convert_input(images)).float() for convert_input, network in members])
         shares = self.shares[:, None, None]
         if self.average == "logits":
             return (shares * logits).sum(0)

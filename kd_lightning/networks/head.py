@@ -5,7 +5,8 @@ from collections import OrderedDict
 
 from torch import nn
 
-from kd_lightning.networks.trained_on import trained_on
+from kd_lightning.errors import UserError
+from kd_lightning.networks.data_config import data_config
 
 
 def replace_head(network: nn.Module, num_classes: int) -> nn.Module:
@@ -25,16 +26,16 @@ def replace_head(network: nn.Module, num_classes: int) -> nn.Module:
         Linear(in_features=64, out_features=100, bias=True)
     """
     if num_classes < 1:
-        raise ValueError(f"num_classes must be >= 1, got {num_classes}.")
+        raise UserError(f"num_classes must be >= 1, got {num_classes}.")
     name, head = _head(network)
     new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
     network.set_submodule(name, new.to(head.weight))
-    known = trained_on(network)
-    network.trained_on = known._replace(classes=None)  # type: ignore[assignment]
+    known = data_config(network)
+    network.data_config = known._replace(classes=None)  # type: ignore[assignment]
     return network
 
 
-def graft_classifier(
+def reuse_teacher_classifier(
     backbone: nn.Module, classifier: nn.Module, pool: str = "avgpool", reduction: int = 2
 ) -> nn.Module:
     """Give a network a projector and the frozen classifier of another one, and return it (SimKD's student).
@@ -59,13 +60,13 @@ def graft_classifier(
 
     Example:
         >>> from kd_lightning.networks import resnet20, resnet32x4
-        >>> student = graft_classifier(resnet20(), resnet32x4())
+        >>> student = reuse_teacher_classifier(resnet20(), resnet32x4())
         >>> student.fc
         Linear(in_features=256, out_features=10, bias=True)
     """
     modules = dict(backbone.named_modules())
     if not pool or pool not in modules:
-        raise ValueError(
+        raise UserError(
             f"{type(backbone).__name__} has no layer {pool!r}; name the layer that pools its last map, one of: "
             f"{', '.join(name for name in modules if name)}."
         )
@@ -74,8 +75,8 @@ def graft_classifier(
     projector = _projector(head.in_features, grafted.in_features, reduction).to(head.weight)
     backbone.set_submodule(pool, nn.Sequential(OrderedDict(projector=projector, pool=modules[pool])))
     backbone.set_submodule(name, grafted.to(head.weight).requires_grad_(False))
-    known = trained_on(backbone)
-    backbone.trained_on = known._replace(classes=trained_on(classifier).classes)  # type: ignore[assignment]
+    known = data_config(backbone)
+    backbone.data_config = known._replace(classes=data_config(classifier).classes)  # type: ignore[assignment]
     return backbone
 
 
@@ -88,7 +89,7 @@ def head_of(network: nn.Module) -> tuple[str, nn.Linear] | None:
 def _head(network: nn.Module) -> tuple[str, nn.Linear]:
     head = head_of(network)
     if head is None:
-        raise ValueError(f"{type(network).__name__} has no linear layer to replace; give it a head of your own.")
+        raise UserError(f"{type(network).__name__} has no linear layer to replace; give it a head of your own.")
     return head
 
 

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
+
 
 class LeNet(nn.Module):
     """Two 5x5 convolutions and two linear layers, without norms: small and quick, for grey digits.
@@ -27,7 +29,7 @@ class LeNet(nn.Module):
     def __init__(self, num_classes: int = 10, in_channels: int = 1, image_size: int = 28, width: int = 128) -> None:
         super().__init__()
         if image_size < 4 or image_size % 4:
-            raise ValueError(f"image_size must be a multiple of 4, got {image_size}.")
+            raise UserError(f"image_size must be a multiple of 4, got {image_size}.")
         self.conv1 = nn.Conv2d(in_channels, 32, 5, padding=2)
         self.conv2 = nn.Conv2d(32, 64, 5, padding=2)
         self.embedding = nn.Sequential(nn.Linear(64 * (image_size // 4) ** 2, width), nn.ReLU())

@@ -6,6 +6,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
+
 Shortcut = Literal["A", "B"]
 
 
@@ -48,9 +50,9 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(blocks) != len(widths) or not blocks:
-            raise ValueError(f"Give one width for each stage, got blocks={list(blocks)} and widths={list(widths)}.")
+            raise UserError(f"Give one width for each stage, got blocks={list(blocks)} and widths={list(widths)}.")
         if shortcut not in ("A", "B"):
-            raise ValueError(f"shortcut must be 'A' or 'B', got {shortcut!r}.")
+            raise UserError(f"shortcut must be 'A' or 'B', got {shortcut!r}.")
         width = stem_width or widths[0]
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
+
 
 class WideResNet(nn.Module):
     """A wide residual network: batch norm and ReLU before each convolution.
@@ -30,7 +32,7 @@ class WideResNet(nn.Module):
     def __init__(self, depth: int, widen: int, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
         if depth < 10 or depth % 6 != 4:
-            raise ValueError(f"The depth of a wide ResNet is 6n + 4 (10, 16, 22, 28, 40 ...), got {depth}.")
+            raise UserError(f"The depth of a wide ResNet is 6n + 4 (10, 16, 22, 28, 40 ...), got {depth}.")
         blocks, width = (depth - 4) // 6, 16 * widen
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.layer1 = _stage(16, width, blocks, stride=1)

@@ -3,8 +3,10 @@
 from difflib import get_close_matches
 from pathlib import Path
 
+from kd_lightning.errors import MissingFileError, UserError
+
 _FOLDER = Path(__file__).parent
-_METHODS = _FOLDER / "_methods"
+METHODS = _FOLDER / "_methods"
 _BASE, _DISTILL, _COMPRESS = "_base.yaml", "distill.yaml", "_compress.yaml"
 _ALONE = ("teacher", "student")
 """Networks that are trained on labels alone."""
@@ -31,14 +33,14 @@ def recipe_files(name: str) -> list[Path]:
     names = recipe_names()
     if name not in names:
         near = get_close_matches(name, names, cutoff=0.4) or names
-        raise ValueError(
+        raise UserError(
             f"{name!r} is neither a file nor a recipe; near ones are {', '.join(near)} "
             "(`kd-lightning recipes` lists all)."
         )
     folder, own = _FOLDER / name.partition("/")[0], f"{name.partition('/')[2]}.yaml"
     distills = (folder / _DISTILL).is_file() and Path(own).stem not in _ALONE
     shared = [folder / _BASE, folder / _DISTILL] if distills else [folder / _BASE]
-    last = folder / own if (folder / own).is_file() else _METHODS / own
+    last = folder / own if (folder / own).is_file() else METHODS / own
     return list(dict.fromkeys([*shared, last]))
 
 
@@ -57,7 +59,7 @@ def stages_of(name: str) -> tuple[Path, str | None]:
         return Path(name), None
     folders = [folder.name for folder in _folders() if (folder / "prune.yaml").is_file()]
     if name not in folders:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{name!r} is neither a YAML file of stages nor a folder of recipes with a chain ({', '.join(folders)})."
         )
     own = _FOLDER / name / _COMPRESS
@@ -70,19 +72,9 @@ def describe(name: str) -> str:
         return file.readline().removeprefix("#").strip()
 
 
-def recipes() -> None:
-    """List the recipes that `-c` takes by name, with a line each."""
-    methods = {name: describe(name) for name in recipe_names() if recipe_files(name)[-1].parent == _METHODS}
-    own = {name: describe(name) for name in recipe_names() if name not in methods}
-    shared = {name.partition("/")[2]: text for name, text in methods.items()}
-    width = max(map(len, [*own, *(f".../{name}" for name in shared)]))
-    for name, text in own.items():
-        print(f"{name:<{width}}  {text}")
-    folders = ", ".join(f"{folder.name}/" for folder in _folders() if (folder / _DISTILL).is_file())
-    print(f"\nAlso below each of {folders} with the networks of its distill:")
-    for name, text in shared.items():
-        print(f"{f'.../{name}':<{width}}  {text}")
-    print("\n`kd-lightning compress -c digits` (or cifar10, cifar100, folder) runs a whole chain of them.")
+def distilling_folders() -> list[Path]:
+    """Return the folders that have a ``distill`` recipe, and so every method of ``_methods``."""
+    return [folder for folder in _folders() if (folder / _DISTILL).is_file()]
 
 
 def _folders() -> list[Path]:
@@ -90,5 +82,5 @@ def _folders() -> list[Path]:
 
 
 def _names_in(folder: Path) -> list[str]:
-    methods = list(_METHODS.glob("*.yaml")) if (folder / _DISTILL).is_file() else []
+    methods = list(METHODS.glob("*.yaml")) if (folder / _DISTILL).is_file() else []
     return sorted({file.stem for file in [*folder.glob("*.yaml"), *methods] if not file.name.startswith("_")})

@@ -1,5 +1,1 @@
 """What was gained, measured and drawn."""
-
-from kd_lightning.report.command import report
-
-__all__ = ["report"]

@@ -6,11 +6,11 @@ from pathlib import Path
 from matplotlib import rc_context
 from torch import Tensor
 
+from kd_lightning.files.atomic import atomic_write
 from kd_lightning.report import drawing
 from kd_lightning.report.measuring import Figures
 from kd_lightning.report.model import Model
 from kd_lightning.report.page import html, markdown
-from kd_lightning.whole_files import whole_file
 
 HEAD = [
     "model",
@@ -110,5 +110,5 @@ def write(
     for old in folder.glob("picture-*.svg"):
         old.unlink()
     for name, content in contents.items():
-        with whole_file(folder / name) as file:
+        with atomic_write(folder / name) as file:
             file.write(content.encode())

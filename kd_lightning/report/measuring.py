@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_lightning.callbacks.teacher_check import wilson_interval
 from kd_lightning.modules.evaluation import Evaluation
-from kd_lightning.modules.teacher_check import wilson_interval
 from kd_lightning.report.model import Floats, Model
 
 

@@ -14,11 +14,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.export import Inference, OnnxClassifier
-from kd_lightning.export.extra import extra_module
-from kd_lightning.export.rebuilt import data_of_run, trained_network
-from kd_lightning.networks import TrainedOn, trained_on
-from kd_lightning.runs import LOGS, configuration, newest_run, resolve_checkpoint, run_of
+from kd_lightning.export.extra import require_extra
+from kd_lightning.networks import DataConfig, data_config
+from kd_lightning.runs.rebuild import data_of_run, load_network
+from kd_lightning.runs.run import LOGS, configuration, newest_run, resolve_checkpoint, run_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -69,14 +70,14 @@ def opened(where: str, shape: tuple[int, int, int] | None = None) -> Model:
     if not path.is_file():
         runs = [folder for folder in (path, LOGS / where) if folder.is_dir()]
         if not runs:
-            raise FileNotFoundError(f"{where!r} is neither a run, a trained recipe, a checkpoint nor an ONNX file.")
+            raise MissingFileError(f"{where!r} is neither a run, a trained recipe, a checkpoint nor an ONNX file.")
         path = resolve_checkpoint("best", runs[0] if (runs[0] / "checkpoints").is_dir() else newest_run(runs[0]))
     return _of_checkpoint(path, shape)
 
 
 def _of_checkpoint(path: Path, shape: tuple[int, int, int] | None) -> Model:
     run = run_of(path)
-    return _of_network(trained_network(path), _name(run or path), path, run, shape)
+    return _of_network(load_network(path), _name(run or path), path, run, shape)
 
 
 def _of_network(
@@ -104,7 +105,7 @@ def _macs(model: Inference, name: str, shape: tuple[int, int, int]) -> int:
             model(torch.zeros(1, *shape))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise ValueError(f"{name} takes no images {shape} ({reason}); report models of the same data.") from error
+        raise UserError(f"{name} takes no images {shape} ({reason}); report models of the same data.") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() // 2
@@ -114,7 +115,7 @@ def _of_onnx(path: Path) -> Model:
     classifier = OnnxClassifier(path, threads=1)
     (parameters, macs), size = onnx_size(path), path.stat().st_size
     run, classes = _exported_run(classifier.metadata), tuple(classifier.classes)
-    runtime = f"ONNX Runtime {extra_module('onnxruntime').__version__}"
+    runtime = f"ONNX Runtime {require_extra('onnxruntime').__version__}"
     return Model(path.name, path, run, parameters, macs, size, classes, classifier.shape, runtime, classifier)
 
 
@@ -133,7 +134,7 @@ def onnx_size(path: Path) -> tuple[int, int | None]:
     Batch norms are folded into them, and a weight in 8 bits counts once, without its scales. Multiply-accumulates are
     those of one image, in products of activations as well; ``None`` where shapes depend on values.
     """
-    onnx = extra_module("onnx")
+    onnx = require_extra("onnx")
     model = onnx.load(path)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     del model.graph.value_info[:]  # of any batch size
@@ -180,6 +181,6 @@ def teacher_of(run: Path | None, shape: tuple[int, int, int] | None) -> Model | 
     except (OSError, ValueError, ArgumentError):
         return None
     data = data_of_run(run / "checkpoints" / "best.ckpt")
-    if trained_on(network).mean is None and data is not None:  # as DistillationModule takes it
-        network.trained_on = TrainedOn.of(data.mean, data.std, data.classes)
+    if data_config(network).mean is None and data is not None:  # as DistillationModule takes it
+        network.data_config = DataConfig.of(data.mean, data.std, data.classes)
     return _of_network(network, f"teacher of {_name(run)}", path, None, shape)

@@ -10,7 +10,7 @@ import torch
 
 from kd_lightning import DigitsDataModule, TeacherModule
 from kd_lightning.callbacks import FeatureWriter
-from kd_lightning.networks import ResNet, TrainedOn
+from kd_lightning.networks import DataConfig, ResNet
 
 Networks = Callable[..., ResNet]
 Trainers = Callable[..., pl.Trainer]
@@ -21,7 +21,7 @@ def test_the_file_holds_what_the_layers_say_of_each_image(
     small: Networks, make_trainer: Trainers, tmp_path: Path, split: str, count: int
 ) -> None:
     network, data = small(), DigitsDataModule(batch_size=100)
-    network.trained_on = TrainedOn.of((0.5,), (0.2,))  # type: ignore[assignment]
+    network.data_config = DataConfig.of((0.5,), (0.2,))  # type: ignore[assignment]
     path = tmp_path / "folder" / "features.npz"
     writer = FeatureWriter(["avgpool", "layer1"], str(path), split)  # type: ignore[arg-type]
     make_trainer(callbacks=[writer]).predict(TeacherModule(network), data)
@@ -30,7 +30,7 @@ def test_the_file_holds_what_the_layers_say_of_each_image(
         found = dict(file)
     assert found["labels"].shape == found["ids"].shape == (count,)
     assert (np.diff(found["ids"]) > 0).all()
-    stored = data.stores["train" if split in ("train", "val") else split]
+    stored = data.splits["train" if split in ("train", "val") else split]
     assert (found["labels"] == stored.labels[found["ids"]].numpy()).all()
     assert stored.pixels is not None
     images = (stored.pixels[found["ids"]].float() / 255 - 0.5) / 0.2  # as it was trained on, and not augmented

@@ -13,13 +13,13 @@ def test_sizes_and_classes() -> None:
     data = DigitsDataModule()
     data.setup("fit")
     data.setup("test")
-    assert {split: tuple(images.pixels.shape) for split, images in data.stores.items()} == {
+    assert {split: tuple(images.pixels.shape) for split, images in data.splits.items()} == {
         "train": (1437, 1, 8, 8),
         "test": (360, 1, 8, 8),
     }
     assert data.image_shape == (1, 8, 8)
     assert data.classes == tuple("0123456789")
-    for images in data.stores.values():
+    for images in data.splits.values():
         shares = images.labels.bincount(minlength=10) / len(images.labels)
         assert (shares - 0.1).abs().max() < 0.01
 
@@ -49,7 +49,7 @@ def test_validation_is_split_from_training_by_seed() -> None:
     first, other = DigitsDataModule(batch_size=1), DigitsDataModule(batch_size=1, seed=1)
     train, val = ids(first, "train"), ids(first, "val")
     assert sorted(train + val) == list(range(1437))
-    labels = first.stores["train"].labels
+    labels = first.splits["train"].labels
     assert torch.equal(labels[val].bincount(), (labels.bincount() * 0.2).round().long())
     assert val != ids(other, "val")
 
@@ -65,11 +65,11 @@ def test_a_margin_is_black_and_around_the_digits() -> None:
     plain, wide = DigitsDataModule(), DigitsDataModule(margin=2)
     for data in (plain, wide):
         data.setup("test")
-    pixels = wide.stores["test"].pixels
+    pixels = wide.splits["test"].pixels
     assert pixels is not None
     assert wide.image_shape == (1, 12, 12)
-    assert torch.equal(pixels[..., 2:10, 2:10], plain.stores["test"].pixels)
-    assert pixels.sum() == plain.stores["test"].pixels.sum()
+    assert torch.equal(pixels[..., 2:10, 2:10], plain.splits["test"].pixels)
+    assert pixels.sum() == plain.splits["test"].pixels.sum()
     with pytest.raises(ValueError, match="margin must be >= 0"):
         DigitsDataModule(margin=-1)
 
@@ -78,7 +78,7 @@ def test_digits_are_cropped_and_not_mirrored() -> None:
     data = DigitsDataModule(padding=1)
     loader = data.train_dataloader()
     batch = next(iter(loader))
-    plain = data.stores["train"].pixels[batch.ids]
+    plain = data.splits["train"].pixels[batch.ids]
     padded = torch.nn.functional.pad(plain, (1, 1, 1, 1))
     shifts = torch.stack([padded[:, :, y : y + 8, x : x + 8] for y in range(3) for x in range(3)])
     assert (shifts == data.pixels(batch)).flatten(2).all(2).any(0).all()

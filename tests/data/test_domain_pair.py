@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kd_lightning import DigitsDataModule, DomainPairDataModule, TeacherModule
 from kd_lightning.callbacks import ExactResume, FeatureWriter, PredictionWriter
 from kd_lightning.data import Batch, ImageDataModule
-from kd_lightning.data.augmentation import normalise
+from kd_lightning.data.augmentation.crops import normalise
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.modules.classification import ClassificationModule
 
@@ -165,7 +165,7 @@ def test_training_cannot_read_the_targets_labels(make_trainer: Trainers) -> None
     assert all((batch.labels == -1).all() for batch in shown)
     for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
         assert torch.equal(one, other)
-    assert pair.target.stores["train"].labels.tolist() == labels  # what evaluation would show
+    assert pair.target.splits["train"].labels.tolist() == labels  # what evaluation would show
 
 
 def test_training_shows_each_domain_as_its_own_module_does(make_trainer: Trainers) -> None:
@@ -199,7 +199,7 @@ def test_both_get_one_shape(source: Domain, target: Domain, size: int | None, sh
     assert pair.image_shape == shape
     assert len(pair.mean) == len(pair.std) == shape[0]
     for loader, part in zip(pair.val_dataloader(), (source, target), strict=True):
-        plain = normalise(part.stores["val"].pixels, part.mean, part.std)
+        plain = normalise(part.splits["val"].pixels, part.mean, part.std)
         expected = F.interpolate(plain, shape[1:], mode="bilinear", antialias=True).expand(-1, shape[0], -1, -1)
         batch = pair.view(next(iter(loader)))
         torch.testing.assert_close(batch.images, expected, rtol=0, atol=1e-6)
@@ -227,7 +227,7 @@ def test_evaluation_shows_both_in_validation_and_the_target_in_test(make_trainer
         assert all(isinstance(batch, Batch) for batch in batches)
         assert [len(batch.ids) for batch in batches] == ([2, 2, 1] if size == 2 else [3, 2])
         assert torch.cat([batch.labels for batch in batches]).tolist() == [2, 1, 0, 1, 2]
-        pixels = plain.stores["test" if key == "test" else "val"].pixels
+        pixels = plain.splits["test" if key == "test" else "val"].pixels
         images = F.interpolate(normalise(pixels, (0.5,), (0.2,)), (9, 9), mode="bilinear", antialias=True)
         torch.testing.assert_close(torch.cat([batch.images for batch in batches]), images, rtol=0, atol=1e-6)
 
@@ -281,8 +281,8 @@ def test_what_modules_and_callbacks_ask_of_it() -> None:
     batch = (torch.rand(2, 1, 6, 6), torch.tensor([0, 1]))
     assert pair.on_after_batch_transfer(batch) is batch
     pair.setup("validate")
-    assert set(pair.stores) == {"source/val", "target/train"}
-    assert pair.stores["target/train"] is pair.target.stores["train"]
+    assert set(pair.splits) == {"source/val", "target/train"}
+    assert pair.splits["target/train"] is pair.target.splits["train"]
     pair.predict_split = "train"
     assert pair.target.predict_split == pair.predict_split == "train"
     pair.target.image_name = lambda split, sample: f"{split} {sample}"

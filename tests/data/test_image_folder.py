@@ -51,8 +51,8 @@ def batches(data: ImageFolderDataModule, split: str, epoch: int = 0) -> list[Bat
 def test_folders_become_labels_and_files_keep_their_pixels(root: Path) -> None:
     data = ImageFolderDataModule(str(root))
     data.setup("fit")
-    images = data.stores["train"]
-    assert set(data.stores) == {"train"}
+    images = data.splits["train"]
+    assert set(data.splits) == {"train"}
     assert data.classes == ("ant", "bee")
     assert data.image_shape == (3, 6, 8)
     assert [str(file.relative_to(root / "train")) for file in images.files] == (
@@ -67,7 +67,7 @@ def test_without_a_validation_folder_a_share_of_each_class_is_split(root: Path) 
     data = ImageFolderDataModule(str(root), val_fraction=0.5, batch_size=4)
     val = torch.cat([batch.ids for batch in batches(data, "val")])
     train = torch.cat([batch.ids for batch in batches(data, "train")])
-    assert data.stores["train"].labels[val].bincount().tolist() == [3, 5]
+    assert data.splits["train"].labels[val].bincount().tolist() == [3, 5]
     assert sorted(torch.cat([train, val]).tolist()) == list(range(16))
 
 
@@ -90,7 +90,7 @@ def test_images_to_predict_lie_at_any_depth_and_are_unlabelled(root: Path, memor
     assert batch.labels.tolist() == [-1, -1, -1]
     assert batch.ids.tolist() == [0, 1, 2]
     assert [data.image_name("predict", i) for i in range(3)] == [str(file) for file in files]
-    assert "test" not in data.stores
+    assert "test" not in data.splits
 
 
 def test_prediction_needs_no_other_folder(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_images_of_any_size_are_resized_if_asked(root: Path, memory_limit: float
     data = ImageFolderDataModule(str(root), image_size=7, memory_limit=memory_limit)
     data.setup("fit")
     assert data.image_shape == (3, 7, 7)
-    assert torch.equal(data.stores["train"].read(torch.tensor([6]))[0], pixels(odd, (7, 7)))
+    assert torch.equal(data.splits["train"].read(torch.tensor([6]))[0], pixels(odd, (7, 7)))
     assert {batch.images.shape[2:] for batch in batches(data, "train")} == {(7, 7)}
 
 
@@ -140,8 +140,8 @@ def test_a_set_that_streams_gives_the_same_batches_to_the_bit(
         assert len(ours) == len(theirs) > 0
         for first, second in zip(ours, theirs, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert [images.pixels is None for images in resident.stores.values()] == [False] * 3
-    assert [images.pixels is None for images in streamed.stores.values()] == [True] * 3
+    assert [images.pixels is None for images in resident.splits.values()] == [False] * 3
+    assert [images.pixels is None for images in streamed.splits.values()] == [True] * 3
     assert resident.image_shape == streamed.image_shape == (3, 6, 8)
 
 

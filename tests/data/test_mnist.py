@@ -15,7 +15,7 @@ from local_server import Server
 from torchvision.datasets import MNIST
 
 from kd_lightning.data import DigitsDataModule, MNISTDataModule, USPSDataModule
-from kd_lightning.data.augmentation import normalise
+from kd_lightning.data.augmentation.crops import normalise
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "lay_out_mnist.py"
 RANDOM = np.random.default_rng(0)
@@ -78,14 +78,14 @@ def test_files_that_are_there_are_read_to_the_bit_without_a_download(laid_out: P
 def test_views_are_cropped_normalised_and_not_mirrored(laid_out: Path) -> None:
     data = MNISTDataModule(str(laid_out), batch_size=20, val_fraction=0.5)
     stored = next(iter(data.train_dataloader()))
-    plain = data.stores["train"].pixels[stored.ids]
+    plain = data.splits["train"].pixels[stored.ids]
     padded = torch.nn.functional.pad(plain, (2, 2, 2, 2))
     shifts = torch.stack([padded[:, :, y : y + 28, x : x + 28] for y in range(5) for x in range(5)])
     assert (shifts == data.pixels(stored)).flatten(2).all(2).any(0).all()
     expected = (data.pixels(stored).double() / 255 - 0.1307) / 0.3081
     torch.testing.assert_close(data.view(stored).images.double(), expected, rtol=0, atol=1e-6)
     val = data.view(next(iter(data.val_dataloader())))
-    assert torch.equal(val.images, normalise(data.stores["train"].pixels[val.ids], (0.1307,), (0.3081,)))
+    assert torch.equal(val.images, normalise(data.splits["train"].pixels[val.ids], (0.1307,), (0.3081,)))
     assert not set(val.ids.tolist()) & set(stored.ids.tolist())
 
 
@@ -101,7 +101,7 @@ def test_images_are_resized_and_coloured_when_they_are_read(laid_out: Path) -> N
     data = MNISTDataModule(str(laid_out), size=32, channels=3)
     data.setup("test")
     batch = data.view(next(iter(data.test_dataloader())))
-    assert data.stores["test"].pixels.shape == (9, 3, 32, 32)
+    assert data.splits["test"].pixels.shape == (9, 3, 32, 32)
     assert batch.images.shape[1:] == data.image_shape == (3, 32, 32)
     assert torch.equal(batch.images[:, 0], batch.images[:, 2])
     assert (data.mean, data.std) == ((0.1307,) * 3, (0.3081,) * 3)

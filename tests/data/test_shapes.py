@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
-from kd_lightning.data.shapes import refuse_no_size, reshaped, resize, statistics, with_channels
+from kd_lightning.data.shapes import check_size, reshaped, resize, statistics, with_channels
 
 PIXELS = torch.randint(0, 256, (3, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -54,4 +54,4 @@ def test_statistics_are_those_of_the_changed_images() -> None:
 @pytest.mark.parametrize("size", [0, -4])
 def test_no_size_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=rf"^size must be >= 1, or null for the images' own, got {size}\.$"):
-        refuse_no_size(size)
+        check_size(size)

@@ -91,13 +91,13 @@ def test_views_are_normalised_resized_and_not_mirrored(tmp_path: Path, svhn: typ
     data.prepare_data()
     stored = next(iter(data.train_dataloader()))
     mean, std = torch.tensor([[0.4377, 0.4438, 0.4728], [0.1980, 0.2010, 0.1970]]).double()[:, :, None, None]
-    expected = (data.stores["train"].pixels[stored.ids].double() / 255 - mean) / std
+    expected = (data.splits["train"].pixels[stored.ids].double() / 255 - mean) / std
     torch.testing.assert_close(data.view(stored).images.double(), expected, rtol=0, atol=1e-6)
     assert data.image_shape == (3, 32, 32)
     data = SVHNDataModule(str(tmp_path), size=28, channels=1)
     images = data.view(next(iter(data.test_dataloader()))).images
     assert images.shape[1:] == data.image_shape == (1, 28, 28)
-    assert data.stores["test"].pixels.shape == (9, 1, 28, 28)
+    assert data.splits["test"].pixels.shape == (9, 1, 28, 28)
     assert data.mean == pytest.approx((0.4453,), abs=1e-4)
 
 

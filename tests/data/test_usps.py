@@ -88,13 +88,13 @@ def test_views_are_normalised_resized_and_not_mirrored(tmp_path: Path, usps: typ
     data = USPSDataModule(str(tmp_path), batch_size=10, padding=0, val_fraction=0.5)
     data.prepare_data()
     stored = next(iter(data.train_dataloader()))
-    expected = (data.stores["train"].pixels[stored.ids].double() / 255 - 0.2469) / 0.2989
+    expected = (data.splits["train"].pixels[stored.ids].double() / 255 - 0.2469) / 0.2989
     torch.testing.assert_close(data.view(stored).images.double(), expected, rtol=0, atol=1e-6)
     assert data.image_shape == (1, 16, 16)
     data = USPSDataModule(str(tmp_path), size=28, channels=3)
     images = data.view(next(iter(data.test_dataloader()))).images
     assert images.shape[1:] == data.image_shape == (3, 28, 28)
-    assert data.stores["test"].pixels.shape == (9, 3, 28, 28)
+    assert data.splits["test"].pixels.shape == (9, 3, 28, 28)
 
 
 def test_the_real_dataset_is_torchvisions() -> None:

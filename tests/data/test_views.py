@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from kd_lightning.data import Batch, DigitsDataModule, ImageDataModule, ImageFolderDataModule
-from kd_lightning.data.augmentation import normalise
+from kd_lightning.data.augmentation.crops import normalise
 
 ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))
 
@@ -222,7 +222,7 @@ def test_a_fingerprint_names_what_decides_the_views(change: dict[str, Any], name
 def test_one_pixel_changes_the_fingerprint() -> None:
     data = digits(views=2)
     before = data.fingerprint()
-    pixels = data.stores["train"].pixels
+    pixels = data.splits["train"].pixels
     assert pixels is not None
     pixels[700, 0, 3, 3] ^= 1
     assert data.fingerprint() == before | {"images": data.fingerprint()["images"]} != before
@@ -265,8 +265,8 @@ def test_a_streamed_set_shows_the_same_views(root: Path) -> None:
         first, second = shown(memory, epoch), shown(stream, epoch)
         assert first.keys() == second.keys()
         assert same(first, second) == 1
-    assert stream.stores["train"].pixels is None
-    assert memory.stores["train"].pixels is not None
+    assert stream.splits["train"].pixels is None
+    assert memory.splits["train"].pixels is not None
     for view in range(2):
         asked = shown_in_view(stream, view)
         assert len(asked) == 14

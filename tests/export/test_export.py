@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from kd_lightning import DigitsDataModule, DistillationModule
 from kd_lightning.export import Inference, OnnxClassifier, export_network
 from kd_lightning.export.network import SUFFIXES, Format
-from kd_lightning.export.rebuilt import images_of_run, trained_network
-from kd_lightning.networks import ResNet, TrainedOn, from_checkpoint, graft_classifier
+from kd_lightning.networks import DataConfig, ResNet, from_checkpoint, reuse_teacher_classifier
+from kd_lightning.runs.rebuild import images_of_run, load_network
 
 Command = Callable[..., str]
 
@@ -61,7 +61,7 @@ def test_images(best: Path) -> tuple[Tensor, Tensor]:
 
 def network_of(blocks: list[int], widths: list[int]) -> ResNet:
     network = ResNet(blocks, widths, in_channels=1).eval()
-    network.trained_on = TrainedOn.of([0.5], [0.25])
+    network.data_config = DataConfig.of([0.5], [0.25])
     return network
 
 
@@ -171,7 +171,7 @@ def test_int8_is_calibrated_on_training_images(
 ) -> None:
     read: list[str] = []
     monkeypatch.setattr(
-        "kd_lightning.export.command.images_of_run",
+        "kd_lightning.cli.export.images_of_run",
         lambda file, split, count: (read.append(split), images_of_run(file, split, count))[1],
     )
     load = DigitsDataModule.load
@@ -199,7 +199,7 @@ def test_a_torch_program_and_plain_weights(
     assert (tmp_path / "half.pt2").stat().st_size < (tmp_path / "student.pt2").stat().st_size
     kd("export", str(best), "--format", "safetensors", "-o", str(tmp_path / "student.safetensors"))
     network = from_checkpoint(ResNet([1, 1, 1], [8, 16, 32], in_channels=1), tmp_path / "student.safetensors")
-    for name, weight in trained_network(best).state_dict().items():
+    for name, weight in load_network(best).state_dict().items():
         assert torch.equal(weight, network.state_dict()[name])
     with safe_open(tmp_path / "student.safetensors", "pt") as file:
         assert "checkpoint_sha256" in file.metadata()
@@ -267,8 +267,8 @@ def test_a_table_that_is_there_is_refused_first(there: str, small: Path, kd: Com
 
 def test_a_grafted_student_takes_the_classifier_along(tmp_path: Path) -> None:
     backbone, teacher = ResNet([1, 1], [4, 8], in_channels=1), ResNet([1, 1], [8, 16], in_channels=1)
-    student = graft_classifier(backbone, teacher.fc).eval()
-    student.trained_on = TrainedOn.of([0.5], [0.25])
+    student = reuse_teacher_classifier(backbone, teacher.fc).eval()
+    student.data_config = DataConfig.of([0.5], [0.25])
     images = torch.rand(40, 1, 8, 8)
     export_network(student, tmp_path / "student.onnx", images)
     initializers = onnx.load(tmp_path / "student.onnx").graph.initializer
@@ -334,7 +334,7 @@ def test_a_checkpoint_from_python_is_refused_with_what_to_do(
 class Wavers(nn.Module):
     """Says something else while it is exported."""
 
-    trained_on = TrainedOn.of([0.5], [0.25])
+    data_config = DataConfig.of([0.5], [0.25])
 
     def __init__(self, operator: str = "none") -> None:
         super().__init__()

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses import AdversarialLoss, adversarial_loss, reverse_gradient
+from kd_lightning.losses._multilinear import MultilinearMap
 from kd_lightning.losses.adversarial import entropy_weights, reversal_strength
-from kd_lightning.losses.multilinear import MultilinearMap
 
 _LABELS = torch.tensor([3, -1, 0, 1, 2])
 

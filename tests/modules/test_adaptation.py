@@ -52,8 +52,8 @@ class Other(DigitsDataModule):
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
         assert self._split
-        images = self.stores["train"]
-        self.stores["train"] = images._replace(labels=(images.labels + 3) % 10)
+        images = self.splits["train"]
+        self.splits["train"] = images._replace(labels=(images.labels + 3) % 10)
 
 
 def test_a_step_is_the_sum_of_the_weighted_terms(make_trainer: Trainers) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
 from kd_lightning.features import Outputs
 from kd_lightning.losses import AttentionLoss, DistillationLoss, HardTargetLoss, MMDLoss, SoftTargetLoss
-from kd_lightning.networks import ResNet, TrainedOn, from_checkpoint, resnet18
+from kd_lightning.networks import DataConfig, ResNet, from_checkpoint, resnet18
 
 Networks = Callable[..., ResNet]
 Trainers = Callable[..., pl.Trainer]
@@ -155,7 +155,7 @@ def test_the_teacher_gets_the_statistics_that_it_expects(
     """Taught with other statistics the same teacher is as good, and with wrong ones it is not."""
     data = DigitsDataModule(mean=(5.0,), std=(0.05,))
     known, unknown = copy.deepcopy(trained), copy.deepcopy(trained)
-    unknown.trained_on = TrainedOn()  # type: ignore[assignment]
+    unknown.data_config = DataConfig()  # type: ignore[assignment]
     agreement = {}
     for name, teacher in {"known": known, "unknown": unknown}.items():
         module = DistillationModule(teacher, teacher, teacher_check="off")
@@ -185,7 +185,7 @@ def test_a_checkpoint_is_plain_data_and_the_next_teacher(
     path = tmp_path / "student.ckpt"
     trainer.save_checkpoint(path)
     content = torch.load(path, weights_only=True)
-    assert content["trained_on"] == {"mean": digits.mean, "std": digits.std, "classes": digits.classes}
+    assert content["data_config"] == {"mean": digits.mean, "std": digits.std, "classes": digits.classes}
     network = from_checkpoint(small(), path)
     images = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(network.eval()(images), module.eval()(images))  # in another memory layout
@@ -325,7 +325,7 @@ def test_class_names_must_match(
     small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     teacher = copy.deepcopy(trained)
-    teacher.trained_on = teacher.trained_on._replace(classes=tuple("1023456789"))  # type: ignore[operator, union-attr, assignment]
+    teacher.data_config = teacher.data_config._replace(classes=tuple("1023456789"))  # type: ignore[operator, union-attr, assignment]
     with pytest.raises(ValueError, match=r"teacher was trained on the classes 1, 0, 2.*the data have 0, 1, 2"):
         make_trainer().fit(DistillationModule(small(), teacher), digits)
 

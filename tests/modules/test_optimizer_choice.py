@@ -10,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from kd_lightning import DigitsDataModule, TeacherModule
-from kd_lightning.modules.optimizer_choice import chosen_schedule
+from kd_lightning.modules.optimizer_choice import build_scheduler
 from kd_lightning.networks import ResNet
 
 Networks = Callable[..., ResNet]
@@ -89,7 +89,7 @@ def test_the_trial_of_a_scheduler_leaves_the_optimizer_alone(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     optimizer = torch.optim.AdamW(small().parameters(), lr=0.5)
-    schedule = chosen_schedule(partial(StepLR, step_size=1), optimizer, "epoch", make_trainer())
+    schedule = build_scheduler(partial(StepLR, step_size=1), optimizer, "epoch", make_trainer())
     assert optimizer.param_groups[0]["lr"] == 0.5
     assert schedule["scheduler"].last_epoch == 0
 

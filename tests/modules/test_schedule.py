@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from kd_lightning.modules.schedule import begin_momentum, layered_groups, one_cycle, parameter_groups
+from kd_lightning.modules.schedule import init_momentum_buffers, layerwise_decay_groups, one_cycle, parameter_groups
 
 
 @pytest.mark.parametrize("steps", [7, 10, 100, 1001])
@@ -98,7 +98,7 @@ def test_each_part_learns_slower_than_the_one_after_it() -> None:
             self.again, self.last = self.first, nn.Linear(3, 2)
 
     network = Network()
-    groups = layered_groups(network, 0.5)
+    groups = layerwise_decay_groups(network, 0.5)
     scales = {weight: group["lr_scale"] for group in groups for weight in group["params"]}
     assert scales == {
         network.token: 0.5,
@@ -126,7 +126,7 @@ def test_a_weight_whose_gradient_comes_late_begins_as_in_plain_sgd(nesterov: boo
         optimizer = SGD(weights, nesterov=nesterov, fused=fused, foreach=False)
         for step, rows in enumerate(gradients):
             weights[0].grad, weights[1].grad = rows[0].clone(), rows[1].clone() if step >= 2 else None
-            begin_momentum(optimizer)
+            init_momentum_buffers(optimizer)
             if fused:
                 assert len(optimizer.state) == (2 if step >= 2 else 1)
             optimizer.step()
@@ -145,7 +145,7 @@ def test_it_begins_to_the_bits_of_torch_s_own_first_step() -> None:
             for weight in weights:
                 weight.grad = torch.randn_like(weight)
             if ours:
-                begin_momentum(optimizer)
+                init_momentum_buffers(optimizer)
             optimizer.step()
         found.append([*weights, *(optimizer.state[weight]["momentum_buffer"] for weight in weights)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -155,7 +155,7 @@ def test_a_first_step_that_is_left_out_leaves_no_momentum() -> None:
     weight = nn.Parameter(torch.ones(1000))
     optimizer = SGD([weight], fused=True)
     weight.grad = torch.full_like(weight, math.inf)
-    begin_momentum(optimizer)
+    init_momentum_buffers(optimizer)
     optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
     optimizer.step()
     assert (optimizer.state[weight]["momentum_buffer"] == 0).all()
@@ -167,5 +167,5 @@ def test_other_optimizers_begin_by_themselves(optimizer: Any) -> None:
     weight = nn.Parameter(torch.ones(3))
     weight.grad = torch.ones(3)
     made = optimizer([weight])
-    begin_momentum(made)
+    init_momentum_buffers(made)
     assert not made.state

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning import DigitsDataModule, TeacherModule
-from kd_lightning.networks import ResNet, TrainedOn, trained_on
+from kd_lightning.networks import DataConfig, ResNet, data_config
 
 Networks = Callable[..., ResNet]
 Trainers = Callable[..., pl.Trainer]
@@ -31,13 +31,13 @@ def test_the_network_carries_what_it_was_trained_on(
 ) -> None:
     network = small()
     make_trainer(fast_dev_run=True).fit(TeacherModule(network), digits)
-    assert trained_on(network) == TrainedOn(digits.mean, digits.std, digits.classes)
+    assert data_config(network) == DataConfig(digits.mean, digits.std, digits.classes)
 
 
 def test_other_statistics_are_turned_into_the_expected_ones(small: Networks, make_trainer: Trainers) -> None:
     network = small().eval()
     plain, other = DigitsDataModule(mean=(0.0,), std=(1.0,)), DigitsDataModule(mean=(0.5,), std=(0.25,))
-    network.trained_on = TrainedOn.of([0.0], [1.0])  # type: ignore[assignment]
+    network.data_config = DataConfig.of([0.0], [1.0])  # type: ignore[assignment]
     first, second = (make_trainer().predict(TeacherModule(network), data) for data in (plain, other))
     assert first is not None
     assert second is not None
@@ -50,16 +50,16 @@ def test_a_fine_tuned_network_keeps_its_statistics(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     network = small()
-    network.trained_on = TrainedOn.of([0.1], [0.2], ["a"] * 10)  # type: ignore[assignment]
+    network.data_config = DataConfig.of([0.1], [0.2], ["a"] * 10)  # type: ignore[assignment]
     make_trainer(fast_dev_run=True).fit(TeacherModule(network), digits)
-    assert trained_on(network) == TrainedOn((0.1,), (0.2,), digits.classes)
+    assert data_config(network) == DataConfig((0.1,), (0.2,), digits.classes)
 
 
 def test_class_names_must_be_those_of_the_data(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     network = small()
-    network.trained_on = TrainedOn.of(classes=list("9876543210"))  # type: ignore[assignment]
+    network.data_config = DataConfig.of(classes=list("9876543210"))  # type: ignore[assignment]
     with pytest.raises(ValueError, match="trained on the classes 9, 8, 7, 6, 5 and 5 more"):
         make_trainer().test(TeacherModule(network), digits)
 
@@ -173,7 +173,7 @@ def test_a_checkpoint_from_python_asks_for_the_network(
         TeacherModule.load_from_checkpoint(path)
     loaded = TeacherModule.load_from_checkpoint(path, network=small())
     assert loaded.label_smoothing == 0.1
-    assert trained_on(loaded.network) == trained_on(network)
+    assert data_config(loaded.network) == data_config(network)
     for key, value in network.state_dict().items():
         assert torch.equal(value, loaded.network.state_dict()[key])
 

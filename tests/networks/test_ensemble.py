@@ -8,7 +8,7 @@ from torch import nn
 
 from kd_lightning import DigitsDataModule, DistillationModule
 from kd_lightning.losses import HardTargetLoss, HintLoss
-from kd_lightning.networks import EnsembleTeacher, ResNet, TrainedOn
+from kd_lightning.networks import DataConfig, EnsembleTeacher, ResNet
 
 Networks = Callable[..., ResNet]
 
@@ -37,10 +37,10 @@ def test_each_member_gets_its_own_statistics(small: Networks) -> None:
     network, images = small().eval(), torch.rand(4, 1, 8, 8)
     members = [network, small().eval()]
     members[1].load_state_dict(network.state_dict())
-    members[0].trained_on = TrainedOn.of([0.5], [0.5])  # type: ignore[assignment]
-    members[1].trained_on = TrainedOn.of([0.0], [1.0])  # type: ignore[assignment]
+    members[0].data_config = DataConfig.of([0.5], [0.5])  # type: ignore[assignment]
+    members[1].data_config = DataConfig.of([0.0], [1.0])  # type: ignore[assignment]
     ensemble = EnsembleTeacher(members).eval()
-    assert ensemble.trained_on.mean == (0.5,)
+    assert ensemble.data_config.mean == (0.5,)
     expected = (network((images - 0.5) / 0.5) + network(images)) / 2
     torch.testing.assert_close(ensemble((images - 0.5) / 0.5), expected)
 
@@ -63,8 +63,8 @@ def test_errors(small: Networks, count: int, options: dict[str, Any], message: s
 
 def test_members_of_other_classes_are_refused(small: Networks) -> None:
     members = [small(), small(), small()]
-    members[1].trained_on = TrainedOn.of(classes="0123456789")  # type: ignore[assignment]
-    members[2].trained_on = TrainedOn.of(classes="abcdefghij")  # type: ignore[assignment]
+    members[1].data_config = DataConfig.of(classes="0123456789")  # type: ignore[assignment]
+    members[2].data_config = DataConfig.of(classes="abcdefghij")  # type: ignore[assignment]
     with pytest.raises(ValueError, match=r"^Network 2 of the ensemble was trained on the classes a, b"):
         EnsembleTeacher(members)
 

@@ -10,20 +10,20 @@ from torch import nn
 from kd_lightning import DigitsDataModule, DistillationModule
 from kd_lightning.losses import HintLoss
 from kd_lightning.networks import (
+    DataConfig,
     ResNet,
-    TrainedOn,
+    data_config,
     from_checkpoint,
-    graft_classifier,
     resnet20,
     resnet32x4,
-    trained_on,
+    reuse_teacher_classifier,
 )
 
 
 def test_the_grafted_network_is_backbone_projector_and_the_teachers_classifier() -> None:
     backbone, teacher = resnet20(), resnet32x4()
     before = sum(weight.numel() for weight in backbone.parameters()) - 64 * 10 - 10
-    student = graft_classifier(backbone, teacher)
+    student = reuse_teacher_classifier(backbone, teacher)
     projector = 64 * 128 + 128 * 128 * 9 + 128 * 256 + 2 * (128 + 128 + 256)
     assert sum(weight.numel() for weight in student.parameters()) == before + projector + 256 * 10 + 10
     assert torch.equal(student.fc.weight, teacher.fc.weight)  # type: ignore[union-attr, arg-type]
@@ -36,7 +36,7 @@ def test_the_grafted_network_is_backbone_projector_and_the_teachers_classifier()
 
 def test_the_logits_are_those_of_the_classifier_on_the_projected_maps() -> None:
     teacher = resnet32x4().eval()
-    student = graft_classifier(resnet20(), teacher).eval()
+    student = reuse_teacher_classifier(resnet20(), teacher).eval()
     seen: list[torch.Tensor] = []
     student.get_submodule("avgpool.projector").register_forward_hook(lambda *a: seen.append(a[-1]))
     logits = student(torch.rand(2, 3, 32, 32))
@@ -46,24 +46,26 @@ def test_the_logits_are_those_of_the_classifier_on_the_projected_maps() -> None:
 
 @pytest.mark.parametrize("reduction", [1, 2, 1000])
 def test_a_linear_layer_and_torchvisions_networks_will_do(reduction: int) -> None:
-    student = graft_classifier(torchvision.models.resnet18(num_classes=7), nn.Linear(24, 5), reduction=reduction)
+    student = reuse_teacher_classifier(
+        torchvision.models.resnet18(num_classes=7), nn.Linear(24, 5), reduction=reduction
+    )
     assert student(torch.rand(2, 3, 32, 32)).shape == (2, 5)
 
 
 def test_the_classes_are_the_classifiers_and_the_statistics_the_backbones() -> None:
     backbone, teacher = resnet20(), resnet32x4()
-    backbone.trained_on = TrainedOn.of([0.5] * 3, [0.2] * 3, "abcdefghij")  # type: ignore[assignment]
-    teacher.trained_on = TrainedOn.of([0.1] * 3, [0.3] * 3, "klmnopqrst")  # type: ignore[assignment]
-    assert trained_on(graft_classifier(backbone, teacher)) == TrainedOn.of([0.5] * 3, [0.2] * 3, "klmnopqrst")
+    backbone.data_config = DataConfig.of([0.5] * 3, [0.2] * 3, "abcdefghij")  # type: ignore[assignment]
+    teacher.data_config = DataConfig.of([0.1] * 3, [0.3] * 3, "klmnopqrst")  # type: ignore[assignment]
+    assert data_config(reuse_teacher_classifier(backbone, teacher)) == DataConfig.of([0.5] * 3, [0.2] * 3, "klmnopqrst")
 
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"^ResNet has no layer 'pool'; name the layer.*: conv1, .*avgpool, fc\.$"):
-        graft_classifier(resnet20(), resnet32x4(), pool="pool")
+        reuse_teacher_classifier(resnet20(), resnet32x4(), pool="pool")
     with pytest.raises(ValueError, match=r"^Conv2d has no linear layer"):
-        graft_classifier(resnet20(), nn.Conv2d(3, 3, 1))
+        reuse_teacher_classifier(resnet20(), nn.Conv2d(3, 3, 1))
     with pytest.raises(ValueError, match="has no linear layer"):
-        graft_classifier(nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1)), nn.Linear(3, 2), pool="1")
+        reuse_teacher_classifier(nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1)), nn.Linear(3, 2), pool="1")
 
 
 def test_it_is_trained_saved_and_read_again(
@@ -71,7 +73,7 @@ def test_it_is_trained_saved_and_read_again(
 ) -> None:
     """SimKD from end to end: the classifier stays, the projector learns, the file holds both."""
     teacher, data = small(8), DigitsDataModule(batch_size=256)
-    student = graft_classifier(small(), teacher)
+    student = reuse_teacher_classifier(small(), teacher)
     loss = HintLoss(1.0, ["avgpool.projector"], ["layer2"], regressor=False)
     module = DistillationModule(student, teacher, losses={"hint": loss}, teacher_check="off")
     projector = student.state_dict()["avgpool.projector.0.weight"].clone()
@@ -80,6 +82,6 @@ def test_it_is_trained_saved_and_read_again(
     assert torch.equal(student.fc.weight, teacher.fc.weight)  # type: ignore[union-attr, arg-type]
     assert not torch.equal(student.state_dict()["avgpool.projector.0.weight"], projector)
     trainer.save_checkpoint(tmp_path / "student.ckpt")
-    again = from_checkpoint(graft_classifier(small(), nn.Linear(16, 10)), tmp_path / "student.ckpt")
+    again = from_checkpoint(reuse_teacher_classifier(small(), nn.Linear(16, 10)), tmp_path / "student.ckpt")
     images = torch.rand(4, 1, 8, 8)
     torch.testing.assert_close(again.eval()(images), student.eval()(images))

@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from kd_lightning.export import export_network
-from kd_lightning.networks import ResNet, TrainedOn, read_checkpoint
+from kd_lightning.networks import DataConfig, ResNet, read_checkpoint
 from kd_lightning.report.contents import all_pictures, row, write
 from kd_lightning.report.drawing import pareto, trade_off
 from kd_lightning.report.measuring import Figures, measured
@@ -127,7 +127,7 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("numbers", ["float32", "float16", "int8"])
 def test_work_and_weights_of_a_file_are_counted(numbers: str, tmp_path: Path) -> None:
     network = Plain().eval()
-    network.trained_on = TrainedOn.of([0.5, 0.5], [0.25, 0.25])  # type: ignore[assignment]
+    network.data_config = DataConfig.of([0.5, 0.5], [0.25, 0.25])  # type: ignore[assignment]
     images = torch.rand(64, 2, 8, 8)
     options = {"half": numbers == "float16", "calibration": images if numbers == "int8" else None}
     export_network(network, tmp_path / "a.onnx", images, **options)
@@ -139,11 +139,11 @@ def test_work_and_weights_of_a_file_are_counted(numbers: str, tmp_path: Path) ->
 @pytest.mark.parametrize("int8", [False, True])
 def test_work_of_attention_is_counted_alike(int8: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vit = VisionTransformer(16, 4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5).eval()
-    vit.trained_on = TrainedOn.of([0.5] * 3, [0.25] * 3)  # type: ignore[assignment]
+    vit.data_config = DataConfig.of([0.5] * 3, [0.25] * 3)  # type: ignore[assignment]
     images = torch.rand(64, 3, 16, 16)
     export_network(vit, tmp_path / "vit.onnx", images, calibration=images if int8 else None)
     (tmp_path / "vit.ckpt").touch()
-    monkeypatch.setattr("kd_lightning.report.model.trained_network", lambda path: vit)
+    monkeypatch.setattr("kd_lightning.report.model.load_network", lambda path: vit)
     tokens, width = 17, 16
     layer = tokens * width * (3 * width + width + 2 * 32) + 2 * tokens * tokens * width
     expected = 16 * width * 3 * 4 * 4 + 2 * layer + 5 * width
@@ -228,7 +228,7 @@ def test_what_cannot_be_reported_is_refused(
         kd("report", "digits/distill", "-o", str(mine))
     assert [file.name for file in mine.iterdir()] == ["thesis.tex"]
     network = ResNet([1], [4], num_classes=3, in_channels=1).eval()
-    network.trained_on = TrainedOn.of([0.5], [0.5], ["a", "b", "c"])  # type: ignore[assignment]
+    network.data_config = DataConfig.of([0.5], [0.5], ["a", "b", "c"])  # type: ignore[assignment]
     export_network(network, tmp_path / "other.onnx", torch.rand(64, 1, 8, 8))
     with pytest.raises(SystemExit, match="do not tell the same classes apart"):
         kd("report", "digits/distill", str(tmp_path / "other.onnx"), "-o", str(tmp_path / "b"))
@@ -251,7 +251,7 @@ def test_images_of_another_size_are_refused(
     place: Path, kd: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     network = ResNet([1], [4], in_channels=1).eval()
-    network.trained_on = TrainedOn.of([0.5], [0.5], list("0123456789"))  # type: ignore[assignment]
+    network.data_config = DataConfig.of([0.5], [0.5], list("0123456789"))  # type: ignore[assignment]
     export_network(network, tmp_path / "large.onnx", torch.rand(64, 1, 16, 16))
     monkeypatch.chdir(place)
     said = r"large.onnx takes images \(1, 16, 16\) and the test images of digits/teacher are \(1, 8, 8\)"

@@ -1,0 +1,37 @@
+"""The devices of a Trainer: which are refused, and how they are described."""
+
+import lightning.pytorch as pl
+import torch
+
+from kd_lightning.errors import UserError
+
+
+def check_device(trainer: pl.Trainer) -> None:
+    """Refuse a device on which this package was never tested.
+
+    Raises:
+        ValueError: If the Trainer's device is Apple's MPS.
+    """
+    if trainer.strategy.root_device.type == "mps":
+        raise UserError("kd_lightning is not tested on Apple's MPS; train with accelerator='cpu', or on a CUDA GPU.")
+
+
+def describe_devices(trainer: pl.Trainer) -> str:
+    """Return how many devices train, and which; for example ``"trains on 2 GPUs (NVIDIA A100)"``."""
+    device, count = trainer.strategy.root_device, trainer.world_size
+    if device.type == "cuda":
+        return f"trains on {count} GPU{'s' * (count > 1)} ({torch.cuda.get_device_name(device)})"
+    place = "the CPU" if device.type == "cpu" else str(device)
+    return f"trains on {place}" + (f" in {count} processes" if count > 1 else "")
+
+
+def describe_precision(trainer: pl.Trainer) -> str:
+    """Return the precision, what would be faster, and on a CUDA device how float32 matrices are multiplied."""
+    precision = str(trainer.precision)
+    faster = [] if "bf16" in precision else ["bf16-mixed is faster where the hardware supports it"]
+    if trainer.strategy.root_device.type == "cuda" and precision.startswith("32"):
+        if torch.get_float32_matmul_precision() == "highest":
+            faster.append("matrix products in full float32; torch.set_float32_matmul_precision('high') is faster")
+        else:
+            faster.append("matrix products in TF32")
+    return f"precision {precision}" + (f" ({'; '.join(faster)})" if faster else "")

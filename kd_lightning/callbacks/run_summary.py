@@ -1,0 +1,75 @@
+"""The figures of a test, kept beside the run."""
+
+import json
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.files.atomic import atomic_write
+
+
+class RunSummary(pl.Callback):
+    """Writes ``test.json`` into the folder of a run: the test's figures, parameters, file size and images per second.
+
+    Args:
+        seconds: For how long the speed is measured, on batches of the test images.
+    """
+
+    def __init__(self, seconds: float = 0.5) -> None:
+        self.seconds = seconds
+        self._images: Tensor | None = None
+
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep one batch to measure the speed with."""
+        if self._images is None:
+            self._images = batch[0]
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the file."""
+        images, self._images = self._images, None
+        log_dir = trainer.log_dir  # all ranks ask: the answer is broadcast
+        if not trainer.is_global_zero or log_dir is None or images is None:
+            return
+        figures = {
+            name.removeprefix("test/"): round(float(value), 6)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("test/")
+        }
+        network: nn.Module = pl_module.network  # type: ignore[assignment]
+        checkpoint = trainer.ckpt_path
+        report = {
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "file_bytes": Path(checkpoint).stat().st_size if checkpoint else None,
+            "parameters": sum(weight.numel() for weight in network.parameters()),
+            "images_per_second": round(images_per_second(pl_module, images, self.seconds), 1),
+            "device": str(pl_module.device),
+            **figures,
+        }
+        with atomic_write(Path(log_dir, "test.json")) as file:
+            file.write(f"{json.dumps(report, indent=2)}\n".encode())
+
+
+def images_per_second(network: nn.Module, images: Tensor, seconds: float = 0.5) -> float:
+    """How many images a network classifies in a second, in batches of the given one, in the mode that it is in.
+
+    Args:
+        network: Images to logits.
+        images: ``(B, channels, H, W)``.
+        seconds: For how long it runs, after two batches to warm up.
+    """
+    batches, start = -2, perf_counter()
+    with torch.no_grad():
+        while batches < 1 or perf_counter() - start < seconds:
+            network(images)
+            if images.is_cuda:
+                torch.cuda.synchronize()
+            batches += 1
+            if batches == 0:
+                start = perf_counter()
+    return batches * len(images) / (perf_counter() - start)

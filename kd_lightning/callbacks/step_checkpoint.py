@@ -1,0 +1,128 @@
+"""Checkpoints within an epoch, and a stop that loses nothing."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from kd_lightning.errors import UserError
+
+_NAME = "last-step.ckpt"
+"""Lightning, too, looks for ``last*`` where it is told to go on from the last checkpoint."""
+
+
+class StepCheckpoint(pl.Callback):
+    """Writes ``last-step.ckpt`` beside the other checkpoints: every N steps, and when the run is asked to stop.
+
+    SIGTERM and Ctrl-C (SIGINT) end the run after the batch in hand, in all processes at the same one, with the exit
+    codes 143 and 130; a second one ends it at once. Where a process of several died, the others' error names it.
+
+    Args:
+        every_n_train_steps: Steps of the optimizer between two checkpoints; 0 for none but when the run is stopped.
+
+    Raises:
+        ValueError: If ``every_n_train_steps`` is negative.
+    """
+
+    def __init__(self, every_n_train_steps: int = 1000) -> None:
+        if every_n_train_steps < 0:
+            raise UserError(f"every_n_train_steps must be >= 0, got {every_n_train_steps}.")
+        self.every_n_train_steps = every_n_train_steps
+        self._asked = 0
+        self._saved_at = 0
+        self._parent = os.getppid()
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals over (Lightning's answer to SIGTERM speaks to other processes in the midst of a step)."""
+        self._take_over()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals over."""
+        self._take_over()
+        self._saved_at = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time to, or if a process was asked to stop."""
+        asked = self._asked
+        if trainer.world_size > 1:
+            votes = torch.tensor(asked, device=trainer.strategy.root_device)
+            asked = int(trainer.strategy.reduce(votes, reduce_op="max"))
+        steps = trainer.global_step - self._saved_at
+        if asked or (self.every_n_train_steps and steps >= self.every_n_train_steps):
+            self._save(trainer)
+        if asked:
+            self._leave(trainer, asked)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Name a process that died, and give the signals back."""
+        if isinstance(exception, Exception) and trainer.world_size > 1:
+            died = self._who_died(trainer)
+            if died:
+                exception.add_note(f"{died}, so the run has ended; go on with --ckpt_path last.")
+        self._give_back()  # not before: torchrun sends SIGTERM meanwhile, on which Lightning speaks to who died
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self._saved_at = trainer.global_step
+        trainer.save_checkpoint(self._place(trainer), weights_only=False)
+
+    def _place(self, trainer: pl.Trainer) -> Path:
+        folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
+        return Path(folders[0] if folders else Path(trainer.default_root_dir, "checkpoints"), _NAME)
+
+    def _leave(self, trainer: pl.Trainer, signum: int) -> None:
+        rank_zero_info(
+            f"Stopped by {signal.Signals(signum).name} in epoch {trainer.current_epoch} after step "
+            f"{trainer.global_step}; saved in {self._place(trainer)}, go on from there with --ckpt_path last."
+        )
+        # Lightning's launcher takes another code of one that it has launched for a failure, and kills the rest
+        raise SystemExit(0 if trainer.local_rank > 0 and not _external(trainer) else 128 + signum)
+
+    def _take_over(self) -> None:
+        if self._handlers or threading.current_thread() is not threading.main_thread():
+            return
+        self._asked = 0
+        self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _give_back(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise SystemExit(128 + signum)
+        self._asked = signum
+
+    def _who_died(self, trainer: pl.Trainer) -> str | None:
+        processes: list[subprocess.Popen] = getattr(trainer.strategy.launcher, "procs", [])
+        for _ in range(20):
+            for rank, process in enumerate(processes, start=trainer.global_rank + 1):
+                if process.poll():
+                    code = process.returncode
+                    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                    return f"The process of rank {rank} (PID {process.pid}) ended with {how}"
+            if not processes and os.getppid() != self._parent:
+                return f"The process of rank {trainer.global_rank - trainer.local_rank} (PID {self._parent}) ended"
+            time.sleep(0.05)
+        return None
+
+
+def _external(trainer: pl.Trainer) -> bool:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return environment is None or environment.creates_processes_externally

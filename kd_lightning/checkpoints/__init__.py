@@ -1,0 +1,1 @@
+"""Checkpoints: opened once, checked once, written whole."""

@@ -1,0 +1,86 @@
+"""`kd-lightning classify`."""
+
+import csv
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kd_lightning.errors import MissingFileError, UserError
+from kd_lightning.export.onnx_classifier import OnnxClassifier
+from kd_lightning.files.atomic import atomic_write
+from kd_lightning.files.images import SUFFIXES, decoded
+
+Row = tuple[str, str, str]
+
+
+def classify(model: str, images: list[str], output: str | None = None) -> None:
+    """Classify image files with an exported ONNX file; those that cannot be read are named at the end.
+
+    Args:
+        model: A file of `kd-lightning export`.
+        images: Image files, and folders of them at any depth.
+        output: A new CSV file to write, with the columns image, label and probability; by default a line is printed
+            for each image.
+
+    Raises:
+        FileExistsError: If the output is there already.
+        FileNotFoundError: If there is no such file or no image.
+        ValueError: If the model cannot be read, or images could not; the others were classified.
+    """
+    if output is not None and Path(output).exists():
+        raise FileExistsError(f"{output!r} is there already; delete it, or name another file with -o.")
+    classifier = OnnxClassifier(model)
+    files = [file for name in images for file in _images_in(Path(name))]
+    rows: list[Row] = []
+    refused: list[str] = []
+    for first in range(0, len(files), 64):
+        readable, pixels = [], []
+        for file in files[first : first + 64]:
+            try:
+                pixels.append(_pixels(file, classifier.shape))
+                readable.append(file)
+            except ValueError as error:
+                refused.append(str(error))
+        if pixels:
+            rows += _answers(classifier, readable, np.stack(pixels))
+    _tell(rows, output)
+    if refused:
+        raise UserError("\n".join([f"{len(refused)} of {len(files)} images are left out.", *refused]))
+
+
+def _answers(classifier: OnnxClassifier, files: list[Path], pixels: npt.NDArray[np.uint8]) -> Iterator[Row]:
+    logits = classifier(pixels).astype(np.float64)
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    for file, share in zip(files, shares, strict=True):
+        yield str(file), classifier.classes[share.argmax()], f"{share.max():.4f}"
+
+
+def _tell(rows: list[Row], output: str | None) -> None:
+    if output is None:
+        for row in rows:
+            print("  ".join(row))
+        return
+    table = StringIO(newline="")
+    csv.writer(table).writerows([("image", "label", "probability"), *rows])
+    with atomic_write(Path(output)) as file:
+        file.write(table.getvalue().encode())
+    print(f"{len(rows)} images; the table is in {output}.")
+
+
+def _images_in(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not found:
+        raise MissingFileError(f"There is no image {str(path)!r}, nor a folder of that name with images in it.")
+    return found
+
+
+def _pixels(file: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    channels, height, width = shape
+    pixels = np.asarray(decoded(file, "L" if channels == 1 else "RGB", (height, width)))
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

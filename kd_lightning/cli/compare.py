@@ -1,0 +1,62 @@
+"""`kd-lightning compare`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kd_lightning.errors import MissingFileError, UserError
+from kd_lightning.files.atomic import atomic_write
+from kd_lightning.runs.run import LOGS, newest_run
+
+
+def compare(runs: list[str], output: str | None = None) -> None:
+    """Print a table of runs that were tested: parameters, file size, accuracy, agreement, images per second.
+
+    Args:
+        runs: Folders of runs, or recipes (their newest run); each must have been tested.
+        output: A file to write the table to, as Markdown.
+
+    Raises:
+        FileNotFoundError: If a run was not tested yet.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = [_row(run) for run in runs]
+    titles = ["run", "parameters", "file (MB)", "test accuracy", "agreement", "images/s"]
+    table = Table()
+    for title in titles:
+        table.add_column(title, justify="left" if title == "run" else "right", no_wrap=title == "run")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    if output is not None:
+        lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *rows]
+        with atomic_write(Path(output)) as file:
+            file.write("".join(f"| {' | '.join(line)} |\n" for line in lines).encode())
+        print(f"The table is in {output}.")
+
+
+def _row(run: str) -> list[str]:
+    folder = Path(run)
+    if not (folder / "test.json").is_file() and not (folder / "checkpoints").is_dir():
+        folder = newest_run(folder if folder.is_dir() else LOGS / run)
+    if not (folder / "test.json").is_file():
+        raise MissingFileError(f"{str(folder)!r} was not tested yet; run `kd-lightning test -c {folder}/config.yaml`.")
+    try:
+        return [run, *_cells(json.loads((folder / "test.json").read_text()))]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{str(folder / 'test.json')!r} is damaged; run `kd-lightning test -c {folder}/config.yaml` again."
+        ) from error
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    size, agreement = figures.get("file_bytes"), figures.get("agreement")
+    return [
+        f"{figures['parameters']:,}",
+        "-" if size is None else f"{size / 1e6:.3f}",
+        f"{figures['accuracy']:.2%}",
+        "-" if agreement is None else f"{agreement:.2%}",
+        f"{figures['images_per_second']:,.0f}",
+    ]

@@ -1,0 +1,101 @@
+"""The command `kd-lightning`; what needs no network starts without torch."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+_LIGHTNING = {
+    "fit": "Train a teacher, or distil a student.",
+    "validate": "Evaluate a checkpoint on the validation images.",
+    "test": "Evaluate a checkpoint on the test images.",
+    "predict": "Write the labels of images to a CSV file.",
+    "layers": "Print the layers of a recipe's networks with their shapes.",
+}
+_FUNCTIONS = {
+    "recipes": ("kd_lightning.cli.recipes", "List the recipes that -c takes by name."),
+    "export": ("kd_lightning.cli.export", "Write a trained network to a file that serves (ONNX, torch, safetensors)."),
+    "classify": ("kd_lightning.cli.classify", "Classify image files with an exported ONNX file."),
+    "report": ("kd_lightning.cli.report", "Measure runs and exported files on test images; write a page."),
+    "compare": ("kd_lightning.cli.compare", "Print a table of tested runs."),
+}
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    try:
+        _run(sys.argv[1] if len(sys.argv) > 1 else "--help")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(command: str) -> None:
+    if command in _LIGHTNING:
+        from kd_lightning.cli.lightning_cli import run
+
+        run()
+    elif command in _FUNCTIONS:
+        _call(command)
+    elif command == "compress":
+        from kd_lightning.cli.compress import compress
+
+        with _told(command):
+            compress(sys.argv[2:])
+    elif command in ("-h", "--help"):
+        print(_help())
+    elif command == "--version":
+        from kd_lightning import __version__
+
+        print(__version__)
+    else:
+        sys.exit(f"kd-lightning: there is no command {command!r}.\n\n{_help()}")
+
+
+def _call(command: str) -> None:
+    from jsonargparse import ArgumentParser
+
+    module, _ = _FUNCTIONS[command]
+    function = getattr(import_module(module), command)
+    kinds = function.__annotations__
+    lists = [name for name, kind in kinds.items() if kind == list[str]]
+    flags = [name for name, kind in kinds.items() if kind is bool]
+    parser = ArgumentParser(prog=f"kd-lightning {command}", description=function.__doc__.partition("\n")[0])
+    parser.add_function_arguments(function, as_positional=True, skip={*lists, *flags})
+    for name in lists:  # plain words, where jsonargparse would want one [a, b]
+        parser.add_argument(name, nargs="+", type=str)
+    for name in flags:
+        parser.add_argument(f"--{name}", action="store_true")
+    options = parser.parse_args(["--output" if word == "-o" else word for word in sys.argv[2:]])
+    with _told(command):
+        function(**options.as_dict())
+
+
+@contextmanager
+def _told(command: str) -> Iterator[None]:
+    """Errors that users make end a command with one sentence."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit(f"kd-lightning {command}: {error}")
+
+
+def _help() -> str:
+    own = {name: text for name, (_, text) in _FUNCTIONS.items()}
+    commands = {**_LIGHTNING, **own, "compress": "Run the chain: teacher, student, pruned, int8, report; resumable."}
+    lines = [f"  {name:<10}{text}" for name, text in commands.items()]
+    return "\n".join(
+        [
+            "usage: kd-lightning COMMAND ...",
+            "",
+            "Knowledge distillation for PyTorch Lightning.",
+            "",
+            *lines,
+            "",
+            "First steps:",
+            "  kd-lightning fit -c digits/teacher",
+            "  kd-lightning fit -c digits/distill",
+            "  kd-lightning test -c digits/distill",
+            "",
+            "`kd-lightning COMMAND --help` tells a command's options.",
+        ]
+    )

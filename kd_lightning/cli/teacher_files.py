@@ -1,0 +1,79 @@
+"""The files of trained networks that a configuration names, found before anything is built."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from kd_lightning.errors import MissingFileError
+from kd_lightning.recipes import recipe_names
+from kd_lightning.runs.run import LOGS, newest_run, resolve_checkpoint
+
+
+def find_teacher(options: Namespace, command: str) -> Iterator[str]:
+    """Fill in the teacher's path, and that of what a student takes from it, where a recipe is named; tell what is done.
+
+    What is missing is refused by ``fit``; in ``layers`` an untrained network of the same shape stands in for it. The
+    other commands need no teacher: it is left out, and a student gets all its weights from its own checkpoint.
+
+    Args:
+        options: The arguments of the module; they are changed.
+        command: For example ``"fit"``.
+
+    Raises:
+        FileNotFoundError: If ``fit`` misses a file.
+    """
+    teachers = list(_from_checkpoints(options.get("teacher")))
+    missing = None
+    for node in teachers:
+        name = node.init_args.path
+        try:
+            node.init_args.path = _file(name)
+        except FileNotFoundError as error:
+            missing = str(error)
+        if node.init_args.path != name:
+            yield f"The teacher is {node.init_args.path}."
+    if missing and command == "fit":
+        raise MissingFileError(f"{missing}, or name its checkpoint with --teacher FILE.")
+    for node in _from_checkpoints(options.get("student")):
+        if teachers and node.init_args.path in recipe_names():
+            node.init_args.path = teachers[0].init_args.path
+    if command != "fit":
+        yield from _leave_out(options, missing, command)
+
+
+def _leave_out(options: Namespace, missing: str | None, command: str) -> Iterator[str]:
+    for node in _from_checkpoints([options.get("student"), options.get("teacher") if command == "layers" else None]):
+        if not Path(node.init_args.path).is_file():
+            network = node.init_args.network
+            for name in list(vars(node)):
+                del node[name]
+            node.update(network)
+    if missing and command != "layers":
+        options["teacher"] = None
+        yield f"{missing}; agreement with the teacher is left out."
+
+
+def _from_checkpoints(node: Any) -> Iterator[Namespace]:
+    if isinstance(node, list):
+        for item in node:
+            yield from _from_checkpoints(item)
+    elif isinstance(node, Namespace):
+        if str(node.get("class_path")).endswith("from_checkpoint") and node.get("init_args.path"):
+            yield node
+        else:
+            yield from _from_checkpoints(list(vars(node).values()))
+
+
+def _file(path: str) -> str:
+    if Path(path).is_file():
+        return path
+    if (Path(path) / "checkpoints").is_dir():
+        return str(resolve_checkpoint("best", Path(path)))
+    if path not in recipe_names():
+        raise MissingFileError(f"There is no teacher's checkpoint {str(path)!r}")
+    try:
+        return str(resolve_checkpoint("best", newest_run(LOGS / path)))
+    except FileNotFoundError as error:
+        raise MissingFileError(f"There is no trained teacher yet; run `kd-lightning fit -c {path}` first") from error

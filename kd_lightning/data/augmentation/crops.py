@@ -1,0 +1,138 @@
+"""Crops and flips of a whole batch, each a pure function of (seed, sample, epoch).
+
+Four channels of a pixel are packed into one int32, so that a batch of augmented images is one gather.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kd_lightning.errors import UserError
+
+
+class Crops(NamedTuple):
+    """Where each view of a batch is cut out of its padded image: int64 ``(B,)`` and bool ``(B,)``."""
+
+    top: Tensor
+    left: Tensor
+    flipped: Tensor
+
+    def of(self, rows: Tensor) -> "Crops":
+        """Those of some rows."""
+        return Crops(*(values.index_select(0, rows) for values in self))
+
+
+def random_bits(seed: int, samples: Tensor, epoch: int, stream: int = 0) -> Tensor:
+    """48 random bits for each sample, the same on every device and in every batch (SplitMix64 over the four keys).
+
+    G. Steele, D. Lea, C. Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014
+
+    Args:
+        seed: Any integer.
+        samples: int64, any shape.
+        epoch: Any integer.
+        stream: A number for each independent use.
+
+    Returns:
+        int64 of the same shape, in [0, 2^48).
+
+    Example:
+        >>> bits = random_bits(0, torch.arange(4), epoch=0)
+        >>> torch.equal(bits[2:], random_bits(0, torch.tensor([2, 3]), epoch=0))
+        True
+    """
+    state = torch.zeros_like(samples)
+    for key in (seed, epoch, stream, samples):
+        state = _mix(state + key + _GOLDEN)
+    return (state >> 16) & ((1 << 48) - 1)
+
+
+def uniform(seed: int, samples: Tensor, epoch: int, stream: int = 0) -> Tensor:
+    """A float32 in [0, 1) for each sample, see :func:`random_bits`."""
+    return (random_bits(seed, samples, epoch, stream) >> 24).float() / (1 << 24)
+
+
+def draw_crops(seed: int, samples: Tensor, epoch: int, padding: int, flip: bool) -> Crops:
+    """The augmentation of each sample in an epoch.
+
+    Args:
+        seed: The data module's ``view_seed``.
+        samples: int64 ``(B,)``.
+        epoch: From 0; -1 for the centre and no flip.
+        padding: Pixels by which an image was padded on each side.
+        flip: Whether half of the views are mirrored left to right.
+    """
+    if epoch < 0:
+        centre = torch.full_like(samples, padding)
+        return Crops(centre, centre, torch.zeros_like(samples, dtype=torch.bool))
+    bits = random_bits(seed, samples, epoch)
+    places = 2 * padding + 1
+    mirrored = (bits >> 40) & 1 == 1 if flip else torch.zeros_like(samples, dtype=torch.bool)
+    return Crops((bits & 0xFFFFF) % places, ((bits >> 20) & 0xFFFFF) % places, mirrored)
+
+
+def pack(images: Tensor, padding: int) -> Tensor:
+    """uint8 ``(N, channels, H, W)`` with 1 to 4 channels, zero-padded, to int32 ``(N, H + 2p, W + 2p)``.
+
+    Raises:
+        ValueError: If the images are of another type or have more than four channels.
+    """
+    if images.dtype != torch.uint8 or images.dim() != 4 or not 1 <= images.shape[1] <= 4:
+        raise UserError(f"Images are stored as uint8 (N, 1 to 4, H, W), got {images.dtype} {tuple(images.shape)}.")
+    count, channels, height, width = images.shape
+    packed = images.new_zeros((count, height + 2 * padding, width + 2 * padding, 4))
+    inside = slice(padding, padding + height), slice(padding, padding + width)
+    packed[:, inside[0], inside[1], :channels] = images.permute(0, 2, 3, 1)
+    return packed.view(torch.int32).squeeze(-1)
+
+
+def cut(packed: Tensor, rows: Tensor, crops: Crops, padding: int) -> Tensor:
+    """The views of a batch in one gather.
+
+    Args:
+        packed: What :func:`pack` made, ``(N, H + 2p, W + 2p)``.
+        rows: int64 ``(B,)``, which images.
+        crops: Where to cut them.
+        padding: p.
+
+    Returns:
+        Packed as well, int32 ``(B, H, W)``.
+    """
+    _, padded_height, padded_width = packed.shape
+    height, width = padded_height - 2 * padding, padded_width - 2 * padding
+    kind = torch.int32 if packed.numel() < 2**31 else torch.int64  # half the memory to go through
+    lines = torch.arange(height, dtype=kind, device=packed.device)[:, None] * padded_width
+    across = torch.arange(width, dtype=kind, device=packed.device)
+    windows = torch.stack([(lines + across).flatten(), (lines + across.flip(0)).flatten()])  # as it is, and mirrored
+    starts = (rows * padded_height + crops.top) * padded_width + crops.left
+    index = windows.index_select(0, crops.flipped.int()).add_(starts.to(kind)[:, None])
+    return packed.flatten().index_select(0, index.flatten()).view(-1, height, width)
+
+
+def unpack(pixels: Tensor, channels: int) -> Tensor:
+    """int32 ``(B, H, W)`` of :func:`cut` to int32 ``(B, channels, H, W)`` with values from 0 to 255."""
+    # a pixel's first byte is its lowest: shifts are far quicker than a strided view of the bytes
+    shifts = 8 * torch.arange(channels, dtype=torch.int32, device=pixels.device)[:, None, None]
+    return torch.bitwise_right_shift(pixels[:, None], shifts).bitwise_and_(255)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Integers ``(B, channels, H, W)`` from 0 to 255 to float32: ``(image / 255 - mean) / std`` for each channel."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)[:, None, None]
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)[:, None, None]
+    return images.to(torch.float32, copy=True).mul_(scale).add_(shift)
+
+
+_GOLDEN = -0x61C8864680B583EB  # 2^64 divided by the golden ratio, as a signed number
+
+
+def _mix(bits: Tensor) -> Tensor:
+    bits = (bits ^ _shifted(bits, 30)) * -0x40A7B892E31B1A47
+    bits = (bits ^ _shifted(bits, 27)) * -0x6B2FB644ECCEEE15
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    return (bits >> by) & ((1 << (64 - by)) - 1)

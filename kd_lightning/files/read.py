@@ -1,0 +1,52 @@
+"""Reads files of tensors and plain data; code in them is refused, never run."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kd_lightning.errors import MissingFileError, UserError, first_line
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a file of tensors and plain data on any machine; code in it is refused, never run.
+
+    Args:
+        path: ``.ckpt``, ``.pt``, ``.pth``, ``.th`` (anything of ``torch.save``) or ``.safetensors``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged (a flipped bit is found by the checksums in it), carries code, or is none of
+            the formats.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"There is no checkpoint {str(path)!r}; check the path, or train the network first.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch writes a checksum for each record and never looks at it
+                # and what one bit in the index marks as a folder, it does not read but leaves as memory was
+                folders = [record.filename for record in archive.infolist() if record.external_attr & 0x10]
+            if damaged or folders:
+                raise UserError(f"its record {damaged or folders[0]!r} does not match its checksum or its index")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{str(path)!r} is no checkpoint of tensors and plain data (it is damaged, of another format, or carries "
+            "code, which was not run); export its state dict with torch.save where it was made."
+        ) from error
+    except Exception as error:
+        raise UserError(
+            f"{str(path)!r} cannot be read as a checkpoint ({first_line(error)}); it is damaged or of another "
+            "format, copy or download it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{str(path)!r} holds a {type(content).__name__} and not a state dict or a checkpoint.")
+    return content

@@ -1,0 +1,1 @@
+"""Training runs and what lies in their folders."""

@@ -1,0 +1,513 @@
+import copy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+
+from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
+from kd_lightning.callbacks import FreezeLayers
+from kd_lightning.losses import HardTargetLoss, HintLoss
+from kd_lightning.networks import ResNet, reuse_teacher_classifier
+
+Networks = Callable[..., ResNet]
+Trainers = Callable[..., pl.Trainer]
+Until = int | dict[str, int | None] | None
+
+OPTIMIZERS: dict[str, Any] = {
+    "fused SGD with momentum and decay": None,
+    "AdamW": partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
+    "fused AdamW": partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1, fused=True),
+}
+
+
+class Epochs(pl.Callback):
+    """What the network was before each epoch and after the last, and which weights the optimizer has a state of."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Tensor]] = []
+        self.kept: list[set[str]] = []
+        self.modes: list[dict[str, bool]] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.states.append(copy.deepcopy(pl_module.network.state_dict()))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        self.modes.append({name: layer.training for name, layer in pl_module.network.named_modules()})
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        names = {weight: name for name, weight in pl_module.network.named_parameters()}
+        self.kept.append({names[weight] for weight in trainer.optimizers[0].state})
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.on_train_epoch_start(trainer, pl_module)
+
+    def moved(self, epoch: int) -> set[str]:
+        before, after = self.states[epoch : epoch + 2]
+        return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def _within(names: set[str], *layers: str) -> set[str]:
+    return {name for name in names if name.startswith(layers)}
+
+
+def _fit(make_trainer: Trainers, module: pl.LightningModule, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    trainer = make_trainer(**{"max_epochs": 2, "callbacks": list(callbacks), **options})
+    trainer.fit(module, DigitsDataModule(batch_size=256))
+    return trainer
+
+
+# --- frozen for ever
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_frozen_layers_stay_as_they_are_to_the_bit(optimizer: str, small: Networks, make_trainer: Trainers) -> None:
+    seen = Epochs()
+    module = TeacherModule(small(), optimizer=OPTIMIZERS[optimizer])
+    _fit(make_trainer, module, FreezeLayers(["conv1", "bn1", "layer1"]), seen)
+    frozen = _within(set(module.network.state_dict()), "conv1", "bn1", "layer1")
+    weights = {name for name, _ in module.network.named_parameters()}
+    assert len(frozen) > 12
+    for epoch in range(2):
+        moved = seen.moved(epoch)
+        assert not moved & frozen
+        assert moved >= weights - frozen
+        assert seen.kept[epoch] == weights - frozen
+
+
+def test_everything_but_the_head_is_the_default(small: Networks, make_trainer: Trainers) -> None:
+    seen = Epochs()
+    _fit(make_trainer, TeacherModule(small()), FreezeLayers(), seen)
+    assert seen.moved(0) == seen.moved(1) == seen.kept[0] == {"fc.weight", "fc.bias"}
+    for modes in seen.modes:
+        assert {name for name, training in modes.items() if training} == {"", "fc"}
+
+
+class Restless(TeacherModule):
+    """Puts all of itself into training mode wherever it can."""
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.train()
+
+    def on_validation_model_train(self) -> None:
+        self.train()
+
+
+def test_frozen_layers_are_in_eval_mode_whatever_calls_train(small: Networks, make_trainer: Trainers) -> None:
+    seen = Epochs()
+    module = Restless(small())
+    _fit(make_trainer, module, FreezeLayers(["bn1", "layer1"]), seen, val_check_interval=2)
+    for modes in seen.modes:
+        assert {name for name, training in modes.items() if not training} == _within(set(modes), "bn1", "layer1")
+    assert not _within(seen.moved(0) | seen.moved(1), "bn1", "layer1")
+    assert "layer2.0.bn1.running_mean" in seen.moved(0)
+
+
+def test_a_single_weight_may_be_frozen(small: Networks, make_trainer: Trainers) -> None:
+    seen = Epochs()
+    _fit(make_trainer, TeacherModule(small()), FreezeLayers(["fc.bias"]), seen)
+    assert "fc.weight" in seen.moved(0)
+    assert "fc.bias" not in seen.moved(0)
+
+
+def test_a_name_is_a_whole_name(make_trainer: Trainers) -> None:
+    network = nn.Sequential()
+    for name in ("flat", "layer1", "layer10"):
+        network.add_module(name, nn.Flatten() if name == "flat" else nn.Linear(64, 64))
+    network.add_module("head", nn.Linear(64, 10))
+    seen = Epochs()
+    _fit(make_trainer, TeacherModule(network), FreezeLayers(["layer1"]), seen)
+    assert not _within(seen.moved(0), "layer1.")
+    assert _within(seen.moved(0), "layer10.")
+
+
+def test_the_regressors_of_losses_train(small: Networks, make_trainer: Trainers) -> None:
+    losses = {"hard": HardTargetLoss(), "hint": HintLoss(student_layers=["layer1"], teacher_layers=["layer1"])}
+    module = DistillationModule(small(), small(8), losses=losses, teacher_check="off")
+    before = copy.deepcopy(module.student.state_dict())
+    trainer = _fit(make_trainer, module, FreezeLayers())
+    assert {name for name, value in before.items() if not torch.equal(value, module.student.state_dict()[name])} == {
+        "fc.weight",
+        "fc.bias",
+    }
+    learned = list(module.losses.parameters())
+    assert learned
+    assert all(weight in trainer.optimizers[0].state for weight in learned)
+
+
+def test_averaged_weights_of_frozen_layers_are_the_same_bits(small: Networks, make_trainer: Trainers) -> None:
+    module = TeacherModule(small())
+    before = copy.deepcopy(module.network.state_dict())
+    _fit(make_trainer, module, FreezeLayers(), WeightAveraging())
+    moved = {name for name, value in module.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"fc.weight", "fc.bias"}
+
+
+# --- thawed
+
+
+def test_each_group_trains_from_its_epoch_on(small: Networks, make_trainer: Trainers) -> None:
+    seen = Epochs()
+    until: Until = {"conv1": None, "bn1": None, "layer1": 2, "layer1.0.bn2": 3, "layer2": 1}
+    _fit(make_trainer, TeacherModule(small()), FreezeLayers(until_epoch=until), seen, max_epochs=4)
+    every = set(seen.states[0])
+    late, middle = _within(every, "layer1.0.bn2"), _within(every, "layer1") - _within(every, "layer1.0.bn2")
+    starts = {1: _within(every, "layer2"), 2: middle, 3: late}
+    for epoch in range(4):
+        moving = set().union(_within(every, "fc"), *(group for start, group in starts.items() if start <= epoch))
+        assert seen.moved(epoch) == moving
+        assert seen.kept[epoch] == {name for name in moving if name.endswith(("weight", "bias"))}
+        modes = seen.modes[epoch * 4]
+        assert modes["layer2.0.bn1"] == (epoch >= 1)
+        assert modes["layer1.0.bn1"] == (epoch >= 2)
+        assert modes["layer1.0.bn2"] == (epoch >= 3)
+        assert not modes["bn1"]
+        assert modes[""]
+        assert modes["fc"]
+
+
+class Rates(pl.Callback):
+    """By how much each update moved a weight, in units of its gradient."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.found: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        weight = pl_module.network.get_parameter(self.name)
+        self.before, self.gradient = weight.detach().clone(), None if weight.grad is None else weight.grad.clone()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        moved = (self.before - pl_module.network.get_parameter(self.name).detach()).norm()
+        self.found.append(0.0 if self.gradient is None else float(moved / self.gradient.norm()))
+
+
+def test_what_thaws_follows_the_schedule_of_all(small: Networks, make_trainer: Trainers) -> None:
+    """Plain SGD moves a weight by the rate times its gradient."""
+    head, layer = Rates("fc.weight"), Rates("layer1.0.conv1.weight")
+    module = TeacherModule(
+        small(),
+        optimizer=partial(torch.optim.SGD, lr=0.4),
+        lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=0.5),
+        lr_interval="step",
+    )
+    _fit(make_trainer, module, FreezeLayers(until_epoch=1), head, layer, max_epochs=3)
+    rates = [0.4 * 0.5 ** (step // 3) for step in range(12)]
+    assert head.found == pytest.approx(rates, rel=1e-3)
+    assert layer.found == pytest.approx([0.0] * 4 + rates[4:], rel=1e-3)
+
+
+def test_fused_sgd_begins_a_momentum_as_torch_s_plain_one_does(small: Networks, make_trainer: Trainers) -> None:
+    network, found = small(), []
+    for fused in (True, False):
+        sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4, fused=fused, foreach=False)
+        module = TeacherModule(copy.deepcopy(network), optimizer=sgd)
+        torch.manual_seed(3)
+        _fit(make_trainer, module, FreezeLayers(until_epoch=1))
+        found.append(module.network.state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_until_epoch_0_freezes_nothing(small: Networks, make_trainer: Trainers) -> None:
+    network = small()
+    found = []
+    for callbacks in ([], [FreezeLayers(until_epoch=0)]):
+        module = TeacherModule(copy.deepcopy(network))
+        torch.manual_seed(3)
+        _fit(make_trainer, module, *callbacks)
+        found.append(module.network.state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+# --- a run that goes on
+
+
+class Save(pl.Callback):
+    """A checkpoint after each batch and each epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places: list[Path] = []
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        self.places.append(self.folder / f"{name}.ckpt")
+        trainer.save_checkpoint(self.places[-1])
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._save(trainer, f"epoch {trainer.current_epoch} batch {trainer.fit_loop.batch_idx}")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._save(trainer, f"epoch {trainer.current_epoch} ended")
+
+
+def _outcome(trainer: pl.Trainer) -> dict[str, Any]:
+    found: dict[str, Any] = dict(trainer.lightning_module.state_dict())
+    for number, values in trainer.optimizers[0].state_dict()["state"].items():
+        found |= {f"optimizer {number} {name}": value for name, value in values.items()}
+    return found
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_goes_on_to_the_same_bits(
+    optimizer: str, small: Networks, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    """From before the thaw and after it, within an epoch and between two."""
+    network = small()
+
+    def run(*callbacks: pl.Callback, path: Path | None = None) -> dict[str, Any]:
+        freeze = FreezeLayers(until_epoch={"conv1": None, "bn1": None, "layer1": 2, "layer2": 1})
+        module = TeacherModule(copy.deepcopy(network), optimizer=OPTIMIZERS[optimizer])
+        trainer = make_trainer(max_epochs=3, callbacks=[freeze, *callbacks])
+        torch.manual_seed(1 if path is None else 99)
+        trainer.fit(module, DigitsDataModule(batch_size=512), ckpt_path=path, weights_only=True)
+        return _outcome(trainer)
+
+    save = Save(tmp_path)
+    whole = run(save)
+    assert len(save.places) == 3 * (2 + 1)
+    for place in save.places:
+        found = run(path=place)
+        assert set(found) == set(whole), place.stem
+        for name, value in found.items():
+            assert torch.equal(value, whole[name]), f"{name} differs after {place.stem}"
+
+
+def test_the_network_is_left_as_it_was(small: Networks, make_trainer: Trainers) -> None:
+    freeze, network = FreezeLayers(until_epoch=1), small()
+    network.bn1.eval()  # as its owner wants it
+    network.conv1.weight.requires_grad_(False)
+    before = copy.deepcopy(network.state_dict())
+    for epochs, moves in ((1, False), (3, True)):  # the second fit goes on where the first ended
+        with pytest.warns(UserWarning, match="Found 1 module"):
+            _fit(make_trainer, TeacherModule(network), freeze, max_epochs=epochs)
+        assert {name for name, weight in network.named_parameters() if not weight.requires_grad} == {"conv1.weight"}
+        assert [name for name, layer in network.named_modules() if not layer.training] == ["bn1"]
+        assert torch.equal(network.conv1.weight, before["conv1.weight"])
+        assert torch.equal(network.bn1.running_mean, before["bn1.running_mean"])  # type: ignore[arg-type]
+        assert torch.equal(network.layer1[0].conv1.weight, before["layer1.0.conv1.weight"]) != moves
+
+
+class Fails(pl.Callback):
+    def on_train_batch_end(self, *_: Any) -> None:
+        raise RuntimeError("in the middle")
+
+
+def test_a_fit_that_failed_leaves_it_as_it_was(small: Networks, make_trainer: Trainers) -> None:
+    network = small()
+    with pytest.raises(RuntimeError, match="in the middle"):
+        _fit(make_trainer, TeacherModule(network), FreezeLayers(), Fails())
+    assert all(weight.requires_grad for weight in network.parameters())
+    assert all(layer.training for layer in network.modules())
+
+
+def test_a_grafted_classifier_never_thaws(small: Networks, make_trainer: Trainers) -> None:
+    teacher = small(8)
+    seen = Epochs()
+    student = reuse_teacher_classifier(small(), teacher)
+    _fit(make_trainer, TeacherModule(student), FreezeLayers(["layer1", "fc"], until_epoch=1), seen, max_epochs=3)
+    assert not _within(seen.moved(1) | seen.moved(2), "fc")
+    assert _within(seen.moved(1), "layer1")
+
+
+# --- two processes
+
+several = pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier|nn.parallel).*")
+
+
+class Keeper(pl.Callback):
+    """Writes the weights of each rank after each step, where the parent process can read them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.steps: list[dict[str, Tensor]] = []
+        self.options: list[bool] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        self.steps.append({name: weight.detach().clone() for name, weight in pl_module.named_parameters()})
+        if trainer.world_size > 1:
+            self.options.append(trainer.model.find_unused_parameters)  # type: ignore[union-attr,arg-type]
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        state = {"steps": self.steps, "weights": pl_module.state_dict(), "options": self.options}
+        torch.save(state, self.folder / f"{trainer.global_rank}.pt")
+
+
+def _without_statistics(network: nn.Module) -> nn.Module:
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.GroupNorm(1, child.num_features))
+    return network
+
+
+@several
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("ddp_fork", {}),
+        ("ddp_fork_find_unused_parameters_true", {}),
+        ("ddp_fork", {"accumulate_grad_batches": 2}),
+    ],
+)
+def test_two_processes_stay_one_after_a_thaw(
+    strategy: str, options: dict[str, Any], small: Networks, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    network = _without_statistics(small())
+    found = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        trainer = make_trainer(
+            max_epochs=3,
+            callbacks=[FreezeLayers(until_epoch={"conv1": 2, "layer1": 1, "layer2": 1}), Keeper(folder)],
+            devices=world,
+            **({"strategy": strategy} if world == 2 else {}),
+            **options,
+        )
+        trainer.fit(TeacherModule(copy.deepcopy(network)), DigitsDataModule(batch_size=256 // world))
+        found.append([torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)])
+    (one,), (first, second) = found
+    assert set(first["options"]) == {strategy.endswith("true")}
+    assert len(one["steps"]) == len(first["steps"]) == 12
+    for step, (weights, others, expected) in enumerate(zip(first["steps"], second["steps"], one["steps"], strict=True)):
+        for name, weight in weights.items():
+            assert torch.equal(weight, others[name]), f"the ranks differ in {name} after step {step}"
+            torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(first["steps"][-1]["network.conv1.weight"], network.conv1.weight)  # type: ignore[arg-type,union-attr]
+
+
+@several
+def test_two_processes_go_on_to_the_same_bits(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+    """From before a thaw, from between two and from after both."""
+    network = small()
+
+    def run(*callbacks: pl.Callback, path: Path | None = None) -> list[dict[str, Any]]:
+        freeze = FreezeLayers(until_epoch={"conv1": None, "layer1": 2, "layer2": 1})
+        trainer = make_trainer(
+            max_epochs=3, callbacks=[freeze, Keeper(tmp_path), *callbacks], strategy="ddp_fork", devices=2
+        )
+        module = TeacherModule(copy.deepcopy(network))
+        torch.manual_seed(1 if path is None else 99)
+        trainer.fit(module, DigitsDataModule(batch_size=256), ckpt_path=path, weights_only=True)
+        return [torch.load(tmp_path / f"{rank}.pt", weights_only=True)["weights"] for rank in range(2)]
+
+    whole = run(Save(tmp_path))
+    for place in ("epoch 0 ended", "epoch 1 batch 0", "epoch 2 batch 0"):
+        for found, expected in zip(run(path=tmp_path / f"{place}.ckpt"), whole, strict=True):
+            for name, value in found.items():
+                assert torch.equal(value, expected[name]), f"{name} differs after {place}"
+
+
+class Compressing(DDPStrategy):
+    """Lightning registers hooks on GPUs alone."""
+
+    def _register_ddp_hooks(self) -> None:
+        self.model.register_comm_hook(self._ddp_comm_state, self._ddp_comm_hook)  # type: ignore[union-attr,operator]
+
+
+@several
+def test_a_communication_hook_goes_on_after_a_thaw(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+    """PowerSGD keeps an error for each bucket; the hook counts its steps."""
+    state = PowerSGDState(process_group=None, start_powerSGD_iter=2, min_compression_rate=1)
+    strategy = Compressing(
+        start_method="fork", process_group_backend="gloo", ddp_comm_state=state, ddp_comm_hook=powerSGD_hook
+    )
+    keeper = Keeper(tmp_path)
+    freeze = FreezeLayers(until_epoch={"layer1": 2, "layer2": 1})
+    _fit(make_trainer, TeacherModule(small()), freeze, keeper, strategy=strategy, devices=2, max_epochs=3)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert len(first["steps"]) == 6
+    for name, weight in first["steps"][-1].items():
+        assert torch.equal(weight, second["steps"][-1][name])
+
+
+@several
+def test_batch_norms_thaw_on_all_ranks(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    _fit(
+        make_trainer,
+        TeacherModule(small()),
+        FreezeLayers(until_epoch=1),
+        keeper,
+        strategy="ddp_fork",
+        devices=2,
+        max_epochs=3,
+    )
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for name, weight in first["steps"][-1].items():
+        assert torch.equal(weight, second["steps"][-1][name])
+    assert not torch.equal(first["steps"][-1]["network.bn1.weight"], torch.ones(4))
+
+
+# --- refused
+
+
+@pytest.mark.parametrize(
+    ("layers", "until", "message"),
+    [
+        (["layer1"], {"layer2": 1}, r"^Give either layers and one until_epoch, or until_epoch with .*; not both\.$"),
+        ([], None, r"^FreezeLayers got no layer to freeze; name one, or leave layers out for all but the head\.$"),
+        (None, {}, r"^FreezeLayers got no layer to freeze; name one, or leave layers out for all but the head\.$"),
+        (None, -1, r"^until_epoch must be >= 0, or null for ever, got -1\.$"),
+        (None, {"layer1": -2}, r"^until_epoch must be >= 0, or null for ever, got {'layer1': -2}\.$"),
+    ],
+)
+def test_wrong_arguments_are_refused(layers: list[str] | None, until: Until, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FreezeLayers(layers, until)
+
+
+class NoHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(1, 10, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "network", "message"),
+    [
+        (FreezeLayers(["layer"]), None, r"^ResNet has no layer 'layer' to freeze; choose from: conv1, bn1, .*, fc\.$"),
+        (FreezeLayers(until_epoch={"fc": 1, "a": 2, "": 3}), None, r"^ResNet has no layer 'a', '' to freeze; choose"),
+        (
+            FreezeLayers(["conv1", "bn1", "layer1", "layer2", "fc"]),
+            None,
+            r"^FreezeLayers leaves nothing of ResNet to t",
+        ),
+        (FreezeLayers(["body"], 2), NoHead(), r"^FreezeLayers leaves nothing of NoHead to train in epoch 0; freeze "),
+        (FreezeLayers(), NoHead(), r"^NoHead has no linear layer that would be its head; name the layers to freeze\.$"),
+    ],
+)
+def test_what_cannot_be_frozen_is_refused_before_the_first_step(
+    freeze: FreezeLayers, network: nn.Module | None, message: str, small: Networks, make_trainer: Trainers
+) -> None:
+    seen = Epochs()
+    with pytest.raises(ValueError, match=message):
+        _fit(make_trainer, TeacherModule(network or small()), freeze, seen)
+    assert not seen.states
+
+
+# --- the command line
+
+
+def test_groups_come_from_yaml(kd: Callable[..., str], tmp_path: Path) -> None:
+    callback = {"class_path": "FreezeLayers", "init_args": {"until_epoch": {"layer1": None, "layer2": 1}}}
+    (tmp_path / "freeze.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    quick = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
+    kd("fit", "-c", "digits/student", "-c", "freeze.yaml", *quick)
+    run = tmp_path / "lightning_logs/digits/student/version_0"
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    moved = {name for name, value in state.items() if name.endswith("bn1.weight") and (value != 1).any()}
+    assert moved == {"network.bn1.weight", "network.layer3.0.bn1.weight"}

@@ -1,0 +1,285 @@
+"""Channels that go while a network trains: how many, which, and what stays."""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor, nn
+from torch.multiprocessing import ProcessRaisedException
+from torch.utils.flop_counter import FlopCounterMode
+
+from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
+from kd_lightning.callbacks import PruneNetwork, channel_selection
+from kd_lightning.callbacks.channel_selection import channels_to_keep, cost
+from kd_lightning.losses import AttentionLoss, HardTargetLoss, SoftTargetLoss
+from kd_lightning.networks import ResNet, from_checkpoint, resnet20
+from kd_lightning.networks.channel_slicing import select
+
+Networks = Callable[..., ResNet]
+Trainers = Callable[..., pl.Trainer]
+
+
+def macs(network: nn.Module, shape: tuple[int, ...] = (1, 1, 8, 8)) -> int:
+    with FlopCounterMode(display=False) as counter:
+        copy.deepcopy(network).eval()(torch.zeros(shape))
+    return counter.get_total_flops() // 2
+
+
+def fitted(make_trainer: Trainers, module: pl.LightningModule, prune: pl.Callback, **options: Any) -> pl.Trainer:
+    trainer = make_trainer(**{"max_epochs": 2, "callbacks": [prune], **options})
+    trainer.fit(module, DigitsDataModule(batch_size=256))
+    return trainer
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.6])
+@pytest.mark.parametrize("importance", ["magnitude", "bn_scale", "taylor"])
+def test_the_budget_is_met_and_training_goes_on(
+    keep: float, importance: Any, small: Networks, make_trainer: Trainers
+) -> None:
+    module = TeacherModule(small(8))
+    whole = macs(module.network)
+    fitted(make_trainer, module, PruneNetwork(keep, importance=importance, epochs=[1]), max_epochs=3)
+    left = macs(module.network) / whole
+    assert keep - 0.15 < left < keep + 0.02
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def test_parameters_are_another_budget(small: Networks, make_trainer: Trainers) -> None:
+    module = TeacherModule(small(8))
+    whole = sum(weight.numel() for weight in module.network.parameters())
+    fitted(make_trainer, module, PruneNetwork(0.5, measure="parameters"))
+    assert 0.35 < sum(weight.numel() for weight in module.network.parameters()) / whole <= 0.5
+
+
+def test_latency_is_measured_on_the_network(make_trainer: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = TeacherModule(ResNet([1, 1], [8, 16], in_channels=1))
+    prune = PruneNetwork(0.5, measure="latency")
+    assert cost(copy.deepcopy(module.network).eval(), torch.zeros(1, 1, 8, 8), "latency") > 0
+    for place in (channel_selection, sys.modules[PruneNetwork.__module__]):  # a clock that counts weights
+        monkeypatch.setattr(place, "cost", lambda n, x, m: cost(n, x, "parameters" if m == "latency" else m))
+    fitted(make_trainer, module, prune)
+    assert prune.state_dict()["done"] == [0]
+    assert sum(w.numel() for w in module.network.parameters()) < 0.5 * prune.state_dict()["whole"] + 1
+
+
+def test_several_epochs_share_what_goes(small: Networks, make_trainer: Trainers) -> None:
+    seen: list[int] = []
+
+    class Watch(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            seen.append(macs(copy.deepcopy(pl_module.network)))
+
+    module = TeacherModule(small(8))
+    whole = macs(module.network)
+    callbacks = [PruneNetwork(0.4, epochs=[3, 1]), Watch()]
+    fitted(make_trainer, module, callbacks[0], callbacks=callbacks, max_epochs=4)
+    assert seen[0] == whole
+    assert 0.55 < seen[1] / whole <= 0.7
+    assert seen[2] == seen[1]
+    assert 0.25 < seen[3] / whole <= 0.4
+
+
+def test_the_weakest_channels_go() -> None:
+    torch.manual_seed(0)
+    network, strong = ResNet([1], [8], in_channels=1).eval(), [1, 4, 6]
+    inner = network.layer1[0]
+    with torch.no_grad():
+        for weights in (inner.conv1.weight, inner.bn1.weight, inner.conv2.weight.transpose(0, 1)):
+            weights.mul_(0.01)
+            weights[strong] *= 1000
+    image = torch.zeros(1, 1, 8, 8)
+    kept = channels_to_keep(network, image, 0.8 * cost(network, image, "macs"), "macs", "magnitude")
+    assert set(strong) <= set(kept["layer1.0.bn1.weight"].tolist()) < set(range(8))
+    assert torch.equal(kept["layer1.0.bn1.weight"], kept["layer1.0.bn1.running_var"])
+
+
+def test_the_teacher_is_untouched_and_layers_that_are_read_keep_their_width(
+    small: Networks, make_trainer: Trainers
+) -> None:
+    teacher = small(8)
+    before = copy.deepcopy(teacher.state_dict())
+    losses = {"hard": HardTargetLoss(), "soft": SoftTargetLoss(), "at": AttentionLoss(student_layers=["layer1"])}
+    module = DistillationModule(small(8), teacher, losses=losses, teacher_check="off")
+    fitted(make_trainer, module, PruneNetwork(0.6))
+    for name, value in before.items():
+        assert torch.equal(value, module.teacher.state_dict()[name])  # type: ignore[union-attr]
+    assert module.network.layer1[0].conv2.out_channels == 8
+    assert module.network.layer1[0].conv1.out_channels < 8 or module.network.layer2[0].conv1.out_channels < 16
+    assert module.network.fc.out_features == 10
+
+
+OPTIMIZERS: dict[str, Any] = {"SGD": None, "AdamW": partial(torch.optim.AdamW, lr=0.01)}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_optimizer_keeps_what_it_knows(optimizer: str, small: Networks, make_trainer: Trainers) -> None:
+    seen: dict[str, Any] = {}
+
+    class Around(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            when = "after" if self is last else "before"
+            if trainer.current_epoch == 1 and when not in seen:
+                state = trainer.optimizers[0].state
+                names = {weight: name for name, weight in pl_module.network.named_parameters()}
+                assert set(state) == set(names)
+                seen[when] = {names[w]: {k: v.clone() for k, v in s.items() if v is not None} for w, s in state.items()}
+                seen[f"{when} weights"] = {n: w.detach().clone() for w, n in names.items()}
+
+    first, last = Around(), Around()
+    prune = PruneNetwork(0.5, epochs=[1])
+    module = TeacherModule(small(8), optimizer=OPTIMIZERS[optimizer])
+    fitted(make_trainer, module, prune, callbacks=[first, prune, last])
+    moments = {"SGD": ["momentum_buffer"], "AdamW": ["exp_avg", "exp_avg_sq"]}[optimizer]
+    for name, weights in seen["after weights"].items():
+        whole = seen["before weights"][name].flatten().tolist()
+        if len(set(whole)) < len(whole):
+            continue  # norms begin alike, so that their entries do not tell where they were
+        places = [whole.index(value) for value in weights.flatten().tolist()]
+        for moment in moments:
+            assert torch.equal(seen["after"][name][moment].flatten(), seen["before"][name][moment].flatten()[places]), (
+                name
+            )
+
+
+def test_a_pruned_checkpoint_is_loaded_everywhere(
+    kd: Callable[..., str], tmp_path: Path, make_trainer: Trainers
+) -> None:
+    prune = ["--trainer.callbacks+=kd_lightning.callbacks.PruneNetwork", "--trainer.callbacks.keep=0.4"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    kd("fit", "-c", "digits/teacher", "--trainer.max_epochs=2", *quiet, *prune)
+    said = kd("test", "-c", "digits/teacher")
+    best = tmp_path / "lightning_logs/digits/teacher/version_0/checkpoints/best.ckpt"
+    content = torch.load(best, weights_only=True)
+    network = TeacherModule.load_from_checkpoint(best).network
+    wide = ResNet([2, 2, 2], [16, 32, 64], in_channels=1)
+    whole = macs(wide)
+    filled = from_checkpoint(wide, best)
+    for each in (network, filled):
+        assert macs(each) < 0.42 * whole
+        assert torch.equal(each.state_dict()["fc.weight"], content["state_dict"]["network.fc.weight"])
+    assert "test/accuracy" in said
+    assert "agrees in 100.00%" in kd("export", str(best), "-o", "small.onnx")
+    kd("fit", "-c", "digits/student", "--trainer.max_epochs=1", *quiet)  # and another run is as wide as ever
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4])
+def test_a_run_that_is_cut_goes_on_to_the_same_bits(
+    cut: int, small: Networks, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    network = small(8)
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+            if trainer.global_step == 3 * cut - 1:
+                trainer.save_checkpoint(tmp_path / "cut.ckpt")
+
+    def run(*callbacks: pl.Callback, path: Path | None = None) -> dict[str, Tensor]:
+        module = TeacherModule(copy.deepcopy(network), optimizer=OPTIMIZERS["AdamW"])
+        prune = PruneNetwork(0.5, importance="taylor", epochs=[1, 2])
+        trainer = make_trainer(max_epochs=3, callbacks=[prune, *callbacks])
+        trainer.fit(module, DigitsDataModule(batch_size=256), ckpt_path=path, weights_only=True)
+        return module.state_dict()
+
+    whole = run(Save())
+    again = run(path=tmp_path / "cut.ckpt")
+    assert whole.keys() == again.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, again[name]), name
+
+
+class Keeper(pl.Callback):
+    """Writes down what each rank's weights are after each step."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        torch.save(pl_module.state_dict(), f"{trainer.global_rank}-{trainer.global_step}.pt")
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor"])
+def test_two_processes_stay_alike(importance: str, tmp_path: Path) -> None:
+    callbacks = [f"--trainer.callbacks+={__name__}.Keeper", "--trainer.callbacks+=kd_lightning.callbacks.PruneNetwork"]
+    options = [f"--trainer.callbacks.importance={importance}", "--trainer.callbacks.epochs=[1]"]
+    small = ["--model.network.blocks=[1,1]", "--model.network.widths=[8,16]", "--data.batch_size=256"]
+    two = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.max_epochs=3"]
+    command = [sys.executable, "-m", "kd_lightning", "fit", "-c", "digits/teacher", *callbacks, *options, *small, *two]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": path})
+    steps = len(list(tmp_path.glob("0-*.pt")))
+    assert steps > 4
+    first, second = (torch.load(tmp_path / f"{rank}-{steps}.pt", weights_only=True) for rank in (0, 1))
+    assert first["network.layer2.0.conv1.weight"].numel() < 16 * 8 * 9
+    for name, value in first.items():
+        if "running" not in name:  # each rank's batch norms see its own images
+            assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 0.0}, "must lie between 0 and 1"),
+        ({"keep": 1.0}, "must lie between 0 and 1"),
+        ({"epochs": []}, "one or several different numbers"),
+        ({"epochs": [1, 1]}, "one or several different numbers"),
+        ({"round_to": 0}, "round_to must be >= 1"),
+        ({"importance": "taylor"}, "gradients of the epoch before"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PruneNetwork(**options)
+
+
+@pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier).*")
+def test_what_cannot_be_pruned_is_refused_before_the_first_step(small: Networks, make_trainer: Trainers) -> None:
+    cases: list[tuple[pl.LightningModule, list[pl.Callback], str]] = [
+        (TeacherModule(small(4)), [PruneNetwork(0.0001)], r"ResNet cannot shrink to 0% of its macs"),
+        (TeacherModule(small()), [PruneNetwork(), EMAWeightAveraging()], "averaged weights do not go together"),
+        (TeacherModule(small(), compile=True), [PruneNetwork()], "A compiled network cannot be pruned"),
+    ]
+    with pytest.raises(ProcessRaisedException, match=r"set trainer\.strategy=ddp"):
+        fitted(make_trainer, TeacherModule(small()), PruneNetwork(), strategy="ddp_fork", devices=1)
+    for module, callbacks, message in cases:
+        trainer = make_trainer(callbacks=callbacks)
+        with pytest.raises(ValueError, match=message):
+            trainer.fit(module, DigitsDataModule(batch_size=256))
+        assert trainer.global_step == 0
+
+
+def test_parameter_free_shortcuts_are_refused(make_trainer: Trainers) -> None:
+    module = TeacherModule(ResNet([1, 1], [8, 16], in_channels=1, shortcut="A"))
+    with pytest.raises(ValueError, match="ResNet cannot be pruned"):
+        fitted(make_trainer, module, PruneNetwork(0.5))
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(ValueError, match=r'extra `prune` is not installed; run `pip install "\.\[prune\]"` in a'):
+        PruneNetwork()
+
+
+def test_resnet20_loses_half_of_its_work() -> None:
+    network, image = resnet20().eval(), torch.zeros(1, 3, 32, 32)
+    whole = cost(network, image, "macs")
+    pruned = select(copy.deepcopy(network), channels_to_keep(network, image, whole / 2, "macs", "magnitude"))
+    assert 0.4 < macs(pruned, (1, 3, 32, 32)) / macs(network, (1, 3, 32, 32)) <= 0.51
+    assert pruned(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_summed_gradients_are_not_those_that_clipping_changes() -> None:
+    prune = PruneNetwork(importance="taylor", epochs=[1])
+    layer = nn.Linear(2, 2)
+    layer(torch.ones(1, 2)).sum().backward()
+    module: Any = SimpleNamespace(network=layer)
+    prune.on_before_optimizer_step(SimpleNamespace(current_epoch=0), module, torch.optim.SGD(layer.parameters()))  # type: ignore[arg-type]
+    assert layer.weight.grad is not None
+    layer.weight.grad.mul_(0)
+    assert torch.equal(prune.state_dict()["gradients"]["weight"], torch.ones(2, 2))

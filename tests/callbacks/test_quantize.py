@@ -1,0 +1,144 @@
+"""Training with the rounding of 8 bits."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
+from kd_lightning.callbacks import PruneNetwork, QuantizationAwareTraining
+from kd_lightning.callbacks.quantize import fake_quantize_activation, fake_quantize_weight
+from kd_lightning.losses import HardTargetLoss, HintLoss, SoftTargetLoss
+from kd_lightning.networks import ResNet
+
+Networks = Callable[..., ResNet]
+Trainers = Callable[..., pl.Trainer]
+
+
+def test_a_weight_is_rounded_to_the_nearest_of_255_values_of_its_channel() -> None:
+    weight = torch.randn(5, 3, 3, 3) * torch.tensor([1e-3, 1.0, 5.0, 100.0, 0.0])[:, None, None, None]
+    got = fake_quantize_weight(weight).numpy()
+    scale = np.abs(weight.numpy()).reshape(5, -1).max(1)[:, None, None, None] / 127
+    expected = np.rint(weight.numpy() / np.maximum(scale, 1e-12)) * scale
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-12)
+
+
+def test_rounding_commutes_with_folding_a_batch_norm() -> None:
+    weight, factors = torch.randn(6, 4, 3, 3), torch.rand(6, 1, 1, 1) + 0.1
+    torch.testing.assert_close(fake_quantize_weight(weight * factors), fake_quantize_weight(weight) * factors)
+
+
+def test_an_input_is_rounded_to_256_values_that_hold_zero_and_gradients_stop_at_the_ends() -> None:
+    images = torch.linspace(-2, 3, 1001, requires_grad=True)
+    got = fake_quantize_activation(images, torch.tensor(0.5), torch.tensor(2.55))  # zero is always held
+    assert len(got.unique()) == 256
+    assert (got - images.clamp(0, 2.55)).abs().max() <= 0.005001
+    got.sum().backward()
+    inside = (images > 0.01) & (images < 2.54)
+    assert images.grad is not None
+    assert (images.grad[inside] == 1).all()
+    assert (images.grad[(images < -0.01) | (images > 2.57)] == 0).all()
+
+
+def fit(make_trainer: Trainers, module: pl.LightningModule, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    trainer = make_trainer(**{"max_epochs": 2, "callbacks": list(callbacks), **options})
+    trainer.fit(module, DigitsDataModule(batch_size=256))
+    return trainer
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_student_rounds_from_its_epoch_on_and_the_teacher_never(
+    precision: Any, small: Networks, make_trainer: Trainers
+) -> None:
+    patched: list[bool] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+            patched.append("forward" in vars(pl_module.network.conv1))
+            assert "forward" not in vars(pl_module.teacher.conv1)
+
+    losses = {"hard": HardTargetLoss(), "soft": SoftTargetLoss(), "hint": HintLoss(student_layers=["layer2"])}
+    teacher = small()
+    before, keys = copy.deepcopy(teacher.state_dict()), set(teacher.state_dict())
+    module = DistillationModule(small(), teacher, losses=losses, teacher_check="off")
+    fit(make_trainer, module, QuantizationAwareTraining(from_epoch=1), Watch(), precision=precision)
+    half = len(patched) // 2
+    assert patched == [False] * half + [True] * half
+    assert set(module.network.state_dict()) == keys
+    assert "forward" not in vars(module.network.conv1)
+    assert all(torch.equal(value, module.teacher.state_dict()[name]) for name, value in before.items())  # type: ignore[union-attr]
+
+
+def test_validation_rounds_too(small: Networks, make_trainer: Trainers) -> None:
+    seen: dict[str, Tensor] = {}
+
+    class Watch(pl.Callback):
+        def on_validation_batch_end(
+            self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any
+        ) -> None:
+            if not trainer.sanity_checking:
+                seen["rounded"], seen["images"] = pl_module(batch[0]), batch[0]
+
+    module = TeacherModule(small())
+    fit(make_trainer, module, QuantizationAwareTraining(), Watch(), max_epochs=1)
+    plain = module.eval()(seen["images"])
+    assert not torch.equal(plain, seen["rounded"])
+    torch.testing.assert_close(plain, seen["rounded"], atol=0.5, rtol=0.5)
+
+
+def test_a_run_that_is_cut_goes_on_to_the_same_bits(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+    network = small()
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+            if trainer.global_step == 6:
+                trainer.save_checkpoint(tmp_path / "cut.ckpt")
+
+    def run(*callbacks: pl.Callback, path: Path | None = None) -> dict[str, Tensor]:
+        module = TeacherModule(copy.deepcopy(network))
+        trainer = make_trainer(max_epochs=3, callbacks=[QuantizationAwareTraining(from_epoch=1), *callbacks])
+        trainer.fit(module, DigitsDataModule(batch_size=256), ckpt_path=path, weights_only=True)
+        return module.state_dict()
+
+    whole, again = run(Save()), run(path=tmp_path / "cut.ckpt")
+    for name, value in whole.items():
+        assert torch.equal(value, again[name]), name
+
+
+def test_what_is_copied_rounds_by_its_own_weights(small: Networks, make_trainer: Trainers) -> None:
+    copies: list[nn.Module] = []
+
+    class Copy(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+            copies.append(copy.deepcopy(pl_module.network))
+
+    fit(make_trainer, TeacherModule(small()), QuantizationAwareTraining(), Copy(), max_epochs=1)
+    images = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        for weight in copies[0].parameters():
+            weight.zero_()
+    assert not copies[0].eval()(images).any()
+    assert copies[1].eval()(images).any()
+
+
+def test_what_does_not_fit_is_refused(small: Networks, make_trainer: Trainers) -> None:
+    with pytest.raises(ValueError, match="from_epoch must be >= 0"):
+        QuantizationAwareTraining(from_epoch=-1)
+    with pytest.raises(ValueError, match="compiled network cannot be changed"):
+        fit(make_trainer, TeacherModule(small(), compile=True), QuantizationAwareTraining())
+    with pytest.raises(ValueError, match=r"PruneNetwork prunes in epoch 1.*from_epoch=2"):
+        fit(make_trainer, TeacherModule(small()), PruneNetwork(epochs=[0, 1]), QuantizationAwareTraining(from_epoch=1))
+
+
+def test_a_pruned_network_can_be_rounded_afterwards(small: Networks, make_trainer: Trainers) -> None:
+    module = TeacherModule(small(width=16))
+    fit(make_trainer, module, PruneNetwork(keep=0.5, epochs=[0]), QuantizationAwareTraining(from_epoch=1), max_epochs=3)
+    assert module.network.conv1.weight.shape[0] < 16
+    with torch.no_grad():
+        assert module.network(torch.rand(2, 1, 8, 8)).isfinite().all()

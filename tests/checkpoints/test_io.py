@@ -1,0 +1,192 @@
+"""Checkpoints of a plain Trainer are written whole, and read as data."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fsspec
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+
+from kd_lightning import DigitsDataModule, TeacherModule
+from kd_lightning.checkpoints.io import AtomicCheckpointIO, use_atomic_checkpoints
+from kd_lightning.networks import ResNet
+
+Trainers = Callable[..., pl.Trainer]
+
+
+def taught() -> TeacherModule:
+    torch.manual_seed(1)
+    return TeacherModule(ResNet([1], [4], in_channels=1))
+
+
+def data() -> DigitsDataModule:
+    return DigitsDataModule(batch_size=512)
+
+
+class Code:
+    """Touches a file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.fixture
+def saved(make_trainer: Trainers, tmp_path: Path) -> Path:
+    trainer = make_trainer()
+    trainer.fit(taught(), data())
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    return tmp_path / "saved.ckpt"
+
+
+def use(trainer: pl.Trainer, command: str, path: Any, **options: Any) -> Any:
+    return getattr(trainer, command)(taught(), datamodule=data(), ckpt_path=path, **options)
+
+
+def test_a_plain_trainer_writes_whole_files(
+    make_trainer: Trainers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, list[str]]] = []
+    save = torch.save
+
+    def half(content: Any, file: Any) -> None:
+        written.append((Path(file.name).name, sorted(path.name for path in tmp_path.glob("*.ckpt"))))
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", half)
+    saves = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=1, save_last=True, monitor="epoch", mode="max")
+
+    class Epoch(pl.Callback):
+        def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            pl_module.log("epoch", float(trainer.current_epoch))
+
+    make_trainer(max_epochs=2, callbacks=[Epoch(), saves], enable_checkpointing=True).fit(taught(), data())
+    assert written == [
+        (f"epoch=0.ckpt.{os.getpid()}.tmp", []),
+        (f"last.ckpt.{os.getpid()}.tmp", ["epoch=0.ckpt"]),
+        (f"epoch=1.ckpt.{os.getpid()}.tmp", ["epoch=0.ckpt", "last.ckpt"]),
+        (f"last.ckpt.{os.getpid()}.tmp", ["epoch=1.ckpt", "last.ckpt"]),
+    ]
+    assert sorted(path.name for path in tmp_path.glob("*")) == ["epoch=1.ckpt", "last.ckpt"]
+
+
+def test_a_save_that_fails_leaves_the_last_one(
+    saved: Path, make_trainer: Trainers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = saved.read_bytes()
+    trainer = make_trainer()
+    trainer.fit(taught(), data())
+
+    def half(content: Any, file: Any) -> None:
+        file.write(before[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match=r"saved\.ckpt' cannot be written \(No space left on device\)"):
+        trainer.save_checkpoint(saved)
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == ["saved.ckpt"]
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("options", [{}, {"weights_only": False}])
+def test_code_in_a_checkpoint_is_refused_and_not_run(
+    command: str, options: dict[str, Any], saved: Path, make_trainer: Trainers
+) -> None:
+    content = torch.load(saved, weights_only=True)
+    torch.save({**content, "more": Code(saved.parent / "was run")}, saved)
+    with pytest.raises(ValueError, match="carries code, which was not run"):
+        use(make_trainer(), command, saved, **options)
+    assert not (saved.parent / "was run").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_a_flipped_bit_is_refused(command: str, saved: Path, make_trainer: Trainers) -> None:
+    content = bytearray(saved.read_bytes())
+    weight = torch.load(saved, weights_only=True)["state_dict"]["network.fc.weight"].numpy().tobytes()
+    content[content.index(weight)] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read as a checkpoint .* does not match its checksum"):
+        use(make_trainer(), command, saved)
+
+
+def test_a_file_that_is_not_there(make_trainer: Trainers, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+        use(make_trainer(), "fit", tmp_path / "none.ckpt")
+
+
+def test_addresses_go_lightnings_way(make_trainer: Trainers, saved: Path) -> None:
+    address = "memory://runs/one.ckpt"
+    trainer = make_trainer()
+    trainer.fit(taught(), data())
+    trainer.save_checkpoint(address)
+    assert fsspec.filesystem("memory").exists(address)
+    again = make_trainer(max_epochs=2)
+    use(again, "fit", address)
+    assert again.current_epoch == 2
+    with fsspec.open(address, "wb") as file:
+        torch.save({**torch.load(saved, weights_only=True), "more": Code(saved.parent / "was run")}, file)
+    with pytest.raises(Exception, match=r"Weights only load failed"):
+        use(make_trainer(max_epochs=2), "fit", address, weights_only=False)
+    assert not (saved.parent / "was run").exists()
+    trainer.strategy.checkpoint_io.remove_checkpoint(address)
+    assert not fsspec.filesystem("memory").exists(address)
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "loss[1]*.ckpt"])
+def test_leftovers_of_a_save_that_was_killed_are_removed(name: str, tmp_path: Path) -> None:
+    for left in (f"{name}.17.tmp", f"{name}.18.tmp", "b.ckpt.17.tmp", name):
+        (tmp_path / left).touch()
+    content = {"state_dict": {"a": torch.ones(1)}, "pytorch-lightning_version": "2.6"}
+    AtomicCheckpointIO().save_checkpoint(content, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "b.ckpt.17.tmp"])
+    assert AtomicCheckpointIO().load_checkpoint(tmp_path / name) == content
+
+
+def test_checkpoints_are_removed(tmp_path: Path) -> None:
+    """Those that lie beside one that was written here, and no others."""
+    files, other = AtomicCheckpointIO(), tmp_path / "elsewhere" / "file.ckpt"
+    other.parent.mkdir()
+    other.touch()
+    files.save_checkpoint({"a": torch.ones(1)}, tmp_path / "file.ckpt")
+    for path in (tmp_path / "file.ckpt", other):
+        files.remove_checkpoint(path)
+    assert list(tmp_path.rglob("*.ckpt")) == [other]
+
+
+class Own(TorchCheckpointIO):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:.*AsyncCheckpointIO.*")
+@pytest.mark.parametrize("build", [Own, lambda: AsyncCheckpointIO(Own())])
+def test_what_a_user_gives_is_left_alone(build: Callable[[], CheckpointIO], make_trainer: Trainers) -> None:
+    given = build()
+    trainer = make_trainer(plugins=[given])
+    trainer.fit(taught(), data())
+    assert trainer.strategy.checkpoint_io is given
+
+
+def test_a_strategy_that_does_not_write_plain_files_is_left_alone() -> None:
+    class Sharded:
+        checkpoint_io = property(lambda self: Own())  # none can be set
+
+    use_atomic_checkpoints(Sharded())  # type: ignore[arg-type]
+
+
+def test_ours_is_set_once() -> None:
+    strategy: Any = SimpleNamespace(checkpoint_io=TorchCheckpointIO())
+    use_atomic_checkpoints(strategy)
+    first = strategy.checkpoint_io
+    use_atomic_checkpoints(strategy)
+    assert isinstance(first, AtomicCheckpointIO)
+    assert strategy.checkpoint_io is first

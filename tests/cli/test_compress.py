@@ -1,0 +1,253 @@
+"""`kd-lightning compress`: a chain of commands that goes on where it was stopped."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from kd_lightning.cli.compress import compress as compress_here
+from kd_lightning.cli.compress import read_stages
+from kd_lightning.recipes import stages_of
+from kd_lightning.report.model import onnx_size
+
+QUICK = [
+    "--trainer.max_epochs=2",
+    "--trainer.limit_train_batches=2",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--model.teacher_check=off",
+]
+
+
+def compress(where: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "kd_lightning", "compress", *arguments]
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
+
+
+def wait_for(file: Path) -> None:
+    for _ in range(600):
+        if file.exists():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{file} did not come")
+
+
+def child_of(process: int) -> int:
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=True)
+    return int(found.stdout)
+
+
+@pytest.mark.parametrize("recipes", ["digits", "cifar10", "cifar100", "folder"])
+def test_a_packaged_chain_can_be_read_before_it_runs(recipes: str, kd: Callable[..., str]) -> None:
+    printed = kd("compress", "-c", recipes, "--print", "--data.batch_size=7", "--num_classes=10")
+    names = re.findall(r"== \d+/\d+ ([\w.-]+): kd-lightning fit .*--data.batch_size=7", printed)
+    assert names == ["teacher", "student", "distilled", "pruned"]
+    assert f"fit -c {recipes}/distill --teacher lightning_logs/compress/{recipes}/teacher " in printed
+    assert f"test -c lightning_logs/compress/{recipes}/pruned/config.yaml" in printed
+    assert not Path("lightning_logs").exists()
+
+
+def test_every_stage_is_a_command_that_can_be_run_by_hand(tmp_path: Path) -> None:
+    for line in compress(tmp_path, "-c", "digits", "--print").stdout.splitlines():
+        words = shlex.split(line.partition(": ")[2])
+        assert words[0] == "kd-lightning"
+        assert words[1] in ("fit", "test", "export", "report")
+
+
+@pytest.mark.parametrize(
+    ("chain", "message"),
+    [
+        ("- fit", "must hold lines of the form `stage: command`"),
+        ("a: [fit]", "must hold lines of the form"),
+        ("a: 'fit", "is no YAML file"),
+        ("a: rm -r x", "must begin with fit, export or report"),
+        ("a: ''", "must begin with fit, export or report"),
+        ("a: export {b}", "names {b}, which is no stage before it"),
+        ("a: export {a}", "names {a}, which is no stage before it"),
+        ("a: fit -c {recipes}/teacher", "names {recipes}, which is no stage before it"),
+        ("../a: fit -c digits/teacher", "The name of a stage becomes that of a folder or a file"),
+        ("..: fit -c digits/teacher", "The name of a stage becomes that of a folder or a file"),
+        ("{}", "must hold lines of the form"),
+        ("a: fit -c b\na: fit -c c", "names a stage twice"),
+        ("a: fit -c 'b", "The stage 'a' cannot be split into words (No closing quotation)"),
+        ("a: fit --model.network.num_classes {num_classes}", "needs the number of classes; add --num_classes"),
+    ],
+)
+def test_a_chain_that_cannot_work_is_refused(chain: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text(chain)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_stages(tmp_path / "chain.yaml")
+
+
+def test_an_unknown_chain_is_refused(kd: Callable[..., str]) -> None:
+    with pytest.raises(SystemExit, match="'transfer' is neither a YAML file of stages nor a folder of recipes with"):
+        kd("compress", "-c", "transfer")
+
+
+def test_all_stages_of_a_packaged_chain_name_what_is_there() -> None:
+    for recipes in ("digits", "cifar10", "folder"):
+        file, name = stages_of(recipes)
+        assert name == recipes
+        stages = read_stages(file, {"recipes": name, "num_classes": "3"})
+        assert stages[-1].name == "report"
+        assert set(stages[-1].needs) == {s.name for s in stages if s.name.endswith(".onnx")}
+
+
+def test_what_is_there_stays_and_what_was_made_otherwise_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text("student: fit -c digits/student\nstudent.onnx: export {student}\n")
+    chain = ["-c", "chain.yaml", "-o", "out", *QUICK[:-1]]
+    first = compress(tmp_path, *chain)
+    assert "All 2 stages are done; what they made is in out." in first.stdout, first.stderr
+    assert yaml.safe_load((tmp_path / "out/student/config.yaml").read_text())["trainer"]["limit_train_batches"] == 2
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.*") if file.is_file()}
+
+    again = compress(tmp_path, *chain)
+    assert "It is there: out/student.onnx" in again.stdout
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.*") if file.is_file()} == made
+
+    other = compress(tmp_path, *chain, "--seed_everything=1")
+    assert other.returncode == 1
+    assert "'out/student' was made from something else (different: the options)" in other.stderr
+
+    shutil.rmtree(tmp_path / "out/student")  # and made again, to the same weights
+    assert "It is there: out/student.onnx" in compress(tmp_path, *chain).stdout
+
+    best = tmp_path / "out/student/checkpoints/best.ckpt"
+    best.write_bytes(b"another network")
+    stale = compress(tmp_path, *chain)
+    assert "'out/student.onnx' was made from something else (different: student)" in stale.stderr
+
+    (tmp_path / "out/student.onnx").unlink()
+    said = compress(tmp_path, *chain).stderr  # it runs again, and says what it finds
+    assert "cannot be read as a checkpoint" in said
+
+    best.unlink()
+    assert "'out/student' has lost its best checkpoint; delete it" in compress(tmp_path, *chain).stderr
+
+    (tmp_path / "out/stages.json").write_text("{")
+    assert "'out/stages.json' is damaged" in compress(tmp_path, *chain).stderr
+
+
+def test_what_was_made_from_another_recipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text("student: fit -c digits/student -c my.yaml\n")
+    recipe = tmp_path / "my.yaml"
+    recipe.write_text("trainer: {max_epochs: 1}\n")
+    chain = ["-c", "chain.yaml", "-o", "out", *QUICK[1:-1]]
+    assert compress(tmp_path, *chain).returncode == 0
+    assert "It is there" in compress(tmp_path, *chain[:2], "-o", str(tmp_path / "out"), *chain[4:]).stdout
+    recipe.write_text("trainer: {max_epochs: 2}\n")
+    assert "'out/student' was made from something else (different: my.yaml)" in compress(tmp_path, *chain).stderr
+
+
+def test_a_page_is_made_again_until_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "chain.yaml").write_text("report: report student.onnx\n")
+    page, called = tmp_path / "out/report", []
+
+    def call(command: list[str], lock: int) -> int:
+        page.mkdir(exist_ok=True)
+        (page / "report.md").touch()  # and cut before the page was written
+        called.append(command)
+        return 0
+
+    monkeypatch.setattr("kd_lightning.cli.compress._call", call)
+    chain = ["-c", str(tmp_path / "chain.yaml"), "-o", str(tmp_path / "out")]
+    for _ in range(2):
+        compress_here(chain)
+    assert called == [["report", "student.onnx", "-o", str(page)]] * 2
+    (page / "index.html").touch()
+    compress_here(chain)
+    assert len(called) == 2
+
+
+def test_a_training_that_outlives_the_chain_keeps_others_out(tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text("student: fit -c digits/student\n")
+    chain = ["-c", "chain.yaml", "-o", "out", *QUICK[1:-1], "--trainer.max_epochs=1000"]
+    command = [sys.executable, "-m", "kd_lightning", "compress", *chain]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(tmp_path / "out/student/checkpoints/last.ckpt")
+        left = child_of(process.pid)
+        process.kill()
+        process.wait()
+        refused = compress(tmp_path, *chain)
+        assert refused.returncode == 1
+        assert "is at work in 'out'; end it, or wait until it has ended" in refused.stderr
+        os.kill(left, signal.SIGTERM)
+    for _ in range(600):
+        if "is at work" not in compress(tmp_path, "-c", "chain.yaml", "-o", "out").stderr:
+            break
+    else:
+        pytest.fail("the lock was never let go")
+
+
+def test_what_the_chain_did_not_make_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out/teacher").mkdir(parents=True)
+    refused = compress(tmp_path, "-c", "digits", "-o", "out", *QUICK)
+    assert "'out/teacher' is there and was not made by this chain" in refused.stderr
+    assert not any((tmp_path / "out/teacher").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("told", "number", "code"),
+    [
+        ("chain", signal.SIGTERM, 143),
+        pytest.param("chain", signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param("training", signal.SIGKILL, 137, marks=pytest.mark.slow),
+    ],
+)
+def test_a_chain_that_is_stopped_goes_on_from_its_checkpoint(
+    told: str, number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "chain.yaml").write_text("student: fit -c digits/student\n")
+    chain = ["-c", "chain.yaml", "-o", "out", *QUICK[1:-1], "--trainer.max_epochs=40"]
+    command = [sys.executable, "-m", "kd_lightning", "compress", *chain]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(tmp_path / "out/student/checkpoints/last.ckpt")
+        os.kill(process.pid if told == "chain" else child_of(process.pid), number)
+        printed = process.communicate()[0]
+    assert process.returncode == code
+    assert "stage 'student' was not finished; the same command goes on from there" in printed
+    assert not (tmp_path / "out/student/test.json").exists()
+
+    on = compress(tmp_path, *chain)
+    assert on.stdout.count("The checkpoint is out/student/checkpoints/") == 2, "one to go on from, one to test"
+    assert "All 1 stages are done" in on.stdout
+    assert (tmp_path / "out/student/test.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_whole_chain_of_the_digits(tmp_path: Path) -> None:
+    options = [option for option in QUICK if "teacher_check" not in option and "max_epochs" not in option]
+    done = compress(tmp_path, "-c", "digits", "-o", "out", *options, "--trainer.max_epochs=8")
+    assert "All 10 stages are done" in done.stdout, done.stderr
+    page = (tmp_path / "out/report/report.md").read_text()
+    for name in ("teacher", "student", "distilled", "pruned", "pruned-int8"):
+        assert f"| {name}.onnx |" in page
+    pruned, whole = (onnx_size(tmp_path / f"out/{name}.onnx")[1] for name in ("pruned", "teacher"))
+    assert 0.3 < pruned / whole < 0.52, "the file is of the network after the last pruning"
+
+
+@pytest.mark.slow
+def test_a_chain_on_images_of_three_classes(tmp_path: Path) -> None:
+    for split, label, number in product(("train", "test"), range(3), range(60)):
+        folder = tmp_path / "images" / split / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        colour = [4 * number // 3] * 3
+        colour[label] = 250
+        Image.new("RGB", (16, 16), tuple(colour)).save(folder / f"{number}.png")
+    data = ["--data.root=images", "--num_classes=3", "--data.batch_size=32", "--model.learning_rate=0.02"]
+    networks = stages_of("folder")[0].read_text().partition("distilled-int8.onnx")[0]  # too few images for 8 bits
+    (tmp_path / "chain.yaml").write_text(networks)
+    done = compress(tmp_path, "-c", "chain.yaml", "-o", "out", *data, *QUICK[2:-1], "--trainer.max_epochs=7")
+    assert "All 7 stages are done" in done.stdout, done.stderr

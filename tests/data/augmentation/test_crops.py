@@ -1,0 +1,153 @@
+"""Crops and flips of a batch against the plain loop over images, and their draws as a pure function."""
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kd_lightning.data.augmentation.crops import Crops, cut, draw_crops, normalise, pack, random_bits, uniform, unpack
+
+few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+
+
+def plain(image: Tensor, top: int, left: int, flipped: bool, padding: int) -> Tensor:
+    channels, height, width = image.shape
+    padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding, dtype=torch.uint8)
+    padded[:, padding : padding + height, padding : padding + width] = image
+    view = padded[:, top : top + height, left : left + width]
+    return view.flip(2) if flipped else view
+
+
+@few
+@given(st.data())
+def test_cut_is_the_plain_loop_to_the_bit(data: st.DataObject) -> None:
+    count, rows_wanted = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 7))
+    channels, height, width = (data.draw(st.integers(1, top)) for top in (4, 9, 9))
+    padding = data.draw(st.integers(0, 4))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    images = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=generator)
+    rows = torch.randint(0, count, (rows_wanted,), generator=generator)
+    crops = Crops(
+        torch.randint(0, 2 * padding + 1, (rows_wanted,), generator=generator),
+        torch.randint(0, 2 * padding + 1, (rows_wanted,), generator=generator),
+        torch.rand(rows_wanted, generator=generator) < 0.5,
+    )
+    views = unpack(cut(pack(images, padding), rows, crops, padding), channels).to(torch.uint8)
+    expected = [
+        plain(images[row], top, left, flipped, padding)
+        for row, top, left, flipped in zip(rows.tolist(), *(values.tolist() for values in crops), strict=True)
+    ]
+    assert views.dtype == torch.uint8
+    assert torch.equal(views, torch.stack(expected))
+
+
+@few
+@given(padding=st.integers(0, 4), seed=st.integers(-(2**40), 2**40), flip=st.booleans())
+def test_epoch_minus_one_is_the_plain_image(padding: int, seed: int, flip: bool) -> None:
+    images = torch.randint(0, 256, (3, 2, 5, 6), dtype=torch.uint8)
+    crops = draw_crops(seed, torch.arange(3), -1, padding, flip)
+    assert torch.equal(unpack(cut(pack(images, padding), torch.arange(3), crops, padding), 2), images.int())
+
+
+@pytest.mark.parametrize("images", [torch.rand(2, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8)])
+def test_only_batches_of_bytes_are_packed(images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^Images are stored as uint8 \(N, 1 to 4, H, W\), got torch\.\w+ \("):
+        pack(images, 1)
+
+
+@pytest.mark.parametrize("channels", [0, 5])
+def test_only_one_to_four_channels_are_packed(channels: int) -> None:
+    with pytest.raises(ValueError, match=rf"got torch\.uint8 \(2, {channels}, 4, 4\)\.$"):
+        pack(torch.zeros(2, channels, 4, 4, dtype=torch.uint8), 1)
+
+
+def test_the_bits_are_splitmix64s() -> None:
+    """Its finaliser in plain integers, with the constants of the paper's reference code."""
+
+    def finalise(bits: int) -> int:
+        bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % 2**64
+        return bits ^ bits >> 31
+
+    for seed, epoch, stream in [(0, 0, 0), (-1, 7, 3), (2**63 - 1, 10**6, 1), (-(2**62), 0, 4)]:
+        samples = [0, 1, 49_999, 2**40]
+        expected = []
+        for sample in samples:
+            state = 0
+            for key in (seed, epoch, stream, sample):
+                state = finalise((state + key + 0x9E3779B97F4A7C15) % 2**64)
+            expected.append(state >> 16)
+        assert random_bits(seed, torch.tensor(samples), epoch, stream).tolist() == expected
+
+
+@few
+@given(seed=st.integers(-(2**62), 2**62), epoch=st.integers(0, 10**6), order=st.permutations(range(12)))
+def test_draws_depend_on_nothing_but_the_sample(seed: int, epoch: int, order: list[int]) -> None:
+    whole = draw_crops(seed, torch.arange(12), epoch, 4, True)
+    for part in (order, order[:5], order[5:6]):
+        alone = draw_crops(seed, torch.tensor(part), epoch, 4, True)
+        assert all(torch.equal(ours, all_of_them[part]) for ours, all_of_them in zip(alone, whole, strict=True))
+
+
+def test_seeds_epochs_streams_and_samples_give_different_draws() -> None:
+    samples = torch.arange(1000)
+    draws = [random_bits(*keys) for keys in [(0, samples, 0), (1, samples, 0), (0, samples, 1), (0, samples, 0, 1)]]
+    assert torch.cat(draws).unique().numel() == 4000
+    crops = [draw_crops(*keys, 4, True) for keys in [(0, samples, 0), (1, samples, 0), (0, samples, 1)]]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        for ours, theirs in zip(crops[first], crops[second], strict=True):
+            assert (ours != theirs).float().mean() > 0.4
+
+
+@pytest.mark.parametrize("padding", [1, 2])
+def test_places_and_flips_are_uniform_and_independent(padding: int) -> None:
+    samples = torch.arange(20_000)
+    top, left, flipped = draw_crops(7, samples, 3, padding, True)
+    places = 2 * padding + 1
+    assert chi_square((top * places + left) * 2 + flipped, 2 * places**2) < 1
+    later = draw_crops(7, samples, 4, padding, True)
+    assert chi_square((top * places + later.top) * 2 + (flipped ^ later.flipped), 2 * places**2) < 1
+    assert chi_square(top[:-1] * places + top[1:], places**2) < 1
+
+
+def test_without_flips_nothing_is_mirrored_and_the_crops_stay() -> None:
+    samples = torch.arange(500)
+    still, mirrored = (draw_crops(0, samples, 0, 4, flip) for flip in (False, True))
+    assert not still.flipped.any()
+    assert mirrored.flipped.any()
+    assert torch.equal(still.top, mirrored.top)
+    assert torch.equal(still.left, mirrored.left)
+
+
+def test_uniform_lies_in_the_unit_interval_evenly() -> None:
+    values = uniform(0, torch.arange(20_000), 0)
+    assert values.dtype == torch.float32
+    assert values.min() >= 0
+    assert values.max() < 1
+    assert chi_square((values * 50).long(), 50) < 1
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), ((0.305,), (0.376,)), ((0, 0), (1, 1))]
+)
+def test_normalise_is_torchvisions(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8).repeat(1, len(mean), 1, 1)
+    expected = torchvision.transforms.Normalize(mean, std)(images.double() / 255)
+    ours = normalise(images, mean, std)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_normalise_wants_one_value_a_channel() -> None:
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        normalise(torch.zeros(1, 2, 2, 2, dtype=torch.uint8), (0.5, 0.5), (0.5,))
+
+
+def chi_square(cells: Tensor, number: int) -> float:
+    """The statistic, in its standard deviations above (number - 1), divided by five: below 1 for any decent draw."""
+    counts = cells.bincount(minlength=number).double()
+    expected = len(cells) / number
+    statistic = ((counts - expected) ** 2 / expected).sum() - (number - 1)
+    return float(statistic / (2 * (number - 1)) ** 0.5 / 5)

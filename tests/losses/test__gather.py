@@ -1,0 +1,289 @@
+"""Every test but the last forks its own ranks; a hang ends as an error of gloo after 20 seconds."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from kd_lightning.features import Outputs
+from kd_lightning.losses import (
+    AdversarialLoss,
+    ContrastiveLoss,
+    CoralLoss,
+    CorrelationLoss,
+    DistillationLoss,
+    DistLoss,
+    KernelMeanMatchingLoss,
+    MMDLoss,
+    ProbabilisticLoss,
+    RelationalLoss,
+    ReweightedLoss,
+    SimilarityLoss,
+)
+from kd_lightning.losses._gather import gathered
+
+Work = Callable[[int], Any]
+
+SIZES = [(4, 4), (3, 5), (1, 4), (0, 3), (2, 5, 1)]
+"""Rows of each rank."""
+
+pytestmark = [pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded).*"), pytest.mark.timeout(90)]
+
+
+@pytest.fixture(autouse=True)
+def _no_group_is_left() -> Iterator[None]:
+    assert not dist.is_initialized()
+    yield
+    assert not dist.is_initialized()
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Callable[[int, Work], list[Any]]:
+    """Calls ``work(rank)`` in so many processes and gives what each returned."""
+
+    def run(world: int, work: Work) -> list[Any]:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        mp.start_processes(_rank, (world, work, folder), nprocs=world, daemon=True, start_method="fork")
+        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+    return run
+
+
+def _rank(rank: int, world: int, work: Work, folder: Path) -> None:
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", meeting, timedelta(seconds=20), world, rank)
+    dist.barrier()  # who has nothing to do must not leave before the others have connected
+    torch.save(work(rank), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+Ranks = Callable[[int, Work], list[Any]]
+
+
+def relation(vectors: Tensor) -> Tensor:
+    """A loss in which every row meets every other one, and the order counts."""
+    place = torch.arange(1, len(vectors) + 1, dtype=vectors.dtype)
+    return ((vectors @ vectors.T).square() * (place[:, None] + place.square())).mean()
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_rows_come_in_the_order_of_ranks(ranks: Ranks, sizes: tuple[int, ...]) -> None:
+    count = sum(sizes)
+    wide = {
+        "vectors": torch.randn(count, 3),
+        "maps": torch.randn(count, 2, 4, 4, dtype=torch.float64),
+        "channels_last": torch.randn(count, 2, 4, 4).to(memory_format=torch.channels_last),
+        "transposed": torch.randn(3, count).T,
+        "labels": torch.arange(count) - 1,
+        "bytes": torch.arange(count, dtype=torch.uint8),
+        "flags": torch.arange(count) % 2 == 0,
+    }
+
+    def work(rank: int) -> dict[str, Tensor]:
+        parts = [tensor.split(sizes)[rank] for tensor in wide.values()]
+        return dict(zip(wide, gathered(True, *parts), strict=True))
+
+    for found in ranks(len(sizes), work):
+        for name, tensor in wide.items():
+            assert found[name].dtype == tensor.dtype, name
+            assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_the_mean_of_the_ranks_gradients_is_that_of_one_process(ranks: Ranks, sizes: tuple[int, ...]) -> None:
+    """DDP takes that mean over the weights that all ranks share."""
+    images, weight = torch.randn(sum(sizes), 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    teacher = torch.randn(sum(sizes), 3, dtype=torch.float64)
+
+    def work(rank: int) -> dict[str, Tensor]:
+        own = weight.clone().requires_grad_()
+        student, fixed = gathered(True, (images.split(sizes)[rank] @ own).tanh(), teacher.split(sizes)[rank])
+        assert student.requires_grad
+        assert not fixed.requires_grad
+        loss = relation(student - fixed)
+        loss.backward()
+        assert own.grad is not None
+        dist.all_reduce(own.grad)
+        return {"loss": loss.detach(), "gradient": own.grad / len(sizes)}
+
+    alone = weight.clone().requires_grad_()
+    loss = relation((images @ alone).tanh() - teacher)
+    loss.backward()
+    for found in ranks(len(sizes), work):
+        torch.testing.assert_close(found["loss"], loss.detach(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(found["gradient"], alone.grad, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_backward_sums_what_the_ranks_say_of_a_row(ranks: Ranks, sizes: tuple[int, ...]) -> None:
+    """Each rank has a loss of its own here; its rows get the gradient of all of them."""
+    world, count = len(sizes), sum(sizes)
+    wide, factors = torch.randn(count, 3), torch.randn(world, count, 3)
+
+    def work(rank: int) -> Tensor:
+        own = wide.split(sizes)[rank].clone().requires_grad_()
+        (gathered(True, own)[0] * factors[rank]).sum().backward()
+        assert own.grad is not None
+        return own.grad
+
+    torch.testing.assert_close(torch.cat(ranks(world, work)), factors.sum(0))
+
+
+def test_the_gradient_is_right_numerically(ranks: Ranks) -> None:
+    """The sum of the ranks' losses, a row of one rank moved a little."""
+    sizes, step = (3, 5), 1e-6
+    wide = torch.randn(8, 2, dtype=torch.float64)
+
+    def total(rank: int, rows: Tensor) -> Tensor:
+        return (rank + 1) * relation(gathered(True, rows)[0])
+
+    def work(rank: int) -> list[Tensor]:
+        own = wide.split(sizes)[rank].clone().requires_grad_()
+        total(rank, own).backward()
+        differences = torch.zeros_like(wide)
+        for i in range(16):
+            change = torch.zeros(16, dtype=torch.float64)
+            change[i] = step
+            up, down = (wide + sign * change.view(8, 2) for sign in (1, -1))
+            losses = torch.stack([total(rank, rows.split(sizes)[rank]) for rows in (up, down)])
+            dist.all_reduce(losses)
+            differences.view(-1)[i] = (losses[0] - losses[1]) / (2 * step)
+        assert own.grad is not None
+        return [own.grad, differences.split(sizes)[rank]]
+
+    for gradient, differences in ranks(2, work):
+        torch.testing.assert_close(gradient, differences, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_becomes_float32(ranks: Ranks, dtype: torch.dtype) -> None:
+    """The sum over ranks is then taken in float32: in half precision 2049 - 2048 would be 0."""
+    wide = torch.randn(5, 3).to(dtype)
+
+    def work(rank: int) -> dict[str, Tensor]:
+        own = wide.split((2, 3))[rank].clone().requires_grad_()
+        rows, labels = gathered(True, own, torch.full((len(own),), rank))
+        (rows * torch.tensor([2049.0, -2048.0])[rank]).sum().backward()
+        assert own.grad is not None
+        return {"rows": rows.detach(), "labels": labels, "gradient": own.grad}
+
+    for found in ranks(2, work):
+        assert found["rows"].dtype == torch.float32
+        assert torch.equal(found["rows"], wide.float())
+        assert found["labels"].tolist() == [0, 0, 1, 1, 1]
+        assert found["gradient"].dtype == dtype
+        assert (found["gradient"] == 1).all()
+
+
+def test_not_active_returns_the_same_tensors(ranks: Ranks) -> None:
+    """Ranks that do not gather need not wait for each other: only one of them calls."""
+
+    def work(rank: int) -> bool:
+        rows, labels = torch.randn(3, 2, dtype=torch.float16), torch.arange(3)
+        found = gathered(False, rows, labels) if rank == 0 else (rows, labels)
+        return found[0] is rows and found[1] is labels and found[0].dtype == torch.float16
+
+    assert ranks(2, work) == [True, True]
+
+
+LOSSES: list[DistillationLoss] = [
+    SimilarityLoss(student_layers=["avgpool"]),
+    ProbabilisticLoss(),
+    RelationalLoss(),
+    CorrelationLoss(dimensions=4),
+    DistLoss(),
+    ContrastiveLoss(dimensions=4, queue_size=8),
+    MMDLoss(),
+    CoralLoss(),
+    AdversarialLoss(hidden=4),
+    ReweightedLoss(),
+    KernelMeanMatchingLoss(),
+]
+
+ADAPTATION: list[DistillationLoss] = [
+    MMDLoss(layers=["a", "b"]),
+    CoralLoss(layers=["a"]),
+    AdversarialLoss(layers=["a", "b"], hidden=4),
+    AdversarialLoss(layers=["a"], conditional=True, entropy_weighted=True, hidden=4),
+    ReweightedLoss(layer="a", hidden=4),
+    KernelMeanMatchingLoss(layer="a"),
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_in_eval_mode_a_rank_is_alone(ranks: Ranks, loss: DistillationLoss) -> None:
+    """Ranks may evaluate different numbers of batches: only one of them calls here."""
+    student, teacher = (Outputs(torch.randn(6, 5), {"avgpool": torch.randn(6, 3)}) for _ in range(2))
+    loss.build(student, teacher)
+    loss.eval()
+
+    def work(rank: int) -> Tensor:
+        return loss(student, teacher, torch.arange(6) % 5).detach() if rank == 0 else torch.zeros(())
+
+    found, _ = ranks(2, work)
+    assert torch.equal(found, loss(student, teacher, torch.arange(6) % 5))
+
+
+@pytest.mark.parametrize("loss", ADAPTATION, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("sizes", [((4, 4), (4, 4)), ((3, 5), (6, 2))], ids=str)
+def test_two_ranks_adapt_as_one_process_does(
+    ranks: Ranks, loss: DistillationLoss, sizes: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    """Value, figures and the gradient of the network and of the learned parts, after DDP's averaging."""
+    images, weight = torch.randn(2, 8, 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    labels = torch.tensor([0, 2, 1, 1, 0, 2, 2, 0])
+    loss.progress = 0.3
+    loss.build(*(Outputs(torch.zeros(2, 3), {"a": torch.zeros(2, 3), "b": torch.zeros(2, 3)}) for _ in range(2)))
+    loss.double()
+    for parameter in loss.parameters():  # some begin at zero
+        torch.nn.init.normal_(parameter)
+
+    def step(source: Tensor, target: Tensor, given: Tensor) -> list[Tensor]:
+        loss.zero_grad()
+        own = weight.clone().requires_grad_()
+        logits = [(x @ own).tanh() for x in (source, target)]
+        value = loss(*(Outputs(2 * z, {"a": z, "b": z.square()}) for z in logits), given)
+        value.backward()
+        gradients = [parameter.grad for parameter in (own, *loss.parameters())]
+        assert all(gradient is not None for gradient in gradients)
+        return [value.detach(), *loss.figures.values(), *(g for g in gradients if g is not None)]
+
+    def work(rank: int) -> list[Tensor]:
+        parts = [rows.split(s)[rank] for rows, s in zip((*images, labels), (*sizes, sizes[0]), strict=True)]
+        found = step(*parts)
+        for tensor in found:
+            dist.all_reduce(tensor)
+            tensor /= 2
+        return found
+
+    alone = step(*images, labels)
+    for found in ranks(2, work):
+        for tensor, expected in zip(found, alone, strict=True):
+            torch.testing.assert_close(tensor, expected, rtol=1e-9, atol=1e-12)
+    if type(loss) is not AdversarialLoss:  # which is a mean over samples
+        loss.gather = False  # type: ignore[assignment]
+        assert not torch.allclose(ranks(2, work)[0][0], alone[0], rtol=1e-6)
+        loss.gather = True  # type: ignore[assignment]
+
+
+def test_a_group_of_one_returns_the_same_tensors(ranks: Ranks) -> None:
+    def work(rank: int) -> bool:
+        rows = torch.randn(3, 2, dtype=torch.float16)
+        return gathered(True, rows)[0] is rows
+
+    assert ranks(1, work) == [True]
+
+
+def test_without_a_group_the_same_tensors_return() -> None:
+    rows, labels = torch.randn(3, 2, dtype=torch.float16, requires_grad=True), torch.arange(3)
+    for active in (True, False):
+        found = gathered(active, rows, labels)
+        assert found[0] is rows
+        assert found[1] is labels

@@ -1,0 +1,223 @@
+"""What the losses on features share, and what all of them promise."""
+
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_lightning.features import Outputs
+from kd_lightning.losses import (
+    AttentionLoss,
+    ContrastiveLoss,
+    CorrelationLoss,
+    DistillationLoss,
+    DistLoss,
+    HintLoss,
+    NeuronSelectivityLoss,
+    ProbabilisticLoss,
+    RelationalLoss,
+    ReviewLoss,
+    SimilarityLoss,
+    VariationalLoss,
+)
+from kd_lightning.losses._pairs import MapNorm, built, feature_pairs, fit_to, map_pairs, same_size, vector_pairs
+
+_LABELS = torch.tensor([3, -1])
+
+
+def outputs(rows: int = 2, **shapes: tuple[int, ...]) -> Outputs:
+    return Outputs(torch.randn(rows, 5), {name: torch.randn(rows, *shape) for name, shape in shapes.items()})
+
+
+def test_features_are_paired_and_the_teachers_detached() -> None:
+    loss = SimilarityLoss(student_layers=["a", "b"], teacher_layers=["d", "c"])
+    student, teacher = outputs(a=(3, 4, 4), b=(3,)), outputs(c=(5,), d=(6, 4, 4))
+    for features in (*student.features.values(), *teacher.features.values()):
+        features.requires_grad_()
+    pairs = feature_pairs(loss, student, teacher)
+    for (s, t), a, b in zip(pairs, ["a", "b"], ["d", "c"], strict=True):
+        assert s is student.features[a]
+        assert t.equal(teacher.features[b])
+    for get in (feature_pairs, map_pairs, vector_pairs):
+        assert [(s.requires_grad, t.requires_grad) for s, t in get(loss, student, teacher)] == [(True, False)] * 2
+
+
+def test_vectors_are_means_over_pixels_or_tokens() -> None:
+    loss = SimilarityLoss(student_layers=["a"])
+    student, teacher = outputs(a=(3, 4, 5)), outputs(a=(7, 2))
+    ((s, t),) = vector_pairs(loss, student, teacher)
+    torch.testing.assert_close(s, student.features["a"].flatten(2).mean(2))
+    torch.testing.assert_close(t, teacher.features["a"].mean(1))
+
+
+def test_the_mean_over_pixels_is_in_full_precision() -> None:
+    large = torch.full((2, 1, 8, 8), 3e4, dtype=torch.float16)
+    large[:, :, ::2] = 2e4
+    ((s, _),) = vector_pairs(SimilarityLoss(student_layers=["a"]), *[Outputs(torch.randn(2, 5), {"a": large})] * 2)
+    assert s.dtype == torch.float32
+    torch.testing.assert_close(s, large.float().mean((2, 3)))
+
+
+def test_a_vector_is_a_map_of_one_pixel() -> None:
+    loss = HintLoss(student_layers=["a"])
+    student, teacher = outputs(a=(3,)), outputs(a=(7, 2, 2))
+    ((s, t),) = map_pairs(loss, student, teacher)
+    assert (s.shape, t.shape) == ((2, 3, 1, 1), (2, 7, 2, 2))
+    torch.testing.assert_close(s.flatten(), student.features["a"].flatten())
+
+
+@pytest.mark.parametrize("loss", [HintLoss, VariationalLoss, ReviewLoss])
+def test_what_is_neither_map_nor_vector_is_refused(loss: Callable[..., DistillationLoss]) -> None:
+    term = loss(student_layers=["a"], teacher_layers=["b"])
+    with pytest.raises(
+        ValueError,
+        match=rf"^{type(term).__name__} compares maps \(B, C, H, W\) or vectors \(B, C\), but the student's layer 'a' "
+        r"gives \(2, 3, 4\); name a layer that fits\.$",
+    ):
+        term.build(outputs(a=(3, 4)), outputs(b=(7,)))
+
+
+@pytest.mark.parametrize("loss", [AttentionLoss, NeuronSelectivityLoss])
+def test_what_compares_pixels_refuses_vectors(loss: Callable[..., DistillationLoss]) -> None:
+    term = loss(student_layers=["a"], teacher_layers=["b"])
+    student, teacher = outputs(a=(3, 4, 4)), outputs(b=(7,))
+    for call in (lambda: term.build(student, teacher), lambda: term(student, teacher, _LABELS)):
+        with pytest.raises(
+            ValueError,
+            match=rf"^{type(term).__name__} compares maps \(B, C, H, W\), but the teacher's layer 'b' gives "
+            r"\(2, 7\); name a layer that fits\.$",
+        ):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("student_size", "teacher_size", "size"),
+    [((4, 4), (4, 4), (4, 4)), ((8, 8), (4, 4), (4, 4)), ((2, 3), (4, 9), (2, 3)), ((8, 2), (4, 4), (4, 2))],
+)
+def test_the_larger_map_is_averaged_to_the_smaller_ones_size(
+    student_size: tuple[int, int], teacher_size: tuple[int, int], size: tuple[int, int]
+) -> None:
+    student, teacher = torch.randn(2, 3, *student_size), torch.randn(2, 5, *teacher_size)
+    s, t = same_size(student, teacher)
+    for pooled, features in ((s, student), (t, teacher)):
+        windows = features.unflatten(3, (size[1], -1)).unflatten(2, (size[0], -1))
+        torch.testing.assert_close(pooled, windows.mean((3, 5)))
+        assert (pooled is features) == (features.shape[2:] == size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pooling_is_in_full_precision(dtype: torch.dtype) -> None:
+    features = (1000 * torch.randn(2, 3, 8, 8)).to(dtype)
+    pooled, _ = same_size(features, torch.randn(2, 3, 2, 2))
+    torch.testing.assert_close(pooled, F.avg_pool2d(features.float(), 4))
+
+
+def test_features_take_the_type_of_the_weights() -> None:
+    assert fit_to(nn.Linear(2, 2), torch.randn(2, 2, dtype=torch.float64)).dtype == torch.float32
+    assert fit_to(nn.Linear(2, 2).bfloat16(), torch.randn(2, 2)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("loss", [HintLoss, VariationalLoss, ReviewLoss, CorrelationLoss, ContrastiveLoss])
+def test_learned_parts_are_asked_for_before_the_first_step(loss: Callable[..., DistillationLoss]) -> None:
+    term = loss(student_layers=["a", "b"])
+    student = outputs(a=(3,), b=(4,))
+    message = (
+        rf"^The learned parts of {type(term).__name__} are not built yet; call build\(student, teacher\) with the "
+        r"outputs of a dry run before the first step\.$"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        term(student, student, _LABELS)
+    term.build(student, student)
+    assert term(student, student, _LABELS).isfinite()
+
+
+def test_parts_that_are_built_are_handed_out() -> None:
+    loss, parts = HintLoss(student_layers=["a"]), nn.ModuleList([nn.Linear(1, 1)])
+    assert built(loss, parts) is parts
+    with pytest.raises(RuntimeError, match=r"^The learned parts of HintLoss are not built yet"):
+        built(loss, nn.ModuleList())
+
+
+@pytest.mark.parametrize(
+    "loss", [AttentionLoss, NeuronSelectivityLoss, SimilarityLoss, ProbabilisticLoss, RelationalLoss]
+)
+def test_layers_are_summed(loss: Callable[..., DistillationLoss]) -> None:
+    student, teacher = outputs(4, a=(3, 4, 4), b=(5, 2, 2)), outputs(4, c=(6, 8, 8), d=(4, 2, 2))
+    layers = [(["a", "b"], ["c", "d"]), (["a"], ["c"]), (["b"], ["d"])]
+    both, first, second = (loss(student_layers=s, teacher_layers=t)(student, teacher, _LABELS) for s, t in layers)
+    assert min(first, second) > 0
+    torch.testing.assert_close(both, first + second)
+
+
+@pytest.mark.parametrize("loss", [DistLoss, SimilarityLoss, ProbabilisticLoss, RelationalLoss, CorrelationLoss])
+def test_the_batch_of_all_ranks_is_compared_in_training_if_wanted(
+    loss: Callable[..., DistillationLoss], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def doubled(active: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+        asked.append(active)
+        return tuple(torch.cat([x, x.flip(0) + 1]) for x in tensors) if active else tensors
+
+    student, teacher = outputs(a=(3,)), outputs(a=(6,))
+    layers = {} if loss is DistLoss else {"student_layers": ["a"]}
+    monkeypatch.setattr(sys.modules[loss.__module__], "gathered", doubled)
+    terms = []
+    for gather, training in ((True, True), (True, False), (False, True)):
+        term = loss(gather=gather, **layers).train(training)
+        torch.manual_seed(1)
+        term.build(student, teacher)
+        terms.append(term(student, teacher, _LABELS))
+    assert asked == [True, False, False]
+    assert terms[0] != terms[1] == terms[2]
+
+
+def test_batch_norm_is_the_usual_one() -> None:
+    norm, usual = MapNorm(3), nn.BatchNorm2d(3)
+    for shape in ((2, 3, 1, 1), (1, 3, 2, 2), (4, 3, 5, 5)):
+        features = torch.randn(shape)
+        torch.testing.assert_close(norm(features), usual(features))
+    torch.testing.assert_close(norm.norm.state_dict(), usual.state_dict())
+    norm.eval()
+    usual.eval()
+    for shape in ((1, 3, 1, 1), (2, 3, 4, 4)):
+        torch.testing.assert_close(norm(torch.ones(shape)), usual(torch.ones(shape)))
+
+
+def test_batch_norm_of_a_single_value_uses_the_running_statistics_and_leaves_them() -> None:
+    norm = MapNorm(3)
+    norm(2 + torch.randn(4, 3, 5, 5))
+    nn.init.normal_(norm.norm.weight)
+    nn.init.normal_(norm.norm.bias)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    features = torch.randn(1, 3, 1, 1, requires_grad=True)
+    mean, variance = (before[f"norm.running_{name}"][None, :, None, None] for name in ("mean", "var"))
+    weight, bias = (before[f"norm.{name}"][None, :, None, None] for name in ("weight", "bias"))
+    torch.testing.assert_close(norm(features), (features - mean) / (variance + 1e-5).sqrt() * weight + bias)
+    torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
+    norm(features).sum().backward()
+    assert features.grad is not None
+    assert norm.norm.weight.grad is not None
+
+
+@pytest.mark.parametrize("loss", [HintLoss, ReviewLoss, VariationalLoss])
+def test_a_last_batch_of_one_image_with_one_pixel_trains(loss: Callable[..., DistillationLoss]) -> None:
+    term = loss(student_layers=["a"])
+    student, teacher = outputs(a=(3, 1, 1)), outputs(a=(6, 1, 1))
+    term.build(student, teacher)
+    term(student, teacher, _LABELS).backward()
+    last, other = outputs(rows=1, a=(3, 1, 1)), outputs(rows=1, a=(6, 1, 1))
+    value = term(last, other, _LABELS[:1])
+    value.backward()
+    assert value.isfinite()
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^SimilarityLoss compares features; name at least one layer"):
+        feature_pairs(SimilarityLoss(student_layers=[]), outputs(), outputs())
+    one_number = Outputs(torch.randn(2, 5), {"a": torch.randn(2)})
+    with pytest.raises(ValueError, match=r"needs more than one number \(B,\) of layer 'a'"):
+        vector_pairs(SimilarityLoss(student_layers=["a"]), one_number, one_number)

@@ -1,0 +1,44 @@
+"""Networks cut to a shape, and what is no part of a network."""
+
+import pytest
+import torch
+from torch import nn
+
+from kd_lightning.networks import ResNet
+from kd_lightning.networks.channel_slicing import select, select_entries, slice_to, tensor_shapes
+
+
+def test_a_network_becomes_as_narrow_as_another() -> None:
+    wide, small = ResNet([1, 1], [8, 16]), ResNet([1, 1], [4, 6])
+    slice_to(wide, tensor_shapes(small))
+    wide.load_state_dict(small.state_dict())
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(wide.eval()(images), small.eval()(images))
+    assert wide.layer1[0].conv1.out_channels == wide.layer1[0].bn1.num_features == 4
+    assert wide.fc.in_features == 6
+    assert wide.sliced_shapes == tensor_shapes(small)  # type: ignore[comparison-overlap]
+
+
+def test_depthwise_convolutions_lose_groups() -> None:
+    wide = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
+    small = nn.Sequential(nn.Conv2d(5, 5, 3, groups=5), nn.Conv2d(5, 4, 1))
+    slice_to(wide, tensor_shapes(small)).load_state_dict(small.state_dict())
+    images = torch.rand(1, 5, 4, 4)
+    torch.testing.assert_close(wide(images), small(images))
+
+
+def test_the_entries_that_are_named_remain_in_their_order_and_layout() -> None:
+    layer = nn.Sequential(nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last))
+    before = layer[0].weight.detach().clone()
+    places = torch.arange(before.numel()).view(before.shape)[[0, 3]]
+    select(layer, {"0.weight": places, "0.bias": torch.tensor([0, 3])})
+    assert torch.equal(layer[0].weight, before[[0, 3]])
+    assert layer[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert isinstance(layer[0].weight, nn.Parameter)
+    assert torch.equal(select_entries(torch.tensor([5.0, 6.0, 7.0]), torch.tensor([2, 0])), torch.tensor([7.0, 5.0]))
+
+
+@pytest.mark.parametrize("shape", [[9, 3, 3, 3], [0, 3, 3, 3], [4, 3, 3], "4333", [4.5, 3, 3, 3]])
+def test_what_is_no_part_is_refused(shape: object) -> None:
+    with pytest.raises(ValueError, match=r"'conv1.weight' of ResNet has the shape \(8, 3, 3, 3\)"):
+        slice_to(ResNet([1], [8]), {"conv1.weight": shape})  # type: ignore[dict-item]

@@ -1,0 +1,38 @@
+import copy
+
+import pytest
+from torch import nn
+
+from kd_lightning.networks import DataConfig, data_config
+
+
+def test_values_become_plain_floats_and_strings() -> None:
+    known = DataConfig.of(mean=[0, 1], std=[1, 2], classes=[3, "cat"])
+    assert known == ((0.0, 1.0), (1.0, 2.0), ("3", "cat"))
+    assert [type(value) for value in (*known.mean, *known.std)] == [float] * 4
+
+
+def test_nothing_is_known_by_default() -> None:
+    assert DataConfig.of() == DataConfig() == (None, None, None)
+    assert data_config(nn.Linear(1, 1)) == DataConfig()
+
+
+def test_a_network_carries_it_into_its_copies_and_not_into_its_weights() -> None:
+    network = nn.Linear(1, 1)
+    network.data_config = DataConfig.of([0.5], [0.25], ["a"])
+    assert data_config(copy.deepcopy(network)) == ((0.5,), (0.25,), ("a",))
+    assert set(network.state_dict()) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("given", [{"mean": [0.5]}, {"std": [0.5]}])
+def test_half_of_the_statistics_is_refused(given: dict) -> None:
+    with pytest.raises(ValueError, match=r"^mean and std describe the input together; give both or neither\.$"):
+        DataConfig.of(**given)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [([0.5], [0.5, 0.5]), ([0.5], [0.0]), ([0.5], [-1.0]), ([0.5], [float("nan")]), ([], [])]
+)
+def test_impossible_statistics_are_refused(mean: list[float], std: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"^mean and std need one value for each channel and deviations above 0, got "):
+        DataConfig.of(mean, std)
