@@ -141,14 +141,9 @@ class DomainPairDataModule(pl.LightningDataModule):
         return statistics(self.target.std, self._channels)
 
     @property
-    def mixup(self) -> float:
-        """The source's."""
-        return self.source.mixup
-
-    @property
-    def cutmix(self) -> float:
-        """The source's."""
-        return self.source.cutmix
+    def mixes_images(self) -> bool:
+        """Whether mixup or CutMix blends the source's training images."""
+        return self.source.mixes_images
 
     @property
     def predict_split(self) -> str:

@@ -53,6 +53,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     size: tuple[int, int] | None = None
     """Height and width, where they are known before a set is read."""
+    yields_pairs = False
     predict_split = "predict"
     """The images that ``predict`` shows: those of another split on request, without augmentation."""
 
@@ -110,6 +111,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     @abstractmethod
     def load(self, split: str) -> ImageSet | None:
         """Read ``"train"``, ``"val"``, ``"test"`` or ``"predict"``; ``None`` where there is no such set."""
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether mixup or CutMix blends training images and their labels."""
+        return bool(self.mixup or self.cutmix)
 
     @property
     def num_classes(self) -> int:

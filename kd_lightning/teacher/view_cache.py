@@ -38,7 +38,7 @@ def uncacheable_reason(data: Any) -> str | None:
     """Why training images are not the same again in a later epoch, and what to do; ``None`` if they are."""
     if getattr(data, "views", None) is None:
         return "each epoch shows new views; set views=V on a data module of this package"
-    if data.mixup or data.cutmix:
+    if data.mixes_images:
         return "mixup and CutMix make new images in each epoch; set both to 0"
     return None
 

@@ -277,7 +277,7 @@ def test_what_modules_and_callbacks_ask_of_it() -> None:
         Domain(batch_size=4, mixup=0.2, cutmix=0.1, views=3), Domain(names=(), labels=[-1] * 24, own_val=False)
     )
     assert (pair.classes, pair.num_classes, pair.batch_size) == (("ant", "bee", "cat"), 3, 4)
-    assert (pair.views, pair.mixup, pair.cutmix) == (None, 0.2, 0.1)
+    assert (pair.views, pair.mixes_images, pair.yields_pairs) == (None, True, True)
     batch = (torch.rand(2, 1, 6, 6), torch.tensor([0, 1]))
     assert pair.on_after_batch_transfer(batch) is batch
     pair.setup("validate")

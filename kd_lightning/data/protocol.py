@@ -1,0 +1,96 @@
+"""What modules, teachers and callbacks may use of a data module, as types that need no import of its class."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, TypeGuard
+
+from torch import Tensor
+
+
+class LabelledSet(Protocol):
+    """A stored split, as far as other packages read it."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices ``(N,)``, -1 where unlabelled."""
+
+
+class ImageData(Protocol):
+    """A data module of this package: it has checked its labels and knows the shape and the classes of its images.
+
+    :class:`~kd_lightning.data.module.ImageDataModule` and
+    :class:`~kd_lightning.data.domain_pair.DomainPairDataModule` fulfil it.
+    """
+
+    predict_split: str
+    """The split that ``predict`` shows."""
+
+    @property
+    def splits(self) -> Mapping[str, LabelledSet]:
+        """The splits read so far, whose labels were checked."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names in the order of the labels."""
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, C."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean of each channel of images in [0, 1]."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """The standard deviation of each channel."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a training batch of one process."""
+
+    @property
+    def views(self) -> int | None:
+        """The number of fixed views of each training image, or ``None`` if each epoch shows a new one."""
+
+    @property
+    def yields_pairs(self) -> bool:
+        """Whether a training batch is ``{"source": Batch, "target": Batch}``."""
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether mixup or CutMix blends training images and their labels."""
+
+    def image_name(self, split: str, sample: int) -> str:
+        """Return the file of a sample, or its number."""
+
+
+class ViewData(ImageData, Protocol):
+    """A data module whose training images can be shown in fixed views, so that outputs for them can be cached."""
+
+    def view_dataloader(self, view: int) -> Iterable[Any]:
+        """Return this rank's part of the training images, each once, in one of the fixed views."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return what determines the training images of each view."""
+
+
+def is_image_data(data: object) -> TypeGuard[ImageData]:
+    """Return whether a data module is one of this package (or behaves like one), rather than any of Lightning's.
+
+    Only ``splits`` is tested: other members may read the images when they are used.
+
+    Example:
+        >>> from kd_lightning import DigitsDataModule
+        >>> is_image_data(DigitsDataModule()), is_image_data(None)
+        (True, False)
+    """
+    return hasattr(data, "splits")
+
+
+def has_fixed_views(data: object) -> TypeGuard[ViewData]:
+    """Return whether the training images of a data module come in a fixed number of views."""
+    return getattr(data, "views", None) is not None
