@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kd_lightning.modules.adaptation import AdaptationModule as AdaptationModule
     from kd_lightning.modules.distillation import DistillationModule as DistillationModule
     from kd_lightning.modules.teacher import TeacherModule as TeacherModule
+    from kd_lightning.runs.run import Run as Run
 
 _LAZY = {
     "CIFAR10DataModule": "data.cifar",
@@ -33,6 +34,7 @@ _LAZY = {
     "AdaptationModule": "modules.adaptation",
     "DistillationModule": "modules.distillation",
     "TeacherModule": "modules.teacher",
+    "Run": "runs.run",
 }
 
 __version__ = "0.1.0"
@@ -45,6 +47,7 @@ __all__ = [
     "DomainPairDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",
+    "Run",
     "SVHNDataModule",
     "TeacherModule",
     "USPSDataModule",

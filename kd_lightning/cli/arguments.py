@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from kd_lightning.errors import UserError
 from kd_lightning.recipes import recipe_files
-from kd_lightning.runs.run import LOGS, newest_run, run_of
+from kd_lightning.runs.run import LOGS, Run
 
 
 def expanded(arguments: list[str]) -> Iterator[str]:
@@ -52,7 +52,7 @@ def _trained_config(recipe: str, arguments: list[str]) -> Path | None:
     if (arguments[0] in ("fit", "layers") and not goes_on) or checkpoint not in (None, "best", "last"):
         return None
     try:
-        config = newest_run(LOGS / recipe) / "config.yaml"
+        config = Run.newest_of(LOGS / recipe).config_file
     except FileNotFoundError:
         return None
     return config if config.is_file() else None
@@ -69,8 +69,8 @@ def _with_config(arguments: list[str]) -> list[str]:
     if arguments[0] in ("fit", "layers") or flags & {"-c", "--config", "-h", "--help", "--model", "--print_config"}:
         return arguments
     checkpoint = _value_of("--ckpt_path", arguments)
-    run = None if checkpoint is None else run_of(Path(checkpoint))
+    run = None if checkpoint is None else Run.of_checkpoint(checkpoint)
     if run is None:
         raise UserError("No model is named; add -c with a recipe or the config.yaml of a run.")
-    rank_zero_only(print)(f"The configuration is {run / 'config.yaml'}.")
-    return [arguments[0], "-c", str(run / "config.yaml"), *arguments[1:]]
+    rank_zero_only(print)(f"The configuration is {run.config_file}.")
+    return [arguments[0], "-c", str(run.config_file), *arguments[1:]]

@@ -1,12 +1,11 @@
 """`kd-lightning compare`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.files.atomic import atomic_write
-from kd_lightning.runs.run import LOGS, newest_run
+from kd_lightning.runs.run import Run
 
 
 def compare(runs: list[str], output: str | None = None) -> None:
@@ -38,16 +37,17 @@ def compare(runs: list[str], output: str | None = None) -> None:
 
 
 def _row(run: str) -> list[str]:
-    folder = Path(run)
-    if not (folder / "test.json").is_file() and not (folder / "checkpoints").is_dir():
-        folder = newest_run(folder if folder.is_dir() else LOGS / run)
-    if not (folder / "test.json").is_file():
-        raise MissingFileError(f"{str(folder)!r} was not tested yet; run `kd-lightning test -c {folder}/config.yaml`.")
+    found = Run.find(run)
+    metrics = found.test
+    if metrics is None:
+        raise MissingFileError(
+            f"The run {str(found.folder)!r} is not tested yet; run `kd-lightning test -c {found.config_file}`."
+        )
     try:
-        return [run, *_cells(json.loads((folder / "test.json").read_text()))]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [run, *_cells(metrics)]
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{str(folder / 'test.json')!r} is damaged; run `kd-lightning test -c {folder}/config.yaml` again."
+            f"{str(found.test_file)!r} is damaged; run `kd-lightning test -c {found.config_file}` to write it again."
         ) from error
 
 

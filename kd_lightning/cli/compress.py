@@ -20,7 +20,7 @@ import yaml
 from kd_lightning.errors import UserError
 from kd_lightning.files.atomic import atomic_write
 from kd_lightning.recipes import recipe_files, recipe_names, stages_of
-from kd_lightning.runs.run import LOGS, resolve_checkpoint
+from kd_lightning.runs.run import LOGS, Run
 
 try:
     import fcntl
@@ -245,7 +245,7 @@ def _result(name: str, folder: Path) -> str:
     """The digest of the file that a stage made, or of the best checkpoint of its run."""
     place = folder / name
     try:
-        return _digest(place if place.is_file() else resolve_checkpoint("best", place))
+        return _digest(place if place.is_file() else Run(place).best)
     except FileNotFoundError as error:
         raise UserError(f"{str(place)!r} has lost its best checkpoint; delete it, and it is made again.") from error
 

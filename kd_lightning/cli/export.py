@@ -1,14 +1,15 @@
 """`kd-lightning export`."""
 
 import hashlib
-import json
 from contextlib import suppress
 from pathlib import Path
 
+from torch import Tensor
+
 from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.export.network import FEWEST_CALIBRATED, SUFFIXES, Format, export_network
-from kd_lightning.runs.rebuild import images_of_run, load_network
-from kd_lightning.runs.run import LOGS, newest_run, resolve_checkpoint, run_of
+from kd_lightning.runs.rebuild import load_network
+from kd_lightning.runs.run import Run, find_checkpoint
 
 
 def export(
@@ -35,40 +36,34 @@ def export(
         FileNotFoundError: If there is no such checkpoint, or its training images are not there (int8).
         ValueError: If the options do not fit together, the network cannot be exported, or the file disagrees with it.
     """
-    file = _checkpoint(checkpoint)
+    file = find_checkpoint(checkpoint)
+    run = Run.of_checkpoint(file)
     if int8 and calibration_images < FEWEST_CALIBRATED:
         raise UserError(f"calibration_images must be >= {FEWEST_CALIBRATED}, got {calibration_images}.")
     marks = [name for name, given in {"int8": int8, "half": half, "uint8": uint8}.items() if given]
     path = Path(output) if output else file.with_name("-".join([file.stem, *marks]) + SUFFIXES[format])
     network = load_network(file)
-    calibration = images_of_run(file, "train", calibration_images) if int8 else None
+    calibration = _images(run, "train", calibration_images) if int8 else None
     if int8 and calibration is None:
         raise MissingFileError(
             f"int8 is calibrated on training images, and those of {str(file)!r} are not there; keep it in its run."
         )
-    images = images_of_run(file, "val", 256)
+    images = _images(run, "val", 256)
     difference = export_network(network, path, images, format, half, uint8, calibration, _identity(file))
     where = "validation images of the run" if images is not None else "random images"
     print(f"{path} ({path.stat().st_size / 1e6:.3f} MB) {difference} on {where}.")
 
 
-def _checkpoint(where: str) -> Path:
-    path = Path(where)
-    if path.is_file():
-        return path
-    runs = [folder for folder in (path, LOGS / where) if folder.is_dir()]
-    if not runs:
-        raise MissingFileError(f"There is no checkpoint, run or trained recipe {where!r}; train it first.")
-    run = runs[0] if (runs[0] / "checkpoints").is_dir() else newest_run(runs[0])
-    return resolve_checkpoint("best", run)
+def _images(run: Run | None, split: str, count: int) -> Tensor | None:
+    found = None if run is None else run.images(split, count=count)
+    return None if found is None else found[0]
 
 
 def _identity(checkpoint: Path) -> dict[str, str]:
-    run = run_of(checkpoint)
-    test = run / "test.json" if run is not None else None
+    run = Run.of_checkpoint(checkpoint)
     known = None
-    with suppress(ValueError, AttributeError):  # a damaged file says nothing
-        figures = json.loads(test.read_text()) if test is not None and test.is_file() else {}
+    with suppress(UserError, TypeError):  # a damaged test.json adds nothing
+        figures = (run.test if run is not None else None) or {}
         tested = Path(figures.get("checkpoint") or "").parts[-2:]
         known = figures.get("accuracy") if tested == checkpoint.parts[-2:] else None  # the run may have been moved
     return {

@@ -34,7 +34,7 @@ from kd_lightning.features import layer_shapes
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks import read_checkpoint
 from kd_lightning.networks.dry_run import try_forward
-from kd_lightning.runs.run import LOGS, newest_run, resolve_checkpoint, run_of
+from kd_lightning.runs.run import BEST, LAST, LOGS, Run
 
 
 def _last() -> ModelCheckpoint:
@@ -146,53 +146,48 @@ class CommandLine(LightningCLI):
         if which is None and pretrained and self._configured_run() is None:
             _say("The weights are those that the network is built with; those of a run are named by --ckpt_path.")
             return
-        which = "best" if which is None else str(which)
+        which = BEST if which is None else str(which)
         if which == "auto":
-            which = self._newest_loadable()
+            which = self._newest_checkpoint()
         if which is None:
             self.options["ckpt_path"] = None
             _say("There is no checkpoint to go on from, so the run begins anew.")
             return
-        path = resolve_checkpoint(which, self._run()) if which in ("best", "last") else Path(which)
+        path = self._run().checkpoint(which) if which in (BEST, LAST) else Path(which)
         if not path.is_file():
             raise MissingFileError(f"There is no checkpoint {which!r}; give a file, best, last or auto to --ckpt_path.")
         content = read_checkpoint(path)  # Lightning compares no checksum, and tells a damaged file in many lines
         check_trusted_classes(content.get("hyper_parameters"), str(path))
         self.options["ckpt_path"] = str(path)
         _say(f"The checkpoint is {path}.")
-        run = run_of(path)
+        run = Run.of_checkpoint(path)
         if not fits or run is not None:
             self.save_config_callback = None  # the run's own config.yaml stays as it was
         if run is not None and "save_dir" in self.options.get("trainer.logger.init_args", {}):
-            place = {"save_dir": str(run.parent), "name": "", "version": run.name}
+            place = {"save_dir": str(run.folder.parent), "name": "", "version": run.folder.name}
             for name, value in place.items():
                 self.options[f"trainer.logger.init_args.{name}"] = value
 
-    def _newest_loadable(self) -> str | None:
-        """Of the run, the checkpoint of the most steps; a damaged one is passed over."""
-        found = {}
-        with suppress(FileNotFoundError):
-            for file in (self._run() / "checkpoints").glob("*.ckpt"):
-                try:
-                    found[file] = read_checkpoint(file)["global_step"], file.stat().st_mtime
-                except (ValueError, KeyError) as error:
-                    _say(f"Passed over: {error}")
-        return str(max(found, key=found.__getitem__)) if found else None
+    def _newest_checkpoint(self) -> str | None:
+        with suppress(MissingFileError):
+            found = self._run().newest_checkpoint(lambda reason: _say(f"Skipped: {reason}"))
+            return None if found is None else str(found)
+        return None
 
-    def _configured_run(self) -> Path | None:
-        """The run that wrote one of the configurations."""
-        folders = [Path(str(config)).parent for config in reversed(self.options.get("config") or [])]
-        return next((folder for folder in folders if (folder / "checkpoints").is_dir()), None)
+    def _configured_run(self) -> Run | None:
+        """Return the run that wrote one of the configurations."""
+        runs = [Run(Path(str(config)).parent) for config in reversed(self.options.get("config") or [])]
+        return next((run for run in runs if run.has_checkpoints), None)
 
-    def _run(self) -> Path:
+    def _run(self) -> Run:
         if (run := self._configured_run()) is not None:
             return run
         logger = self.options.get("trainer.logger.init_args") or {}
         runs = Path(logger.get("save_dir", LOGS), logger.get("name") or "")
         version = logger.get("version")
         if version is None:
-            return newest_run(runs)
-        return runs / (version if isinstance(version, str) else f"version_{version}")
+            return Run.newest_of(runs)
+        return Run(runs / (version if isinstance(version, str) else f"version_{version}"))
 
     def after_fit(self) -> None:
         """Name the best checkpoint."""

@@ -12,7 +12,6 @@ from kd_lightning.report.contents import all_pictures, row, write
 from kd_lightning.report.measuring import measured
 from kd_lightning.report.model import Model, opened, teacher_of
 from kd_lightning.report.page import MARKS
-from kd_lightning.runs.rebuild import data_of_run, labelled_images_of_run
 
 
 def report(models: list[str], output: str = "report", teacher: str | None = None) -> None:
@@ -81,7 +80,7 @@ def _opened(names: list[str], teacher: str | None) -> list[Model]:
 
 
 def _shape(model: Model) -> tuple[int, int, int] | None:
-    data = None if model.run is None else data_of_run(model.run / "checkpoints" / "best.ckpt")
+    data = None if model.run is None else model.run.data()
     with suppress(OSError):
         return None if data is None else data.image_shape
     return None
@@ -90,7 +89,7 @@ def _shape(model: Model) -> tuple[int, int, int] | None:
 def _test_images(models: list[Model]) -> tuple[Tensor, Tensor]:
     for source in models:
         if source.run is not None:
-            shown = labelled_images_of_run(source.run / "checkpoints" / "best.ckpt", "test")
+            shown = source.run.images("test")
             if shown is not None:
                 _refuse_other_images(models, source, tuple(shown[0].shape[1:]))
                 return shown

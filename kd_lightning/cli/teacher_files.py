@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 
 from kd_lightning.errors import MissingFileError
 from kd_lightning.recipes import recipe_names
-from kd_lightning.runs.run import LOGS, newest_run, resolve_checkpoint
+from kd_lightning.runs.run import find_checkpoint
 
 
 def find_teacher(options: Namespace, command: str) -> Iterator[str]:
@@ -29,13 +29,13 @@ def find_teacher(options: Namespace, command: str) -> Iterator[str]:
     for node in teachers:
         name = node.init_args.path
         try:
-            node.init_args.path = _file(name)
+            node.init_args.path = str(find_checkpoint(name))
         except FileNotFoundError as error:
             missing = str(error)
         if node.init_args.path != name:
             yield f"The teacher is {node.init_args.path}."
     if missing and command == "fit":
-        raise MissingFileError(f"{missing}, or name its checkpoint with --teacher FILE.")
+        raise MissingFileError(f"{missing.rstrip('.')}, or name its checkpoint with --teacher FILE.")
     for node in _from_checkpoints(options.get("student")):
         if teachers and node.init_args.path in recipe_names():
             node.init_args.path = teachers[0].init_args.path
@@ -52,7 +52,7 @@ def _leave_out(options: Namespace, missing: str | None, command: str) -> Iterato
             node.update(network)
     if missing and command != "layers":
         options["teacher"] = None
-        yield f"{missing}; agreement with the teacher is left out."
+        yield f"{missing} Until then, agreement with the teacher is left out."
 
 
 def _from_checkpoints(node: Any) -> Iterator[Namespace]:
@@ -64,16 +64,3 @@ def _from_checkpoints(node: Any) -> Iterator[Namespace]:
             yield node
         else:
             yield from _from_checkpoints(list(vars(node).values()))
-
-
-def _file(path: str) -> str:
-    if Path(path).is_file():
-        return path
-    if (Path(path) / "checkpoints").is_dir():
-        return str(resolve_checkpoint("best", Path(path)))
-    if path not in recipe_names():
-        raise MissingFileError(f"There is no teacher's checkpoint {str(path)!r}")
-    try:
-        return str(resolve_checkpoint("best", newest_run(LOGS / path)))
-    except FileNotFoundError as error:
-        raise MissingFileError(f"There is no trained teacher yet; run `kd-lightning fit -c {path}` first") from error

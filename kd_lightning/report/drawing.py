@@ -65,10 +65,10 @@ def curves(models: Sequence[Model]) -> str | None:
     panels = dict(zip(("train/loss", "val/accuracy"), figure.subplots(1, 2), strict=True))
     drawn: dict[Path, str] = {}
     for model in models:
-        if model.run is None or model.run in drawn:
+        if model.run is None or model.run.folder in drawn:
             continue
-        drawn[model.run] = model.name
-        events = EventAccumulator(str(model.run)).Reload()
+        drawn[model.run.folder] = model.name
+        events = EventAccumulator(str(model.run.folder)).Reload()
         for tag, axes in panels.items():
             if tag in events.Tags()["scalars"]:
                 seen = events.Scalars(tag)

@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd_lightning.errors import MissingFileError, UserError
+from kd_lightning.errors import UserError
 from kd_lightning.export import Inference, OnnxClassifier
 from kd_lightning.export.extra import require_extra
 from kd_lightning.networks import DataConfig, data_config
-from kd_lightning.runs.rebuild import data_of_run, load_network
-from kd_lightning.runs.run import LOGS, configuration, newest_run, resolve_checkpoint, run_of
+from kd_lightning.runs.rebuild import load_network
+from kd_lightning.runs.run import LOGS, Run, find_checkpoint
 
 Floats = npt.NDArray[np.float32]
 
@@ -43,7 +43,7 @@ class Model:
 
     name: str
     file: Path
-    run: Path | None
+    run: Run | None
     parameters: int
     macs: int | None
     size: int
@@ -67,21 +67,16 @@ def opened(where: str, shape: tuple[int, int, int] | None = None) -> Model:
     path = Path(where)
     if path.suffix == ".onnx":
         return _of_onnx(path)
-    if not path.is_file():
-        runs = [folder for folder in (path, LOGS / where) if folder.is_dir()]
-        if not runs:
-            raise MissingFileError(f"{where!r} is neither a run, a trained recipe, a checkpoint nor an ONNX file.")
-        path = resolve_checkpoint("best", runs[0] if (runs[0] / "checkpoints").is_dir() else newest_run(runs[0]))
-    return _of_checkpoint(path, shape)
+    return _of_checkpoint(find_checkpoint(where), shape)
 
 
 def _of_checkpoint(path: Path, shape: tuple[int, int, int] | None) -> Model:
-    run = run_of(path)
-    return _of_network(load_network(path), _name(run or path), path, run, shape)
+    run = Run.of_checkpoint(path)
+    return _of_network(load_network(path), _name(run.folder if run else path), path, run, shape)
 
 
 def _of_network(
-    network: nn.Module, name: str, path: Path, run: Path | None, shape: tuple[int, int, int] | None
+    network: nn.Module, name: str, path: Path, run: Run | None, shape: tuple[int, int, int] | None
 ) -> Model:
     model = Inference(network).eval()
 
@@ -119,13 +114,13 @@ def _of_onnx(path: Path) -> Model:
     return Model(path.name, path, run, parameters, macs, size, classes, classifier.shape, runtime, classifier)
 
 
-def _exported_run(metadata: Mapping[str, str]) -> Path | None:
+def _exported_run(metadata: Mapping[str, str]) -> Run | None:
     """The run that a file was exported from, unless its checkpoint is gone or has become another."""
     checkpoint = Path(metadata.get("checkpoint", ""))
     if not checkpoint.is_file():
         return None
     same = hashlib.sha256(checkpoint.read_bytes()).hexdigest() == metadata.get("checkpoint_sha256")
-    return run_of(checkpoint) if same else None
+    return Run.of_checkpoint(checkpoint) if same else None
 
 
 def onnx_size(path: Path) -> tuple[int, int | None]:
@@ -159,20 +154,20 @@ def _name(path: Path) -> str:
     return "/".join(part for part in inside if part != "version_0") or path.name
 
 
-def teacher_of(run: Path | None, shape: tuple[int, int, int] | None) -> Model | None:
+def teacher_of(run: Run | None, shape: tuple[int, int, int] | None) -> Model | None:
     """The teacher that a run's configuration names, if its files are there; of any network.
 
     Args:
-        run: The folder of the run.
+        run: The run, if it is known.
         shape: Of an image.
     """
     if run is None:
         return None
-    named = ((configuration(run).get("model") or {}).get("init_args") or {}).get("teacher")
+    named = ((run.config.get("model") or {}).get("init_args") or {}).get("teacher")
     if not isinstance(named, dict):
         return None
-    path = Path((named.get("init_args") or {}).get("path") or run / "config.yaml")
-    if run_of(path) is not None and path != run / "config.yaml":
+    path = Path((named.get("init_args") or {}).get("path") or run.config_file)
+    if Run.of_checkpoint(path) is not None:
         return _of_checkpoint(path, shape) if path.is_file() else None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--teacher", type=nn.Module)
@@ -180,7 +175,7 @@ def teacher_of(run: Path | None, shape: tuple[int, int, int] | None) -> Model | 
         network = parser.instantiate_classes(parser.parse_object({"teacher": named})).teacher
     except (OSError, ValueError, ArgumentError):
         return None
-    data = data_of_run(run / "checkpoints" / "best.ckpt")
+    data = run.data()
     if data_config(network).mean is None and data is not None:  # as DistillationModule takes it
         network.data_config = DataConfig.of(data.mean, data.std, data.classes)
-    return _of_network(network, f"teacher of {_name(run)}", path, None, shape)
+    return _of_network(network, f"teacher of {_name(run.folder)}", path, None, shape)

@@ -1,1 +1,1 @@
-"""Training runs and what lies in their folders."""
+"""Training runs: their folders and what is rebuilt from them."""

@@ -1,4 +1,4 @@
-"""The network of a checkpoint, and images of the run that made it."""
+"""What is rebuilt from the files of a run: its network, its data module, its images."""
 
 from argparse import ArgumentError
 from pathlib import Path
@@ -14,15 +14,15 @@ from kd_lightning.checkpoints.trust import check_trusted_classes
 from kd_lightning.data.shapes import resize, with_channels
 from kd_lightning.errors import UserError
 from kd_lightning.modules.classification import ClassificationModule
-from kd_lightning.runs.run import configuration, run_of
+from kd_lightning.runs.run import Run
 
 
 def load_network(checkpoint: Path) -> nn.Module:
-    """The network that a checkpoint of the command line holds, with its weights and ``data_config``, in eval mode.
+    """Return the network of a checkpoint of the command line, with its weights and ``data_config``, in eval mode.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint of this package, or was saved from Python.
+        ValueError: If it is not a checkpoint of this package, or was saved from Python.
     """
     saved = read_run_checkpoint(checkpoint).get("hyper_parameters", {})
     check_trusted_classes(saved, str(checkpoint))
@@ -37,63 +37,42 @@ def load_network(checkpoint: Path) -> nn.Module:
     return kind.load_from_checkpoint(checkpoint, map_location="cpu", **options).network.eval()
 
 
-def images_of_run(checkpoint: Path, split: str, count: int) -> Tensor | None:
-    """As :func:`labelled_images_of_run`, without the labels."""
-    shown = labelled_images_of_run(checkpoint, split, count)
-    return None if shown is None else shown[0]
-
-
-def labelled_images_of_run(checkpoint: Path, split: str, count: int | None = None) -> tuple[Tensor, Tensor] | None:
-    """Images of a run's data, as they are: floats in [0, 1], ``(N, channels, H, W)`` with N up to ``count``; labels.
-
-    Args:
-        checkpoint: Beside whose folder the run's ``config.yaml`` lies.
-        split: ``"train"``, which is shuffled, ``"val"`` or ``"test"``.
-        count: How many; ``None`` for all.
-
-    Returns:
-        ``(N, channels, H, W)`` and ``(N,)``, or ``None`` where the checkpoint lies in no run, or the run's data are not
-        there any more.
-    """
-    data = data_of_run(checkpoint)
+def load_images(run: Run, split: str, count: int | None) -> tuple[Tensor, Tensor] | None:
+    """Return images and labels as :meth:`Run.images` describes."""
+    data = build_data(run)
     if data is None:
         return None
-    part = getattr(data, "target", data)  # of a pair, where the network is used
+    part = getattr(data, "target", data)  # of a domain pair: the network is used on its target
     try:
         part.prepare_data()
         part.setup("test" if split == "test" else "fit")
     except OSError:
         return None
-    shown: list[Tensor] = []
+    images: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in getattr(part, f"{split}_dataloader")():
         pixels = part.pixels(batch._replace(epoch=-1)).float() / 255
-        shown.append(with_channels(resize(pixels, data.image_shape[1:]), data.image_shape[0]))
+        images.append(with_channels(resize(pixels, data.image_shape[1:]), data.image_shape[0]))
         labels.append(batch.labels)
-        if count is not None and sum(map(len, shown)) >= count:
+        if count is not None and sum(map(len, images)) >= count:
             break
-    return torch.cat(shown)[:count], torch.cat(labels)[:count]
+    return torch.cat(images)[:count], torch.cat(labels)[:count]
 
 
-def data_of_run(checkpoint: Path) -> Any:
-    """The data module of the ``config.yaml`` beside a checkpoint, not set up; ``None`` if there is none of ours.
-
-    Raises:
-        ValueError: If it cannot be made, for example because its class cannot be imported.
-    """
-    run = run_of(checkpoint)
-    config = configuration(run) if run is not None else {}
-    if run is None or not config.get("data"):
+def build_data(run: Run) -> Any:
+    """Return the data module as :meth:`Run.data` describes."""
+    config = run.config.get("data") if run.config_file.is_file() else None
+    if not config:
         return None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningDataModule, "data")
     try:
-        data = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+        data = parser.instantiate_classes(parser.parse_object({"data": config})).data
     except (ArgumentError, ValueError) as error:
         text = " ".join(str(error).split())
         reason = (text.partition("Errors: - ")[2] or text).partition(" - Expected a <")[0][:300].rstrip(".")
         raise UserError(
-            f"The data of {str(run / 'config.yaml')!r} cannot be made ({reason}); correct that, or make it importable."
+            f"The data of {str(run.config_file)!r} cannot be built ({reason}); correct that, or make it importable."
         ) from error
     return data if hasattr(data, "splits") else None
 

@@ -1,64 +1,249 @@
-"""Where runs keep their checkpoints, ; imports no torch."""
+"""A training run: its folder, and what is found there. Importable without torch."""
 
+import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
 from kd_lightning.errors import MissingFileError, UserError
+from kd_lightning.recipes import recipe_names
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kd_lightning.data.module import ImageDataModule
 
 LOGS = Path("lightning_logs")
+"""Where Lightning writes, relative to the working folder."""
+CONFIG = "config.yaml"
+TEST = "test.json"
+CHECKPOINTS = "checkpoints"
+BEST, LAST = "best", "last"
 
 
-def resolve_checkpoint(which: str, run: Path) -> Path:
-    """The ``best`` or ``last`` checkpoint of a run.
+class Run:
+    """A training run of the command line.
 
     Args:
-        which: ``"best"`` or ``"last"``.
-        run: The folder that holds ``checkpoints/``.
+        folder: The folder that holds ``config.yaml``, ``checkpoints/`` and, once it was tested, ``test.json``.
+
+    Example::
+
+        run = Run.find("digits/distill")
+        run.test["accuracy"], run.best, run.network()
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @classmethod
+    def find(cls, name: str | Path) -> Self:
+        """Return the run that a user means.
+
+        Args:
+            name: A run's folder; a folder of runs or a recipe, for its newest run; or a checkpoint of a run.
+
+        Raises:
+            FileNotFoundError: If there is no such run.
+        """
+        path = Path(name)
+        if path.is_file():
+            run = cls.of_checkpoint(path)
+            if run is None:
+                raise MissingFileError(f"{str(name)!r} is not in the {CHECKPOINTS} folder of a run; name a run.")
+            return run
+        for folder in (path, LOGS / path):
+            if any((folder / part).exists() for part in (CHECKPOINTS, CONFIG, TEST)):
+                return cls(folder)
+            with suppress(MissingFileError):
+                return cls.newest_of(folder)
+        if str(name) in recipe_names():
+            raise MissingFileError(f"The recipe '{name}' is not trained yet; run `kd-lightning fit -c {name}` first.")
+        raise MissingFileError(
+            f"There is no checkpoint, run or trained recipe {str(name)!r}; check the name, or train it first."
+        )
+
+    @classmethod
+    def newest_of(cls, folder: str | Path) -> Self:
+        """Return the last of the runs ``version_0``, ``version_1``, ... of a folder that have checkpoints.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        versions = {
+            int(run.name.removeprefix("version_")): run
+            for run in Path(folder).glob("version_*")
+            if run.name.removeprefix("version_").isdecimal() and any((run / CHECKPOINTS).glob("*.ckpt"))
+        }
+        if not versions:
+            raise MissingFileError(
+                f"{str(folder)!r} does not contain a run with checkpoints; train one first, or name a file."
+            )
+        return cls(versions[max(versions)])
+
+    @classmethod
+    def of_checkpoint(cls, path: str | Path) -> Self | None:
+        """Return the run that a checkpoint belongs to, or ``None`` for a file that was moved out of its run."""
+        folder = Path(path).parent
+        return cls(folder.parent) if folder.name == CHECKPOINTS and (folder.parent / CONFIG).is_file() else None
+
+    @property
+    def config_file(self) -> Path:
+        """Return the path of ``config.yaml``, which may not exist."""
+        return self.folder / CONFIG
+
+    @property
+    def test_file(self) -> Path:
+        """Return the path of ``test.json``, which may not exist."""
+        return self.folder / TEST
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return the configuration that the run was trained with.
+
+        Raises:
+            FileNotFoundError: If the run has no ``config.yaml``.
+            ValueError: If the file is not the configuration of a run.
+        """
+        try:
+            config = yaml.safe_load(self.config_file.read_bytes())
+        except FileNotFoundError as error:
+            raise MissingFileError(f"The run {str(self.folder)!r} has no {CONFIG}; restore it.") from error
+        except yaml.YAMLError:
+            config = None
+        if not isinstance(config, dict) or not all(
+            isinstance(config.get(key) or {}, dict) for key in ("model", "data")
+        ):
+            raise UserError(
+                f"{str(self.config_file)!r} is damaged: it is not the configuration of a run; restore it, or train "
+                "again."
+            )
+        return config
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Return whether the run has a folder for checkpoints."""
+        return (self.folder / CHECKPOINTS).is_dir()
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Return all checkpoints, the oldest first."""
+        return sorted((self.folder / CHECKPOINTS).glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+
+    def checkpoint(self, which: str) -> Path:
+        """Return the newest checkpoint whose file name begins with ``which``.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        found = [file for file in self.checkpoints if file.name.startswith(which)]
+        if not found:
+            raise MissingFileError(
+                f"The run {str(self.folder)!r} does not have a {which!r} checkpoint; name the file of a checkpoint."
+            )
+        return found[-1]
+
+    @property
+    def best(self) -> Path:
+        """Return the checkpoint of the best epoch on the validation images.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        return self.checkpoint(BEST)
+
+    @property
+    def last(self) -> Path:
+        """Return the newest checkpoint of the last epoch or step.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        return self.checkpoint(LAST)
+
+    def newest_checkpoint(self, on_damaged: Callable[[str], object] | None = None) -> Path | None:
+        """Return the checkpoint of the most training steps, or ``None`` if no checkpoint can be read.
+
+        Args:
+            on_damaged: Called with a sentence for each damaged checkpoint, which is skipped.
+        """
+        from kd_lightning.networks import read_checkpoint
+
+        steps = {}
+        for file in self.checkpoints:
+            try:
+                steps[file] = read_checkpoint(file)["global_step"]
+            except (UserError, KeyError) as error:
+                if on_damaged is not None:
+                    on_damaged(str(error))
+        return max(reversed(steps), key=steps.__getitem__) if steps else None
+
+    @property
+    def test(self) -> dict[str, Any] | None:
+        """Return the metrics of the run's test, or ``None`` if it was not tested.
+
+        Raises:
+            ValueError: If ``test.json`` is damaged.
+        """
+        if not self.test_file.is_file():
+            return None
+        try:
+            metrics = json.loads(self.test_file.read_text())
+        except (ValueError, RecursionError):
+            metrics = None
+        if not isinstance(metrics, dict):
+            raise UserError(
+                f"{str(self.test_file)!r} is damaged; run `kd-lightning test -c {self.config_file}` to write it again."
+            )
+        return metrics
+
+    def data(self) -> "ImageDataModule | None":
+        """Return the run's data module before ``setup``, or ``None`` if it is not one of kd_lightning.
+
+        Raises:
+            ValueError: If it cannot be built, for example because its class cannot be imported.
+        """
+        from kd_lightning.runs.rebuild import build_data
+
+        return build_data(self)
+
+    def images(self, split: str, *, count: int | None = None) -> "tuple[Tensor, Tensor] | None":
+        """Return images of a split, not augmented and not normalized, and their labels.
+
+        Args:
+            split: ``"train"``, which is shuffled, ``"val"`` or ``"test"``.
+            count: Maximum number of images; ``None`` for all.
+
+        Returns:
+            Floats in [0, 1], shape ``(N, channels, H, W)``, and labels, shape ``(N,)``; ``None`` if the data module is
+            not one of kd_lightning or the image files no longer exist.
+        """
+        from kd_lightning.runs.rebuild import load_images
+
+        return load_images(self, split, count)
+
+    def network(self) -> "nn.Module":
+        """Return the network of the best checkpoint, in eval mode.
+
+        Raises:
+            FileNotFoundError: If the run has no best checkpoint.
+            ValueError: If the checkpoint is damaged or names classes that are not trusted.
+        """
+        from kd_lightning.runs.rebuild import load_network
+
+        return load_network(self.best)
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """Return the checkpoint that a user means: a file itself, or the best checkpoint of :meth:`Run.find`.
 
     Raises:
-        FileNotFoundError: If the run has none.
+        FileNotFoundError: If there is no such file or run.
     """
-    found = sorted((run / "checkpoints").glob(f"{which}*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if not found:
-        raise MissingFileError(f"{str(run)!r} holds no {which!r} checkpoint; give the path of a file to --ckpt_path.")
-    return found[-1]
-
-
-def newest_run(logs: Path) -> Path:
-    """The last of the folders ``version_0``, ``version_1`` ... that holds checkpoints.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    runs = [
-        run
-        for run in logs.glob("version_*")
-        if run.name.removeprefix("version_").isdecimal() and any((run / "checkpoints").glob("*.ckpt"))
-    ]
-    if not runs:
-        raise MissingFileError(f"{str(logs)!r} holds no finished run; run `kd-lightning fit` first, or name a file.")
-    return max(runs, key=lambda run: int(run.name.removeprefix("version_")))
-
-
-def run_of(checkpoint: Path) -> Path | None:
-    """The folder of the run that a checkpoint lies in, or ``None`` for a file that was moved elsewhere."""
-    folder = checkpoint.parent
-    return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file() else None
-
-
-def configuration(run: Path) -> dict[str, Any]:
-    """What the ``config.yaml`` of a run says.
-
-    Raises:
-        ValueError: If it is no configuration.
-    """
-    file = run / "config.yaml"
-    try:
-        said = yaml.safe_load(file.read_bytes())
-    except yaml.YAMLError:
-        said = None
-    if not isinstance(said, dict) or not all(isinstance(said.get(part) or {}, dict) for part in ("model", "data")):
-        raise UserError(f"{str(file)!r} is damaged: it is not the configuration of a run; restore it, or train again.")
-    return said
+    return Path(name) if Path(name).is_file() else Run.find(name).best

@@ -23,7 +23,8 @@ from kd_lightning import DigitsDataModule, DistillationModule
 from kd_lightning.export import Inference, OnnxClassifier, export_network
 from kd_lightning.export.network import SUFFIXES, Format
 from kd_lightning.networks import DataConfig, ResNet, from_checkpoint, reuse_teacher_classifier
-from kd_lightning.runs.rebuild import images_of_run, load_network
+from kd_lightning.runs.rebuild import load_network
+from kd_lightning.runs.run import Run
 
 Command = Callable[..., str]
 
@@ -170,17 +171,15 @@ def test_int8_is_calibrated_on_training_images(
     best: Path, kd: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    monkeypatch.setattr(
-        "kd_lightning.cli.export.images_of_run",
-        lambda file, split, count: (read.append(split), images_of_run(file, split, count))[1],
-    )
+    images = Run.images
+    monkeypatch.setattr(Run, "images", lambda run, split, **count: (read.append(split), images(run, split, **count))[1])
     load = DigitsDataModule.load
     monkeypatch.setattr(DigitsDataModule, "load", lambda self, split: (read.append(split), load(self, split))[1])
     kd("export", str(best), "--int8", "-o", str(tmp_path / "small.onnx"))
     assert set(read) == {"train", "val"}
-    seen = images_of_run(best, "train", 200)
+    seen = Run.find(best).images("train", count=200)
     assert seen is not None
-    assert seen.shape == (200, 1, 8, 8)
+    assert seen[0].shape == (200, 1, 8, 8)
 
 
 def test_a_torch_program_and_plain_weights(
@@ -315,7 +314,7 @@ def test_what_is_not_there_is_refused(kd: Command, tmp_path: Path, best: Path) -
 def test_data_that_cannot_be_imported_are_named(run: Path, kd: Command, tmp_path: Path) -> None:
     config = shutil.copytree(run, tmp_path / "run") / "config.yaml"
     config.write_text(config.read_text().replace("kd_lightning.DigitsDataModule", "my_pkg.MyData"))
-    with pytest.raises(SystemExit, match=r"The data of '.*config.yaml' cannot be made \(.*my_pkg"):
+    with pytest.raises(SystemExit, match=r"The data of '.*config.yaml' cannot be built \(.*my_pkg"):
         kd("export", str(tmp_path / "run"))
 
 

@@ -23,6 +23,7 @@ from kd_lightning.report.contents import all_pictures, row, write
 from kd_lightning.report.drawing import pareto, trade_off
 from kd_lightning.report.measuring import Figures, measured
 from kd_lightning.report.model import Model, onnx_size, opened, teacher_of
+from kd_lightning.runs.run import Run
 
 Command = Callable[..., str]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -167,10 +168,11 @@ def test_a_file_outlives_its_run(place: Path, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.chdir(tmp_path)
     file = str(place / "student.onnx")
     run = opened(file).run
-    assert run == Path("lightning_logs/digits/distill/version_0")
-    shutil.copy("lightning_logs/digits/teacher/version_0/checkpoints/best.ckpt", run / "checkpoints/best.ckpt")
+    assert run is not None
+    assert run.folder == Path("lightning_logs/digits/distill/version_0")
+    shutil.copy("lightning_logs/digits/teacher/version_0/checkpoints/best.ckpt", run.best)
     assert opened(file).run is None, "another network was trained in that folder"
-    (run / "checkpoints/best.ckpt").unlink()
+    (run.best).unlink()
     assert opened(file).run is None
 
 
@@ -196,13 +198,13 @@ def test_a_teacher_of_plain_weights_leads(place: Path, monkeypatch: pytest.Monke
     shutil.copytree("lightning_logs/digits/distill/version_0", run)
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace(str(teacher.file), str(tmp_path / "published.pt")))
-    taught_by = teacher_of(run, (1, 8, 8))
+    taught_by = teacher_of(Run(run), (1, 8, 8))
     assert taught_by is not None
     assert (taught_by.parameters, taught_by.macs) == (teacher.parameters, teacher.macs)
     images = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)
     np.testing.assert_allclose(taught_by.classify(images), teacher.classify(images), atol=1e-5)
     (tmp_path / "published.pt").unlink()
-    assert teacher_of(run, (1, 8, 8)) is None
+    assert teacher_of(Run(run), (1, 8, 8)) is None
 
 
 def test_the_front_is_what_nothing_beats() -> None:
@@ -219,7 +221,7 @@ def test_what_cannot_be_reported_is_refused(
     place: Path, kd: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(place)
-    with pytest.raises(SystemExit, match="'nowhere' is neither a run"):
+    with pytest.raises(SystemExit, match="There is no checkpoint, run or trained recipe 'nowhere'"):
         kd("report", "nowhere", "-o", str(tmp_path / "a"))
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -237,7 +239,7 @@ def test_what_cannot_be_reported_is_refused(
 
 
 def test_only_a_report_is_written_over(report: Path, kd: Command, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="'nowhere' is neither a run"):
+    with pytest.raises(SystemExit, match="There is no checkpoint, run or trained recipe 'nowhere'"):
         kd("report", "nowhere", "-o", str(report))
     for name in ("index.html", "report.md", "picture-1.svg"):
         mine = tmp_path / name / name
@@ -266,7 +268,7 @@ def test_images_of_another_size_are_refused(
         ("model: [", "is damaged"),
         ("[1]", "is damaged"),
         ("data: 3", "is damaged"),
-        ("data: {class_path: nowhere.Data}", "cannot be made .*nowhere.*; correct that, or make it importable"),
+        ("data: {class_path: nowhere.Data}", "cannot be built .*nowhere.*; correct that, or make it importable"),
     ],
 )
 def test_a_broken_configuration_is_one_sentence(
