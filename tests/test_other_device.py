@@ -6,6 +6,7 @@ The recipes run there in ``test_recipes.py``.
 import json
 from collections.abc import Callable
 from functools import partial
+from inspect import isabstract
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from kd_lightning import AdaptationModule, DigitsDataModule, DistillationModule,
 from kd_lightning import losses as kd_losses
 from kd_lightning.callbacks import FreezeLayers, MaskWeights, PruneNetwork, QuantizationAwareTraining
 from kd_lightning.features import FeatureTap, Outputs
-from kd_lightning.losses import CorrelationLoss, DistillationLoss
+from kd_lightning.losses import CorrelationLoss
 from kd_lightning.networks import (
     DataConfig,
     EnsembleTeacher,
@@ -37,7 +38,7 @@ from kd_lightning.networks import (
 LOSSES = [
     kind
     for kind in map(kd_losses.__dict__.get, kd_losses.__all__)
-    if isinstance(kind, type) and issubclass(kind, DistillationLoss) and kind is not DistillationLoss
+    if isinstance(kind, type) and issubclass(kind, kd_losses.Term) and not isabstract(kind)
 ]
 
 
@@ -100,14 +101,14 @@ def test_a_loss_is_computed_where_its_inputs_are(name: str) -> None:
     layers = ["layer1", "layer2"] if "student_layers" in kind.__init__.__annotations__ else []
     pooled = name in ("RelationalLoss", "ProbabilisticLoss", "CorrelationLoss", "ContrastiveLoss")
     options: dict[str, Any] = {"student_layers": ["avgpool"] if pooled else layers} if layers else {}
-    student, teacher = network(), network() if kind.between_domains else network(8)
+    student, teacher = network(), network() if issubclass(kind, kd_losses.AlignmentLoss) else network(8)
     read = ["layer1", "layer2", "avgpool"]
     images, labels = torch.rand(8, 1, 8, 8, device="other"), torch.arange(8, device="other")
     student.to("other"), teacher.to("other")
     taught, said = FeatureTap(student, read)(images), FeatureTap(teacher, read)(images)
     loss = kind(**options)
     loss.build(to_cpu(taught), to_cpu(said))
-    loss.to("other").progress = 0.5
+    loss.to("other").progress = torch.tensor(0.5, device="other")
     for _ in range(2):  # the second time with a full queue
         value = loss(taught, said, labels)
     value.backward()

@@ -23,6 +23,7 @@ from kd_lightning.callbacks.channel_selection import (
 from kd_lightning.callbacks.network_change import check_epoch, reset_best
 from kd_lightning.callbacks.rewrap import rewrap
 from kd_lightning.errors import UserError
+from kd_lightning.losses import Objective
 from kd_lightning.networks.channel_slicing import select, select_entries
 
 
@@ -168,9 +169,8 @@ class PruneNetwork(pl.Callback):
 
 
 def _read(pl_module: Any) -> list[str]:
-    """The layers of the trained network that losses read."""
-    terms = getattr(pl_module, "terms", {}).values()
-    return list(dict.fromkeys(name for term in terms for name in term.student_layers))
+    """Return the layers of the trained network that losses read."""
+    return list(pl_module.losses.layers) if isinstance(getattr(pl_module, "losses", None), Objective) else []
 
 
 def _copied(network: nn.Module) -> nn.Module:

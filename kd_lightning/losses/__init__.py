@@ -2,7 +2,7 @@
 
 from kd_lightning.losses.adversarial import AdversarialLoss, adversarial_loss, reverse_gradient
 from kd_lightning.losses.attention import AttentionLoss, attention_loss
-from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.base import AlignmentLoss, DistillationLoss, Term
 from kd_lightning.losses.contrastive import ContrastiveLoss, contrastive_loss
 from kd_lightning.losses.coral import CoralLoss, coral_loss
 from kd_lightning.losses.correlation import CorrelationLoss, correlation_loss
@@ -13,6 +13,7 @@ from kd_lightning.losses.hint import HintLoss, hint_loss
 from kd_lightning.losses.kernel_matching import KernelMeanMatchingLoss, kernel_mean_matching
 from kd_lightning.losses.mmd import MMDLoss, mmd_loss
 from kd_lightning.losses.neuron_selectivity import NeuronSelectivityLoss, neuron_selectivity_loss
+from kd_lightning.losses.objective import Objective
 from kd_lightning.losses.probabilistic import ProbabilisticLoss, probabilistic_loss
 from kd_lightning.losses.relational import RelationalLoss, relational_loss
 from kd_lightning.losses.review import ReviewLoss, hierarchical_context_loss
@@ -23,6 +24,7 @@ from kd_lightning.losses.variational import VariationalLoss, variational_loss
 
 __all__ = [
     "AdversarialLoss",
+    "AlignmentLoss",
     "AttentionLoss",
     "ContrastiveLoss",
     "CoralLoss",
@@ -35,12 +37,14 @@ __all__ = [
     "KernelMeanMatchingLoss",
     "MMDLoss",
     "NeuronSelectivityLoss",
+    "Objective",
     "ProbabilisticLoss",
     "RelationalLoss",
     "ReviewLoss",
     "ReweightedLoss",
     "SimilarityLoss",
     "SoftTargetLoss",
+    "Term",
     "VariationalLoss",
     "adversarial_loss",
     "attention_loss",

@@ -5,10 +5,10 @@ from torch import Tensor
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
 from kd_lightning.losses._pairs import pooled
-from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.base import AlignmentLoss
 
 
-def domain_vectors(loss: DistillationLoss, source: Outputs, target: Outputs) -> list[tuple[Tensor, Tensor]]:
+def domain_vectors(loss: AlignmentLoss, source: Outputs, target: Outputs) -> list[tuple[Tensor, Tensor]]:
     """The vectors ``(B, C)`` of both domains, layer by layer; maps are averaged over their pixels.
 
     Args:
@@ -19,12 +19,12 @@ def domain_vectors(loss: DistillationLoss, source: Outputs, target: Outputs) -> 
     Raises:
         ValueError: If no layer is named, or a layer gives one number for an image.
     """
-    if not loss.student_layers:
+    if not loss.layers:
         raise UserError(f"{type(loss).__name__} compares features; name at least one layer in layers.")
-    for name in loss.student_layers:
+    for name in loss.layers:
         if source.features[name].dim() < 2:
             raise UserError(f"{type(loss).__name__} needs more than one number (B,) of layer {name!r}; name another.")
-    return [(pooled(source.features[name]), pooled(target.features[name])) for name in loss.student_layers]
+    return [(pooled(source.features[name]), pooled(target.features[name])) for name in loss.layers]
 
 
 def as_rows(source_features: Tensor, target_features: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
 from kd_lightning.losses._precision import in_full_precision
-from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.base import DistillationLoss, Term
 
 
 def feature_pairs(loss: DistillationLoss, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
@@ -99,15 +99,15 @@ def fit_to(part: nn.Module, features: Tensor) -> Tensor:
     return features.to(next(part.parameters()).dtype)
 
 
-def built(loss: DistillationLoss, parts: nn.ModuleList) -> nn.ModuleList:
-    """A loss's learned parts, one for each pair of layers.
+def require_built(loss: Term, parts: nn.ModuleList) -> nn.ModuleList:
+    """Return a loss's learned parts, one for each layer or pair of layers.
 
     Raises:
         RuntimeError: If ``build`` was not called yet.
     """
-    if len(parts) != len(loss.student_layers):
+    if not len(parts):
         raise RuntimeError(
-            f"The learned parts of {type(loss).__name__} are not built yet; call build(student, teacher) with the "
+            f"The learned parts of {type(loss).__name__} are not built yet; call build with the "
             "outputs of a dry run before the first step."
         )
     return parts

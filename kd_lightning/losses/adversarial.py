@@ -1,7 +1,6 @@
 """Adversarial adaptation: no discriminator can tell from which domain a feature is."""
 
 from collections.abc import Sequence
-from math import exp
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from kd_lightning.features import Outputs
 from kd_lightning.losses._domains import domain_vectors
 from kd_lightning.losses._gather import gathered
 from kd_lightning.losses._multilinear import MultilinearMap
-from kd_lightning.losses._pairs import built, fit_to
+from kd_lightning.losses._pairs import fit_to, require_built
 from kd_lightning.losses._precision import in_full_precision
-from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.base import AlignmentLoss
 
 
 @in_full_precision
@@ -52,7 +51,7 @@ def _mean(errors: Tensor, weights: Tensor | None) -> Tensor:
     return errors.mean() if weights is None else (weights * errors).sum() / weights.sum().detach()
 
 
-def reverse_gradient(features: Tensor, strength: float = 1.0) -> Tensor:
+def reverse_gradient(features: Tensor, strength: float | Tensor = 1.0) -> Tensor:
     """The features themselves, whose gradient is multiplied by ``-strength`` on the way back.
 
     Example:
@@ -66,7 +65,7 @@ def reverse_gradient(features: Tensor, strength: float = 1.0) -> Tensor:
 
 class _Reversed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, strength: float) -> Tensor:
+    def forward(ctx: Any, features: Tensor, strength: float | Tensor) -> Tensor:
         ctx.strength = strength
         return features.view_as(features)
 
@@ -75,17 +74,17 @@ class _Reversed(torch.autograd.Function):
         return -ctx.strength * gradients[0], None
 
 
-def reversal_strength(progress: float) -> float:
-    r"""Ganin's schedule :math:`\lambda_p = 2 / (1 + e^{-10 p}) - 1`, from 0 to almost 1.
+def reversal_strength(progress: Tensor) -> Tensor:
+    r"""Compute Ganin's schedule :math:`\lambda_p = 2 / (1 + e^{-10 p}) - 1 = \tanh(5 p)`, from 0 to almost 1.
 
     Args:
-        progress: p, the share of the training that is done, in [0, 1].
+        progress: p, the fraction of the training that is done, in [0, 1].
 
     Example:
-        >>> [round(reversal_strength(p), 4) for p in (0.0, 0.1, 1.0)]
-        [0.0, 0.4621, 0.9999]
+        >>> reversal_strength(torch.tensor([0.0, 0.1, 1.0]))
+        tensor([0.0000, 0.4621, 0.9999])
     """
-    return 2 / (1 + exp(-10 * progress)) - 1
+    return torch.tanh(5 * progress)
 
 
 @in_full_precision
@@ -100,7 +99,7 @@ def entropy_weights(logits: Tensor) -> Tensor:
     return 1 + (log_probabilities.exp() * log_probabilities).sum(1).exp()
 
 
-class AdversarialLoss(DistillationLoss):
+class AdversarialLoss(AlignmentLoss):
     """Domain-adversarial training (DANN), and with ``conditional=True`` its conditional form (CDAN), over the layers.
 
     A discriminator, a small perceptron that trains with the network, minimizes :func:`adversarial_loss`; through
@@ -127,7 +126,7 @@ class AdversarialLoss(DistillationLoss):
         largest_product: Features times classes above which the product is a random map; 4096 as published.
         random_dimensions: Of that map; 1024 as released.
         gather: Average over the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`DistillationLoss`. It slows the discriminator as well; rather leave it at 0.
+        warmup_epochs: See :class:`AlignmentLoss`. It slows the discriminator as well; rather leave it at 0.
 
     Raises:
         ValueError: If the strength is negative, or another number below 1.
@@ -137,12 +136,10 @@ class AdversarialLoss(DistillationLoss):
         >>> target = Outputs(torch.rand(6, 10), {"avgpool": torch.rand(6, 8)})
         >>> loss = AdversarialLoss(conditional=True, hidden=16)
         >>> loss.build(source, target)
-        >>> loss.progress = 0.5
-        >>> loss(source, target, torch.tensor([3, 1, 0, 2])).shape, list(loss.figures)
+        >>> loss.progress = torch.tensor(0.5)
+        >>> loss(source, target, torch.tensor([3, 1, 0, 2])).shape, list(loss.metrics)
         (torch.Size([]), ['domain_accuracy'])
     """
-
-    between_domains = True
 
     def __init__(
         self,
@@ -157,7 +154,7 @@ class AdversarialLoss(DistillationLoss):
         gather: bool = True,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, layers, warmup_epochs=warmup_epochs)
+        super().__init__(weight=weight, layers=layers, warmup_epochs=warmup_epochs)
         if not strength >= 0:
             raise UserError(f"strength must be >= 0, got {strength}.")
         if min(hidden, largest_product, random_dimensions) < 1:
@@ -175,33 +172,33 @@ class AdversarialLoss(DistillationLoss):
         self.conditions = nn.ModuleList()
         self.discriminators = nn.ModuleList()
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make a discriminator for each layer, see :class:`DistillationLoss`."""
-        widths = [source.shape[1] for source, _ in domain_vectors(self, student, teacher)]
+    def build(self, source: Outputs, target: Outputs, **networks: nn.Module | None) -> None:
+        """Make a discriminator for each layer, see :class:`AlignmentLoss`."""
+        widths = [source.shape[1] for source, _ in domain_vectors(self, source, target)]
         if self.conditional:
-            classes = student.logits.shape[1]
+            classes = source.logits.shape[1]
             maps = [MultilinearMap(w, classes, self.largest_product, self.random_dimensions) for w in widths]
             self.conditions = nn.ModuleList(maps)
             widths = [condition.dimensions for condition in maps]
         self.discriminators = nn.ModuleList(_discriminator(width, self.hidden) for width in widths)
 
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch of source and target, see :class:`DistillationLoss`."""
+    def forward(self, source: Outputs, target: Outputs, labels: Tensor) -> Tensor:
+        """The term for one batch of source and target, see :class:`AlignmentLoss`."""
         strength = self.strength * reversal_strength(self.progress)
         terms, hits = [], []
-        for i, pair in enumerate(domain_vectors(self, student, teacher)):
-            source, target = (
-                self._judged(i, reverse_gradient(vectors, strength), reverse_gradient(outputs.logits, strength))
-                for vectors, outputs in zip(pair, (student, teacher), strict=True)
+        for i, pair in enumerate(domain_vectors(self, source, target)):
+            (s, s_weights), (t, t_weights) = (
+                self._discriminate(i, reverse_gradient(vectors, strength), reverse_gradient(outputs.logits, strength))
+                for vectors, outputs in zip(pair, (source, target), strict=True)
             )
-            terms.append(adversarial_loss(source[0], target[0], source[1], target[1]))
-            hits.append(((source[0] > 0).float().mean() + (target[0] <= 0).float().mean()) / 2)
-        self.figures = {"domain_accuracy": torch.stack(hits).mean()}
+            terms.append(adversarial_loss(s, t, s_weights, t_weights))
+            hits.append(((s > 0).float().mean() + (t <= 0).float().mean()) / 2)
+        self.metrics = {"domain_accuracy": torch.stack(hits).mean()}
         return torch.stack(terms).sum()
 
-    def _judged(self, layer: int, vectors: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _discriminate(self, layer: int, vectors: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The discriminator's logits and the weights of all ranks' samples of a domain."""
-        discriminator = built(self, self.discriminators)[layer]
+        discriminator = require_built(self, self.discriminators)[layer]
         weights = entropy_weights(logits) if self.entropy_weighted else vectors.new_ones(len(vectors))
         if self.conditional:
             vectors = self.conditions[layer](vectors, logits.detach())

@@ -76,13 +76,15 @@ class AttentionLoss(DistillationLoss):
         power: int = 2,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
+        super().__init__(
+            weight=weight, student_layers=student_layers, teacher_layers=teacher_layers, warmup_epochs=warmup_epochs
+        )
         if power < 1:
             raise UserError(f"power must be >= 1, got {power}.")
         self.power = power
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Refuse layers that give no maps; nothing is learned."""
+    def check(self, student: Outputs, teacher: Outputs) -> None:
+        """Raise a ``UserError`` for layers that give no maps."""
         map_pairs(self, student, teacher, vectors=False)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:

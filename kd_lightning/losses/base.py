@@ -1,84 +1,184 @@
-"""The interface of a distillation loss."""
+"""The two interfaces of a loss: between two networks, and between two domains."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
 
 
-class DistillationLoss(nn.Module, ABC):
-    """One term of the objective: a weight, the layers that it reads, and a function of what both networks said.
-
-    A subclass calls a pure function in ``forward``. Parts that are learned with the student (a regressor, variances)
-    are made in ``build``, which is called once before training with the outputs of a dry run.
-
-    In domain adaptation the pair is source and target: what one network says of the images of both domains, with
-    gradient on both sides. Both lists of layers are then the same, and the labels are the source's.
+class Term(nn.Module, ABC):
+    """A weighted part of an :class:`Objective`; the base of :class:`DistillationLoss` and :class:`AlignmentLoss`.
 
     Args:
-        weight: What the term is multiplied by in the sum, >= 0.
+        weight: Factor of the term in the weighted sum, >= 0.
+        warmup_epochs: Epochs over which the weight rises linearly, see :meth:`weight_at`; 0 for a constant weight.
+
+    Raises:
+        ValueError: If the weight or the warm-up is negative.
+    """
+
+    needs_teacher: bool = False
+    """Whether the term reads a teacher's outputs."""
+
+    compares_logits: bool = False
+    """Whether the term compares logits, so that both networks need the same classes."""
+
+    views: int = 1
+    """Number of views of each image that the term expects from the data."""
+
+    metrics: dict[str, Tensor]
+    """Scalars of the last batch, logged as ``{term}_{metric}``; they hold no graph, so that modules can be copied."""
+
+    progress: Tensor
+    """Fraction of the training that is done, in [0, 1]; a scalar on the device, set by the objective in each step."""
+
+    epoch: Tensor
+    """The current epoch, from 0; a scalar on the device, set by the objective in each step."""
+
+    def __init__(self, *, weight: float = 1.0, warmup_epochs: int = 0) -> None:
+        super().__init__()
+        if not weight >= 0:
+            raise UserError(f"A loss's weight must be >= 0, got {weight}.")
+        if warmup_epochs < 0:
+            raise UserError(f"warmup_epochs must be >= 0, got {warmup_epochs}.")
+        self.weight = weight
+        self.warmup_epochs = warmup_epochs
+        self.metrics = {}
+        self.progress = torch.zeros(())
+        self.epoch = torch.zeros((), dtype=torch.int64)
+
+    def weight_at(self, epoch: int) -> float:
+        """Return the weight in epoch ``e`` (from 0): ``weight * min(1, (e + 1) / warmup_epochs)``."""
+        return self.weight * min(1.0, (epoch + 1) / self.warmup_epochs) if self.warmup_epochs else self.weight
+
+    @abstractmethod
+    def forward(self, first: Outputs, second: Outputs, labels: Tensor) -> Tensor:
+        """Compute the unweighted term, a scalar, from the two outputs that the kind of loss compares."""
+
+
+class DistillationLoss(Term):
+    """A function of a student's and a teacher's outputs, with the layers of both that it reads.
+
+    A subclass calls a pure function in ``forward``. Parts that are learned with the student (a regressor, variances)
+    are created in ``build``, which is called once before training with the outputs of a dry run.
+
+    Args:
+        weight: Factor of the term in the weighted sum, >= 0.
         student_layers: Dotted names of the student's layers that are read.
-        teacher_layers: The teacher's, pairwise; ``None`` for the same names.
-        warmup_epochs: Epochs over which the weight rises linearly: epoch ``e`` (from 0) uses
-            ``weight * min(1, (e + 1) / warmup_epochs)``. 0 for a constant weight.
+        teacher_layers: Dotted names of the teacher's layers, paired with the student's; ``None`` for the same names.
+        warmup_epochs: Epochs over which the weight rises linearly, see :meth:`Term.weight_at`.
 
     Raises:
         ValueError: If the weight or the warm-up is negative, or the two lists of layers differ in length.
     """
 
-    reads_teacher_logits: bool = False
-    """Whether the term compares logits, so that both networks need the same classes."""
-
-    between_domains: bool = False
-    """Whether the pair is one network's source and target, for domain adaptation, and not two networks."""
-
-    progress: float = 0.0
-    """The share of the training that is done, in [0, 1]; told by the module before each step."""
-
-    figures: dict[str, Tensor]
-    """Scalars of the last batch that are logged beside the term; they hold no graph, so that modules can be copied."""
+    needs_teacher = True
 
     def __init__(
         self,
+        *,
         weight: float = 1.0,
         student_layers: Sequence[str] = (),
         teacher_layers: Sequence[str] | None = None,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__()
-        self.figures = {}
-        if not weight >= 0:
-            raise UserError(f"A loss's weight must be >= 0, got {weight}.")
-        if warmup_epochs < 0:
-            raise UserError(f"warmup_epochs must be >= 0, got {warmup_epochs}.")
-        if isinstance(student_layers, str) or isinstance(teacher_layers, str):
-            raise UserError("Layers are given as a list of names, for example ['layer3'], and not as one string.")
-        self.weight = weight
-        self.warmup_epochs = warmup_epochs
-        self.student_layers = tuple(student_layers)
-        self.teacher_layers = self.student_layers if teacher_layers is None else tuple(teacher_layers)
+        super().__init__(weight=weight, warmup_epochs=warmup_epochs)
+        self.student_layers = _names(student_layers)
+        self.teacher_layers = self.student_layers if teacher_layers is None else _names(teacher_layers)
         if len(self.student_layers) != len(self.teacher_layers):
             raise UserError(
                 f"Layers are compared in pairs, got {len(self.student_layers)} of the student "
-                f"and {len(self.teacher_layers)} of the teacher."
+                f"and {len(self.teacher_layers)} of the teacher; name as many of one as of the other."
             )
 
-    def weight_in(self, epoch: int) -> float:
-        """The weight in an epoch, counted from 0."""
-        return self.weight * min(1.0, (epoch + 1) / self.warmup_epochs) if self.warmup_epochs else self.weight
+    def check(self, student: Outputs, teacher: Outputs) -> None:
+        """Raise a ``UserError`` if layers with these outputs do not fit; by default all do.
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the learned parts for tensors of these shapes (only the shapes may be read)."""
+        Args:
+            student: Outputs of a dry run, of which only the shapes may be read.
+            teacher: The teacher's outputs.
+        """
+
+    def build(
+        self,
+        student: Outputs,
+        teacher: Outputs,
+        *,
+        student_network: nn.Module | None = None,
+        teacher_network: nn.Module | None = None,
+    ) -> None:
+        """Create the learned parts for outputs of these shapes; by default there are none.
+
+        Args:
+            student: Outputs of a dry run, of which only the shapes may be read.
+            teacher: The teacher's outputs.
+            student_network: The network that is trained.
+            teacher_network: The frozen teacher; ``None`` where a checkpoint is loaded without one.
+        """
 
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The unweighted term, a scalar.
+        """Compute the unweighted term, a scalar.
 
         Args:
             student: The student's logits ``(B, C)`` and features.
-            teacher: The teacher's, without gradient.
+            teacher: The teacher's, without gradient; ``None`` where no term of the objective needs a teacher.
             labels: Class indices ``(B,)``, -1 where unlabelled, or class probabilities ``(B, C)``.
         """
+
+
+class AlignmentLoss(Term):
+    """A function of one network's outputs for a source and a target domain, with the layers that it reads.
+
+    The gradient flows through the outputs of both domains. Parts that are learned with the network (a discriminator)
+    are created in ``build``, which is called once before training with the outputs of a dry run.
+
+    Args:
+        weight: Factor of the term in the weighted sum, >= 0.
+        layers: Dotted names of the network's layers that are read.
+        warmup_epochs: Epochs over which the weight rises linearly, see :meth:`Term.weight_at`.
+
+    Raises:
+        ValueError: If the weight or the warm-up is negative.
+    """
+
+    def __init__(self, *, weight: float = 1.0, layers: Sequence[str] = (), warmup_epochs: int = 0) -> None:
+        super().__init__(weight=weight, warmup_epochs=warmup_epochs)
+        self.layers = _names(layers)
+
+    def check(self, source: Outputs, target: Outputs) -> None:
+        """Raise a ``UserError`` if layers with these outputs do not fit; by default all do.
+
+        Args:
+            source: Outputs of a dry run, of which only the shapes may be read.
+            target: The same for the target.
+        """
+
+    def build(self, source: Outputs, target: Outputs, *, network: nn.Module | None = None) -> None:
+        """Create the learned parts for outputs of these shapes; by default there are none.
+
+        Args:
+            source: Outputs of a dry run, of which only the shapes may be read.
+            target: The same for the target.
+            network: The network that is trained.
+        """
+
+    @abstractmethod
+    def forward(self, source: Outputs, target: Outputs, labels: Tensor) -> Tensor:
+        """Compute the unweighted term, a scalar.
+
+        Args:
+            source: Logits ``(B, C)`` and features of the source's images.
+            target: Logits ``(B', C)`` and features of the target's images.
+            labels: The source's class indices ``(B,)``, -1 where unlabelled, or class probabilities ``(B, C)``.
+        """
+
+
+def _names(layers: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(layers, str):
+        raise UserError(f"Layers must be a list of names and not one string, got {layers!r}; write [{layers!r}].")
+    return tuple(layers)

@@ -9,7 +9,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
 from kd_lightning.losses._gather import gathered
 from kd_lightning.losses._normalize import directions
-from kd_lightning.losses._pairs import built, fit_to, vector_pairs
+from kd_lightning.losses._pairs import fit_to, require_built, vector_pairs
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
@@ -113,7 +113,9 @@ class ContrastiveLoss(DistillationLoss):
         gather: bool = True,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
+        super().__init__(
+            weight=weight, student_layers=student_layers, teacher_layers=teacher_layers, warmup_epochs=warmup_epochs
+        )
         if not temperature > 0:
             raise UserError(f"temperature must be above 0, got {temperature}.")
         if dimensions < 1 or queue_size < 1:
@@ -128,7 +130,7 @@ class ContrastiveLoss(DistillationLoss):
         self.register_buffer("queue_labels", torch.full((queue_size,), _EMPTY))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
+    def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
         """Make two linear layers for each pair of layers, see :class:`DistillationLoss`."""
         pairs = vector_pairs(self, student, teacher)
         self.student_embeddings = nn.ModuleList(nn.Linear(s.shape[1], self.dimensions) for s, _ in pairs)
@@ -139,7 +141,7 @@ class ContrastiveLoss(DistillationLoss):
         labels = labels.argmax(1) if labels.is_floating_point() else labels.long()
         same_class = (labels[:, None] == self.queue_labels) & (labels[:, None] >= 0)
         excluded = same_class | (self.queue_labels == _EMPTY)
-        embeddings = zip(built(self, self.student_embeddings), self.teacher_embeddings, strict=True)
+        embeddings = zip(require_built(self, self.student_embeddings), self.teacher_embeddings, strict=True)
         pairs = zip(embeddings, vector_pairs(self, student, teacher), strict=True)
         embedded = [(_unit(a, s), _unit(b, t)) for (a, b), (s, t) in pairs]
         size = len(self.queue_labels)

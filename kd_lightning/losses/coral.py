@@ -9,7 +9,7 @@ from kd_lightning.features import Outputs
 from kd_lightning.losses._domains import as_rows, domain_vectors
 from kd_lightning.losses._gather import gathered
 from kd_lightning.losses._precision import in_full_precision
-from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.base import AlignmentLoss
 
 
 @in_full_precision
@@ -46,7 +46,7 @@ def _covariance(rows: Tensor) -> Tensor:
     return centred.T @ centred / max(len(rows) - 1, 1)
 
 
-class CoralLoss(DistillationLoss):
+class CoralLoss(AlignmentLoss):
     """Deep correlation alignment (CORAL): :func:`coral_loss`, summed over the layers.
 
     B. Sun, K. Saenko: Deep CORAL: Correlation Alignment for Deep Domain Adaptation, ECCV 2016 workshops,
@@ -57,7 +57,7 @@ class CoralLoss(DistillationLoss):
         layers: The pooled embedding by default; the paper reads the last linear layer. Maps ``(B, C, H, W)`` are
             averaged over their pixels.
         gather: Use the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`DistillationLoss`.
+        warmup_epochs: See :class:`AlignmentLoss`.
 
     Example:
         >>> source = Outputs(torch.rand(4, 10), {"avgpool": torch.rand(4, 8)})
@@ -66,8 +66,6 @@ class CoralLoss(DistillationLoss):
         torch.Size([])
     """
 
-    between_domains = True
-
     def __init__(
         self,
         weight: float = 1.0,
@@ -75,15 +73,15 @@ class CoralLoss(DistillationLoss):
         gather: bool = True,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, layers, warmup_epochs=warmup_epochs)
+        super().__init__(weight=weight, layers=layers, warmup_epochs=warmup_epochs)
         self.gather = gather
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Refuse layers that give no vectors; nothing is learned."""
-        domain_vectors(self, student, teacher)
+    def check(self, source: Outputs, target: Outputs) -> None:
+        """Raise a ``UserError`` for layers that give no vectors."""
+        domain_vectors(self, source, target)
 
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch of source and target, see :class:`DistillationLoss`."""
+    def forward(self, source: Outputs, target: Outputs, labels: Tensor) -> Tensor:
+        """The term for one batch of source and target, see :class:`AlignmentLoss`."""
         active = self.gather and self.training
-        pairs = [gathered(active, s) + gathered(active, t) for s, t in domain_vectors(self, student, teacher)]
+        pairs = [gathered(active, s) + gathered(active, t) for s, t in domain_vectors(self, source, target)]
         return torch.stack([coral_loss(s, t) for s, t in pairs]).sum()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
 from kd_lightning.losses._gather import gathered
-from kd_lightning.losses._pairs import built, fit_to, vector_pairs
+from kd_lightning.losses._pairs import fit_to, require_built, vector_pairs
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
@@ -82,7 +82,9 @@ class CorrelationLoss(DistillationLoss):
         gather: bool = True,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
+        super().__init__(
+            weight=weight, student_layers=student_layers, teacher_layers=teacher_layers, warmup_epochs=warmup_epochs
+        )
         if dimensions < 1:
             raise UserError(f"dimensions must be >= 1, got {dimensions}.")
         self.dimensions = dimensions
@@ -90,7 +92,7 @@ class CorrelationLoss(DistillationLoss):
         self.student_embeddings = nn.ModuleList()
         self.teacher_embeddings = nn.ModuleList()
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
+    def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
         """Make two linear layers for each pair of layers, see :class:`DistillationLoss`."""
         pairs = vector_pairs(self, student, teacher)
         self.student_embeddings = nn.ModuleList(nn.Linear(s.shape[1], self.dimensions) for s, _ in pairs)
@@ -98,7 +100,7 @@ class CorrelationLoss(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """The term for one batch, see :class:`DistillationLoss`."""
-        embeddings = zip(built(self, self.student_embeddings), self.teacher_embeddings, strict=True)
+        embeddings = zip(require_built(self, self.student_embeddings), self.teacher_embeddings, strict=True)
         pairs = zip(embeddings, vector_pairs(self, student, teacher), strict=True)
         embedded = [(a(fit_to(a, s)), b(fit_to(b, t))) for (a, b), (s, t) in pairs]
         terms = [correlation_loss(*gathered(self.gather and self.training, *pair)) for pair in embedded]

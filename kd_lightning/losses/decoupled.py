@@ -86,7 +86,7 @@ class DecoupledLoss(DistillationLoss):
         torch.Size([])
     """
 
-    reads_teacher_logits = True
+    compares_logits = True
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class DecoupledLoss(DistillationLoss):
         weight: float = 1.0,
         warmup_epochs: int = 20,
     ) -> None:
-        super().__init__(weight, warmup_epochs=warmup_epochs)
+        super().__init__(weight=weight, warmup_epochs=warmup_epochs)
         if not temperature > 0:
             raise UserError(f"temperature must be above 0, got {temperature}.")
         if not (alpha >= 0 and beta >= 0):

@@ -73,7 +73,7 @@ class DistLoss(DistillationLoss):
         torch.Size([])
     """
 
-    reads_teacher_logits = True
+    compares_logits = True
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class DistLoss(DistillationLoss):
         gather: bool = True,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, warmup_epochs=warmup_epochs)
+        super().__init__(weight=weight, warmup_epochs=warmup_epochs)
         if not temperature > 0:
             raise UserError(f"temperature must be above 0, got {temperature}.")
         if not (beta >= 0 and gamma >= 0):

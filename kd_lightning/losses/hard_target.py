@@ -46,7 +46,7 @@ def _weighted(logits: Tensor, labels: Tensor, label_smoothing: float, weights: T
 
 
 class HardTargetLoss(DistillationLoss):
-    """The student's cross-entropy with the true labels, :func:`hard_target_loss`.
+    """The student's cross-entropy with the true labels, :func:`hard_target_loss`; in domain adaptation the source's.
 
     Args:
         weight: Weight of the term.
@@ -57,12 +57,14 @@ class HardTargetLoss(DistillationLoss):
         ValueError: If ``label_smoothing`` lies outside [0, 1].
     """
 
-    def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0, warmup_epochs: int = 0) -> None:
-        super().__init__(weight, warmup_epochs=warmup_epochs)
+    needs_teacher = False
+
+    def __init__(self, *, weight: float = 1.0, label_smoothing: float = 0.0, warmup_epochs: int = 0) -> None:
+        super().__init__(weight=weight, warmup_epochs=warmup_epochs)
         if not 0 <= label_smoothing <= 1:
             raise UserError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
         self.label_smoothing = label_smoothing
 
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """The term for one batch, see :class:`DistillationLoss`."""
         return hard_target_loss(student.logits, labels, self.label_smoothing)

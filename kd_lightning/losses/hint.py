@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._pairs import MapNorm, built, fit_to, map_pairs, same_size
+from kd_lightning.losses._pairs import MapNorm, fit_to, map_pairs, require_built, same_size
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
@@ -74,11 +74,13 @@ class HintLoss(DistillationLoss):
         regressor: bool = True,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
+        super().__init__(
+            weight=weight, student_layers=student_layers, teacher_layers=teacher_layers, warmup_epochs=warmup_epochs
+        )
         self.regressor = regressor
         self.regressors = nn.ModuleList()
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
+    def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
         """Make a regressor for each pair of layers, see :class:`DistillationLoss`."""
         channels = [(s.shape[1], t.shape[1]) for s, t in map_pairs(self, student, teacher)]
         if self.regressor:
@@ -95,7 +97,7 @@ class HintLoss(DistillationLoss):
         """The term for one batch, see :class:`DistillationLoss`."""
         pairs = [same_size(s, t) for s, t in map_pairs(self, student, teacher)]
         if self.regressor:
-            regressors = built(self, self.regressors)
+            regressors = require_built(self, self.regressors)
             pairs = [(part(fit_to(part, s)), t) for part, (s, t) in zip(regressors, pairs, strict=True)]
         return torch.stack([hint_loss(s, t) for s, t in pairs]).sum()
 

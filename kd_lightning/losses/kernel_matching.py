@@ -12,7 +12,7 @@ from kd_lightning.features import Outputs
 from kd_lightning.losses._domains import as_rows, domain_vectors
 from kd_lightning.losses._gather import gathered
 from kd_lightning.losses._precision import in_full_precision
-from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.base import AlignmentLoss
 from kd_lightning.losses.hard_target import hard_target_loss
 from kd_lightning.losses.mmd import gaussian_kernel
 from kd_lightning.losses.reweighting import effective_sample_size
@@ -111,7 +111,7 @@ def _check(bound: float, tolerance: float, ridge: float) -> None:
         raise UserError(f"ridge must be >= {_LEAST_RIDGE}, got {ridge}.")
 
 
-class KernelMeanMatchingLoss(DistillationLoss):
+class KernelMeanMatchingLoss(AlignmentLoss):
     """The source's cross-entropy, weighted by :func:`kernel_mean_matching`; it replaces :class:`HardTargetLoss`.
 
     J. Huang et al.: Correcting Sample Selection Bias by Unlabeled Data, NeurIPS 2006,
@@ -130,7 +130,7 @@ class KernelMeanMatchingLoss(DistillationLoss):
         ridge: See :func:`kernel_mean_matching`.
         bandwidths: See :func:`mmd_loss`.
         gather: Use the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`DistillationLoss`.
+        warmup_epochs: See :class:`AlignmentLoss`.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -139,11 +139,9 @@ class KernelMeanMatchingLoss(DistillationLoss):
         >>> source = Outputs(torch.rand(4, 10), {"avgpool": torch.rand(4, 8)})
         >>> target = Outputs(torch.rand(6, 10), {"avgpool": torch.rand(6, 8)})
         >>> loss = KernelMeanMatchingLoss()
-        >>> loss(source, target, torch.tensor([3, 1, -1, 2])).shape, list(loss.figures)
+        >>> loss(source, target, torch.tensor([3, 1, -1, 2])).shape, list(loss.metrics)
         (torch.Size([]), ['effective_sample_size'])
     """
-
-    between_domains = True
 
     def __init__(
         self,
@@ -157,7 +155,7 @@ class KernelMeanMatchingLoss(DistillationLoss):
         gather: bool = True,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, [layer], warmup_epochs=warmup_epochs)
+        super().__init__(weight=weight, layers=[layer], warmup_epochs=warmup_epochs)
         if not 0 <= label_smoothing <= 1:
             raise UserError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
         if not bandwidths or not all(bandwidth > 0 for bandwidth in bandwidths):
@@ -170,16 +168,16 @@ class KernelMeanMatchingLoss(DistillationLoss):
         self.bandwidths = tuple(bandwidths)
         self.gather = gather
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Refuse a layer that gives no vectors; nothing is learned."""
-        domain_vectors(self, student, teacher)
+    def check(self, source: Outputs, target: Outputs) -> None:
+        """Raise a ``UserError`` for a layer that gives no vectors."""
+        domain_vectors(self, source, target)
 
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch of source and target, see :class:`DistillationLoss`."""
+    def forward(self, source: Outputs, target: Outputs, labels: Tensor) -> Tensor:
+        """The term for one batch of source and target, see :class:`AlignmentLoss`."""
         active = self.gather and self.training
-        ((source, target),) = domain_vectors(self, student, teacher)
-        source, logits, labels = gathered(active, source.detach(), student.logits, labels)
-        (target,) = gathered(active, target.detach())
-        weights = kernel_mean_matching(source, target, self.bound, self.tolerance, self.ridge, self.bandwidths)
-        self.figures = {"effective_sample_size": effective_sample_size(weights)}
+        ((source_vectors, target_vectors),) = domain_vectors(self, source, target)
+        s, logits, labels = gathered(active, source_vectors.detach(), source.logits, labels)
+        (t,) = gathered(active, target_vectors.detach())
+        weights = kernel_mean_matching(s, t, self.bound, self.tolerance, self.ridge, self.bandwidths)
+        self.metrics = {"effective_sample_size": effective_sample_size(weights)}
         return hard_target_loss(logits, labels, self.label_smoothing, weights)

@@ -10,7 +10,7 @@ from kd_lightning.features import Outputs
 from kd_lightning.losses._domains import as_rows, domain_vectors
 from kd_lightning.losses._gather import gathered
 from kd_lightning.losses._precision import in_full_precision
-from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.base import AlignmentLoss
 
 
 @in_full_precision
@@ -66,7 +66,7 @@ def gaussian_kernel(rows: Tensor, bandwidths: Sequence[float]) -> Tensor:
     return torch.stack([torch.exp(-distances / (bandwidth * scale)) for bandwidth in bandwidths]).sum(0)
 
 
-class MMDLoss(DistillationLoss):
+class MMDLoss(AlignmentLoss):
     """Deep adaptation by maximum mean discrepancy (DAN): :func:`mmd_loss`, summed over the layers.
 
     M. Long et al.: Learning Transferable Features with Deep Adaptation Networks, ICML 2015,
@@ -79,7 +79,7 @@ class MMDLoss(DistillationLoss):
         bandwidths: See :func:`mmd_loss`.
         unbiased: See :func:`mmd_loss`.
         gather: Use the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`DistillationLoss`.
+        warmup_epochs: See :class:`AlignmentLoss`.
 
     Raises:
         ValueError: If there are no bandwidths, or one is not above 0.
@@ -91,8 +91,6 @@ class MMDLoss(DistillationLoss):
         torch.Size([])
     """
 
-    between_domains = True
-
     def __init__(
         self,
         weight: float = 1.0,
@@ -102,19 +100,19 @@ class MMDLoss(DistillationLoss):
         gather: bool = True,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, layers, warmup_epochs=warmup_epochs)
+        super().__init__(weight=weight, layers=layers, warmup_epochs=warmup_epochs)
         if not bandwidths or not all(bandwidth > 0 for bandwidth in bandwidths):
             raise UserError(f"bandwidths must be numbers above 0, got {list(bandwidths)}.")
         self.bandwidths = tuple(bandwidths)
         self.unbiased = unbiased
         self.gather = gather
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Refuse layers that give no vectors; nothing is learned."""
-        domain_vectors(self, student, teacher)
+    def check(self, source: Outputs, target: Outputs) -> None:
+        """Raise a ``UserError`` for layers that give no vectors."""
+        domain_vectors(self, source, target)
 
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch of source and target, see :class:`DistillationLoss`."""
+    def forward(self, source: Outputs, target: Outputs, labels: Tensor) -> Tensor:
+        """The term for one batch of source and target, see :class:`AlignmentLoss`."""
         active = self.gather and self.training
-        pairs = [gathered(active, s) + gathered(active, t) for s, t in domain_vectors(self, student, teacher)]
+        pairs = [gathered(active, s) + gathered(active, t) for s, t in domain_vectors(self, source, target)]
         return torch.stack([mmd_loss(s, t, self.bandwidths, self.unbiased) for s, t in pairs]).sum()

@@ -71,10 +71,12 @@ class NeuronSelectivityLoss(DistillationLoss):
         teacher_layers: Sequence[str] | None = None,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
+        super().__init__(
+            weight=weight, student_layers=student_layers, teacher_layers=teacher_layers, warmup_epochs=warmup_epochs
+        )
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Refuse layers that give no maps; nothing is learned."""
+    def check(self, student: Outputs, teacher: Outputs) -> None:
+        """Raise a ``UserError`` for layers that give no maps."""
         map_pairs(self, student, teacher, vectors=False)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:

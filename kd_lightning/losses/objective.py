@@ -1,60 +1,245 @@
-"""The named terms of an objective: what names they may have, and how their learned parts come about."""
+"""The objective of a module: named terms and their weighted sum."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from itertools import chain
+from typing import TypedDict, cast
 
 import torch
+from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses import DistillationLoss
+from kd_lightning.losses.base import AlignmentLoss, DistillationLoss
 
+Loss = DistillationLoss | AlignmentLoss
 _LOGGED = {"loss", "loss_step", "accuracy", "images_per_second", "skipped_steps"}
 
 
-def refuse_unfit_terms(losses: Mapping[str, DistillationLoss], between_domains: bool = False) -> None:
-    """Make sure that there is something to minimize, between what is compared, under names that can be logged.
+class Shapes(TypedDict):
+    """The shapes of a network's outputs as plain data, which a checkpoint may hold."""
+
+    logits: list[int]
+    features: dict[str, list[int]]
+
+
+class Objective(nn.ModuleDict):
+    r"""The weighted sum of named terms, of one pair of outputs: student and teacher, or source and target.
+
+    .. math:: L = \sum_k w_k(e) \, L_k
+
+    with the weights of epoch e, see :meth:`Term.weight_at`. Learned parts of the terms are created from the shapes of a
+    dry run (:meth:`build`), which a checkpoint keeps (:attr:`shapes`, :meth:`load_shapes`).
+
+    Args:
+        losses: Terms by name; the names are those under which they are logged.
+        accepts: Kinds of terms that the module can compute.
 
     Raises:
-        ValueError: If no term has a weight, a name is none or taken, or a term compares networks and not domains or
-            the other way round.
+        ValueError: If no term has a weight above 0, a name cannot be used, or a term is not of an accepted kind.
+
+    Example:
+        >>> from kd_lightning.losses import HardTargetLoss, SoftTargetLoss
+        >>> losses = {"hard": HardTargetLoss(weight=0.5), "soft": SoftTargetLoss(1.0, weight=2.0)}
+        >>> objective = Objective(losses, accepts=(DistillationLoss,))
+        >>> student, teacher = Outputs(torch.zeros(1, 2)), Outputs(torch.zeros(1, 2))
+        >>> objective(student, teacher, torch.tensor([0]))
+        (tensor(0.3466), {'hard': tensor(0.6931), 'soft': tensor(0.)})
     """
-    if not losses or not math.fsum(loss.weight for loss in losses.values()) > 0:
-        raise UserError("losses must name at least one term with a weight above 0.")
-    unfit = [name for name in losses if not name.isidentifier() or hasattr(torch.nn.ModuleDict, name)]
-    if unfit:
-        raise UserError(f"A loss cannot be called {unfit[0]!r}; choose a plain word that torch does not use.")
-    taken = _LOGGED & set(losses)
-    if taken:
-        raise UserError(f"A loss cannot be called {taken.pop()!r}, which is logged already; choose another name.")
-    for name, loss in losses.items():
-        if loss.between_domains and not between_domains:
-            raise UserError(
-                f"The loss {name!r} ({type(loss).__name__}) compares two domains, not two networks; "
-                "use it in AdaptationModule."
-            )
-        if between_domains and not loss.between_domains and (loss.reads_teacher_logits or loss.teacher_layers):
-            raise UserError(
-                f"The loss {name!r} ({type(loss).__name__}) compares two networks, not two domains; "
-                "use it in DistillationModule."
-            )
+
+    def __init__(self, losses: Mapping[str, Loss], *, accepts: tuple[type[Loss], ...]) -> None:
+        super().__init__()
+        self._shapes: tuple[Shapes, Shapes | None] | None = None
+        # plain attributes and no buffers: a module that is cast to bfloat16 would round buffers, and DDP would send
+        # and checkpoints would hold them
+        self._progress = torch.zeros(())
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._current_epoch = 0
+        self._weights = torch.zeros(0)
+        self._current_weights: list[float] = []
+        self._check(losses, accepts)
+        self.update(losses)
+
+    def _check(self, losses: Mapping[str, Loss], accepts: tuple[type[Loss], ...]) -> None:
+        if not losses or not math.fsum(loss.weight for loss in losses.values()) > 0:
+            raise UserError("losses must name at least one term with a weight above 0.")
+        for name, loss in losses.items():
+            if not name.isidentifier() or hasattr(self, name):
+                raise UserError(f"A loss cannot be called {name!r}; choose a plain word that torch does not use.")
+            if name in _LOGGED:
+                raise UserError(f"A loss cannot be called {name!r}, which is logged already; choose another name.")
+            if not isinstance(loss, accepts):
+                domains = isinstance(loss, AlignmentLoss)
+                compared = "two domains, not two networks" if domains else "two networks, not two domains"
+                raise UserError(
+                    f"The loss {name!r} ({type(loss).__name__}) compares {compared}; "
+                    f"use it in {'AdaptationModule' if domains else 'DistillationModule'}."
+                )
+
+    @property
+    def terms(self) -> dict[str, Loss]:
+        """The terms by name."""
+        return cast("dict[str, Loss]", dict(self.items()))
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers of the trained network that terms read, each once."""
+        read = [t.layers if isinstance(t, AlignmentLoss) else t.student_layers for t in self.terms.values()]
+        return list(dict.fromkeys(chain.from_iterable(read)))
+
+    @property
+    def teacher_layers(self) -> list[str]:
+        """The layers of the teacher that terms read, each once."""
+        read = [term.teacher_layers for term in self.terms.values() if isinstance(term, DistillationLoss)]
+        return list(dict.fromkeys(chain.from_iterable(read)))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a term reads a teacher's outputs."""
+        return any(term.needs_teacher for term in self.terms.values())
+
+    @property
+    def compares_logits(self) -> bool:
+        """Whether a term compares logits, so that both networks need the same classes."""
+        return any(term.compares_logits for term in self.terms.values())
+
+    @property
+    def views(self) -> int:
+        """The largest number of views of each image that a term expects from the data."""
+        return max(term.views for term in self.terms.values())
+
+    @property
+    def shapes(self) -> list[Shapes | None] | None:
+        """The shapes for which the learned parts were created, as plain data; ``None`` before :meth:`build`."""
+        return None if self._shapes is None else list(self._shapes)
+
+    def build(
+        self,
+        first: Outputs,
+        second: Outputs | None,
+        *,
+        network: nn.Module,
+        teacher: nn.Module | None = None,
+        device: torch.device,
+    ) -> None:
+        """Check what the terms read, and create their learned parts once.
+
+        Args:
+            first: Outputs of a dry run for the student, or the source.
+            second: Outputs for the teacher, or the target; ``None`` where no term needs a teacher.
+            network: The network that is trained.
+            teacher: The frozen teacher.
+            device: Place of the learned parts.
+
+        Raises:
+            ValueError: If a layer's output does not fit its term, or a term compares the logits of different classes.
+        """
+        shapes = _shapes_of(first), None if second is None else _shapes_of(second)
+        self._check_outputs(*shapes)
+        if self._shapes is None:
+            self._build(*shapes, network, teacher, device)
+
+    def load_shapes(
+        self,
+        shapes: list[Shapes | None] | None,
+        *,
+        network: nn.Module,
+        teacher: nn.Module | None = None,
+        device: torch.device,
+    ) -> None:
+        """Create the learned parts for a checkpoint's :attr:`shapes`, if there are any, so that weights can be loaded.
+
+        Args:
+            shapes: What :attr:`shapes` was.
+            network: The network that is trained.
+            teacher: The frozen teacher.
+            device: Place of the learned parts.
+        """
+        if shapes is not None and self._shapes is None:
+            first, second = shapes
+            assert first is not None
+            self._build(first, second, network, teacher, device)
+
+    def _check_outputs(self, first: Shapes, second: Shapes | None) -> None:
+        for name, term in self.terms.items():
+            if term.compares_logits and second is not None and first["logits"] != second["logits"]:
+                raise UserError(
+                    f"The teacher has {second['logits'][1]} classes and the student {first['logits'][1]}, but the "
+                    f"loss {name!r} compares their logits; use networks of the same classes, or losses on features."
+                )
+            term.check(_zeros(first), _zeros(second))
+
+    def _build(
+        self,
+        first: Shapes,
+        second: Shapes | None,
+        network: nn.Module,
+        teacher: nn.Module | None,
+        device: torch.device,
+    ) -> None:
+        self._shapes = first, second
+        for term in self.terms.values():
+            outputs = _zeros(first), _zeros(second)
+            if isinstance(term, AlignmentLoss):
+                term.build(*outputs, network=network)
+            else:
+                term.build(*outputs, student_network=network, teacher_network=teacher)
+            term.to(device)
+
+    def begin_step(self, *, progress: float, epoch: int, device: torch.device) -> None:
+        """Set what the terms know of the training; nothing waits for the device.
+
+        Args:
+            progress: Fraction of the training that is done, in [0, 1].
+            epoch: The current epoch, from 0.
+            device: Place of the batch.
+        """
+        if self._progress.device != device:
+            self._progress, self._epoch = self._progress.to(device), self._epoch.to(device)
+        self._progress.fill_(progress)
+        if epoch != self._current_epoch:
+            self._epoch.fill_(epoch)
+            self._current_epoch = epoch
+        for term in self.terms.values():
+            term.progress, term.epoch = self._progress, self._epoch
+
+    def forward(self, first: Outputs, second: Outputs | None, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the weighted sum of the terms.
+
+        Args:
+            first: Outputs of the student, or for the source.
+            second: Outputs of the teacher, or for the target.
+            labels: Class indices ``(B,)``, -1 where unlabelled, or class probabilities ``(B, C)``.
+
+        Returns:
+            The sum, a scalar; and what is logged by name: the unweighted terms and their metrics.
+        """
+        values = {name: term(first, second, labels) for name, term in self.terms.items()}
+        stacked = torch.stack(list(values.values()))
+        loss = (stacked * self._weights_for(stacked)).sum()
+        metrics = {f"{name}_{m}": value.detach() for name, t in self.terms.items() for m, value in t.metrics.items()}
+        return loss, {**values, **metrics}
+
+    def _weights_for(self, values: Tensor) -> Tensor:
+        """Return the weights on the device, which are sent there when they change and not in each step."""
+        weights = [term.weight_at(self._current_epoch) for term in self.terms.values()]
+        dtype = torch.promote_types(values.dtype, torch.float32)
+        stale = self._weights
+        if stale.device != values.device or stale.dtype != dtype or stale.shape != values.shape:
+            self._weights = torch.tensor(weights, dtype=dtype, device=values.device)
+        elif weights != self._current_weights:
+            self._weights.copy_(torch.tensor(weights, dtype=dtype))
+        self._current_weights = weights
+        return self._weights
 
 
-def shapes_of(outputs: Outputs) -> dict[str, Any]:
-    """The shapes of what a network says of a dry run, plain."""
+def _shapes_of(outputs: Outputs) -> Shapes:
     return {"logits": list(outputs.logits.shape), "features": {n: list(f.shape) for n, f in outputs.features.items()}}
 
 
-def build_terms(
-    losses: Mapping[str, DistillationLoss], first: dict[str, Any], second: dict[str, Any], device: torch.device
-) -> None:
-    """Build the learned parts of terms for two networks (or domains) whose outputs have these shapes."""
-    for loss in losses.values():
-        loss.build(_zeros(first), _zeros(second))
-        loss.to(device)
-
-
-def _zeros(shapes: dict[str, Any]) -> Outputs:
+def _zeros(shapes: Shapes | None) -> Outputs:
+    """Return outputs of these shapes; without a teacher those of one that has no classes, which no term reads."""
+    if shapes is None:
+        return Outputs(torch.zeros(0, 0))
     features = {name: torch.zeros(shape) for name, shape in shapes["features"].items()}
     return Outputs(torch.zeros(shapes["logits"]), features)

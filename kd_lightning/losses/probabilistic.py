@@ -76,8 +76,14 @@ class ProbabilisticLoss(DistillationLoss):
         gather: bool = True,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
+        super().__init__(
+            weight=weight, student_layers=student_layers, teacher_layers=teacher_layers, warmup_epochs=warmup_epochs
+        )
         self.gather = gather
+
+    def check(self, student: Outputs, teacher: Outputs) -> None:
+        """Raise a ``UserError`` for layers that give one number for an image."""
+        vector_pairs(self, student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """The term for one batch, see :class:`DistillationLoss`."""

@@ -116,12 +116,18 @@ class RelationalLoss(DistillationLoss):
         gather: bool = True,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
+        super().__init__(
+            weight=weight, student_layers=student_layers, teacher_layers=teacher_layers, warmup_epochs=warmup_epochs
+        )
         if not (distance_weight >= 0 and angle_weight >= 0):
             raise UserError(f"distance_weight and angle_weight must be >= 0, got {distance_weight} and {angle_weight}.")
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
         self.gather = gather
+
+    def check(self, student: Outputs, teacher: Outputs) -> None:
+        """Raise a ``UserError`` for layers that give one number for an image."""
+        vector_pairs(self, student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """The term for one batch, see :class:`DistillationLoss`."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._pairs import MapNorm, built, fit_to, map_pairs
+from kd_lightning.losses._pairs import MapNorm, fit_to, map_pairs, require_built
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
@@ -85,10 +85,12 @@ class ReviewLoss(DistillationLoss):
         teacher_layers: Sequence[str] | None = None,
         warmup_epochs: int = 20,
     ) -> None:
-        super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
+        super().__init__(
+            weight=weight, student_layers=student_layers, teacher_layers=teacher_layers, warmup_epochs=warmup_epochs
+        )
         self.fusions = nn.ModuleList()
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
+    def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
         """Make a fusion for each pair of layers, see :class:`DistillationLoss`."""
         channels = [(s.shape[1], t.shape[1]) for s, t in map_pairs(self, student, teacher)]
         width = min(512, channels[-1][0])
@@ -98,7 +100,7 @@ class ReviewLoss(DistillationLoss):
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """The term for one batch, see :class:`DistillationLoss`."""
         terms, deeper = [], None
-        pairs = zip(built(self, self.fusions), map_pairs(self, student, teacher), strict=True)
+        pairs = zip(require_built(self, self.fusions), map_pairs(self, student, teacher), strict=True)
         for fusion, (s, t) in reversed(list(pairs)):
             output, deeper = fusion(fit_to(fusion, s), deeper, t.shape[2:])
             terms.append(hierarchical_context_loss(output, t))

@@ -10,9 +10,9 @@ from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
 from kd_lightning.losses._domains import domain_vectors
 from kd_lightning.losses._gather import gathered
-from kd_lightning.losses._pairs import built, fit_to
+from kd_lightning.losses._pairs import fit_to, require_built
 from kd_lightning.losses._precision import in_full_precision
-from kd_lightning.losses.base import DistillationLoss
+from kd_lightning.losses.base import AlignmentLoss
 from kd_lightning.losses.hard_target import hard_target_loss
 
 
@@ -60,7 +60,7 @@ def effective_sample_size(weights: Tensor) -> Tensor:
     return shares.sum().square() / shares.square().sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
-class ReweightedLoss(DistillationLoss):
+class ReweightedLoss(AlignmentLoss):
     """The source's cross-entropy, weighted by :func:`density_ratio`; it takes the place of :class:`HardTargetLoss`.
 
     S. Bickel, M. Brückner, T. Scheffer: Discriminative Learning for Differing Training and Test Distributions,
@@ -86,7 +86,7 @@ class ReweightedLoss(DistillationLoss):
         penalty: Half of it times the squared weights of the classifier is added, >= 0.
         hidden: Units of a hidden layer; 0 for a logistic regression.
         gather: Use the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`DistillationLoss`.
+        warmup_epochs: See :class:`AlignmentLoss`.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -98,11 +98,9 @@ class ReweightedLoss(DistillationLoss):
         >>> loss.build(source, target)
         >>> loss(source, target, torch.tensor([3, 1, -1, 2])).shape
         torch.Size([])
-        >>> loss.figures["effective_sample_size"]
+        >>> loss.metrics["effective_sample_size"]
         tensor(4.)
     """
-
-    between_domains = True
 
     def __init__(
         self,
@@ -115,7 +113,7 @@ class ReweightedLoss(DistillationLoss):
         gather: bool = True,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, [layer], warmup_epochs=warmup_epochs)
+        super().__init__(weight=weight, layers=[layer], warmup_epochs=warmup_epochs)
         if not 0 <= label_smoothing <= 1:
             raise UserError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
         if not bound >= 1:
@@ -129,26 +127,27 @@ class ReweightedLoss(DistillationLoss):
         self.gather = gather
         self.classifiers = nn.ModuleList()
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the classifier of domains, see :class:`DistillationLoss`."""
-        ((source, _),) = domain_vectors(self, student, teacher)
-        last = nn.Linear(self.hidden or source.shape[1], 1)
+    def build(self, source: Outputs, target: Outputs, **networks: nn.Module | None) -> None:
+        """Make the classifier of domains, see :class:`AlignmentLoss`."""
+        ((vectors, _),) = domain_vectors(self, source, target)
+        width = vectors.shape[1]
+        last = nn.Linear(self.hidden or width, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        first = [nn.Linear(source.shape[1], self.hidden), nn.ReLU()] if self.hidden else []
+        first = [nn.Linear(width, self.hidden), nn.ReLU()] if self.hidden else []
         self.classifiers = nn.ModuleList([nn.Sequential(*first, last)])
 
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch of source and target, see :class:`DistillationLoss`."""
+    def forward(self, source: Outputs, target: Outputs, labels: Tensor) -> Tensor:
+        """The term for one batch of source and target, see :class:`AlignmentLoss`."""
         active = self.gather and self.training
-        ((source, target),) = domain_vectors(self, student, teacher)
-        source, logits, labels = gathered(active, source.detach(), student.logits, labels)
-        (target,) = gathered(active, target.detach())
-        (classifier,) = built(self, self.classifiers)
-        odds = classifier(fit_to(classifier, _standardized(source, target))).squeeze(1)
-        of_source = torch.arange(len(odds), device=odds.device) < len(source)
-        weights = density_ratio(odds.detach()[: len(source)], len(source), len(target), self.bound)
-        self.figures = {
+        ((source_vectors, target_vectors),) = domain_vectors(self, source, target)
+        s, logits, labels = gathered(active, source_vectors.detach(), source.logits, labels)
+        (t,) = gathered(active, target_vectors.detach())
+        (classifier,) = require_built(self, self.classifiers)
+        odds = classifier(fit_to(classifier, _standardized(s, t))).squeeze(1)
+        of_source = torch.arange(len(odds), device=odds.device) < len(s)
+        weights = density_ratio(odds.detach()[: len(s)], len(s), len(t), self.bound)
+        self.metrics = {
             "effective_sample_size": effective_sample_size(weights),
             "domain_accuracy": ((odds > 0) == of_source).float().mean(),
         }

@@ -63,12 +63,12 @@ class SoftTargetLoss(DistillationLoss):
         ValueError: If the temperature is not above 0.
     """
 
-    reads_teacher_logits = True
+    compares_logits = True
 
     def __init__(
         self, temperature: float = 4.0, weight: float = 0.9, standardize: bool = False, warmup_epochs: int = 0
     ) -> None:
-        super().__init__(weight, warmup_epochs=warmup_epochs)
+        super().__init__(weight=weight, warmup_epochs=warmup_epochs)
         if not temperature > 0:
             raise UserError(f"temperature must be above 0, got {temperature}.")
         self.temperature = temperature

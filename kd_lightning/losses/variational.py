@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._pairs import built, fit_to, map_pairs, same_size
+from kd_lightning.losses._pairs import fit_to, map_pairs, require_built, same_size
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
@@ -73,14 +73,16 @@ class VariationalLoss(DistillationLoss):
         initial_variance: float = 5.0,
         warmup_epochs: int = 0,
     ) -> None:
-        super().__init__(weight, student_layers, teacher_layers, warmup_epochs)
+        super().__init__(
+            weight=weight, student_layers=student_layers, teacher_layers=teacher_layers, warmup_epochs=warmup_epochs
+        )
         if not initial_variance > _EPSILON:
             raise UserError(f"initial_variance must be above {_EPSILON}, got {initial_variance}.")
         self.initial_variance = initial_variance
         self.means = nn.ModuleList()
         self.scales = nn.ParameterList()
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
+    def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
         """Make the means and variances for each pair of layers, see :class:`DistillationLoss`."""
         channels = [(s.shape[1], t.shape[1]) for s, t in map_pairs(self, student, teacher)]
         # the inverse of softplus, written so that a large variance does not overflow
@@ -92,7 +94,7 @@ class VariationalLoss(DistillationLoss):
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """The term for one batch, see :class:`DistillationLoss`."""
         pairs = [same_size(s, t) for s, t in map_pairs(self, student, teacher)]
-        parts = zip(built(self, self.means), self.scales, pairs, strict=True)
+        parts = zip(require_built(self, self.means), self.scales, pairs, strict=True)
         return torch.stack([variational_loss(mean(fit_to(mean, s)), t, scale) for mean, scale, (s, t) in parts]).sum()
 
 

@@ -1,14 +1,14 @@
 """Domain adaptation: from a labelled source to an unlabelled target."""
 
-from typing import Any, Literal, cast
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from kd_lightning.checkpoints.trust import unserializable
 from kd_lightning.features import FeatureTap, Outputs
-from kd_lightning.losses import DistillationLoss, HardTargetLoss
-from kd_lightning.losses.objective import build_terms, refuse_unfit_terms, shapes_of
+from kd_lightning.losses import AlignmentLoss, HardTargetLoss, Objective
 from kd_lightning.modules.classification import ClassificationModule, OptimizerFactory, SchedulerFactory
 from kd_lightning.modules.evaluation import Evaluation
 from kd_lightning.networks.dry_run import try_forward
@@ -45,7 +45,7 @@ class AdaptationModule(ClassificationModule):
         >>> from kd_lightning.losses import CoralLoss, HardTargetLoss
         >>> from kd_lightning.networks import resnet20
         >>> losses = {"hard": HardTargetLoss(), "coral": CoralLoss(layers=["avgpool"])}
-        >>> list(AdaptationModule(resnet20(), losses).terms)
+        >>> list(AdaptationModule(resnet20(), losses).losses)
         ['hard', 'coral']
     """
 
@@ -54,7 +54,7 @@ class AdaptationModule(ClassificationModule):
     def __init__(
         self,
         network: nn.Module,
-        losses: dict[str, DistillationLoss] | None = None,
+        losses: dict[str, AlignmentLoss | HardTargetLoss] | None = None,
         learning_rate: float = 0.1,
         weight_decay: float = 5e-4,
         optimizer: OptimizerFactory | None = None,
@@ -67,38 +67,29 @@ class AdaptationModule(ClassificationModule):
             network, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, compile, on_nonfinite
         )
         losses = {"hard": HardTargetLoss()} if losses is None else losses
-        refuse_unfit_terms(losses, between_domains=True)
-        self.losses = nn.ModuleDict(losses)
-        layers = [name for loss in losses.values() for name in (*loss.student_layers, *loss.teacher_layers)]
-        self._tap = FeatureTap(network, layers)
-        self._shapes: dict[str, Any] | None = None
+        self.losses = Objective(losses, accepts=(AlignmentLoss, HardTargetLoss))
+        self._tap = FeatureTap(network, self.losses.layers)
+        self._total_steps = math.inf
         self.target_evaluation: Evaluation | None = None
         self._information: list[Tensor] = []
         self.save_hyperparameters(ignore=unserializable("network", "losses", "optimizer", "lr_scheduler"))
 
-    @property
-    def terms(self) -> dict[str, DistillationLoss]:
-        """The losses by name."""
-        return cast("dict[str, DistillationLoss]", dict(self.losses.items()))
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The sum of the weighted terms."""
+        """Compute the weighted sum of the terms."""
         (source_images, labels, *_), (target_images, *_) = batch["source"], batch["target"]
+        progress = self.trainer.global_step / self._total_steps
+        self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=source_images.device)
         both = self._tap(self.convert_input(torch.cat([source_images, target_images])))
         source, target = _split(both, len(source_images))
-        for term in self.terms.values():
-            term.progress = self.trainer.global_step / self._total_steps
-        values = {name: term(source, target, labels) for name, term in self.terms.items()}
-        weighted = [term.weight_in(self.current_epoch) * values[name] for name, term in self.terms.items()]
-        loss = torch.stack(weighted).sum()
-        figures = {f"{name}_{what}": value for name, term in self.terms.items() for what, value in term.figures.items()}
+        loss, values = self.losses(source, target, labels)
         seen = {"the source's images": source_images, "the target's images": target_images}
-        self.record(loss, {**values, **figures}, source.logits, labels, seen)
+        self.record(loss, values, source.logits, labels, seen)
         return loss
 
     def on_train_start(self) -> None:
         """Learn how long the training is, for terms that grow with it."""
-        self._total_steps = max(float(self.trainer.estimated_stepping_batches), 1.0)
+        steps = float(self.trainer.estimated_stepping_batches)
+        self._total_steps = steps if steps > 0 else math.inf  # a stream has no length
         super().on_train_start()
 
     def dry_run(self, images: Tensor) -> None:
@@ -112,12 +103,7 @@ class AdaptationModule(ClassificationModule):
         said = try_forward(self, lambda: self._tap(self.convert_input(images)), "The network", images)
         if self._tap.layers:
             self._tap.check_not_overwritten(self.convert_input(images))
-        self._build(shapes_of(said))
-
-    def _build(self, shapes: dict[str, Any]) -> None:
-        if self._shapes is None:
-            self._shapes = shapes
-            build_terms(self.terms, shapes, shapes, weight_device(self.network))
+        self.losses.build(said, said, network=self.network, device=weight_device(self.network))
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count a batch of the source's validation images, or (the second loader) of the target's."""
@@ -161,13 +147,13 @@ class AdaptationModule(ClassificationModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the shapes from which the learned parts of the losses are rebuilt."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["loss_shapes"] = self._shapes
+        checkpoint["loss_shapes"] = self.losses.shapes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rebuild the learned parts of the losses, so that their weights can be loaded."""
         super().on_load_checkpoint(checkpoint)
-        if checkpoint.get("loss_shapes") is not None:
-            self._build(checkpoint["loss_shapes"])
+        device = weight_device(self.network)
+        self.losses.load_shapes(checkpoint.get("loss_shapes"), network=self.network, device=device)
 
 
 def _split(both: Outputs, first: int) -> tuple[Outputs, Outputs]:

@@ -1,8 +1,9 @@
 """Knowledge distillation."""
 
+import math
 from collections.abc import Mapping
 from time import perf_counter
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -11,9 +12,8 @@ from torch import Tensor, nn
 from kd_lightning.callbacks.teacher_check import accuracy_on_val, refuse_guessing
 from kd_lightning.checkpoints.trust import unserializable
 from kd_lightning.errors import UserError
-from kd_lightning.features import FeatureTap
-from kd_lightning.losses import DistillationLoss, HardTargetLoss, SoftTargetLoss
-from kd_lightning.losses.objective import build_terms, refuse_unfit_terms, shapes_of
+from kd_lightning.features import FeatureTap, Outputs
+from kd_lightning.losses import DistillationLoss, HardTargetLoss, Objective, SoftTargetLoss
 from kd_lightning.modules.classification import ClassificationModule, OptimizerFactory, SchedulerFactory
 from kd_lightning.networks import data_config
 from kd_lightning.networks.data_config import check_same_classes
@@ -35,7 +35,7 @@ class DistillationModule(ClassificationModule):
 
     Args:
         student: The network that is trained (``network`` in checkpoints).
-        teacher: A trained network; the module keeps a frozen copy. Needed to fit only.
+        teacher: A trained network; the module keeps a frozen copy. Needed to fit only, if a loss compares with it.
         temperature: T > 0; 4 unless ``losses`` are given.
         alpha: In [0, 1]; 0.9 unless ``losses`` are given.
         losses: Terms by name instead of ``temperature`` and ``alpha``, each with a weight of its own.
@@ -85,26 +85,18 @@ class DistillationModule(ClassificationModule):
         super().__init__(
             student, learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, compile, on_nonfinite
         )
-        self.losses = nn.ModuleDict(_terms(temperature, alpha, losses))
+        self.losses = Objective(_terms(temperature, alpha, losses), accepts=(DistillationLoss,))
         self.teacher_check = teacher_check
         self.teacher_cache = teacher_cache
-        self._student_tap = FeatureTap(
-            student, [n for loss in self.terms.values() for n in loss.student_layers], "student"
-        )
-        layers = [n for loss in self.terms.values() for n in loss.teacher_layers]
-        self._frozen_teacher = None if teacher is None else FrozenTeacher(teacher, layers)
-        self._shapes: dict[str, Any] | None = None
+        self._student_tap = FeatureTap(student, self.losses.layers, "student")
+        self._frozen_teacher = None if teacher is None else FrozenTeacher(teacher, self.losses.teacher_layers)
+        self._total_steps = math.inf
         self.save_hyperparameters(ignore=unserializable("student", "teacher", "losses", "optimizer", "lr_scheduler"))
 
     @property
     def student(self) -> nn.Module:
         """The network that is trained."""
         return self.network
-
-    @property
-    def terms(self) -> dict[str, DistillationLoss]:
-        """The losses by name."""
-        return cast("dict[str, DistillationLoss]", dict(self.losses.items()))
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -119,14 +111,15 @@ class DistillationModule(ClassificationModule):
         return self
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The sum of the weighted terms."""
+        """Compute the weighted sum of the terms."""
         images, labels, *ids = batch
+        progress = self.trainer.global_step / self._total_steps
+        self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=images.device)
         student = self._student_tap(self.convert_input(images))
-        teacher = self._teach(images, *ids)
-        values = {name: term(student, teacher, labels) for name, term in self.terms.items()}
-        weighted = [term.weight_in(self.current_epoch) * values[name] for name, term in self.terms.items()]
-        loss = torch.stack(weighted).sum()
-        self.record(loss, values, student.logits, labels, {"images": images, "the teacher's logits": teacher.logits})
+        teacher: Outputs | None = None if self._frozen_teacher is None else self._frozen_teacher(images, *ids)
+        loss, values = self.losses(student, teacher, labels)
+        inputs = {"images": images} if teacher is None else {"images": images, "the teacher's logits": teacher.logits}
+        self.record(loss, values, student.logits, labels, inputs)
         return loss
 
     def teacher_logits(self, images: Tensor, batch_idx: int | None = None) -> Tensor | None:
@@ -146,11 +139,15 @@ class DistillationModule(ClassificationModule):
 
     def setup(self, stage: str) -> None:
         """Check both networks, the losses and the data against each other before the first step."""
-        if stage == "fit" and self.teacher is None:
+        if stage == "fit" and self.teacher is None and self.losses.needs_teacher:
             raise UserError("DistillationModule needs a teacher to fit; pass teacher=..., a trained network.")
         if self.teacher is None:
             rank_zero_info("There is no teacher, so agreement with it is not measured.")
         super().setup(stage)
+        # DDP would send these from rank to rank before every step: queues, which are the same already, and the
+        # statistics of regressors, which are read for a batch of one image at the most
+        buffers = [name for name, _ in self.losses.named_buffers(prefix="losses")]
+        self._ddp_params_and_buffers_to_ignore = buffers
 
     def dry_run(self, images: Tensor) -> None:
         """Run both networks once; build the learned parts of the losses.
@@ -162,35 +159,24 @@ class DistillationModule(ClassificationModule):
             ValueError: If the teacher says NaN, or knows other classes than the student where a loss compares logits.
         """
         super().dry_run(images)
-        if self.teacher is None:
+        if self.teacher is None and self.losses.needs_teacher:
             return
         images = self._to_input_dtype(images)
         self._image_shape = images.shape[1:]
         student = try_forward(self, lambda: self._student_tap(self.convert_input(images)), "The student", images)
+        if self._student_tap.layers:
+            self._student_tap.check_not_overwritten(self.convert_input(images))
+        teacher = None if self.teacher is None else self._dry_run_teacher(images)
+        device = weight_device(self.network)
+        self.losses.build(student, teacher, network=self.network, teacher=self.teacher, device=device)
+
+    def _dry_run_teacher(self, images: Tensor) -> Outputs:
         teacher = try_forward(self, lambda: self._teach(images), "The teacher", images)
         if bool(images.isfinite().all()) and not bool(teacher.logits.isfinite().all()):
             raise UserError("The teacher's logits are not finite (NaN or infinity); its weights are damaged.")
-        compared = [name for name, loss in self.terms.items() if loss.reads_teacher_logits]
-        if compared and teacher.logits.shape != student.logits.shape:
-            raise UserError(
-                f"The teacher tells {teacher.logits.shape[1]} classes apart and the student {student.logits.shape[1]}, "
-                f"but the loss {compared[0]!r} compares their logits; use networks of the same classes, or losses on "
-                "features."
-            )
-        if self._student_tap.layers:
-            self._student_tap.check_not_overwritten(self.convert_input(images))
         if self._teach.tap.layers:
             self._teach.tap.check_not_overwritten(self._teach.convert_input(images))
-        self._build(shapes_of(student), shapes_of(teacher))
-
-    def _build(self, student: dict[str, Any], teacher: dict[str, Any]) -> None:
-        if self._shapes is None:
-            self._shapes = {"student": student, "teacher": teacher}
-            build_terms(self.terms, student, teacher, weight_device(self.network))
-            # DDP would send these from rank to rank before every step: queues, which are the same already, and the
-            # statistics of regressors, which are read for a batch of one image at the most
-            buffers = [name for name, _ in self.losses.named_buffers(prefix="losses")]
-            self._ddp_params_and_buffers_to_ignore = buffers
+        return teacher
 
     def _match_data(self) -> None:
         super()._match_data()
@@ -198,13 +184,18 @@ class DistillationModule(ClassificationModule):
             return
         known, data = data_config(self.teacher), self.data
         self._teach.convert_input = normalization_between(data, known).to(weight_device(self._teach.network))
-        if known.mean is None and data.mean is not None and self._shapes is None:
+        if known.mean is None and data.mean is not None and self.losses.shapes is None:
             rank_zero_info("The teacher's input statistics are not known; those of the data are assumed.")
-        if any(loss.reads_teacher_logits for loss in self.terms.values()):
+        if self.losses.compares_logits:
             check_same_classes("The teacher", known, data)
 
     def on_train_start(self) -> None:
-        """Make the teacher quick, and evaluate it once before anything is learned from it."""
+        """Optimize the teacher for inference, and evaluate it once before anything is learned from it."""
+        steps = float(self.trainer.estimated_stepping_batches)
+        self._total_steps = steps if steps > 0 else math.inf  # a stream has no length
+        if self._frozen_teacher is None:
+            super().on_train_start()
+            return
         images = torch.randn(4, *self._image_shape, generator=torch.Generator().manual_seed(0))
         dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None  # else as the student is
         self._teach.optimize_for_inference(self._to_input_dtype(images), dtype, self.compiles)
@@ -231,38 +222,48 @@ class DistillationModule(ClassificationModule):
 
     def speed(self) -> list[str]:
         """What makes the training quick, and what would."""
-        return [*super().speed(), *self._teach.speed()]
+        return [*super().speed(), *(self._frozen_teacher.speed() if self._frozen_teacher else [])]
 
     def _open_cache(self, where: bool | str) -> None:
         data = self._datamodule
-        reading = next((name for name, loss in self.terms.items() if loss.teacher_layers), None)
+        terms = {n: loss for n, loss in self.losses.terms.items() if isinstance(loss, DistillationLoss)}
+        reading = next((name for name, loss in terms.items() if loss.teacher_layers), None)
         features = None if reading is None else f"the loss {reading!r} reads the teacher's features, which are not kept"
         reason = features or uncacheable_reason(data)
         if reason is not None:
             raise UserError(f"The teacher's logits cannot be cached: {reason}, or set teacher_cache=False.")
-        classes = self._shapes["teacher"]["logits"][1]  # type: ignore[index]
-        self._teach.enable_cache(data, classes, where, str(self.trainer.precision))
+        _, teacher = self._logit_shapes()
+        self._teach.enable_cache(data, teacher[1], where, str(self.trainer.precision))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Show the view of this epoch in the cache, once it is whole."""
         super().on_train_batch_start(batch, batch_idx)
-        if self._teach.cache is not None and self._teach.load_view(self.current_epoch, self.trainer):
+        teacher = self._frozen_teacher
+        if teacher is not None and teacher.cache is not None and teacher.load_view(self.current_epoch, self.trainer):
             self._since = perf_counter()
 
     def _same_classes(self) -> bool:
-        shapes = self._shapes
-        return shapes is None or shapes["teacher"]["logits"][1:] == shapes["student"]["logits"][1:]
+        if self.losses.shapes is None:
+            return True
+        student, teacher = self._logit_shapes()
+        return student[1:] == teacher[1:]
+
+    def _logit_shapes(self) -> tuple[list[int], list[int]]:
+        student, teacher = self.losses.shapes or (None, None)
+        assert student is not None
+        assert teacher is not None
+        return student["logits"], teacher["logits"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the shapes from which the learned parts of the losses are rebuilt."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["loss_shapes"] = self._shapes
+        checkpoint["loss_shapes"] = self.losses.shapes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rebuild the learned parts of the losses, so that their weights can be loaded."""
         super().on_load_checkpoint(checkpoint)
-        if checkpoint.get("loss_shapes") is not None:
-            self._build(**checkpoint["loss_shapes"])
+        shapes, device = checkpoint.get("loss_shapes"), weight_device(self.network)
+        self.losses.load_shapes(shapes, network=self.network, teacher=self.teacher, device=device)
 
 
 def _terms(
@@ -273,8 +274,7 @@ def _terms(
     if losses is None:
         alpha = 0.9 if alpha is None else alpha
         if not 0 <= alpha <= 1:
-            raise UserError(f"alpha, the share of the teacher's term, must lie in [0, 1], got {alpha}.")
+            raise UserError(f"alpha, the weight of the teacher's term, must lie in [0, 1], got {alpha}.")
         soft = SoftTargetLoss(4.0 if temperature is None else temperature, weight=alpha)
         return {"hard": HardTargetLoss(weight=1 - alpha), "soft": soft}
-    refuse_unfit_terms(losses)
     return losses

@@ -6,6 +6,7 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kd_lightning import losses
-from kd_lightning.losses import DistillationLoss
+from kd_lightning.losses import AlignmentLoss, Term
 
 Configuration = dict[str, Any]
 
@@ -101,7 +102,9 @@ def _parameters(kind: type) -> list[str]:
 NAMES = [
     name
     for name in losses.__all__
-    if isinstance(getattr(losses, name), type) and getattr(losses, name) is not DistillationLoss
+    if isinstance(getattr(losses, name), type)
+    and issubclass(getattr(losses, name), Term)
+    and not isabstract(getattr(losses, name))
 ]
 
 
@@ -110,7 +113,7 @@ def _terms(names: list[str]) -> st.SearchStrategy[Configuration]:
     return st.dictionaries(called, st.one_of(*map(_loss, names)), min_size=1, max_size=3)
 
 
-BETWEEN_DOMAINS = [name for name in NAMES if getattr(losses, name).between_domains]
+BETWEEN_DOMAINS = [name for name in NAMES if issubclass(getattr(losses, name), AlignmentLoss)]
 BETWEEN_NETWORKS = [name for name in NAMES if name not in BETWEEN_DOMAINS]
 
 RESNET = _made(

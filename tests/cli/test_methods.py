@@ -32,10 +32,10 @@ from kd_lightning.losses import DistillationLoss
 
 
 class PooledLoss(DistillationLoss):
-    def __init__(self, weight=1.0):
-        super().__init__(weight, student_layers=["layer3"], teacher_layers=["layer3"])
+    def __init__(self, *, weight=1.0):
+        super().__init__(weight=weight, student_layers=["layer3"], teacher_layers=["layer3"])
 
-    def build(self, student, teacher):
+    def build(self, student, teacher, **networks):
         self.project = nn.Linear(student.features["layer3"].shape[1], teacher.features["layer3"].shape[1])
 
     def forward(self, student, teacher, labels):

@@ -13,8 +13,8 @@ from torch import Tensor
 from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.losses import (
     AdversarialLoss,
+    AlignmentLoss,
     CoralLoss,
-    DistillationLoss,
     KernelMeanMatchingLoss,
     MMDLoss,
     ReweightedLoss,
@@ -22,13 +22,15 @@ from kd_lightning.losses import (
 from kd_lightning.losses._domains import as_rows, domain_vectors
 from kd_lightning.networks import ResNet
 
-_MODULES: dict[str, Callable[[], DistillationLoss]] = {
+_MODULES: dict[str, Callable[[], AlignmentLoss]] = {
     "mmd": lambda: MMDLoss(layers=["map", "vector"]),
     "biased mmd": lambda: MMDLoss(layers=["map", "vector"], unbiased=False),
     "coral": lambda: CoralLoss(layers=["map", "vector"]),
     "dann": lambda: AdversarialLoss(layers=["map", "vector"], hidden=4),
     "cdan": lambda: AdversarialLoss(layers=["map", "vector"], conditional=True, hidden=4),
-    "random cdan": lambda: AdversarialLoss(1.0, ["map"], True, True, 4, largest_product=3, random_dimensions=6),
+    "random cdan": lambda: AdversarialLoss(
+        layers=["map"], conditional=True, entropy_weighted=True, hidden=4, largest_product=3, random_dimensions=6
+    ),
     "reweighted": lambda: ReweightedLoss(layer="map"),
     "reweighted, hidden": lambda: ReweightedLoss(layer="vector", hidden=4),
     "kernel mean matching": lambda: KernelMeanMatchingLoss(layer="map"),
@@ -42,13 +44,18 @@ def outputs(rows: int, dtype: torch.dtype = torch.float32, factor: float = 1.0) 
     return Outputs((factor * torch.randn(rows, 5)).to(dtype).requires_grad_(), leaves)
 
 
-def built(name: str, progress: float = 0.5) -> DistillationLoss:
+def built(name: str, progress: float = 0.5) -> AlignmentLoss:
     loss = _MODULES[name]()
     loss.build(outputs(2), outputs(2))
-    loss.progress = progress
+    loss.progress = torch.tensor(progress)
     for parameter in loss.parameters():  # some begin at zero
         torch.nn.init.normal_(parameter)
     return loss
+
+
+def _check_and_build(loss: AlignmentLoss, outputs: Outputs) -> None:
+    loss.check(outputs, outputs)
+    loss.build(outputs, outputs)
 
 
 def labels_of(rows: int) -> Tensor:
@@ -71,29 +78,30 @@ def test_rows_are_flat() -> None:
 
 
 @pytest.mark.parametrize("loss", [MMDLoss, CoralLoss, AdversarialLoss])
-def test_no_layer_and_one_number_are_refused(loss: Callable[..., DistillationLoss]) -> None:
+def test_no_layer_and_one_number_are_refused(loss: Callable[..., AlignmentLoss]) -> None:
     name = loss(layers=["a"])
     with pytest.raises(
         ValueError, match=rf"^{type(name).__name__} compares features; name at least one layer in layers\.$"
     ):
-        loss(layers=[]).build(outputs(2), outputs(2))
+        _check_and_build(loss(layers=[]), outputs(2))
     number = Outputs(torch.randn(2, 5), {"a": torch.randn(2)})
     with pytest.raises(ValueError, match=r"needs more than one number \(B,\) of layer 'a'; name another\.$"):
-        name.build(number, number)
+        _check_and_build(name, number)
 
 
 @pytest.mark.parametrize("loss", [ReweightedLoss, KernelMeanMatchingLoss])
-def test_one_number_is_refused_for_weights(loss: Callable[..., DistillationLoss]) -> None:
+def test_one_number_is_refused_for_weights(loss: Callable[..., AlignmentLoss]) -> None:
     number = Outputs(torch.randn(2, 5), {"a": torch.randn(2)})
     with pytest.raises(ValueError, match=r"needs more than one number \(B,\) of layer 'a'; name another\.$"):
-        loss(layer="a").build(number, number)
+        _check_and_build(loss(layer="a"), number)
 
 
 @pytest.mark.parametrize("name", list(_MODULES))
-def test_both_lists_of_layers_are_the_same(name: str) -> None:
+def test_all_read_layers_and_need_no_teacher(name: str) -> None:
     loss = _MODULES[name]()
-    assert loss.student_layers == loss.teacher_layers != ()
-    assert not loss.reads_teacher_logits
+    assert loss.layers != ()
+    assert not loss.compares_logits
+    assert not loss.needs_teacher
 
 
 @pytest.mark.parametrize("name", list(_MODULES))
@@ -101,11 +109,7 @@ def test_who_gets_gradients(name: str) -> None:
     """What aligns moves the features of both domains; what reweights moves the source's logits alone."""
     loss, source, target = built(name), outputs(5), outputs(7)
     loss(source, target, labels_of(5)).backward()
-    moved = (
-        [source.logits]
-        if name in _REWEIGHTING
-        else [o.features[n] for o in (source, target) for n in loss.student_layers]
-    )
+    moved = [source.logits] if name in _REWEIGHTING else [o.features[n] for o in (source, target) for n in loss.layers]
     for tensor in (*moved, *loss.parameters()):
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
@@ -142,7 +146,7 @@ def test_any_precision_and_sizes(
         assert term.dtype == (torch.float64 if features == torch.float64 else torch.float32)
     assert term.shape == ()
     assert term.isfinite()
-    assert all(figure.isfinite() for figure in loss.figures.values())
+    assert all(figure.isfinite() for figure in loss.metrics.values())
     term.backward()
     gradients = [t.grad for o in (source, target) for t in (o.logits, *o.features.values()) if t.grad is not None]
     assert gradients
@@ -192,13 +196,13 @@ def test_labels_may_be_missing_or_probabilities(name: str) -> None:
 def test_after_a_step_they_can_be_copied_and_hold_no_graph(name: str) -> None:
     loss, source, target = built(name), outputs(5), outputs(7)
     term = loss(source, target, labels_of(5))
-    assert all(figure.shape == () and figure.grad_fn is None for figure in loss.figures.values())
+    assert all(figure.shape == () and figure.grad_fn is None for figure in loss.metrics.values())
     for copied in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         torch.testing.assert_close(copied(source, target, labels_of(5)), term)
         assert copied.progress == 0.5
     size = ["effective_sample_size"] if name in _REWEIGHTING else []
     accuracy = ["domain_accuracy"] if [*loss.parameters()] else []
-    assert list(loss.figures) == size + accuracy
+    assert list(loss.metrics) == size + accuracy
 
 
 @pytest.mark.parametrize("name", list(_MODULES))
@@ -216,7 +220,7 @@ def test_a_loss_is_built_from_shapes_and_loads_what_another_learned(name: str) -
 def test_all_read_the_default_layer_of_one_network_on_two_domains() -> None:
     network = ResNet([1, 1], [4, 8], 5, in_channels=1)
     losses = [MMDLoss(), CoralLoss(), AdversarialLoss(), ReweightedLoss(), KernelMeanMatchingLoss()]
-    tap = FeatureTap(network, [name for loss in losses for name in loss.student_layers])
+    tap = FeatureTap(network, [name for loss in losses for name in loss.layers])
     source, target = tap(torch.rand(6, 1, 8, 8)), tap(torch.rand(8, 1, 8, 8))
     for loss in losses:
         loss.build(source, target)
@@ -238,11 +242,11 @@ def test_all_read_the_default_layer_of_one_network_on_two_domains() -> None:
 )
 def test_recipes_can_name_them(name: str, options: dict[str, object]) -> None:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--losses", type=dict[str, DistillationLoss])
+    parser.add_argument("--losses", type=dict[str, AlignmentLoss])
     config = parser.parse_object({"losses": {"term": {"class_path": name, "init_args": options}}})
     loss = parser.instantiate_classes(config).losses["term"]
     assert type(loss).__name__ == name
-    found = {key: getattr(loss, "student_layers" if key in ("layer", "layers") else key) for key in options}
+    found = {key: getattr(loss, "layers" if key in ("layer", "layers") else key) for key in options}
     wanted = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     wanted |= {"layer": ("a",)} if "layer" in options else {}
     assert found == wanted

@@ -239,7 +239,7 @@ def test_two_ranks_adapt_as_one_process_does(
     """Value, figures and the gradient of the network and of the learned parts, after DDP's averaging."""
     images, weight = torch.randn(2, 8, 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     labels = torch.tensor([0, 2, 1, 1, 0, 2, 2, 0])
-    loss.progress = 0.3
+    loss.progress = torch.tensor(0.3)
     loss.build(*(Outputs(torch.zeros(2, 3), {"a": torch.zeros(2, 3), "b": torch.zeros(2, 3)}) for _ in range(2)))
     loss.double()
     for parameter in loss.parameters():  # some begin at zero
@@ -253,7 +253,7 @@ def test_two_ranks_adapt_as_one_process_does(
         value.backward()
         gradients = [parameter.grad for parameter in (own, *loss.parameters())]
         assert all(gradient is not None for gradient in gradients)
-        return [value.detach(), *loss.figures.values(), *(g for g in gradients if g is not None)]
+        return [value.detach(), *loss.metrics.values(), *(g for g in gradients if g is not None)]
 
     def work(rank: int) -> list[Tensor]:
         parts = [rows.split(s)[rank] for rows, s in zip((*images, labels), (*sizes, sizes[0]), strict=True)]

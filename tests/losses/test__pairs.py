@@ -23,7 +23,7 @@ from kd_lightning.losses import (
     SimilarityLoss,
     VariationalLoss,
 )
-from kd_lightning.losses._pairs import MapNorm, built, feature_pairs, fit_to, map_pairs, same_size, vector_pairs
+from kd_lightning.losses._pairs import MapNorm, feature_pairs, fit_to, map_pairs, require_built, same_size, vector_pairs
 
 _LABELS = torch.tensor([3, -1])
 
@@ -84,7 +84,7 @@ def test_what_is_neither_map_nor_vector_is_refused(loss: Callable[..., Distillat
 def test_what_compares_pixels_refuses_vectors(loss: Callable[..., DistillationLoss]) -> None:
     term = loss(student_layers=["a"], teacher_layers=["b"])
     student, teacher = outputs(a=(3, 4, 4)), outputs(b=(7,))
-    for call in (lambda: term.build(student, teacher), lambda: term(student, teacher, _LABELS)):
+    for call in (lambda: term.check(student, teacher), lambda: term(student, teacher, _LABELS)):
         with pytest.raises(
             ValueError,
             match=rf"^{type(term).__name__} compares maps \(B, C, H, W\), but the teacher's layer 'b' gives "
@@ -125,7 +125,7 @@ def test_learned_parts_are_asked_for_before_the_first_step(loss: Callable[..., D
     term = loss(student_layers=["a", "b"])
     student = outputs(a=(3,), b=(4,))
     message = (
-        rf"^The learned parts of {type(term).__name__} are not built yet; call build\(student, teacher\) with the "
+        rf"^The learned parts of {type(term).__name__} are not built yet; call build with the "
         r"outputs of a dry run before the first step\.$"
     )
     with pytest.raises(RuntimeError, match=message):
@@ -136,9 +136,9 @@ def test_learned_parts_are_asked_for_before_the_first_step(loss: Callable[..., D
 
 def test_parts_that_are_built_are_handed_out() -> None:
     loss, parts = HintLoss(student_layers=["a"]), nn.ModuleList([nn.Linear(1, 1)])
-    assert built(loss, parts) is parts
+    assert require_built(loss, parts) is parts
     with pytest.raises(RuntimeError, match=r"^The learned parts of HintLoss are not built yet"):
-        built(loss, nn.ModuleList())
+        require_built(loss, nn.ModuleList())
 
 
 @pytest.mark.parametrize(

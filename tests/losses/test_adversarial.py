@@ -21,7 +21,7 @@ def outputs(rows: int, shift: float = 0.0, **shapes: tuple[int, ...]) -> Outputs
 
 def built(loss: AdversarialLoss, source: Outputs, target: Outputs, progress: float = 1.0) -> AdversarialLoss:
     loss.build(source, target)
-    loss.progress = progress
+    loss.progress = torch.tensor(progress)
     return loss
 
 
@@ -70,9 +70,9 @@ def test_the_reversal_keeps_the_type(dtype: torch.dtype) -> None:
 
 def test_the_schedule_is_ganins() -> None:
     for progress in (0.0, 0.05, 0.3, 1.0):
-        assert reversal_strength(progress) == pytest.approx(2 / (1 + math.exp(-10 * progress)) - 1)
-        assert reversal_strength(progress) == pytest.approx(math.tanh(5 * progress))
-    assert reversal_strength(0.0) == 0
+        strength = reversal_strength(torch.tensor(progress, dtype=torch.float64))
+        assert strength.item() == pytest.approx(2 / (1 + math.exp(-10 * progress)) - 1)
+    assert reversal_strength(torch.tensor(0.0)) == 0
 
 
 def test_the_source_is_one_and_the_target_zero() -> None:
@@ -201,7 +201,7 @@ def test_the_accuracy_is_the_mean_of_both_domains() -> None:
         source.features["a"].copy_(torch.tensor([[2.0], [2.0], [0.0]]))
         target.features["a"].fill_(0.0)[:10] = 2.0
     loss(source, target, _LABELS[:3])
-    assert loss.figures["domain_accuracy"].item() == pytest.approx((2 / 3 + 40 / 50) / 2)
+    assert loss.metrics["domain_accuracy"].item() == pytest.approx((2 / 3 + 40 / 50) / 2)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.0])
@@ -223,20 +223,20 @@ def test_training_against_each_other_hides_the_domain(strength: float) -> None:
     start = distance()
     optimizer = torch.optim.SGD([*network.parameters(), *loss.parameters()], 0.1)
     for i in range(400):
-        loss.progress = i / 400
+        loss.progress = torch.tensor(i / 400)
         optimizer.zero_grad()
         loss(*step(), torch.zeros(128, dtype=torch.long)).backward()
         optimizer.step()
     assert (distance() < start / 5) is (strength == 1)
-    assert (loss.figures["domain_accuracy"].item() < 0.65) is (strength == 1)
+    assert (loss.metrics["domain_accuracy"].item() < 0.65) is (strength == 1)
 
 
 def test_defaults_are_the_released_ones() -> None:
     loss = AdversarialLoss()
-    assert (loss.weight, loss.warmup_epochs, loss.student_layers, loss.gather) == (1.0, 0, ("avgpool",), True)
+    assert (loss.weight, loss.warmup_epochs, loss.layers, loss.gather) == (1.0, 0, ("avgpool",), True)
     assert (loss.conditional, loss.entropy_weighted, loss.hidden, loss.strength) == (False, False, 1024, 1.0)
     assert (loss.largest_product, loss.random_dimensions) == (4096, 1024)
-    assert AdversarialLoss(weight=2.0, warmup_epochs=4).weight_in(0) == 0.5
+    assert AdversarialLoss(weight=2.0, warmup_epochs=4).weight_at(0) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_the_module_passes_its_options() -> None:
     outputs = Outputs(torch.randn(3, 2), {"a": student}), Outputs(torch.randn(3, 2), {"b": teacher})
     loss.build(*outputs)
     assert loss(*outputs, torch.full((3,), -1)) == attention_loss(student, teacher, power=4)
-    assert (loss.weight, loss.weight_in(0)) == (2.0, 1.0)
+    assert (loss.weight, loss.weight_at(0)) == (2.0, 1.0)
     assert loss.state_dict() == {}
 
 

@@ -171,7 +171,7 @@ def test_defaults_are_those_released() -> None:
     assert (loss.weight, loss.dimensions, loss.temperature, loss.warmup_epochs) == (0.8, 128, 0.07, 0)
     assert (loss.student_layers, loss.gather) == (("avgpool",), True)
     assert loss.queues.shape == (1, 2, 16384, 128)
-    assert ContrastiveLoss(weight=2.0, queue_size=1, warmup_epochs=4).weight_in(0) == 0.5
+    assert ContrastiveLoss(weight=2.0, queue_size=1, warmup_epochs=4).weight_at(0) == 0.5
     anchors, positives, negatives = (F.normalize(torch.randn(3, 4)) for _ in range(3))
     shown = torch.zeros(3, 3, dtype=torch.bool)
     value = contrastive_loss(anchors, positives, negatives, shown)

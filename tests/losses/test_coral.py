@@ -61,12 +61,12 @@ def test_refuses_other_widths() -> None:
 
 def test_the_module_averages_maps_sums_layers_and_its_defaults() -> None:
     loss = CoralLoss()
-    assert (loss.weight, loss.warmup_epochs, loss.student_layers, loss.gather) == (1.0, 0, ("avgpool",), True)
+    assert (loss.weight, loss.warmup_epochs, loss.layers, loss.gather) == (1.0, 0, ("avgpool",), True)
     loss = CoralLoss(2.0, ["a", "b"], warmup_epochs=2)
     source = Outputs(torch.randn(5, 2), {"a": torch.randn(5, 3, 4, 2), "b": torch.randn(5, 6)})
     target = Outputs(torch.randn(4, 2), {"a": torch.randn(4, 3, 4, 2), "b": torch.randn(4, 6)})
     expected = coral_loss(source.features["a"].mean((2, 3)), target.features["a"].mean((2, 3)))
     expected += coral_loss(source.features["b"], target.features["b"])
     torch.testing.assert_close(loss(source, target, _LABELS), expected)
-    assert (loss.weight, loss.weight_in(0)) == (2.0, 1.0)
+    assert (loss.weight, loss.weight_at(0)) == (2.0, 1.0)
     assert loss.state_dict() == {}

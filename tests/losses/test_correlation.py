@@ -82,7 +82,7 @@ def test_defaults_are_those_of_the_benchmark() -> None:
     loss = CorrelationLoss()
     assert (loss.weight, loss.dimensions, loss.warmup_epochs) == (0.02, 128, 0)
     assert (loss.student_layers, loss.gather) == (("avgpool",), True)
-    assert CorrelationLoss(weight=2.0, warmup_epochs=4).weight_in(0) == 0.5
+    assert CorrelationLoss(weight=2.0, warmup_epochs=4).weight_at(0) == 0.5
 
 
 def test_refuses_no_dimensions() -> None:

@@ -123,7 +123,7 @@ def test_the_module_passes_its_options() -> None:
     loss = DecoupledLoss(alpha=0.5, beta=2.0, temperature=3.0, weight=0.7, warmup_epochs=2)
     term = loss(Outputs(student), Outputs(teacher), _LABELS)
     torch.testing.assert_close(term, decoupled_loss(student, teacher, _LABELS, 0.5, 2.0, 3.0))
-    assert (loss.weight, loss.weight_in(0)) == (0.7, 0.35)
+    assert (loss.weight, loss.weight_at(0)) == (0.7, 0.35)
     assert loss.state_dict() == {}
 
 
@@ -131,7 +131,7 @@ def test_defaults_are_those_released() -> None:
     loss = DecoupledLoss()
     assert (loss.alpha, loss.beta, loss.temperature, loss.weight) == (1.0, 8.0, 4.0, 1.0)
     assert loss.warmup_epochs == 20
-    assert loss.reads_teacher_logits
+    assert loss.compares_logits
     student, teacher = pair()
     term = loss(Outputs(student), Outputs(teacher), _LABELS)
     torch.testing.assert_close(term, decoupled_loss(student, teacher, _LABELS))

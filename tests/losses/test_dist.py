@@ -84,7 +84,7 @@ def test_the_module_passes_its_options_and_no_labels() -> None:
     one, other = (loss(Outputs(student), Outputs(teacher), torch.full((6,), label)) for label in (-1, 3))
     torch.testing.assert_close(one, dist_loss(student, teacher, 0.5, 2.0, 3.0))
     assert one == other
-    assert (loss.weight, loss.weight_in(0)) == (0.7, 0.35)
+    assert (loss.weight, loss.weight_at(0)) == (0.7, 0.35)
 
 
 def test_defaults_are_those_released() -> None:
@@ -92,7 +92,7 @@ def test_defaults_are_those_released() -> None:
     assert (loss.temperature, loss.beta, loss.gamma, loss.weight) == (4.0, 1.0, 1.0, 2.0)
     assert loss.warmup_epochs == 0
     assert loss.gather
-    assert loss.reads_teacher_logits
+    assert loss.compares_logits
     student, teacher = pair()
     torch.testing.assert_close(dist_loss(student, teacher), dist_loss(student, teacher, 1.0, 1.0, 1.0))
 

@@ -102,5 +102,5 @@ def test_without_a_regressor_channels_must_be_equal() -> None:
 def test_defaults_are_those_of_the_benchmark() -> None:
     loss = HintLoss()
     assert (loss.weight, loss.warmup_epochs, loss.student_layers) == (100.0, 0, ("layer2",))
-    assert not loss.reads_teacher_logits
-    assert HintLoss(weight=2.0, warmup_epochs=4).weight_in(0) == 0.5
+    assert not loss.compares_logits
+    assert HintLoss(weight=2.0, warmup_epochs=4).weight_at(0) == 0.5

@@ -186,17 +186,17 @@ def test_the_module_weighs_the_cross_entropy_and_moves_no_features() -> None:
     for labels in (_LABELS, torch.rand(5, 4).softmax(1)):
         expected = hard_target_loss(source.logits, labels, 0.1, weights)
         torch.testing.assert_close(loss(source, target, labels), expected)
-    torch.testing.assert_close(loss.figures["effective_sample_size"], effective_sample_size(weights))
+    torch.testing.assert_close(loss.metrics["effective_sample_size"], effective_sample_size(weights))
     loss(source, target, _LABELS).backward()
     assert source.logits.grad is not None
     assert all(o is None for o in (source.features["a"].grad, target.features["a"].grad, target.logits.grad))
     assert loss.state_dict() == {}
-    assert (loss.weight, loss.weight_in(0)) == (2.0, 1.0)
+    assert (loss.weight, loss.weight_at(0)) == (2.0, 1.0)
 
 
 def test_defaults() -> None:
     loss = KernelMeanMatchingLoss()
-    assert (loss.weight, loss.warmup_epochs, loss.student_layers, loss.gather) == (1.0, 0, ("avgpool",), True)
+    assert (loss.weight, loss.warmup_epochs, loss.layers, loss.gather) == (1.0, 0, ("avgpool",), True)
     assert (loss.label_smoothing, loss.bound, loss.tolerance, loss.ridge) == (0.0, 10.0, 0.1, 0.01)
     assert loss.bandwidths == (0.5, 1.0, 2.0)
     source, target = pair()

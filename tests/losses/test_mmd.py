@@ -138,14 +138,14 @@ def test_refuses_other_widths() -> None:
 def test_the_module_averages_maps_sums_layers_and_has_the_released_defaults() -> None:
     loss = MMDLoss()
     assert (loss.weight, loss.warmup_epochs, loss.bandwidths, loss.unbiased) == (1.0, 0, (0.5, 1.0, 2.0), True)
-    assert (loss.student_layers, loss.gather) == (("avgpool",), True)
+    assert (loss.layers, loss.gather) == (("avgpool",), True)
     loss = MMDLoss(2.0, ["a", "b"], bandwidths=[0.7], unbiased=False, warmup_epochs=2)
     source = Outputs(torch.randn(5, 2), {"a": torch.randn(5, 3, 4, 2), "b": torch.randn(5, 6)})
     target = Outputs(torch.randn(4, 2), {"a": torch.randn(4, 3, 4, 2), "b": torch.randn(4, 6)})
     expected = mmd_loss(source.features["a"].mean((2, 3)), target.features["a"].mean((2, 3)), [0.7], False)
     expected += mmd_loss(source.features["b"], target.features["b"], [0.7], False)
     torch.testing.assert_close(loss(source, target, _LABELS), expected)
-    assert (loss.weight, loss.weight_in(0)) == (2.0, 1.0)
+    assert (loss.weight, loss.weight_at(0)) == (2.0, 1.0)
     assert loss.state_dict() == {}
 
 

@@ -63,5 +63,5 @@ def test_the_module_and_its_published_defaults() -> None:
     outputs = Outputs(torch.randn(3, 2), {"a": student}), Outputs(torch.randn(3, 2), {"b": teacher})
     loss.build(*outputs)
     assert loss(*outputs, torch.full((3,), -1)) == neuron_selectivity_loss(student, teacher)
-    assert (loss.weight, loss.weight_in(0)) == (2.0, 1.0)
+    assert (loss.weight, loss.weight_at(0)) == (2.0, 1.0)
     assert loss.state_dict() == {}

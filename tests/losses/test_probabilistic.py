@@ -64,5 +64,5 @@ def test_the_module_averages_maps_and_has_the_published_defaults() -> None:
     outputs = Outputs(torch.randn(5, 2), {"a": student}), Outputs(torch.randn(5, 2), {"b": teacher})
     term = loss(*outputs, torch.full((5,), -1))
     torch.testing.assert_close(term, probabilistic_loss(student.mean((2, 3)), teacher))
-    assert (loss.weight, loss.weight_in(0)) == (2.0, 1.0)
+    assert (loss.weight, loss.weight_at(0)) == (2.0, 1.0)
     assert loss.state_dict() == {}

@@ -123,7 +123,7 @@ def test_the_module_averages_maps_and_has_the_published_defaults() -> None:
     outputs = Outputs(torch.randn(5, 2), {"a": student}), Outputs(torch.randn(5, 2), {"b": teacher})
     term = loss(*outputs, torch.full((5,), -1))
     torch.testing.assert_close(term, relational_loss(student.mean((2, 3)), teacher, 3.0, 4.0))
-    assert (loss.weight, loss.weight_in(0)) == (2.0, 1.0)
+    assert (loss.weight, loss.weight_at(0)) == (2.0, 1.0)
     assert loss.state_dict() == {}
 
 

@@ -117,4 +117,4 @@ def test_defaults_are_those_released() -> None:
     loss = ReviewLoss()
     assert (loss.weight, loss.warmup_epochs) == (5.0, 20)
     assert loss.student_layers == loss.teacher_layers == ("layer1", "layer2", "layer3", "avgpool")
-    assert ReviewLoss(weight=2.0, warmup_epochs=4).weight_in(0) == 0.5
+    assert ReviewLoss(weight=2.0, warmup_epochs=4).weight_at(0) == 0.5

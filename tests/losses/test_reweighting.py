@@ -101,8 +101,8 @@ def test_the_true_ratio_of_gaussians_is_recovered(trained: tuple[ReweightedLoss,
     assert abs(x.mean()) < 0.1  # the source's mean, where the target's is 1
     assert (weights * x).mean() == pytest.approx(1, abs=0.15)
     assert (weights * x**2).mean() == pytest.approx(2, abs=0.4)
-    assert loss.figures["effective_sample_size"] < 350
-    assert loss.figures["domain_accuracy"].item() == pytest.approx(0.69, abs=0.06)  # Phi(1/2)
+    assert loss.metrics["effective_sample_size"] < 350
+    assert loss.metrics["domain_accuracy"].item() == pytest.approx(0.69, abs=0.06)  # Phi(1/2)
 
 
 def test_the_classifier_is_calibrated_on_fresh_samples(trained: tuple[ReweightedLoss, int]) -> None:
@@ -122,7 +122,7 @@ def test_at_first_it_is_the_plain_cross_entropy_and_log_two() -> None:
         loss.build(source, target)
         expected = hard_target_loss(source.logits, _LABELS) + math.log(2)
         torch.testing.assert_close(loss(source, target, _LABELS), expected)
-        assert loss.figures["effective_sample_size"].item() == pytest.approx(5)
+        assert loss.metrics["effective_sample_size"].item() == pytest.approx(5)
 
 
 @pytest.mark.parametrize("labels", [_LABELS, torch.rand(5, 4).softmax(1)], ids=["indices", "probabilities"])
@@ -138,9 +138,9 @@ def test_the_term_is_written_out(labels: Tensor) -> None:
     expected += F.binary_cross_entropy_with_logits(odds, torch.tensor([1.0] * 5 + [0.0] * 7))
     expected += 0.15 * loss.classifiers[0][0].weight.square().sum()
     torch.testing.assert_close(loss(source, target, labels), expected)
-    torch.testing.assert_close(loss.figures["effective_sample_size"], effective_sample_size(weights))
+    torch.testing.assert_close(loss.metrics["effective_sample_size"], effective_sample_size(weights))
     right = (odds[:5] > 0).sum() + (odds[5:] <= 0).sum()
-    assert loss.figures["domain_accuracy"].item() == pytest.approx(right.item() / 12)
+    assert loss.metrics["domain_accuracy"].item() == pytest.approx(right.item() / 12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -189,7 +189,7 @@ def test_the_penalty_draws_to_equal_weights() -> None:
             optimizer.zero_grad()
             loss(*gaussians(), torch.zeros(512, dtype=torch.long)).backward()
             optimizer.step()
-        sizes.append(loss.figures["effective_sample_size"].item())
+        sizes.append(loss.metrics["effective_sample_size"].item())
     assert sizes[1] > 1.5 * sizes[0]
 
 
@@ -217,9 +217,9 @@ def test_learned_parts_are_in_the_state_dict() -> None:
 
 def test_defaults() -> None:
     loss = ReweightedLoss()
-    assert (loss.weight, loss.warmup_epochs, loss.student_layers, loss.gather) == (1.0, 0, ("avgpool",), True)
+    assert (loss.weight, loss.warmup_epochs, loss.layers, loss.gather) == (1.0, 0, ("avgpool",), True)
     assert (loss.label_smoothing, loss.bound, loss.penalty, loss.hidden) == (0.0, 10.0, 1e-3, 0)
-    assert ReweightedLoss(weight=2.0, warmup_epochs=4).weight_in(0) == 0.5
+    assert ReweightedLoss(weight=2.0, warmup_epochs=4).weight_at(0) == 0.5
     odds = torch.tensor([-9.0, 0.0])
     assert torch.equal(density_ratio(odds, 1, 1), density_ratio(odds, 1, 1, 10.0))
 

@@ -43,5 +43,5 @@ def test_the_module_and_its_published_defaults() -> None:
     loss = SimilarityLoss(weight=2.0, student_layers=["a"], teacher_layers=["b"], warmup_epochs=2)
     outputs = Outputs(torch.randn(5, 2), {"a": student}), Outputs(torch.randn(5, 2), {"b": teacher})
     assert loss(*outputs, torch.full((5,), -1)) == similarity_loss(student, teacher)
-    assert (loss.weight, loss.weight_in(0)) == (2.0, 1.0)
+    assert (loss.weight, loss.weight_at(0)) == (2.0, 1.0)
     assert loss.state_dict() == {}

@@ -114,7 +114,7 @@ def test_defaults_are_those_of_the_benchmark() -> None:
     loss = VariationalLoss()
     assert (loss.weight, loss.initial_variance, loss.warmup_epochs) == (1.0, 5.0, 0)
     assert loss.student_layers == loss.teacher_layers == ("layer1", "layer2", "layer3")
-    assert VariationalLoss(weight=2.0, warmup_epochs=4).weight_in(0) == 0.5
+    assert VariationalLoss(weight=2.0, warmup_epochs=4).weight_at(0) == 0.5
 
 
 @pytest.mark.parametrize("variance", [0.0, 1e-5, float("nan")])

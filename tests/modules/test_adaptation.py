@@ -15,7 +15,7 @@ from kd_lightning import AdaptationModule, DigitsDataModule, DomainPairDataModul
 from kd_lightning.features import FeatureTap
 from kd_lightning.losses import (
     AdversarialLoss,
-    DistillationLoss,
+    AlignmentLoss,
     HardTargetLoss,
     MMDLoss,
     SoftTargetLoss,
@@ -38,7 +38,7 @@ def pair(batch_size: int = 128, target: DigitsDataModule | None = None) -> Domai
     return DomainPairDataModule(DigitsDataModule(batch_size=batch_size), target)
 
 
-def losses() -> dict[str, DistillationLoss]:
+def losses() -> dict[str, AlignmentLoss | HardTargetLoss]:
     return {
         "hard": HardTargetLoss(),
         "mmd": MMDLoss(weight=0.5),
@@ -131,7 +131,7 @@ def test_progress_goes_from_0_to_1(make_trainer: Trainers) -> None:
 
     class Told(HardTargetLoss):
         def forward(self, *arguments: Any) -> Tensor:
-            told.append(self.progress)
+            told.append(float(self.progress))
             return super().forward(*arguments)
 
     trainer = make_trainer(max_epochs=2, limit_val_batches=0)

@@ -25,9 +25,9 @@ class ProjectionLoss(DistillationLoss):
     """A user's own loss, with a learned part built from the shapes of a dry run."""
 
     def __init__(self, weight: float = 1.0) -> None:
-        super().__init__(weight, ["layer2"], ["layer1"])
+        super().__init__(weight=weight, student_layers=["layer2"], teacher_layers=["layer1"])
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
+    def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
         self.project = nn.Linear(student.features["layer2"].shape[1], teacher.features["layer1"].shape[1])
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
@@ -84,6 +84,52 @@ def test_each_term_is_logged_unweighted(
     figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert figures["train/loss"] == pytest.approx(0.3 * figures["train/hard"] + 0.7 * figures["train/soft"], rel=1e-5)
     assert {"val/agreement", "val/kl"} <= set(figures)
+
+
+class Growing(DistillationLoss):
+    """A user's own term with a metric, which reads how far the training is."""
+
+    needs_teacher = False
+
+    def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
+        self.metrics = {"progress": self.progress.clone(), "epoch": self.epoch.float()}
+        return self.progress * student.logits.square().mean()
+
+
+def test_metrics_of_a_term_are_logged(
+    small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers
+) -> None:
+    trainer = make_trainer(max_epochs=2, limit_val_batches=0)
+    trainer.fit(DistillationModule(small(), trained, losses={"hard": HardTargetLoss(), "mine": Growing()}), digits)
+    steps = trainer.global_step
+    of_epoch = [step / steps for step in range(steps // 2, steps)]
+    logged = trainer.callback_metrics
+    sizes = [len(batch.labels) for batch in digits.train_dataloader()]
+    mean = sum(size * progress for size, progress in zip(sizes, of_epoch, strict=True)) / sum(sizes)
+    assert logged["train/mine_progress"].item() == pytest.approx(mean, rel=1e-5)
+    assert logged["train/mine_epoch"] == 1
+
+
+def test_no_teacher_is_needed_where_no_term_reads_one(
+    small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    """It trains to the bits of a student that is trained on labels."""
+    trainer, other = make_trainer(max_epochs=2), make_trainer(max_epochs=2)
+    network = small()
+    module, student = (
+        DistillationModule(network, losses={"hard": HardTargetLoss()}),
+        TeacherModule(copy.deepcopy(network)),
+    )
+    trainer.fit(module, digits)
+    other.fit(student, digits)
+    for name, value in student.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
+    assert "val/agreement" not in trainer.callback_metrics
+    trainer.save_checkpoint(tmp_path / "student.ckpt")
+    DistillationModule.load_from_checkpoint(
+        tmp_path / "student.ckpt", student=small(), losses={"hard": HardTargetLoss()}
+    )
+    assert make_trainer().test(module, digits)[0]["test/accuracy"] > 0
 
 
 def test_it_learns_from_the_teacher_alone(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
@@ -313,7 +359,7 @@ def test_fit_needs_a_teacher(small: Networks, digits: DigitsDataModule, make_tra
 def test_class_counts_must_match_where_logits_are_compared(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
-    with pytest.raises(ValueError, match=r"teacher tells 7 classes apart and the student 10, but the loss 'soft'"):
+    with pytest.raises(ValueError, match=r"teacher has 7 classes and the student 10, but the loss 'soft'"):
         make_trainer().fit(DistillationModule(small(), small(num_classes=7)), digits)
     trainer = make_trainer(fast_dev_run=True)
     features: dict[str, DistillationLoss] = {"mine": ProjectionLoss()}

@@ -72,7 +72,7 @@ def test_all_losses_together_train_in_each_precision(small: Networks, make_train
     module, trainer = _digits_module(small), make_trainer(precision=precision, max_epochs=2)
     trainer.fit(module, DigitsDataModule(batch_size=128))
     figures = trainer.callback_metrics
-    assert all(torch.isfinite(figures[f"train/{name}"]) for name in module.terms)
+    assert all(torch.isfinite(figures[f"train/{name}"]) for name in module.losses)
     assert all(torch.isfinite(weight).all() for weight in module.parameters())
 
 

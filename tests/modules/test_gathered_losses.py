@@ -68,12 +68,12 @@ class Halves(DistillationLoss):
     """
 
     def __init__(self, loss: DistillationLoss) -> None:
-        super().__init__(loss.weight, loss.student_layers, loss.teacher_layers)
+        super().__init__(weight=loss.weight, student_layers=loss.student_layers, teacher_layers=loss.teacher_layers)
         self.loss = loss
         self.kept: list[dict[str, Tensor]] = [{}, {}]
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
-        self.loss.build(student, teacher)
+    def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
+        self.loss.build(student, teacher, **networks)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         terms = []
@@ -101,7 +101,7 @@ class Keeper(pl.Callback):
         self.gradients: list[dict[str, Tensor]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        for name, term in pl_module.terms.items():
+        for name, term in pl_module.losses.items():
             self.values[name] = []
             term.register_forward_hook(partial(self._keep, name))
 
