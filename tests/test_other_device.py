@@ -237,7 +237,7 @@ def test_a_distillation_with_converted_inputs_resumes_within_an_epoch(tmp_path: 
 
 @on_other_device
 def test_a_distillation_with_a_queue_resumes_within_an_epoch(tmp_path: Path) -> None:
-    def terms() -> dict[str, DistillationLoss]:
+    def terms() -> dict[str, kd_losses.DistillationLoss]:
         queue = kd_losses.ContrastiveLoss(queue_size=64, student_layers=["avgpool"])
         return {"hard": kd_losses.HardTargetLoss(), "crd": queue, "vid": kd_losses.VariationalLoss()}
 
