@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kd_lightning.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from kd_lightning.checkpoints.checkpoint import Checkpoint as Checkpoint
     from kd_lightning.data.cifar import CIFAR10DataModule as CIFAR10DataModule
     from kd_lightning.data.cifar import CIFAR100DataModule as CIFAR100DataModule
     from kd_lightning.data.digits import DigitsDataModule as DigitsDataModule
@@ -34,6 +35,7 @@ _LAZY = {
     "AdaptationModule": "modules.adaptation",
     "DistillationModule": "modules.distillation",
     "TeacherModule": "modules.teacher",
+    "Checkpoint": "checkpoints.checkpoint",
     "Run": "runs.run",
 }
 
@@ -42,6 +44,7 @@ __all__ = [
     "AdaptationModule",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "Checkpoint",
     "DigitsDataModule",
     "DistillationModule",
     "DomainPairDataModule",

@@ -134,7 +134,7 @@ def test_no_command_runs_code_from_a_file_that_fills_a_network(kd: Command, comm
     recipe = "digits/student" if role == "network" else "digits/distill"
     options = [] if command == "layers" else QUIET
     if role == "teacher" and command not in ("fit", "layers"):
-        torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0"}, "own.ckpt")
+        torch.save({"state_dict": {}, "kd_lightning_format": 1}, "own.ckpt")
         options = [*options, "--ckpt_path", "own.ckpt"]
     message = sentence(kd, command, "-c", recipe, *filled(path, role), *options)
     assert "'evil.ckpt' is no checkpoint of tensors and plain data" in message
@@ -280,16 +280,14 @@ def test_no_command_takes_a_checkpoint_that_names_a_foreign_class(
 ) -> None:
     naming(LAST, FOREIGN["list"])
     message = sentence(kd, command, "-c", "digits/student", "--ckpt_path", "last", *SHORT)
-    assert f"'{LAST}' asks for the class 'stranger.Network', which is not part of kd_lightning" in message
+    assert f"'{LAST}' names the class 'stranger.Network', which is not part of kd_lightning" in message
     assert not stranger()
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_foreign_class_is_refused(here: Path, stranger: Callable[[], bool], kind: str) -> None:
     naming(LAST, FOREIGN[kind])
-    with pytest.raises(
-        ValueError, match=r"last\.ckpt' asks for the class 'stranger\..*import 'stranger' yourself first"
-    ):
+    with pytest.raises(ValueError, match=r"last\.ckpt' names the class 'stranger\..*import 'stranger' yourself first"):
         TeacherModule.load_from_checkpoint(LAST)
     assert not stranger()
 
@@ -346,7 +344,7 @@ def test_no_class_that_is_known_starts_a_process(here: Path, spelled: str) -> No
     starts = json.dumps(starts) if spelled == "json" else starts
     network = {"class_path": UNTYPED, "init_args": {"conv": starts, "bn": starts}}
     naming(LAST, {"network": network})
-    with pytest.raises(ValueError, match=r"no network, loss, optimizer or schedule|can be rebuilt \(Parser key"):
+    with pytest.raises(ValueError, match=r"not a network, loss, optimizer or scheduler|can be rebuilt \(Parser key"):
         TeacherModule.load_from_checkpoint(LAST)
     assert not Path("ran").exists()
 
@@ -354,7 +352,7 @@ def test_no_class_that_is_known_starts_a_process(here: Path, spelled: str) -> No
 @pytest.mark.parametrize("name", ["torch.hub.load", "torch.load", "subprocess.Popen", "os.system", "builtins.exec"])
 def test_what_is_no_part_of_a_module_is_refused(here: Path, name: str) -> None:
     naming(LAST, {"network": {"class_path": name, "init_args": {"f": "x"}}})
-    with pytest.raises(ValueError, match=f"asks for '{name}', which is no network, loss, optimizer or schedule; pass"):
+    with pytest.raises(ValueError, match=f"names '{name}', which is not a network, loss, optimizer or scheduler; pass"):
         TeacherModule.load_from_checkpoint(LAST)
     assert isinstance(TeacherModule.load_from_checkpoint(LAST, network=student()), TeacherModule)
 
@@ -579,8 +577,8 @@ def test_weights_alone_are_no_checkpoint_of_a_run(kd: Command, command: str) -> 
     for content in (weights, {"state_dict": weights}):
         torch.save(content, "weights.pt")
         message = sentence(kd, command, "-c", "digits/student", "--ckpt_path", "weights.pt", *QUIET)
-        assert "'weights.pt' is no checkpoint of a run; to use the weights in it, fill a network" in message
-    with pytest.raises(ValueError, match="is no checkpoint of a run"):
+        assert "'weights.pt' is not a checkpoint of a run; to use the weights in it, fill a network" in message
+    with pytest.raises(ValueError, match="is not a checkpoint of a run"):
         TeacherModule.load_from_checkpoint("weights.pt", network=student())
 
 

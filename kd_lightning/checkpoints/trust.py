@@ -1,6 +1,8 @@
-"""What a checkpoint says about how its module was built: plain data, and only classes that are known."""
+"""Restricts which classes the hyper-parameters of a checkpoint can import."""
 
+import functools
 import inspect
+import pkgutil
 import re
 import sys
 from argparse import ArgumentError
@@ -9,8 +11,8 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, get_type_hints
 
-from jsonargparse._common import parsing_settings
-from jsonargparse._util import canonical_import_paths, get_import_path, import_object
+from jsonargparse import set_parsing_settings
+from jsonargparse._common import parsing_settings  # only to reset and restore them, for which there is no public way
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import nn
 from torch.optim import Optimizer
@@ -19,84 +21,95 @@ from torch.optim.lr_scheduler import LRScheduler
 from kd_lightning.errors import UserError
 
 _TRUSTED = ("kd_lightning", "torch", "torchvision")
-_REBUILDS = "lightning.pytorch.cli.instantiate_module"
-"""How Lightning rebuilds a module of its command line."""
-_PARTS = (nn.Module, Optimizer, LRScheduler)
+_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+"""Function with which Lightning rebuilds a module of its command line."""
+_ALLOWED_TYPES = (nn.Module, Optimizer, LRScheduler)
 
 
 def unserializable(*objects: str) -> list[str]:
-    """The arguments that ``save_hyperparameters`` leaves out: objects, unless the command line's plain text stands in.
+    """Return the arguments that ``save_hyperparameters`` must leave out, since Lightning would pickle them.
 
-    Lightning would pickle them into the checkpoint.
+    Under the command line there are none: their plain text is saved instead.
 
     Args:
-        objects: The names of arguments that are networks, losses or functions.
+        objects: Names of arguments that are networks, losses or functions.
     """
     return list(objects) if _given_hyperparameters.get() is None else []
 
 
 def check_trusted_classes(hyper_parameters: Any, path: str) -> None:
-    """Make sure that rebuilding a module from a checkpoint imports nothing that the file chooses.
+    """Make sure that rebuilding a module imports no module that only the checkpoint names.
 
     Args:
-        hyper_parameters: What the checkpoint holds.
-        path: Of the checkpoint, for the message.
+        hyper_parameters: Hyper-parameters of the checkpoint.
+        path: Path of the checkpoint, for the message.
 
     Raises:
-        ValueError: If it names a class outside kd_lightning, torch, torchvision and the modules already imported.
+        UserError: If they name a class outside kd_lightning, torch, torchvision and the modules already imported.
     """
     for name in _class_paths(hyper_parameters):
-        if name == _REBUILDS:
-            continue
-        package = name.partition(".")[0]
-        home = name.rpartition(".")[0]
-        if package not in _TRUSTED and home not in sys.modules:
+        package, module = name.partition(".")[0], name.rpartition(".")[0]
+        if name != _INSTANTIATOR and package not in _TRUSTED and module not in sys.modules:
             raise UserError(
-                f"{path!r} asks for the class {name!r}, which is not part of kd_lightning, torch or torchvision; "
-                f"import {home or name!r} yourself first if you trust it."
+                f"{path!r} names the class {name!r}, which is not part of kd_lightning, torch or torchvision; "
+                f"import {module or name!r} yourself first if you trust it."
             )
 
 
 def referenced_classes(hyper_parameters: Any, path: str) -> set[str]:
-    """The import paths of what a checkpoint has made, once :func:`check_trusted_classes` has passed it.
+    """Return all import paths of the classes and functions in hyper-parameters.
+
+    Call :func:`check_trusted_classes` first: this function imports them.
 
     Raises:
-        ValueError: If that is anything but networks, losses, optimizers and schedules: torch also has classes that
-            start a process when they are made.
+        UserError: If one of them creates anything but a network, loss, optimizer or scheduler: torch also has classes
+            that start a process when they are created.
     """
-    paths = set()
+    paths: set[str] = set()
     for name in _class_paths(hyper_parameters):
-        named = None
-        with suppress(ImportError, AttributeError, ValueError):  # then it is plain text
-            named = import_object(name, check_path=False)
-        if name == _REBUILDS or not callable(named):
+        named = resolve(name)
+        if name == _INSTANTIATOR or not callable(named):
             continue
         if not _is_allowed_type(named):
             raise UserError(
-                f"{path!r} asks for {name!r}, which is no network, loss, optimizer or schedule; pass the argument that "
-                "needs it to load_from_checkpoint yourself if you trust the file."
+                f"{path!r} names {name!r}, which is not a network, loss, optimizer or scheduler; pass the argument "
+                "that needs it to load_from_checkpoint yourself if you trust the file."
             )
-        paths |= {name, get_import_path(named), *canonical_import_paths(named)}
+        paths |= {name, *_import_paths(named)}
     return paths
 
 
-@contextmanager
-def restricted_imports(path: str, parts: set[str]) -> Iterator[None]:
-    """While a module is rebuilt from a checkpoint, nothing else can be imported, however it is spelled there.
+def resolve(name: object) -> Any:
+    """Return the object at an import path, or ``None`` if there is none.
 
-    A string may hold a whole configuration, for example.
+    Example:
+        >>> resolve("torch.nn.Linear"), resolve("torch.nothing")
+        (<class 'torch.nn.modules.linear.Linear'>, None)
+    """
+    module, _, attribute = str(name).rpartition(".")
+    for path in (f"{module}:{attribute}", str(name)):  # the first prefers a function to a module of the same name
+        with suppress(ImportError, AttributeError, ValueError):
+            return pkgutil.resolve_name(path)
+    return None
+
+
+@contextmanager
+def restricted_imports(path: str, allowed: set[str]) -> Iterator[None]:
+    """Let jsonargparse import only some classes while a module is rebuilt, however a checkpoint spells their names.
+
+    A string may contain a whole configuration, for example.
 
     Args:
-        path: Of the checkpoint, for the message.
-        parts: The import paths that may be used.
+        path: Path of the checkpoint, for the message.
+        allowed: Import paths that may be used.
 
     Raises:
-        ValueError: If the module cannot be rebuilt so.
+        UserError: If the module cannot be rebuilt with them.
     """
     before = dict(parsing_settings)
-    verdicts = {"*": False, **dict.fromkeys(parts, True)}
-    parsing_settings.update(import_path_verdicts=verdicts, import_paths_enforced=True)
+    parsing_settings["import_path_verdicts"] = {}  # what a user allows in general is not allowed to a file
     try:
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(allowed))
         yield
     except ArgumentError as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
@@ -108,22 +121,44 @@ def restricted_imports(path: str, parts: set[str]) -> Iterator[None]:
         parsing_settings.update(before)
 
 
+def is_from_checkpoint(class_path: object) -> bool:
+    """Return whether a configuration's ``class_path`` is :func:`kd_lightning.networks.from_checkpoint`.
+
+    Example:
+        >>> is_from_checkpoint("kd_lightning.networks.from_checkpoint")
+        True
+    """
+    return str(class_path).endswith("from_checkpoint")
+
+
 def strip_pretrained(config: Any) -> Any:
-    """The configuration of a network without the files that would fill it."""
+    """Return the configuration of a network without the files that its weights would be loaded from."""
     if not isinstance(config, dict):
         return config
-    if str(config.get("class_path")).endswith("from_checkpoint"):
+    if is_from_checkpoint(config.get("class_path")):
         return strip_pretrained(config["init_args"]["network"])
     return {key: strip_pretrained(value) for key, value in config.items()}
 
 
 def _is_allowed_type(named: Any) -> bool:
-    made = named
+    created = named
     if not inspect.isclass(named):
-        made = None
-        with suppress(Exception):  # an annotation that cannot be resolved says nothing
-            made = get_type_hints(named).get("return")
-    return inspect.isclass(made) and issubclass(made, _PARTS)
+        created = None
+        with suppress(NameError, TypeError, AttributeError):  # an annotation that cannot be resolved
+            created = get_type_hints(named).get("return")
+    return inspect.isclass(created) and issubclass(created, _ALLOWED_TYPES)
+
+
+def _import_paths(named: Any) -> set[str]:
+    """Return the paths at which jsonargparse may look an object up: its definition, and every re-export above it."""
+    if isinstance(named, functools.partial):
+        return _import_paths(named.func)
+    if not hasattr(named, "__qualname__"):  # a callable object
+        return _import_paths(type(named))
+    parts = named.__module__.split(".")
+    above = [".".join(parts[:end]) for end in range(1, len(parts))]
+    exporting = [module for module in above if getattr(sys.modules.get(module), named.__qualname__, None) is named]
+    return {f"{module}.{named.__qualname__}" for module in [*exporting, named.__module__]}
 
 
 def _class_paths(value: Any) -> Iterator[str]:
@@ -131,7 +166,7 @@ def _class_paths(value: Any) -> Iterator[str]:
         for key, item in value.items():
             if key in ("class_path", "_class_path", "_instantiator") and isinstance(item, str):
                 yield item
-            elif key != "path":  # of a file: teacher.ckpt is a class of no module, nor is test.pt of Python's own
+            elif key != "path":  # the name of a file, such as "test.pt", can equal the name of a class
                 yield from _class_paths(item)
     elif isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
         package = value.partition(".")[0]

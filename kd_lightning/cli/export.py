@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.export.network import FEWEST_CALIBRATED, SUFFIXES, Format, export_network
-from kd_lightning.runs.rebuild import load_network
 from kd_lightning.runs.run import Run, find_checkpoint
 
 
@@ -42,7 +42,7 @@ def export(
         raise UserError(f"calibration_images must be >= {FEWEST_CALIBRATED}, got {calibration_images}.")
     marks = [name for name, given in {"int8": int8, "half": half, "uint8": uint8}.items() if given]
     path = Path(output) if output else file.with_name("-".join([file.stem, *marks]) + SUFFIXES[format])
-    network = load_network(file)
+    network = Checkpoint(file).network()
     calibration = _images(run, "train", calibration_images) if int8 else None
     if int8 and calibration is None:
         raise MissingFileError(

@@ -31,8 +31,8 @@ from kd_lightning.cli.device_options import (
 from kd_lightning.cli.teacher_files import find_teacher
 from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.features import layer_shapes
+from kd_lightning.files.read import read_checkpoint
 from kd_lightning.modules.classification import ClassificationModule
-from kd_lightning.networks import read_checkpoint
 from kd_lightning.networks.dry_run import try_forward
 from kd_lightning.runs.run import BEST, LAST, LOGS, Run
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from kd_lightning.checkpoints.trust import is_from_checkpoint
 from kd_lightning.errors import MissingFileError
 from kd_lightning.recipes import recipe_names
 from kd_lightning.runs.run import find_checkpoint
@@ -60,7 +61,7 @@ def _from_checkpoints(node: Any) -> Iterator[Namespace]:
         for item in node:
             yield from _from_checkpoints(item)
     elif isinstance(node, Namespace):
-        if str(node.get("class_path")).endswith("from_checkpoint") and node.get("init_args.path"):
+        if is_from_checkpoint(node.get("class_path")) and node.get("init_args.path"):
             yield node
         else:
             yield from _from_checkpoints(list(vars(node).values()))

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
@@ -19,14 +20,11 @@ from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.finite_guard import FiniteGuard, Seen
 from kd_lightning.callbacks.out_of_memory import OutOfMemoryAdvice
 from kd_lightning.callbacks.running_means import RunningMeans
-from kd_lightning.checkpoints.io import read_run_checkpoint, use_atomic_checkpoints
-from kd_lightning.checkpoints.trust import (
-    check_trusted_classes,
-    referenced_classes,
-    restricted_imports,
-    strip_pretrained,
-)
+from kd_lightning.checkpoints.checkpoint import Checkpoint
+from kd_lightning.checkpoints.io import use_atomic_checkpoints
+from kd_lightning.checkpoints.rebuild import rebuild_module
 from kd_lightning.errors import UserError
+from kd_lightning.files.format import FORMAT, KEY
 from kd_lightning.modules.evaluation import Evaluation
 from kd_lightning.modules.example_images import example_images
 from kd_lightning.modules.optimizer_choice import build_optimizer, build_scheduler, unclippable
@@ -392,6 +390,7 @@ class ClassificationModule(pl.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a network needs to be used elsewhere: statistics and class names, as plain data."""
         self.finite.settle(self)
+        checkpoint[KEY] = FORMAT
         checkpoint["data_config"] = data_config(self.network)._asdict()
         if hasattr(self.network, "sliced_shapes"):  # it was pruned
             checkpoint["sliced_shapes"] = self.network.sliced_shapes
@@ -417,35 +416,31 @@ class ClassificationModule(pl.LightningModule, ABC):
             raise
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Rebuild a module from a checkpoint; see Lightning, with two differences.
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning has a descriptor in its place
+        cls,
+        checkpoint_path: str | Path | Checkpoint,
+        map_location: str | torch.device | None = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Rebuild a module from a checkpoint as Lightning does, with two differences.
 
         The file is read as data: its checksums are compared, and it may name only networks, losses, optimizers and
-        schedules of kd_lightning, torch, torchvision and modules already imported.
+        schedules of kd_lightning, torch, torchvision and modules that are already imported. A :class:`Checkpoint` that
+        is open already is not read again.
 
         Raises:
-            ValueError: If the file is damaged, carries code, names anything else, or was saved from Python and the
+            UserError: If the file is damaged, contains code, names anything else, or was saved from Python and the
                 networks are not passed again.
         """
-        content = read_run_checkpoint(checkpoint_path)
-        saved = content.get("hyper_parameters", {})
-        check_trusted_classes(saved, str(checkpoint_path))
-        parts = referenced_classes(
-            {name: value for name, value in saved.items() if name not in kwargs}, str(checkpoint_path)
+        return rebuild_module(
+            cls,
+            checkpoint_path,
+            kwargs,
+            network=cls.network_argument,
+            map_location=map_location,
+            hparams_file=hparams_file,
+            strict=strict,
         )
-        needed = cls.network_argument
-        if needed not in saved and needed not in kwargs:
-            raise UserError(
-                f"{str(checkpoint_path)!r} was saved from Python, which keeps weights and no code; pass the network "
-                f"again: {cls.__name__}.load_from_checkpoint(path, {needed}=...)."
-            )
-        learned = any(key.startswith("losses.") for key in content.get("state_dict", {}))
-        if needed == "student" and learned and not {"losses"} & {*saved, *kwargs}:
-            raise UserError(
-                f"{str(checkpoint_path)!r} was saved from Python with losses that learn; pass losses=... again as well."
-            )
-        if needed in saved and needed not in kwargs:
-            kwargs[needed] = strip_pretrained(saved[needed])  # all weights are in this checkpoint
-        kwargs["weights_only"] = True
-        with restricted_imports(str(checkpoint_path), parts):
-            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)

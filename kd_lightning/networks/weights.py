@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
+from kd_lightning.files.format import check_format
 from kd_lightning.files.read import read_checkpoint
 from kd_lightning.networks.channel_slicing import slice_to
 from kd_lightning.networks.data_config import DataConfig, truncate
@@ -51,6 +52,7 @@ def from_checkpoint(
     """
     declared = DataConfig.of(mean, std)
     content = read_checkpoint(path)
+    check_format(content, path)
     if isinstance(content.get("sliced_shapes"), dict):  # a pruned network's
         slice_to(network, content["sliced_shapes"])
     weights = _state_dict(content, rename or {}, path, wanted=set(network.state_dict()))

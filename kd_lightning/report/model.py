@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.errors import UserError
 from kd_lightning.export import Inference, OnnxClassifier
 from kd_lightning.export.extra import require_extra
 from kd_lightning.networks import DataConfig, data_config
-from kd_lightning.runs.rebuild import load_network
 from kd_lightning.runs.run import LOGS, Run, find_checkpoint
 
 Floats = npt.NDArray[np.float32]
@@ -72,7 +72,7 @@ def opened(where: str, shape: tuple[int, int, int] | None = None) -> Model:
 
 def _of_checkpoint(path: Path, shape: tuple[int, int, int] | None) -> Model:
     run = Run.of_checkpoint(path)
-    return _of_network(load_network(path), _name(run.folder if run else path), path, run, shape)
+    return _of_network(Checkpoint(path).network(), _name(run.folder if run else path), path, run, shape)
 
 
 def _of_network(

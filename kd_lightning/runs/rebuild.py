@@ -1,40 +1,16 @@
-"""What is rebuilt from the files of a run: its network, its data module, its images."""
+"""Rebuilds the data module and the images of a run from its configuration."""
 
 from argparse import ArgumentError
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from jsonargparse import ArgumentParser
-from torch import Tensor, nn
+from torch import Tensor
 
-from kd_lightning.checkpoints.io import read_run_checkpoint
-from kd_lightning.checkpoints.trust import check_trusted_classes
 from kd_lightning.data.shapes import resize, with_channels
 from kd_lightning.errors import UserError
-from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.runs.run import Run
-
-
-def load_network(checkpoint: Path) -> nn.Module:
-    """Return the network of a checkpoint of the command line, with its weights and ``data_config``, in eval mode.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a checkpoint of this package, or was saved from Python.
-    """
-    saved = read_run_checkpoint(checkpoint).get("hyper_parameters", {})
-    check_trusted_classes(saved, str(checkpoint))
-    path = saved.get("_class_path")
-    kind = _imported(path) if isinstance(path, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, ClassificationModule)):
-        raise UserError(
-            f"{str(checkpoint)!r} does not say how its network is built, as checkpoints of the command line do; build "
-            "the network in Python, fill it with from_checkpoint, and call kd_lightning.export.export_network."
-        )
-    options: dict[str, Any] = {"teacher": None} if "teacher" in saved else {}
-    return kind.load_from_checkpoint(checkpoint, map_location="cpu", **options).network.eval()
 
 
 def load_images(run: Run, split: str, count: int | None) -> tuple[Tensor, Tensor] | None:
@@ -75,8 +51,3 @@ def build_data(run: Run) -> Any:
             f"The data of {str(run.config_file)!r} cannot be built ({reason}); correct that, or make it importable."
         ) from error
     return data if hasattr(data, "splits") else None
-
-
-def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(__import__(module, fromlist=[name]), name, None) if module else None

@@ -173,13 +173,13 @@ class Run:
         Args:
             on_damaged: Called with a sentence for each damaged checkpoint, which is skipped.
         """
-        from kd_lightning.networks import read_checkpoint
+        from kd_lightning.checkpoints.checkpoint import Checkpoint
 
         steps = {}
         for file in self.checkpoints:
             try:
-                steps[file] = read_checkpoint(file)["global_step"]
-            except (UserError, KeyError) as error:
+                steps[file] = Checkpoint.of_run(file).global_step
+            except UserError as error:
                 if on_damaged is not None:
                     on_damaged(str(error))
         return max(reversed(steps), key=steps.__getitem__) if steps else None
@@ -235,9 +235,9 @@ class Run:
             FileNotFoundError: If the run has no best checkpoint.
             ValueError: If the checkpoint is damaged or names classes that are not trusted.
         """
-        from kd_lightning.runs.rebuild import load_network
+        from kd_lightning.checkpoints.checkpoint import Checkpoint
 
-        return load_network(self.best)
+        return Checkpoint(self.best).network()
 
 
 def find_checkpoint(name: str | Path) -> Path:

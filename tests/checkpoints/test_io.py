@@ -146,7 +146,7 @@ def test_addresses_go_lightnings_way(make_trainer: Trainers, saved: Path) -> Non
 def test_leftovers_of_a_save_that_was_killed_are_removed(name: str, tmp_path: Path) -> None:
     for left in (f"{name}.17.tmp", f"{name}.18.tmp", "b.ckpt.17.tmp", name):
         (tmp_path / left).touch()
-    content = {"state_dict": {"a": torch.ones(1)}, "pytorch-lightning_version": "2.6"}
+    content = {"state_dict": {"a": torch.ones(1)}, "kd_lightning_format": 1}
     AtomicCheckpointIO().save_checkpoint(content, tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "b.ckpt.17.tmp"])
     assert AtomicCheckpointIO().load_checkpoint(tmp_path / name) == content

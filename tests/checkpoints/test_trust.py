@@ -3,7 +3,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
@@ -35,9 +34,7 @@ NESTED: list[Callable[[str], Any]] = [
 @pytest.mark.parametrize("build", NESTED)
 def test_a_foreign_class_is_named_and_not_imported(build: Callable[[str], Any], stranger: str) -> None:
     before = set(sys.modules)
-    with pytest.raises(
-        ValueError, match=r"^'a/best\.ckpt' asks for the class 'stranger\.Network', which is not"
-    ) as error:
+    with pytest.raises(ValueError, match=r"^'a/best\.ckpt' names the class 'stranger\.Network', which is not") as error:
         check_trusted_classes(build(f"{stranger}.Network"), "a/best.ckpt")
     assert "import 'stranger' yourself first if you trust it." in str(error.value)
     assert set(sys.modules) == before
@@ -61,7 +58,7 @@ def test_what_was_imported_first_passes(stranger: str) -> None:
     "name", ["torch_evil.Network", "kd_lightning_evil.Network", "torchvisions.Network", "Network", ""]
 )
 def test_a_name_that_only_looks_known_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"asks for the class '{name}'"):
+    with pytest.raises(ValueError, match=f"names the class '{name}'"):
         check_trusted_classes({"class_path": name}, "a/best.ckpt")
 
 
@@ -83,7 +80,7 @@ def test_plain_data_pass(plain: Any) -> None:
 
 def checkpoint(path: Path, hyper_parameters: dict[str, Any]) -> Path:
     weights = {f"network.{name}": value for name, value in nn.Linear(2, 3).state_dict().items()}
-    version = {"pytorch-lightning_version": lightning.__version__}
+    version = {"kd_lightning_format": 1}
     torch.save({"state_dict": weights, "hyper_parameters": hyper_parameters, **version}, path)
     return path
 
@@ -96,7 +93,7 @@ def test_a_checkpoint_cannot_have_a_class_imported(tmp_path: Path, stranger: str
 
     network = {"class_path": f"{stranger}.Network", "init_args": {"in_features": 2, "out_features": 3}}
     path = checkpoint(tmp_path / "a.ckpt", {**CLI, "network": network})
-    with pytest.raises(ValueError, match=r"asks for the class 'stranger\.Network'"):
+    with pytest.raises(ValueError, match=r"names the class 'stranger\.Network'"):
         TeacherModule.load_from_checkpoint(path)
     assert stranger not in sys.modules
 
@@ -136,7 +133,7 @@ def test_parts_are_found_by_all_their_names(build: Callable[[str], Any], name: s
 @pytest.mark.parametrize("name", ["collections.OrderedDict", "os.system", "torch.hub.load", "torch.Tensor"])
 @pytest.mark.parametrize("build", NESTED)
 def test_what_is_no_part_is_refused(build: Callable[[str], Any], name: str) -> None:
-    with pytest.raises(ValueError, match=f"^'a/best.ckpt' asks for '{name}', which is no network, loss, optimizer or"):
+    with pytest.raises(ValueError, match=f"^'a/best.ckpt' names '{name}', which is not a network, loss, optimizer or"):
         referenced_classes(build(name), "a/best.ckpt")
 
 

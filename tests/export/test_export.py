@@ -19,11 +19,10 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from kd_lightning import DigitsDataModule, DistillationModule
+from kd_lightning import Checkpoint, DigitsDataModule, DistillationModule
 from kd_lightning.export import Inference, OnnxClassifier, export_network
 from kd_lightning.export.network import SUFFIXES, Format
 from kd_lightning.networks import DataConfig, ResNet, from_checkpoint, reuse_teacher_classifier
-from kd_lightning.runs.rebuild import load_network
 from kd_lightning.runs.run import Run
 
 Command = Callable[..., str]
@@ -198,7 +197,7 @@ def test_a_torch_program_and_plain_weights(
     assert (tmp_path / "half.pt2").stat().st_size < (tmp_path / "student.pt2").stat().st_size
     kd("export", str(best), "--format", "safetensors", "-o", str(tmp_path / "student.safetensors"))
     network = from_checkpoint(ResNet([1, 1, 1], [8, 16, 32], in_channels=1), tmp_path / "student.safetensors")
-    for name, weight in load_network(best).state_dict().items():
+    for name, weight in Checkpoint(best).network().state_dict().items():
         assert torch.equal(weight, network.state_dict()[name])
     with safe_open(tmp_path / "student.safetensors", "pt") as file:
         assert "checkpoint_sha256" in file.metadata()

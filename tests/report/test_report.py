@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -144,7 +145,7 @@ def test_work_of_attention_is_counted_alike(int8: bool, tmp_path: Path, monkeypa
     images = torch.rand(64, 3, 16, 16)
     export_network(vit, tmp_path / "vit.onnx", images, calibration=images if int8 else None)
     (tmp_path / "vit.ckpt").touch()
-    monkeypatch.setattr("kd_lightning.report.model.load_network", lambda path: vit)
+    monkeypatch.setattr("kd_lightning.report.model.Checkpoint", lambda path: SimpleNamespace(network=lambda: vit))
     tokens, width = 17, 16
     layer = tokens * width * (3 * width + width + 2 * 32) + 2 * tokens * tokens * width
     expected = 16 * width * 3 * 4 * 4 + 2 * layer + 5 * width

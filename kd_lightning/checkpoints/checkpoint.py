@@ -1,0 +1,120 @@
+"""A checkpoint file: opened once, checked once."""
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+
+from kd_lightning.checkpoints.trust import check_trusted_classes, resolve
+from kd_lightning.errors import UserError
+from kd_lightning.files.format import KEY, check_format
+from kd_lightning.files.read import read_checkpoint
+from kd_lightning.networks.data_config import DataConfig
+
+
+class Checkpoint:
+    """The content of a checkpoint, read as tensors and plain data on the CPU.
+
+    Args:
+        path: A checkpoint of a run, or any published state dict (``.ckpt .pt .pth .th .safetensors``).
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: If the file is damaged, contains code, or was written by another version of kd_lightning.
+
+    Example::
+
+        checkpoint = Checkpoint("lightning_logs/digits/distill/version_0/checkpoints/best.ckpt")
+        checkpoint.global_step, checkpoint.data_config.classes
+        network = checkpoint.network()
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.content = read_checkpoint(path)
+        check_format(self.content, path)
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.path)!r})"
+
+    @classmethod
+    def of_run(cls, path: str | Path) -> "Checkpoint":
+        """Open a checkpoint that a module of kd_lightning has saved.
+
+        Raises:
+            MissingFileError: If there is no such file.
+            UserError: If the file cannot be opened, or contains only weights.
+        """
+        checkpoint = cls(path)
+        if not checkpoint.is_run:
+            raise UserError(
+                f"{str(path)!r} is not a checkpoint of a run; to use the weights in it, fill a network with "
+                "from_checkpoint."
+            )
+        return checkpoint
+
+    @property
+    def is_run(self) -> bool:
+        """Return whether a module of kd_lightning has saved the file."""
+        return KEY in self.content and isinstance(self.content.get("state_dict"), dict)
+
+    @property
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Return the weights and buffers of the module."""
+        return self.content.get("state_dict", {})
+
+    @property
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Return the plain arguments of the module, which a run of the command line saves in full."""
+        return self.content.get("hyper_parameters", {})
+
+    @property
+    def data_config(self) -> DataConfig:
+        """Return the input statistics and classes of the network."""
+        return DataConfig.of(**self.content.get("data_config", {}))
+
+    @property
+    def sliced_shapes(self) -> dict[str, list[int]] | None:
+        """Return the shapes of the weights and buffers of a pruned network, or ``None``."""
+        return self.content.get("sliced_shapes")
+
+    @property
+    def global_step(self) -> int:
+        """Return the number of training steps."""
+        return int(self.content.get("global_step", 0))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Return the hexadecimal digest of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def network(self) -> nn.Module:
+        """Rebuild the network with its weights and ``data_config``, in eval mode.
+
+        Raises:
+            UserError: If the checkpoint names classes that are not trusted, or does not describe its network because
+                it was saved from Python.
+        """
+        saved = self.hyper_parameters
+        check_trusted_classes(saved, str(self.path))
+        kind = resolve(saved.get("_class_path"))
+        if not (
+            self.is_run
+            and isinstance(kind, type)
+            and issubclass(kind, pl.LightningModule)
+            and hasattr(kind, "network_argument")
+        ):
+            raise UserError(
+                f"{str(self.path)!r} does not describe how its network is built, as checkpoints of the command line "
+                "do; build the network in Python, fill it with from_checkpoint, and call "
+                "kd_lightning.export.export_network."
+            )
+        options: dict[str, Any] = {"teacher": None} if "teacher" in saved else {}
+        rebuilt: Any = kind.load_from_checkpoint(self, **options)  # type: ignore[arg-type]  # our modules accept it
+        network: nn.Module = rebuilt.network
+        return network.eval()
