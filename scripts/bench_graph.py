@@ -85,7 +85,7 @@ class Step:
                 answers = self.teacher(images.to(torch.bfloat16)).float()
         else:
             return loss
-        return 0.1 * loss + 0.9 * soft_target_loss(logits, answers, 4.0)
+        return 0.1 * loss + 0.9 * soft_target_loss(logits, answers, temperature=4.0)
 
     def graphed(self, steps: int = 1) -> Callable[[], None]:
         side = torch.cuda.Stream()

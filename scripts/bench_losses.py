@@ -20,7 +20,7 @@ from kd_lightning.networks import resnet20, resnet56, reuse_teacher_classifier
 
 METHODS: dict[str, Callable[[], losses.DistillationLoss]] = {
     "KD": losses.SoftTargetLoss,
-    "KD, standardized": lambda: losses.SoftTargetLoss(2.0, 9.0, standardize=True),
+    "KD, standardized": lambda: losses.SoftTargetLoss(2.0, weight=9.0, standardize=True),
     "DKD": losses.DecoupledLoss,
     "DIST": losses.DistLoss,
     "FitNets": losses.HintLoss,
@@ -33,7 +33,9 @@ METHODS: dict[str, Callable[[], losses.DistillationLoss]] = {
     "VID": losses.VariationalLoss,
     "ReviewKD": losses.ReviewLoss,
     "CRD": losses.ContrastiveLoss,
-    "SimKD": lambda: losses.HintLoss(1.0, ["avgpool.projector"], ["layer3"], regressor=False),
+    "SimKD": lambda: losses.HintLoss(
+        weight=1.0, student_layers=["avgpool.projector"], teacher_layers=["layer3"], regressor=False
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Losses of distillation and of domain adaptation: one method, one file; plain PyTorch."""
+"""Losses for distillation and domain adaptation: one method, one file; plain PyTorch."""
 
 from kd_lightning.losses.adversarial import AdversarialLoss, adversarial_loss, reverse_gradient
 from kd_lightning.losses.attention import AttentionLoss, attention_loss

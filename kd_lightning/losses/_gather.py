@@ -7,15 +7,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def gathered(active: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The rows of all ranks in the order of ranks, with gradient; the rank's own where that is not wanted.
+def all_gather_grad(*tensors: Tensor, active: bool = True) -> tuple[Tensor, ...]:
+    """Gather the rows of all ranks in the order of ranks, with gradient.
 
     Backward sums the gradient over the ranks, so that after DDP's averaging a loss on the gathered batch has the
     gradient that one process would have. The ranks may hold different numbers of rows.
 
     Args:
-        active: Whether to gather. In one process it makes no difference.
-        *tensors: ``(B, ...)``, with one B.
+        *tensors: ``(B, ...)``, with the same B.
+        active: Whether to gather, or to return the tensors as they are. In one process it makes no difference.
 
     Returns:
         ``(B_0 + B_1 + ..., ...)`` for each; half precision becomes float32.
@@ -32,7 +32,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, rows: list[int]) -> Tensor:
         ctx.start, ctx.rows = sum(rows[: dist.get_rank()]), len(tensor)
-        padded = tensor.new_zeros(max(rows), *tensor.shape[1:])  # collectives want one shape
+        padded = tensor.new_zeros(max(rows), *tensor.shape[1:])  # collectives need equal shapes
         padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in rows]
         dist.all_gather(parts, padded)

@@ -1,4 +1,4 @@
-"""Features times predictions, on which a conditional discriminator judges."""
+"""Products of features and predictions, the input of a conditional discriminator."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from kd_lightning.losses._precision import in_full_precision
 
 @in_full_precision
 def outer_product(features: Tensor, probabilities: Tensor) -> Tensor:
-    """Every feature times every probability, class by class.
+    """Multiply every feature by every probability, class by class.
 
     Args:
         features: ``(B, d)``.
@@ -26,14 +26,14 @@ def outer_product(features: Tensor, probabilities: Tensor) -> Tensor:
 
 @in_full_precision
 def random_product(features: Tensor, probabilities: Tensor, feature_map: Tensor, probability_map: Tensor) -> Tensor:
-    r"""A random map of the outer product, whose inner products are the outer products' in the mean.
+    r"""Compute a random map of the outer product, which preserves inner products in expectation.
 
     .. math:: \frac{1}{\sqrt D} (f R_f) \odot (p R_p)
 
     Args:
         features: ``(B, d)``.
         probabilities: ``(B, C)``.
-        feature_map: :math:`R_f` of standard normal numbers, ``(d, D)``.
+        feature_map: :math:`R_f` with standard normal entries, ``(d, D)``.
         probability_map: :math:`R_p`, ``(C, D)``.
 
     Returns:
@@ -44,16 +44,16 @@ def random_product(features: Tensor, probabilities: Tensor, feature_map: Tensor,
 
 
 class MultilinearMap(nn.Module):
-    """The outer product of features and predicted probabilities, or where that is too large a random map of it.
+    """The outer product of features and predicted probabilities, or a random map of it where that is too large.
 
     M. Long et al.: Conditional Adversarial Domain Adaptation, NeurIPS 2018, https://arxiv.org/abs/1705.10667;
     authors' code: https://github.com/thuml/CDAN
 
     Args:
-        width: d, of the features.
-        classes: C.
-        largest: The number of products above which the map is random.
-        random_dimensions: D, of the random map.
+        width: d, the number of features.
+        classes: C, the number of classes.
+        largest: Number of products above which the map is random.
+        random_dimensions: D, the size of the random map.
     """
 
     feature_map: Tensor
@@ -69,7 +69,7 @@ class MultilinearMap(nn.Module):
             self.register_buffer("probability_map", torch.randn(classes, random_dimensions, generator=generator))
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Features ``(B, d)`` and logits ``(B, C)`` to ``(B, dimensions)``."""
+        """Map features ``(B, d)`` and logits ``(B, C)`` to ``(B, dimensions)``."""
         probabilities = in_full_precision(torch.softmax)(logits, 1)
         if self.random:
             return random_product(features, probabilities, self.feature_map, self.probability_map)

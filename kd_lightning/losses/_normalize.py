@@ -1,21 +1,46 @@
-"""Vectors of length 1."""
+"""Vectors of length 1, and rows of mean 0."""
 
 import torch
 from torch import Tensor
 
 
-def directions(vectors: Tensor, dim: int = 1) -> Tensor:
-    """Each vector divided by its length; 0, without gradient, where the length is 0 and there is no direction.
+def normalize(vectors: Tensor, *, dim: int = 1) -> Tensor:
+    """Divide each vector by its length; return 0, without gradient, where the length is 0.
 
     Args:
         vectors: Any shape.
-        dim: Along which the vectors lie.
+        dim: Dimension along which a vector's entries are stored.
 
     Example:
-        >>> directions(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
     lengths = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     none = lengths == 0
     return torch.where(none, 0.0, vectors / torch.where(none, 1.0, lengths))
+
+
+def center(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each row minus its mean, the length of that, and whether the row is constant up to rounding.
+
+    Where a row is constant its length is returned as 1, so that a division by it has a finite gradient.
+
+    Args:
+        rows: ``(B, n)``.
+
+    Returns:
+        ``(B, n)``, ``(B, 1)`` and boolean ``(B, 1)``.
+
+    Example:
+        >>> center(torch.tensor([[1.0, 7.0], [0.1, 0.1]]))
+        (tensor([[-3.,  3.],
+                [ 0.,  0.]]), tensor([[4.2426],
+                [1.0000]]), tensor([[False],
+                [ True]]))
+    """
+    difference = rows - rows.mean(1, keepdim=True)
+    lengths = torch.linalg.vector_norm(difference, dim=1, keepdim=True)
+    rounding = 8 * torch.finfo(rows.dtype).eps * torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    constant = lengths <= rounding
+    return difference, torch.where(constant, 1.0, lengths), constant

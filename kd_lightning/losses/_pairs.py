@@ -1,4 +1,4 @@
-"""What the losses on features share: pairs of tensors, one resolution, a batch norm for a batch of one."""
+"""The features that a loss compares: pairs of tensors, pooled to vectors or to one resolution."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -6,19 +6,19 @@ from torch import Tensor, nn
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
 from kd_lightning.losses._precision import in_full_precision
-from kd_lightning.losses.base import DistillationLoss, Term
+from kd_lightning.losses.base import AlignmentLoss, DistillationLoss, Term
 
 
 def feature_pairs(loss: DistillationLoss, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-    """What a loss compares, pair by pair, the teacher's without gradient.
+    """Return the features that a loss compares, pair by pair, the teacher's without gradient.
 
     Args:
-        loss: Says which layers are read.
+        loss: The loss, which names the layers.
         student: The student's outputs.
-        teacher: The teacher's.
+        teacher: The teacher's outputs.
 
     Raises:
-        ValueError: If no layer is named, or a layer gives one number for an image.
+        ValueError: If no layer is named, or a layer returns one number per image.
     """
     if not loss.student_layers:
         raise UserError(f"{type(loss).__name__} compares features; name at least one layer in student_layers.")
@@ -31,16 +31,16 @@ def feature_pairs(loss: DistillationLoss, student: Outputs, teacher: Outputs) ->
 
 
 def vector_pairs(loss: DistillationLoss, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-    """As :func:`feature_pairs`, with one vector ``(B, C)`` for an image.
+    """Return :func:`feature_pairs` as one vector ``(B, C)`` per image.
 
-    Maps ``(B, C, H, W)`` are averaged over their pixels, tokens ``(B, N, C)`` over their number.
+    Maps ``(B, C, H, W)`` are averaged over their pixels, tokens ``(B, N, C)`` over the tokens.
     """
     return [(pooled(s), pooled(t)) for s, t in feature_pairs(loss, student, teacher)]
 
 
 @in_full_precision
 def pooled(features: Tensor) -> Tensor:
-    """One vector ``(B, C)`` for an image: the mean over the pixels of a map, or over tokens ``(B, N, C)``."""
+    """Return one vector ``(B, C)`` per image: the mean over the pixels of a map, or over tokens ``(B, N, C)``."""
     if features.dim() == 4:
         return features.mean((2, 3))
     return features.mean(1) if features.dim() == 3 else features.flatten(1)
@@ -49,16 +49,16 @@ def pooled(features: Tensor) -> Tensor:
 def map_pairs(
     loss: DistillationLoss, student: Outputs, teacher: Outputs, vectors: bool = True
 ) -> list[tuple[Tensor, Tensor]]:
-    """As :func:`feature_pairs`, with a map ``(B, C, H, W)`` for an image.
+    """Return :func:`feature_pairs` as maps ``(B, C, H, W)``.
 
     Args:
-        loss: Says which layers are read.
+        loss: The loss, which names the layers.
         student: The student's outputs.
-        teacher: The teacher's.
-        vectors: Whether ``(B, C)`` is taken as a 1x1 map.
+        teacher: The teacher's outputs.
+        vectors: Whether ``(B, C)`` is accepted as a 1x1 map.
 
     Raises:
-        ValueError: If a layer gives something else; the message names it.
+        ValueError: If a layer returns something else; the message names it.
     """
     takes = "maps (B, C, H, W) or vectors (B, C)" if vectors else "maps (B, C, H, W)"
 
@@ -68,8 +68,8 @@ def map_pairs(
         if features.dim() == 4:
             return features
         raise UserError(
-            f"{type(loss).__name__} compares {takes}, but the {owner}'s layer {layer!r} gives "
-            f"{tuple(features.shape)}; name a layer that fits."
+            f"{type(loss).__name__} compares {takes}, but the {owner}'s layer {layer!r} returns "
+            f"{tuple(features.shape)}; name a layer that does."
         )
 
     layers = zip(loss.student_layers, loss.teacher_layers, feature_pairs(loss, student, teacher), strict=True)
@@ -94,8 +94,42 @@ def _pool(features: Tensor, size: tuple[int, int]) -> Tensor:
     return features if features.shape[2:] == size else F.adaptive_avg_pool2d(features, size)
 
 
-def fit_to(part: nn.Module, features: Tensor) -> Tensor:
-    """The features in the type of a learned part's weights (under autocast its layers choose for themselves)."""
+def domain_vectors(loss: AlignmentLoss, source: Outputs, target: Outputs) -> list[tuple[Tensor, Tensor]]:
+    """Return the vectors ``(B, C)`` of both domains, layer by layer; maps are averaged over their pixels.
+
+    Args:
+        loss: The loss, which names the layers.
+        source: Outputs for the source's images.
+        target: Outputs for the target's images, which may be more or fewer.
+
+    Raises:
+        ValueError: If no layer is named, or a layer returns one number per image.
+    """
+    if not loss.layers:
+        raise UserError(f"{type(loss).__name__} compares features; name at least one layer in layers.")
+    for name in loss.layers:
+        if source.features[name].dim() < 2:
+            raise UserError(f"{type(loss).__name__} needs more than one number (B,) of layer {name!r}; name another.")
+    return [(pooled(source.features[name]), pooled(target.features[name])) for name in loss.layers]
+
+
+def as_rows(source_features: Tensor, target_features: Tensor) -> tuple[Tensor, Tensor]:
+    """Flatten the features of both domains to ``(B, n)``.
+
+    Raises:
+        ValueError: If n differs.
+    """
+    source, target = source_features.flatten(1), target_features.flatten(1)
+    if source.shape[1] != target.shape[1]:
+        raise UserError(
+            f"Domains are compared in one space, got {source.shape[1]} numbers per sample of the source and "
+            f"{target.shape[1]} per sample of the target; read both from the same layer."
+        )
+    return source, target
+
+
+def match_dtype(part: nn.Module, features: Tensor) -> Tensor:
+    """Cast features to the type of a learned part's weights (under autocast its layers cast them again)."""
     return features.to(next(part.parameters()).dtype)
 
 
@@ -113,10 +147,10 @@ def require_built(loss: Term, parts: nn.ModuleList) -> nn.ModuleList:
     return parts
 
 
-class MapNorm(nn.Module):
+class SafeBatchNorm2d(nn.Module):
     """Batch norm that uses its running statistics where a channel has one single value and so no variance.
 
-    That is a last batch of one image with a 1x1 map, which ``nn.BatchNorm2d`` refuses in training.
+    That is a last batch of one image with a 1x1 map, for which ``nn.BatchNorm2d`` raises an error in training.
 
     Args:
         channels: C of the ``(B, C, H, W)`` maps.

@@ -1,4 +1,4 @@
-"""Adversarial adaptation: no discriminator can tell from which domain a feature is."""
+"""Adversarial adaptation: a discriminator cannot distinguish the features of both domains."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._domains import domain_vectors
-from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._gather import all_gather_grad
 from kd_lightning.losses._multilinear import MultilinearMap
-from kd_lightning.losses._pairs import fit_to, require_built
+from kd_lightning.losses._pairs import domain_vectors, match_dtype, require_built
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import AlignmentLoss
 
@@ -24,7 +23,7 @@ def adversarial_loss(
     source_weights: Tensor | None = None,
     target_weights: Tensor | None = None,
 ) -> Tensor:
-    r"""The binary cross-entropy of telling the source (1) from the target (0), either domain counting one half.
+    r"""Compute the binary cross-entropy of classifying source (1) and target (0), each domain with weight one half.
 
     .. math:: -\frac{1}{2} \sum_b \frac{w^s_b}{\sum w^s} \log \sigma(z^s_b)
               -\frac{1}{2} \sum_b \frac{w^t_b}{\sum w^t} \log (1 - \sigma(z^t_b))
@@ -33,9 +32,9 @@ def adversarial_loss(
 
     Args:
         source_logits: The discriminator's z for the source, ``(B,)``.
-        target_logits: ``(B',)``.
-        source_weights: ``(B,)``, above 0; equal by default.
-        target_weights: ``(B',)``.
+        target_logits: The discriminator's z for the target, ``(B',)``.
+        source_weights: Weights of the source's samples ``(B,)``, above 0; equal by default.
+        target_weights: Weights of the target's samples ``(B',)``.
 
     Returns:
         A scalar >= 0, and log 2 where all logits are 0.
@@ -51,12 +50,12 @@ def _mean(errors: Tensor, weights: Tensor | None) -> Tensor:
     return errors.mean() if weights is None else (weights * errors).sum() / weights.sum().detach()
 
 
-def reverse_gradient(features: Tensor, strength: float | Tensor = 1.0) -> Tensor:
-    """The features themselves, whose gradient is multiplied by ``-strength`` on the way back.
+def reverse_gradient(features: Tensor, *, strength: float | Tensor = 1.0) -> Tensor:
+    """Return the features unchanged, and multiply their gradient by ``-strength`` in the backward pass.
 
     Example:
         >>> features = torch.zeros(2, requires_grad=True)
-        >>> reverse_gradient(features, 0.5).sum().backward()
+        >>> reverse_gradient(features, strength=0.5).sum().backward()
         >>> features.grad
         tensor([-0.5000, -0.5000])
     """
@@ -89,7 +88,7 @@ def reversal_strength(progress: Tensor) -> Tensor:
 
 @in_full_precision
 def entropy_weights(logits: Tensor) -> Tensor:
-    """How far predictions are trusted, 1 + exp(-entropy) of the softmax of ``(B, C)`` logits, in (1, 2].
+    """Compute confidence weights, 1 + exp(-entropy) of the softmax of ``(B, C)`` logits, in (1, 2].
 
     Example:
         >>> entropy_weights(torch.tensor([[0.0, 0.0], [100.0, 0.0]]))
@@ -104,7 +103,7 @@ class AdversarialLoss(AlignmentLoss):
 
     A discriminator, a small perceptron that trains with the network, minimizes :func:`adversarial_loss`; through
     :func:`reverse_gradient` the network maximizes it, with a strength that rises by :func:`reversal_strength` of
-    ``progress``. At equilibrium its accuracy, logged as ``domain_accuracy``, is that of a guess, 0.5.
+    ``progress``. At equilibrium its accuracy, logged as ``domain_accuracy``, is that of chance, 0.5.
 
     Y. Ganin, V. Lempitsky: Unsupervised Domain Adaptation by Backpropagation, ICML 2015,
     https://arxiv.org/abs/1409.7495; authors' code: https://github.com/ddtm/caffe
@@ -119,17 +118,18 @@ class AdversarialLoss(AlignmentLoss):
         weight: 1, as released.
         layers: The pooled embedding by default. Maps ``(B, C, H, W)`` are averaged over their pixels.
         conditional: Condition the discriminator on the predictions (CDAN).
-        entropy_weighted: Weigh samples by :func:`entropy_weights` of their predictions (CDAN+E); the gradient through
+        entropy_weighted: Weight samples by :func:`entropy_weights` of their predictions (CDAN+E); the gradient through
             the weights is reversed as well.
         hidden: Units in either hidden layer of a discriminator; 1024 as released.
-        strength: What the reversed gradient is multiplied by at the end, >= 0.
+        strength: Factor of the reversed gradient at the end of training, >= 0.
         largest_product: Features times classes above which the product is a random map; 4096 as published.
-        random_dimensions: Of that map; 1024 as released.
-        gather: Average over the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`AlignmentLoss`. It slows the discriminator as well; rather leave it at 0.
+        random_dimensions: Size of that map; 1024 as released.
+        gather: Whether to average over the batch of all ranks, and not over each rank's own.
+        warmup_epochs: Epochs over which the weight rises linearly to its value. It slows the discriminator as well;
+            better leave it at 0.
 
     Raises:
-        ValueError: If the strength is negative, or another number below 1.
+        ValueError: If the strength is negative, or one of the sizes is below 1.
 
     Example:
         >>> source = Outputs(torch.rand(4, 10), {"avgpool": torch.rand(4, 8)})
@@ -143,6 +143,7 @@ class AdversarialLoss(AlignmentLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 1.0,
         layers: Sequence[str] = ("avgpool",),
         conditional: bool = False,
@@ -173,7 +174,7 @@ class AdversarialLoss(AlignmentLoss):
         self.discriminators = nn.ModuleList()
 
     def build(self, source: Outputs, target: Outputs, **networks: nn.Module | None) -> None:
-        """Make a discriminator for each layer, see :class:`AlignmentLoss`."""
+        """Create a discriminator for each layer."""
         widths = [source.shape[1] for source, _ in domain_vectors(self, source, target)]
         if self.conditional:
             classes = source.logits.shape[1]
@@ -183,12 +184,12 @@ class AdversarialLoss(AlignmentLoss):
         self.discriminators = nn.ModuleList(_discriminator(width, self.hidden) for width in widths)
 
     def forward(self, source: Outputs, target: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch of source and target, see :class:`AlignmentLoss`."""
+        """Compute the term for one batch of source and target, see :class:`AlignmentLoss`."""
         strength = self.strength * reversal_strength(self.progress)
         terms, hits = [], []
         for i, pair in enumerate(domain_vectors(self, source, target)):
             (s, s_weights), (t, t_weights) = (
-                self._discriminate(i, reverse_gradient(vectors, strength), reverse_gradient(outputs.logits, strength))
+                self._discriminate(i, vectors, outputs.logits, strength)
                 for vectors, outputs in zip(pair, (source, target), strict=True)
             )
             terms.append(adversarial_loss(s, t, s_weights, t_weights))
@@ -196,16 +197,19 @@ class AdversarialLoss(AlignmentLoss):
         self.metrics = {"domain_accuracy": torch.stack(hits).mean()}
         return torch.stack(terms).sum()
 
-    def _discriminate(self, layer: int, vectors: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The discriminator's logits and the weights of all ranks' samples of a domain."""
+    def _discriminate(
+        self, layer: int, vectors: Tensor, predictions: Tensor, strength: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the discriminator's logits and the weights of all ranks' samples of a domain."""
+        vectors = reverse_gradient(vectors, strength=strength)
+        predictions = reverse_gradient(predictions, strength=strength)
         discriminator = require_built(self, self.discriminators)[layer]
-        weights = entropy_weights(logits) if self.entropy_weighted else vectors.new_ones(len(vectors))
+        weights = entropy_weights(predictions) if self.entropy_weighted else vectors.new_ones(len(vectors))
         if self.conditional:
-            vectors = self.conditions[layer](vectors, logits.detach())
-        judged, weights = gathered(
-            self.gather and self.training, discriminator(fit_to(discriminator, vectors)).squeeze(1), weights
-        )
-        return judged, weights
+            vectors = self.conditions[layer](vectors, predictions.detach())
+        logits = discriminator(match_dtype(discriminator, vectors)).squeeze(1)
+        logits, weights = all_gather_grad(logits, weights, active=self.gather and self.training)
+        return logits, weights
 
 
 def _discriminator(width: int, hidden: int) -> nn.Sequential:

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._normalize import directions
+from kd_lightning.losses._normalize import normalize
 from kd_lightning.losses._pairs import map_pairs, same_size
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
 
 @in_full_precision
-def attention_loss(student_features: Tensor, teacher_features: Tensor, power: int = 2) -> Tensor:
-    r"""The mean squared difference of the normalised attention maps.
+def attention_loss(student_features: Tensor, teacher_features: Tensor, *, power: int = 2) -> Tensor:
+    r"""Compute the mean squared difference of the normalised attention maps.
 
     .. math:: \frac{1}{BHW} \sum_{b} \Big\| \frac{a^s_b}{\|a^s_b\|} - \frac{a^t_b}{\|a^t_b\|} \Big\|^2,
               \qquad a_b = \frac{1}{C} \sum_c F_{bc}^p \in \mathbb{R}^{HW}
@@ -41,7 +41,7 @@ def attention_loss(student_features: Tensor, teacher_features: Tensor, power: in
 
 
 def _attention(features: Tensor, power: int) -> Tensor:
-    return directions(features.pow(power).mean(1).flatten(1))
+    return normalize(features.pow(power).mean(1).flatten(1))
 
 
 class AttentionLoss(DistillationLoss):
@@ -54,9 +54,9 @@ class AttentionLoss(DistillationLoss):
     Args:
         weight: 1000, the authors' (and the CRD benchmark's) beta.
         student_layers: The stages of a CIFAR ResNet by default.
-        teacher_layers: See :class:`DistillationLoss`.
+        teacher_layers: Names of the teacher's layers, paired with the student's; the same names by default.
         power: p >= 1; 2 as published.
-        warmup_epochs: See :class:`DistillationLoss`.
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Raises:
         ValueError: If the power is below 1.
@@ -70,6 +70,7 @@ class AttentionLoss(DistillationLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 1000.0,
         student_layers: Sequence[str] = ("layer1", "layer2", "layer3"),
         teacher_layers: Sequence[str] | None = None,
@@ -88,6 +89,6 @@ class AttentionLoss(DistillationLoss):
         map_pairs(self, student, teacher, vectors=False)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`."""
+        """Compute the term for one batch, see :class:`DistillationLoss`."""
         pairs = map_pairs(self, student, teacher, vectors=False)
-        return torch.stack([attention_loss(s, t, self.power) for s, t in pairs]).sum()
+        return torch.stack([attention_loss(s, t, power=self.power) for s, t in pairs]).sum()

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._gather import gathered
-from kd_lightning.losses._normalize import directions
-from kd_lightning.losses._pairs import fit_to, require_built, vector_pairs
+from kd_lightning.losses._gather import all_gather_grad
+from kd_lightning.losses._normalize import normalize
+from kd_lightning.losses._pairs import match_dtype, require_built, vector_pairs
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
 _EMPTY = -2
-"""The label of a place in the queue that was not filled yet."""
+"""Label of a queue entry that is not filled yet."""
 
 
 @in_full_precision
@@ -23,23 +23,24 @@ def contrastive_loss(
     positives: Tensor,
     negatives: Tensor,
     excluded: Tensor,
+    *,
     temperature: float = 0.07,
-    counted_as: int | None = None,
+    effective_negatives: int | None = None,
 ) -> Tensor:
-    r"""The cross-entropy of finding each anchor's positive among its negatives (InfoNCE).
+    r"""Compute the cross-entropy of finding each anchor's positive among its negatives (InfoNCE).
 
     .. math:: -\frac{1}{B} \sum_b \log \frac{e^{a_b \cdot p_b / \tau}}
               {e^{a_b \cdot p_b / \tau} + w_b \sum_{k \,\text{not excluded}} e^{a_b \cdot n_k / \tau}}
 
-    with :math:`w_b` = 1, or ``counted_as`` / number of negatives that are not excluded.
+    with :math:`w_b` = 1, or ``effective_negatives`` / number of negatives that are not excluded.
 
     Args:
         anchors: Unit vectors ``(B, n)``.
         positives: Unit vectors ``(B, n)``, pairwise.
         negatives: Unit vectors ``(K, n)`` that all anchors share.
-        excluded: Which of them are none for an anchor, boolean ``(B, K)``.
+        excluded: Mask of the negatives that an anchor ignores, boolean ``(B, K)``.
         temperature: :math:`\tau` > 0.
-        counted_as: As how many negatives those of an anchor count, however many there are.
+        effective_negatives: Number of negatives to which those of an anchor are scaled, however many there are.
 
     Returns:
         A scalar >= 0, and 0 where there are no negatives.
@@ -52,39 +53,40 @@ def contrastive_loss(
     """
     positive = (anchors * positives).sum(1, keepdim=True) / temperature
     negative = (anchors @ negatives.T / temperature).masked_fill(excluded, -torch.inf)
-    if counted_as is not None:
-        negative = negative + (counted_as / (~excluded).sum(1, keepdim=True).clamp(min=1)).log()
+    if effective_negatives is not None:
+        negative = negative + (effective_negatives / (~excluded).sum(1, keepdim=True).clamp(min=1)).log()
     return (torch.cat([positive, negative], dim=1).logsumexp(1, keepdim=True) - positive).mean()
 
 
 class ContrastiveLoss(DistillationLoss):
-    """Contrastive representation distillation (CRD): :func:`contrastive_loss` in both directions, over the layers.
+    """Contrastive representation distillation (CRD): :func:`contrastive_loss` in both normalize, over the layers.
 
     Y. Tian, D. Krishnan, P. Isola: Contrastive Representation Distillation, ICLR 2020, https://arxiv.org/abs/1910.10699;
     authors' code: https://github.com/HobbitLong/RepDistiller
 
-    Both networks' features pass through a learned linear layer to unit vectors. The student's is contrasted with the
-    teacher's embeddings of other images, and the teacher's with the student's.
+    Both networks' features pass through a learned linear layer to unit vectors. The student's embedding is
+    contrasted with the teacher's embeddings of other images, and the teacher's with the student's.
 
     The paper draws negatives from a bank that holds a running mean of the embedding of every training image. Here they
     are the latest ``queue_size`` embeddings of images of other classes, as they were, so that no bank of the size of
-    the data set and no sample numbers are needed and augmented images are never mixed; every anchor of a batch shares
-    them; and the objective is InfoNCE in place of noise-contrastive estimation with an estimated constant, which for
-    many negatives differs from it by a constant. An anchor's negatives count as ``queue_size``, also while the queue
-    fills. The queue is saved in checkpoints (17 MB). In the first step it is empty, and the term 0. Unlabelled images
-    have all in the queue as negatives, also their own earlier embeddings; of class probabilities the largest counts.
+    the data set and no sample numbers are needed and augmented images are never mixed; all anchors of a batch use the
+    same ones; and the objective is InfoNCE in place of noise-contrastive estimation with an estimated constant, which
+    for many negatives differs from it by a constant. An anchor's negatives count as ``queue_size``, also while the
+    queue fills. The queue is saved in checkpoints (17 MB). In the first step it is empty, and the term 0. Unlabelled
+    images have all in the queue as negatives, also their own earlier embeddings; of class probabilities the largest
+    counts.
 
     Args:
         weight: 0.8, as released.
         student_layers: The pooled embedding by default, as released. Maps ``(B, C, H, W)`` are averaged over their
             pixels.
-        teacher_layers: See :class:`DistillationLoss`.
-        dimensions: Of the unit vectors; 128 as released.
+        teacher_layers: Names of the teacher's layers, paired with the student's; the same names by default.
+        dimensions: Size of the unit vectors; 128 as released.
         temperature: 0.07 as released.
         queue_size: 16384, as many negatives as released. Best below the number of training images: older embeddings are
             stale, and the term then rises when the learning rate falls.
-        gather: Fill the queue with the batches of all ranks and not the rank's own.
-        warmup_epochs: See :class:`DistillationLoss`.
+        gather: Whether to fill the queue with the batches of all ranks, and not with each rank's own.
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Raises:
         ValueError: If the temperature is not above 0, or ``dimensions`` or ``queue_size`` below 1.
@@ -104,6 +106,7 @@ class ContrastiveLoss(DistillationLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 0.8,
         student_layers: Sequence[str] = ("avgpool",),
         teacher_layers: Sequence[str] | None = None,
@@ -131,13 +134,13 @@ class ContrastiveLoss(DistillationLoss):
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
     def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
-        """Make two linear layers for each pair of layers, see :class:`DistillationLoss`."""
+        """Create two linear layers for each pair of layers."""
         pairs = vector_pairs(self, student, teacher)
         self.student_embeddings = nn.ModuleList(nn.Linear(s.shape[1], self.dimensions) for s, _ in pairs)
         self.teacher_embeddings = nn.ModuleList(nn.Linear(t.shape[1], self.dimensions) for _, t in pairs)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`; the batch then enters the queue."""
+        """Compute the term for one batch, see :class:`DistillationLoss`; the batch then enters the queue."""
         labels = labels.argmax(1) if labels.is_floating_point() else labels.long()
         same_class = (labels[:, None] == self.queue_labels) & (labels[:, None] >= 0)
         excluded = same_class | (self.queue_labels == _EMPTY)
@@ -146,8 +149,8 @@ class ContrastiveLoss(DistillationLoss):
         embedded = [(_unit(a, s), _unit(b, t)) for (a, b), (s, t) in pairs]
         size = len(self.queue_labels)
         terms = [
-            contrastive_loss(s, t, queue[1], excluded, self.temperature, size)
-            + contrastive_loss(t, s, queue[0], excluded, self.temperature, size)
+            contrastive_loss(s, t, queue[1], excluded, temperature=self.temperature, effective_negatives=size)
+            + contrastive_loss(t, s, queue[0], excluded, temperature=self.temperature, effective_negatives=size)
             for (s, t), queue in zip(embedded, self.queues, strict=True)
         ]
         if self.training:
@@ -157,14 +160,14 @@ class ContrastiveLoss(DistillationLoss):
     @torch.no_grad()
     def _enqueue(self, embedded: Tensor, labels: Tensor) -> None:
         size = len(self.queue_labels)
-        rows, labels = gathered(self.gather, embedded.movedim(2, 0), labels)
+        rows, labels = all_gather_grad(embedded.movedim(2, 0), labels, active=self.gather)
         rows, labels = rows[-size:], labels[-size:]
-        places = (self.position + torch.arange(len(labels), device=labels.device)) % size
+        indices = (self.position + torch.arange(len(labels), device=labels.device)) % size
         # copies, since the backward pass still reads the old ones
-        self.queues = self.queues.index_copy(2, places, rows.movedim(0, 2).to(self.queues))
-        self.queue_labels = self.queue_labels.index_copy(0, places, labels)
+        self.queues = self.queues.index_copy(2, indices, rows.movedim(0, 2).to(self.queues))
+        self.queue_labels = self.queue_labels.index_copy(0, indices, labels)
         self.position = (self.position + len(labels)) % size
 
 
 def _unit(embedding: nn.Module, vectors: Tensor) -> Tensor:
-    return in_full_precision(directions)(embedding(fit_to(embedding, vectors)))
+    return in_full_precision(normalize)(embedding(match_dtype(embedding, vectors)))

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from kd_lightning.features import Outputs
-from kd_lightning.losses._domains import as_rows, domain_vectors
-from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._gather import all_gather_grad
+from kd_lightning.losses._pairs import as_rows, domain_vectors
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import AlignmentLoss
 
 
 @in_full_precision
 def coral_loss(source_features: Tensor, target_features: Tensor) -> Tensor:
-    r"""The squared difference of the two domains' covariance matrices.
+    r"""Compute the squared difference of the two domains' covariance matrices.
 
     .. math:: \frac{1}{4 d^2} \| C^s - C^t \|_F^2,
               \qquad C = \frac{1}{B - 1} \sum_b (f_b - \bar f)(f_b - \bar f)^\top \in \mathbb{R}^{d \times d}
@@ -42,8 +42,8 @@ def coral_loss(source_features: Tensor, target_features: Tensor) -> Tensor:
 
 
 def _covariance(rows: Tensor) -> Tensor:
-    centred = rows - rows.mean(0)
-    return centred.T @ centred / max(len(rows) - 1, 1)
+    centered = rows - rows.mean(0)
+    return centered.T @ centered / max(len(rows) - 1, 1)
 
 
 class CoralLoss(AlignmentLoss):
@@ -56,8 +56,8 @@ class CoralLoss(AlignmentLoss):
         weight: 1. The paper chooses it so that this term and the cross-entropy are about equal at the end of training.
         layers: The pooled embedding by default; the paper reads the last linear layer. Maps ``(B, C, H, W)`` are
             averaged over their pixels.
-        gather: Use the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`AlignmentLoss`.
+        gather: Whether to compare within the batch of all ranks, and not within each rank's own.
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Example:
         >>> source = Outputs(torch.rand(4, 10), {"avgpool": torch.rand(4, 8)})
@@ -68,6 +68,7 @@ class CoralLoss(AlignmentLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 1.0,
         layers: Sequence[str] = ("avgpool",),
         gather: bool = True,
@@ -81,7 +82,10 @@ class CoralLoss(AlignmentLoss):
         domain_vectors(self, source, target)
 
     def forward(self, source: Outputs, target: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch of source and target, see :class:`AlignmentLoss`."""
+        """Compute the term for one batch of source and target, see :class:`AlignmentLoss`."""
         active = self.gather and self.training
-        pairs = [gathered(active, s) + gathered(active, t) for s, t in domain_vectors(self, source, target)]
+        pairs = [
+            all_gather_grad(s, active=active) + all_gather_grad(t, active=active)
+            for s, t in domain_vectors(self, source, target)
+        ]
         return torch.stack([coral_loss(s, t) for s, t in pairs]).sum()

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._gather import gathered
-from kd_lightning.losses._pairs import fit_to, require_built, vector_pairs
+from kd_lightning.losses._gather import all_gather_grad
+from kd_lightning.losses._pairs import match_dtype, require_built, vector_pairs
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
 
 @in_full_precision
 def correlation_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    r"""The product of the absolute differences of each sample and the next one.
+    r"""Compute the product of the absolute differences of each sample and the next one.
 
     .. math:: \frac{1}{B - 1} \sum_{b=1}^{B-1} \sum_i \delta_{bi} \, \delta_{b+1,i}, \qquad \delta = |f^s - f^t|
 
@@ -38,7 +38,7 @@ def correlation_loss(student_features: Tensor, teacher_features: Tensor) -> Tens
     if student_features.shape != teacher_features.shape:
         raise UserError(
             f"correlation_loss compares features of one shape, got {tuple(student_features.shape)} of the student "
-            f"and {tuple(teacher_features.shape)} of the teacher; bring one to the other's shape first."
+            f"and {tuple(teacher_features.shape)} of the teacher; map one to the other's shape first."
         )
     delta = (student_features - teacher_features).abs().flatten(1)
     return (delta[:-1] * delta[1:]).sum() / max(len(delta) - 1, 1)
@@ -56,10 +56,10 @@ class CorrelationLoss(DistillationLoss):
         weight: 0.02, as in the CRD benchmark.
         student_layers: The pooled embedding by default, as in the CRD benchmark. Maps ``(B, C, H, W)`` are averaged
             over their pixels.
-        teacher_layers: See :class:`DistillationLoss`.
-        dimensions: The common width; 128, as in the CRD benchmark.
-        gather: Use the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`DistillationLoss`.
+        teacher_layers: Names of the teacher's layers, paired with the student's; the same names by default.
+        dimensions: Common width of the embeddings; 128, as in the CRD benchmark.
+        gather: Whether to compare within the batch of all ranks, and not within each rank's own.
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Raises:
         ValueError: If ``dimensions`` is below 1.
@@ -75,6 +75,7 @@ class CorrelationLoss(DistillationLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 0.02,
         student_layers: Sequence[str] = ("avgpool",),
         teacher_layers: Sequence[str] | None = None,
@@ -93,15 +94,15 @@ class CorrelationLoss(DistillationLoss):
         self.teacher_embeddings = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
-        """Make two linear layers for each pair of layers, see :class:`DistillationLoss`."""
+        """Create two linear layers for each pair of layers."""
         pairs = vector_pairs(self, student, teacher)
         self.student_embeddings = nn.ModuleList(nn.Linear(s.shape[1], self.dimensions) for s, _ in pairs)
         self.teacher_embeddings = nn.ModuleList(nn.Linear(t.shape[1], self.dimensions) for _, t in pairs)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`."""
+        """Compute the term for one batch, see :class:`DistillationLoss`."""
         embeddings = zip(require_built(self, self.student_embeddings), self.teacher_embeddings, strict=True)
         pairs = zip(embeddings, vector_pairs(self, student, teacher), strict=True)
-        embedded = [(a(fit_to(a, s)), b(fit_to(b, t))) for (a, b), (s, t) in pairs]
-        terms = [correlation_loss(*gathered(self.gather and self.training, *pair)) for pair in embedded]
+        embedded = [(a(match_dtype(a, s)), b(match_dtype(b, t))) for (a, b), (s, t) in pairs]
+        terms = [correlation_loss(*all_gather_grad(*pair, active=self.gather and self.training)) for pair in embedded]
         return torch.stack(terms).sum()

@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: the label's class and the others are compared apart."""
+"""Decoupled knowledge distillation: the label's class and the others are compared separately."""
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,12 @@ def decoupled_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor,
+    *,
     alpha: float = 1.0,
     beta: float = 8.0,
     temperature: float = 4.0,
 ) -> Tensor:
-    r"""The divergence in "is it the label's class?" and the one in "which of the others is it?", weighted apart.
+    r"""Compute the divergences of "the label's class or not" and of "which other class", weighted separately.
 
     .. math:: T^2 \cdot \frac{1}{B} \sum_b \alpha \, \mathrm{KL}(b^t_b \,\|\, b^s_b)
               + \beta \, \mathrm{KL}(\hat p^t_b \,\|\, \hat p^s_b)
@@ -30,7 +31,8 @@ def decoupled_loss(
     Args:
         student_logits: ``(B, C)``, C >= 2.
         teacher_logits: ``(B, C)``.
-        labels: Class indices ``(B,)``; rows of -1 are left out. Of class probabilities ``(B, C)`` the largest counts.
+        labels: Class indices ``(B,)``, where -1 leaves a row out, or class probabilities ``(B, C)``, of which the
+            largest counts.
         alpha: Weight of the label's class.
         beta: Weight of the other classes.
         temperature: T > 0.
@@ -53,7 +55,7 @@ def decoupled_loss(
 
 
 def _split(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of (label, not the label), ``(B, 2)``, and among the other classes, ``(B, C - 1)``."""
+    """Return log-probabilities of (label, not the label), ``(B, 2)``, and among the other classes, ``(B, C - 1)``."""
     columns = torch.arange(logits.shape[1] - 1, device=logits.device)
     others = logits.gather(1, columns + (columns >= label))
     pair = torch.cat([logits.gather(1, label), others.logsumexp(1, keepdim=True)], dim=1)
@@ -71,11 +73,11 @@ class DecoupledLoss(DistillationLoss):
     authors' code: https://github.com/megvii-research/mdistiller
 
     Args:
+        weight: Factor of the term in the weighted sum; 1 as released, beside a weight of 1 on the labels.
         alpha: Weight of the label's class; 1 as released.
         beta: Weight of the other classes; 8, as released for ResNet-32x4 to ResNet-8x4 on CIFAR-100.
         temperature: T > 0; 4 as released.
-        weight: 1 as released, beside a weight of 1 on the labels.
-        warmup_epochs: 20 as released.
+        warmup_epochs: Epochs over which the weight rises linearly to its value; 20 as released.
 
     Raises:
         ValueError: If the temperature is not above 0 or a weight is negative.
@@ -90,10 +92,11 @@ class DecoupledLoss(DistillationLoss):
 
     def __init__(
         self,
+        *,
+        weight: float = 1.0,
         alpha: float = 1.0,
         beta: float = 8.0,
         temperature: float = 4.0,
-        weight: float = 1.0,
         warmup_epochs: int = 20,
     ) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)
@@ -106,5 +109,12 @@ class DecoupledLoss(DistillationLoss):
         self.temperature = temperature
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`."""
-        return decoupled_loss(student.logits, teacher.logits.detach(), labels, self.alpha, self.beta, self.temperature)
+        """Compute the term for one batch, see :class:`DistillationLoss`."""
+        return decoupled_loss(
+            student.logits,
+            teacher.logits.detach(),
+            labels,
+            alpha=self.alpha,
+            beta=self.beta,
+            temperature=self.temperature,
+        )

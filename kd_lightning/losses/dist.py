@@ -5,17 +5,17 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._center import centred
-from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._gather import all_gather_grad
+from kd_lightning.losses._normalize import center
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
 
 @in_full_precision
 def dist_loss(
-    student_logits: Tensor, teacher_logits: Tensor, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0
+    student_logits: Tensor, teacher_logits: Tensor, *, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0
 ) -> Tensor:
-    r"""One minus Pearson's correlation of the softened probabilities, over classes and over samples.
+    r"""Compute one minus Pearson's correlation of the softened probabilities, over classes and over samples.
 
     .. math:: T^2 \Big( \beta \frac{1}{B} \sum_b \big( 1 - \rho(p^s_{b \cdot}, p^t_{b \cdot}) \big)
               + \gamma \frac{1}{C} \sum_c \big( 1 - \rho(p^s_{\cdot c}, p^t_{\cdot c}) \big) \Big)
@@ -44,8 +44,8 @@ def dist_loss(
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """One minus the mean correlation of paired rows; a constant row has none, and no gradient towards one."""
-    (a, a_lengths, a_constant), (b, b_lengths, b_constant) = centred(a), centred(b)
+    """Return one minus the mean correlation of paired rows; a constant row has none, and no gradient towards one."""
+    (a, a_lengths, a_constant), (b, b_lengths, b_constant) = center(a), center(b)
     correlations = (a * b).sum(1, keepdim=True) / (a_lengths * b_lengths + 1e-8)  # the released code's epsilon
     return 1 - torch.where(a_constant | b_constant, 0.0, correlations).mean()
 
@@ -58,11 +58,11 @@ class DistLoss(DistillationLoss):
 
     Args:
         temperature: T > 0; 4, the authors' for CIFAR-100 (1 on ImageNet).
+        weight: Factor of the term in the weighted sum; 2 as released, beside a weight of 1 on the labels.
         beta: Weight of the correlation over classes; 1 as released.
         gamma: Weight of the correlation over samples; 1 as released.
-        weight: 2 as released, beside a weight of 1 on the labels.
-        gather: Use the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`DistillationLoss`.
+        gather: Whether to correlate over the batch of all ranks, and not over each rank's own.
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Raises:
         ValueError: If the temperature is not above 0 or a weight is negative.
@@ -78,9 +78,10 @@ class DistLoss(DistillationLoss):
     def __init__(
         self,
         temperature: float = 4.0,
+        *,
+        weight: float = 2.0,
         beta: float = 1.0,
         gamma: float = 1.0,
-        weight: float = 2.0,
         gather: bool = True,
         warmup_epochs: int = 0,
     ) -> None:
@@ -95,8 +96,8 @@ class DistLoss(DistillationLoss):
         self.gather = gather
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`."""
-        student_logits, teacher_logits = gathered(
-            self.gather and self.training, student.logits, teacher.logits.detach()
+        """Compute the term for one batch, see :class:`DistillationLoss`."""
+        student_logits, teacher_logits = all_gather_grad(
+            student.logits, teacher.logits.detach(), active=self.gather and self.training
         )
-        return dist_loss(student_logits, teacher_logits, self.beta, self.gamma, self.temperature)
+        return dist_loss(student_logits, teacher_logits, beta=self.beta, gamma=self.gamma, temperature=self.temperature)

@@ -12,17 +12,17 @@ from kd_lightning.losses.base import DistillationLoss
 
 @in_full_precision
 def hard_target_loss(
-    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, weights: Tensor | None = None
+    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, weights: Tensor | None = None
 ) -> Tensor:
-    r"""Cross-entropy with the labels, averaged over the labelled rows (0 where there are none).
+    r"""Compute the cross-entropy with the labels, averaged over the labelled rows (0 where there are none).
 
     With weights it is their weighted mean, :math:`\sum_b w_b \ell_b / \sum_b w_b`.
 
     Args:
         logits: ``(B, C)``.
         labels: Class indices ``(B,)``, -1 where a row is unlabelled, or class probabilities ``(B, C)``.
-        label_smoothing: Share of the target that is spread over all classes, in [0, 1].
-        weights: Of the rows, ``(B,)`` and >= 0.
+        label_smoothing: Fraction of the target that is spread over all classes, in [0, 1].
+        weights: Weights of the rows, ``(B,)``, >= 0; equal by default.
 
     Example:
         >>> hard_target_loss(torch.zeros(2, 4), torch.tensor([3, -1]))
@@ -49,9 +49,9 @@ class HardTargetLoss(DistillationLoss):
     """The student's cross-entropy with the true labels, :func:`hard_target_loss`; in domain adaptation the source's.
 
     Args:
-        weight: Weight of the term.
-        label_smoothing: Share of the target that is spread over all classes, in [0, 1].
-        warmup_epochs: See :class:`DistillationLoss`.
+        weight: Factor of the term in the weighted sum.
+        label_smoothing: Fraction of the target that is spread over all classes, in [0, 1].
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Raises:
         ValueError: If ``label_smoothing`` lies outside [0, 1].
@@ -66,5 +66,5 @@ class HardTargetLoss(DistillationLoss):
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`."""
-        return hard_target_loss(student.logits, labels, self.label_smoothing)
+        """Compute the term for one batch, see :class:`DistillationLoss`."""
+        return hard_target_loss(student.logits, labels, label_smoothing=self.label_smoothing)

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._pairs import MapNorm, fit_to, map_pairs, require_built, same_size
+from kd_lightning.losses._pairs import SafeBatchNorm2d, map_pairs, match_dtype, require_built, same_size
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
 
 @in_full_precision
 def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    r"""The mean squared difference of two feature tensors.
+    r"""Compute the mean squared difference of two feature tensors.
 
     .. math:: \frac{1}{n} \sum_i (f^s_i - f^t_i)^2
 
@@ -35,7 +35,7 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     if student_features.shape != teacher_features.shape:
         raise UserError(
             f"hint_loss compares features of one shape, got {tuple(student_features.shape)} of the student and "
-            f"{tuple(teacher_features.shape)} of the teacher; bring one to the other's shape first."
+            f"{tuple(teacher_features.shape)} of the teacher; map one to the other's shape first."
         )
     return (student_features - teacher_features).square().mean()
 
@@ -52,10 +52,10 @@ class HintLoss(DistillationLoss):
     Args:
         weight: 100, as in the CRD benchmark.
         student_layers: The middle layer by default, as in the CRD benchmark.
-        teacher_layers: See :class:`DistillationLoss`.
-        regressor: Learn a regressor. ``False`` compares the maps themselves, which then need equal channels (SimKD:
-            the student's projector against the teacher's last map).
-        warmup_epochs: See :class:`DistillationLoss`.
+        teacher_layers: Names of the teacher's layers, paired with the student's; the same names by default.
+        regressor: Whether a regressor is learned. Without one the maps themselves are compared, which need equal
+            channels (SimKD: the student's projector and the teacher's last map).
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Example:
         >>> student = Outputs(torch.rand(2, 10), {"layer2": torch.rand(2, 8, 16, 16)})
@@ -68,6 +68,7 @@ class HintLoss(DistillationLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 100.0,
         student_layers: Sequence[str] = ("layer2",),
         teacher_layers: Sequence[str] | None = None,
@@ -81,7 +82,7 @@ class HintLoss(DistillationLoss):
         self.regressors = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
-        """Make a regressor for each pair of layers, see :class:`DistillationLoss`."""
+        """Create a regressor for each pair of layers."""
         channels = [(s.shape[1], t.shape[1]) for s, t in map_pairs(self, student, teacher)]
         if self.regressor:
             self.regressors = nn.ModuleList(_regressor(*pair) for pair in channels)
@@ -94,14 +95,14 @@ class HintLoss(DistillationLoss):
                 )
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`."""
+        """Compute the term for one batch, see :class:`DistillationLoss`."""
         pairs = [same_size(s, t) for s, t in map_pairs(self, student, teacher)]
         if self.regressor:
             regressors = require_built(self, self.regressors)
-            pairs = [(part(fit_to(part, s)), t) for part, (s, t) in zip(regressors, pairs, strict=True)]
+            pairs = [(part(match_dtype(part, s)), t) for part, (s, t) in zip(regressors, pairs, strict=True)]
         return torch.stack([hint_loss(s, t) for s, t in pairs]).sum()
 
 
 def _regressor(student_channels: int, teacher_channels: int) -> nn.Sequential:
     conv = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
-    return nn.Sequential(conv, MapNorm(teacher_channels), nn.ReLU())
+    return nn.Sequential(conv, SafeBatchNorm2d(teacher_channels), nn.ReLU())

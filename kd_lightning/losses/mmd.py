@@ -7,8 +7,8 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._domains import as_rows, domain_vectors
-from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._gather import all_gather_grad
+from kd_lightning.losses._pairs import as_rows, domain_vectors
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import AlignmentLoss
 
@@ -17,10 +17,11 @@ from kd_lightning.losses.base import AlignmentLoss
 def mmd_loss(
     source_features: Tensor,
     target_features: Tensor,
+    *,
     bandwidths: Sequence[float] = (0.5, 1.0, 2.0),
     unbiased: bool = True,
 ) -> Tensor:
-    r"""The squared distance of the two domains' means in the space of a sum of Gaussian kernels.
+    r"""Compute the squared distance of the two domains' means in the space of a sum of Gaussian kernels.
 
     .. math:: \frac{\sum_{i \ne j} k(s_i, s_j)}{m (m - 1)} + \frac{\sum_{i \ne j} k(t_i, t_j)}{n (n - 1)}
               - \frac{2 \sum_{ij} k(s_i, t_j)}{m n},
@@ -33,9 +34,9 @@ def mmd_loss(
     Args:
         source_features: ``(m, ...)``, flattened to vectors.
         target_features: ``(n, ...)``.
-        bandwidths: The a, each above 0.
-        unbiased: Whether the estimate is 0 in the mean where both domains are equal; it may then be negative, and
-            it is 0 where a domain has one sample and so no pair.
+        bandwidths: The factors a, each above 0.
+        unbiased: Whether the estimate has mean 0 where both domains are equal; it may then be negative, and it is 0
+            where a domain has one sample and therefore no pair.
 
     Raises:
         ValueError: If the widths differ.
@@ -59,7 +60,7 @@ def mmd_loss(
 
 
 def gaussian_kernel(rows: Tensor, bandwidths: Sequence[float]) -> Tensor:
-    """The kernel of :func:`mmd_loss` between all rows ``(N, n)``, an ``(N, N)`` matrix."""
+    """Compute the kernel of :func:`mmd_loss` between all rows ``(N, n)``, an ``(N, N)`` matrix."""
     # differences, since inner products of close rows cancel
     distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
     scale = 2 * distances.detach().mean().clamp(min=torch.finfo(rows.dtype).tiny)
@@ -78,8 +79,8 @@ class MMDLoss(AlignmentLoss):
         layers: The pooled embedding by default. Maps ``(B, C, H, W)`` are averaged over their pixels.
         bandwidths: See :func:`mmd_loss`.
         unbiased: See :func:`mmd_loss`.
-        gather: Use the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`AlignmentLoss`.
+        gather: Whether to compare within the batch of all ranks, and not within each rank's own.
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Raises:
         ValueError: If there are no bandwidths, or one is not above 0.
@@ -93,6 +94,7 @@ class MMDLoss(AlignmentLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 1.0,
         layers: Sequence[str] = ("avgpool",),
         bandwidths: Sequence[float] = (0.5, 1.0, 2.0),
@@ -112,7 +114,10 @@ class MMDLoss(AlignmentLoss):
         domain_vectors(self, source, target)
 
     def forward(self, source: Outputs, target: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch of source and target, see :class:`AlignmentLoss`."""
+        """Compute the term for one batch of source and target, see :class:`AlignmentLoss`."""
         active = self.gather and self.training
-        pairs = [gathered(active, s) + gathered(active, t) for s, t in domain_vectors(self, source, target)]
-        return torch.stack([mmd_loss(s, t, self.bandwidths, self.unbiased) for s, t in pairs]).sum()
+        pairs = [
+            all_gather_grad(s, active=active) + all_gather_grad(t, active=active)
+            for s, t in domain_vectors(self, source, target)
+        ]
+        return torch.stack([mmd_loss(s, t, bandwidths=self.bandwidths, unbiased=self.unbiased) for s, t in pairs]).sum()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.features import Outputs
-from kd_lightning.losses._normalize import directions
+from kd_lightning.losses._normalize import normalize
 from kd_lightning.losses._pairs import map_pairs, same_size
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
@@ -14,7 +14,7 @@ from kd_lightning.losses.base import DistillationLoss
 
 @in_full_precision
 def neuron_selectivity_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    r"""The squared maximum mean discrepancy between both networks' channels.
+    r"""Compute the squared maximum mean discrepancy between both networks' channels.
 
     Each channel's map, normalised, is one sample; the kernel is the polynomial :math:`k(x, y) = (x^\top y)^2`.
 
@@ -37,7 +37,7 @@ def neuron_selectivity_loss(student_features: Tensor, teacher_features: Tensor) 
         True
     """
     student_features, teacher_features = same_size(student_features, teacher_features)
-    student, teacher = directions(student_features.flatten(2), dim=2), directions(teacher_features.flatten(2), dim=2)
+    student, teacher = normalize(student_features.flatten(2), dim=2), normalize(teacher_features.flatten(2), dim=2)
     return _kernel(student, student) + _kernel(teacher, teacher) - 2 * _kernel(student, teacher)
 
 
@@ -54,8 +54,8 @@ class NeuronSelectivityLoss(DistillationLoss):
     Args:
         weight: 50, as in the CRD benchmark (https://github.com/HobbitLong/RepDistiller).
         student_layers: The stages of a CIFAR ResNet by default.
-        teacher_layers: See :class:`DistillationLoss`.
-        warmup_epochs: See :class:`DistillationLoss`.
+        teacher_layers: Names of the teacher's layers, paired with the student's; the same names by default.
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Example:
         >>> student = Outputs(torch.rand(2, 10), {"layer3": torch.rand(2, 8, 16, 16)})
@@ -66,6 +66,7 @@ class NeuronSelectivityLoss(DistillationLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 50.0,
         student_layers: Sequence[str] = ("layer1", "layer2", "layer3"),
         teacher_layers: Sequence[str] | None = None,
@@ -80,6 +81,6 @@ class NeuronSelectivityLoss(DistillationLoss):
         map_pairs(self, student, teacher, vectors=False)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`."""
+        """Compute the term for one batch, see :class:`DistillationLoss`."""
         pairs = map_pairs(self, student, teacher, vectors=False)
         return torch.stack([neuron_selectivity_loss(s, t) for s, t in pairs]).sum()

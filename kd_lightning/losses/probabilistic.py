@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.features import Outputs
-from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._gather import all_gather_grad
 from kd_lightning.losses._pairs import vector_pairs
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
@@ -16,7 +16,7 @@ _EPSILON = 1e-7
 
 @in_full_precision
 def probabilistic_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    r"""The divergence of both batches' neighbour probabilities.
+    r"""Compute the divergence of both networks' neighbour probabilities.
 
     .. math:: \frac{1}{B^2} \sum_{ij} p^t_{ij} \log \frac{p^t_{ij} + \epsilon}{p^s_{ij} + \epsilon}, \qquad
               p_{ij} = \frac{k_{ij}}{\sum_l k_{il}}, \quad k_{ij} = \frac{\cos(f_i, f_j) + 1}{2}, \quad
@@ -57,9 +57,9 @@ class ProbabilisticLoss(DistillationLoss):
         weight: 30000, as in the CRD benchmark (https://github.com/HobbitLong/RepDistiller).
         student_layers: The pooled embedding by default, as in the CRD benchmark. Maps ``(B, C, H, W)`` are averaged
             over their pixels.
-        teacher_layers: See :class:`DistillationLoss`.
-        gather: Use the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`DistillationLoss`.
+        teacher_layers: Names of the teacher's layers, paired with the student's; the same names by default.
+        gather: Whether to compare within the batch of all ranks, and not within each rank's own.
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Example:
         >>> student = Outputs(torch.rand(4, 10), {"avgpool": torch.rand(4, 8)})
@@ -70,6 +70,7 @@ class ProbabilisticLoss(DistillationLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 30000.0,
         student_layers: Sequence[str] = ("avgpool",),
         teacher_layers: Sequence[str] | None = None,
@@ -86,6 +87,9 @@ class ProbabilisticLoss(DistillationLoss):
         vector_pairs(self, student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`."""
-        pairs = [gathered(self.gather and self.training, *pair) for pair in vector_pairs(self, student, teacher)]
+        """Compute the term for one batch, see :class:`DistillationLoss`."""
+        pairs = [
+            all_gather_grad(*pair, active=self.gather and self.training)
+            for pair in vector_pairs(self, student, teacher)
+        ]
         return torch.stack([probabilistic_loss(s, t) for s, t in pairs]).sum()

@@ -9,21 +9,21 @@ from torch.utils.checkpoint import checkpoint
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._gather import gathered
-from kd_lightning.losses._normalize import directions
+from kd_lightning.losses._gather import all_gather_grad
+from kd_lightning.losses._normalize import normalize
 from kd_lightning.losses._pairs import vector_pairs
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
 _CHUNK = 2**22
-"""Cosines of angles held at once, 16 MiB in float32."""
+"""Number of cosines of angles held at once, 16 MiB in float32."""
 
 
 @in_full_precision
 def relational_loss(
-    student_features: Tensor, teacher_features: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
+    student_features: Tensor, teacher_features: Tensor, *, distance_weight: float = 25.0, angle_weight: float = 50.0
 ) -> Tensor:
-    r"""The Huber differences of distances between pairs and of angles in triplets.
+    r"""Compute the Huber differences of distances between pairs and of angles in triplets.
 
     .. math:: \frac{w_d}{B^2} \sum_{ij} h\big( d^s_{ij}, d^t_{ij} \big)
               + \frac{w_a}{B^3} \sum_{ijk} h\big( \cos \angle^s_{jik}, \cos \angle^t_{jik} \big)
@@ -35,11 +35,11 @@ def relational_loss(
     Args:
         student_features: ``(B, ...)``, flattened to vectors.
         teacher_features: ``(B, ...)``.
-        distance_weight: :math:`w_d`.
-        angle_weight: :math:`w_a`.
+        distance_weight: :math:`w_d` >= 0.
+        angle_weight: :math:`w_a` >= 0.
 
     Returns:
-        A scalar >= 0, and 0 where both arrange the images alike.
+        A scalar >= 0, and 0 where distances and angles agree.
 
     Example:
         >>> vectors = torch.rand(4, 8)
@@ -75,8 +75,8 @@ def _angle_difference(student: Tensor, teacher: Tensor, start: int, end: int) ->
 
 
 def _cosines(rows: Tensor, start: int, end: int) -> Tensor:
-    """Of the angles at vertices ``start`` to ``end``, ``(end - start, B, B)``."""
-    arms = directions(rows[None] - rows[start:end, None], dim=2)
+    """Return the cosines of the angles at vertices ``start`` to ``end``, ``(end - start, B, B)``."""
+    arms = normalize(rows[None] - rows[start:end, None], dim=2)
     return arms @ arms.transpose(1, 2)
 
 
@@ -87,14 +87,14 @@ class RelationalLoss(DistillationLoss):
     authors' code: https://github.com/lenscloth/RKD
 
     Args:
-        weight: 1; the two weights below are those of the paper and the CRD benchmark.
-        distance_weight: 25.
-        angle_weight: 50.
+        weight: Factor of the term in the weighted sum.
+        distance_weight: Weight of the distances; 25 in the paper and in the CRD benchmark.
+        angle_weight: Weight of the angles; 50 in the paper and in the CRD benchmark.
         student_layers: The pooled embedding by default, as in the CRD benchmark
             (https://github.com/HobbitLong/RepDistiller). Maps ``(B, C, H, W)`` are averaged over their pixels.
-        teacher_layers: See :class:`DistillationLoss`.
-        gather: Use the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`DistillationLoss`.
+        teacher_layers: Names of the teacher's layers, paired with the student's; the same names by default.
+        gather: Whether to compare within the batch of all ranks, and not within each rank's own.
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Raises:
         ValueError: If a weight is negative.
@@ -108,6 +108,7 @@ class RelationalLoss(DistillationLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 1.0,
         distance_weight: float = 25.0,
         angle_weight: float = 50.0,
@@ -130,7 +131,13 @@ class RelationalLoss(DistillationLoss):
         vector_pairs(self, student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`."""
-        pairs = [gathered(self.gather and self.training, *pair) for pair in vector_pairs(self, student, teacher)]
-        terms = [relational_loss(s, t, self.distance_weight, self.angle_weight) for s, t in pairs]
+        """Compute the term for one batch, see :class:`DistillationLoss`."""
+        pairs = [
+            all_gather_grad(*pair, active=self.gather and self.training)
+            for pair in vector_pairs(self, student, teacher)
+        ]
+        terms = [
+            relational_loss(s, t, distance_weight=self.distance_weight, angle_weight=self.angle_weight)
+            for s, t in pairs
+        ]
         return torch.stack(terms).sum()

@@ -8,19 +8,19 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._pairs import MapNorm, fit_to, map_pairs, require_built
+from kd_lightning.losses._pairs import SafeBatchNorm2d, map_pairs, match_dtype, require_built
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
 
 @in_full_precision
 def hierarchical_context_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    r"""The mean squared difference of two maps at full size and average-pooled to 4x4, 2x2 and 1x1.
+    r"""Compute the mean squared difference of two maps at full size and average-pooled to 4x4, 2x2 and 1x1.
 
     .. math:: \frac{\sum_l w_l \, \mathrm{MSE}(P_l(f^s), P_l(f^t))}{\sum_l w_l},
               \qquad w = 1, \tfrac12, \tfrac14, \tfrac18
 
-    Only the levels that are below the map's height are used, and the weight halves at every one that is.
+    Only levels smaller than the map's height are used, and the weight halves at every level used.
 
     Args:
         student_features: ``(B, C, H, W)``.
@@ -39,7 +39,7 @@ def hierarchical_context_loss(student_features: Tensor, teacher_features: Tensor
     if student_features.shape != teacher_features.shape or student_features.dim() != 4:
         raise UserError(
             f"hierarchical_context_loss compares maps (B, C, H, W) of one shape, got {tuple(student_features.shape)} "
-            f"of the student and {tuple(teacher_features.shape)} of the teacher; bring one to the other's shape first."
+            f"of the student and {tuple(teacher_features.shape)} of the teacher; map one to the other's shape first."
         )
     # pooling is linear, so the difference is pooled once
     difference = student_features - teacher_features
@@ -66,7 +66,7 @@ class ReviewLoss(DistillationLoss):
         weight: 5, as released for ResNet-32x4 to ResNet-8x4 on CIFAR-100.
         student_layers: From shallow to deep; the stages and the pooled embedding by default, as released.
             ``(B, C)`` counts as a 1x1 map.
-        teacher_layers: See :class:`DistillationLoss`.
+        teacher_layers: Names of the teacher's layers, paired with the student's; the same names by default.
         warmup_epochs: 20, as released.
 
     Example:
@@ -80,6 +80,7 @@ class ReviewLoss(DistillationLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 5.0,
         student_layers: Sequence[str] = ("layer1", "layer2", "layer3", "avgpool"),
         teacher_layers: Sequence[str] | None = None,
@@ -91,18 +92,18 @@ class ReviewLoss(DistillationLoss):
         self.fusions = nn.ModuleList()
 
     def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
-        """Make a fusion for each pair of layers, see :class:`DistillationLoss`."""
+        """Create a fusion for each pair of layers."""
         channels = [(s.shape[1], t.shape[1]) for s, t in map_pairs(self, student, teacher)]
         width = min(512, channels[-1][0])
         last = len(channels) - 1
         self.fusions = nn.ModuleList(_Fusion(s, width, t, fuse=i < last) for i, (s, t) in enumerate(channels))
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`."""
+        """Compute the term for one batch, see :class:`DistillationLoss`."""
         terms, deeper = [], None
         pairs = zip(require_built(self, self.fusions), map_pairs(self, student, teacher), strict=True)
         for fusion, (s, t) in reversed(list(pairs)):
-            output, deeper = fusion(fit_to(fusion, s), deeper, t.shape[2:])
+            output, deeper = fusion(match_dtype(fusion, s), deeper, t.shape[2:])
             terms.append(hierarchical_context_loss(output, t))
         return torch.stack(terms).sum()
 
@@ -112,16 +113,16 @@ class _Fusion(nn.Module):
 
     def __init__(self, student_channels: int, width: int, teacher_channels: int, fuse: bool) -> None:
         super().__init__()
-        self.reduce = nn.Sequential(nn.Conv2d(student_channels, width, 1, bias=False), MapNorm(width))
+        self.reduce = nn.Sequential(nn.Conv2d(student_channels, width, 1, bias=False), SafeBatchNorm2d(width))
         self.attend = nn.Conv2d(2 * width, 2, 1) if fuse else None
         self.expand = nn.Sequential(
-            nn.Conv2d(width, teacher_channels, 3, padding=1, bias=False), MapNorm(teacher_channels)
+            nn.Conv2d(width, teacher_channels, 3, padding=1, bias=False), SafeBatchNorm2d(teacher_channels)
         )
         for part in (self.reduce, self.expand):
             nn.init.kaiming_uniform_(part[0].weight, a=1)  # type: ignore[arg-type]  # a convolution's weight
 
     def forward(self, features: Tensor, deeper: Tensor | None, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """The map in the teacher's channels and size, and what the next shallower stage is fused with."""
+        """Return the map in the teacher's channels and size, and the one with which the next stage is fused."""
         fused = self.reduce(features)
         if self.attend is not None and deeper is not None:
             deeper = F.interpolate(deeper, fused.shape[2:], mode="nearest")

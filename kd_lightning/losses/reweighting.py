@@ -1,4 +1,4 @@
-"""Importance weights from a classifier of domains: source samples that could be the target's count for more."""
+"""Importance weights from a domain classifier: source samples that resemble the target count for more."""
 
 import math
 
@@ -8,34 +8,33 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._domains import domain_vectors
-from kd_lightning.losses._gather import gathered
-from kd_lightning.losses._pairs import fit_to, require_built
+from kd_lightning.losses._gather import all_gather_grad
+from kd_lightning.losses._pairs import domain_vectors, match_dtype, require_built
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import AlignmentLoss
 from kd_lightning.losses.hard_target import hard_target_loss
 
 
 @in_full_precision
-def density_ratio(logits: Tensor, source_size: int, target_size: int, bound: float = 10.0) -> Tensor:
-    r"""How much more probable samples are in the target than in the source, by Bayes' rule from a domain classifier.
+def density_ratio(logits: Tensor, *, source_size: int, target_size: int, bound: float = 10.0) -> Tensor:
+    r"""Compute how much more probable samples are in the target than in the source, from a domain classifier.
 
     .. math:: \frac{p_t(x)}{p_s(x)} = \frac{m}{n} e^{-z(x)}, \qquad
               z(x) = \log \frac{P(\text{source} \mid x)}{P(\text{target} \mid x)}
 
-    cut off at a bound and then divided by the mean over the samples.
+    (Bayes' rule), clamped to a bound and then divided by the mean over the samples.
 
     Args:
         logits: The classifier's z for samples of the source, ``(B,)``.
-        source_size: m, how many samples of the source the classifier learns from for every n of the target.
-        target_size: n.
-        bound: Largest ratio, before the division.
+        source_size: m, the number of source samples from which the classifier learns for every n of the target.
+        target_size: n, the number of target samples.
+        bound: Largest ratio before the division, >= 1.
 
     Returns:
         Weights ``(B,)`` of mean 1.
 
     Example:
-        >>> density_ratio(torch.tensor([0.0, 0.0, math.log(4.0)]), 50, 50)
+        >>> density_ratio(torch.tensor([0.0, 0.0, math.log(4.0)]), source_size=50, target_size=50)
         tensor([1.3333, 1.3333, 0.3333])
     """
     logarithms = (math.log(source_size / target_size) - logits).clamp(max=math.log(bound))
@@ -44,10 +43,10 @@ def density_ratio(logits: Tensor, source_size: int, target_size: int, bound: flo
 
 @in_full_precision
 def effective_sample_size(weights: Tensor) -> Tensor:
-    r"""How many equally weighted samples have the variance of these, :math:`(\sum w)^2 / \sum w^2`.
+    r"""Compute the number of equally weighted samples with the same variance, :math:`(\sum w)^2 / \sum w^2`.
 
     Args:
-        weights: ``(B,)``, >= 0.
+        weights: Weights of the samples ``(B,)``, >= 0.
 
     Returns:
         A scalar from 1 to B; 0 where all weights are 0.
@@ -56,8 +55,8 @@ def effective_sample_size(weights: Tensor) -> Tensor:
         >>> effective_sample_size(torch.tensor([2.0, 2.0, 0.0]))
         tensor(2.)
     """
-    shares = weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
-    return shares.sum().square() / shares.square().sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    scaled = weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
+    return scaled.sum().square() / scaled.square().sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 class ReweightedLoss(AlignmentLoss):
@@ -66,7 +65,7 @@ class ReweightedLoss(AlignmentLoss):
     S. Bickel, M. Brückner, T. Scheffer: Discriminative Learning for Differing Training and Test Distributions,
     ICML 2007, https://doi.org/10.1145/1273496.1273507
 
-    The ratio is that of a classifier of domains, which reads the features of a layer without moving them. It learns
+    The ratio is that of a domain classifier, which reads the features of a layer without moving them. It learns
     inside the term: its binary cross-entropy and penalty are added, and the weights carry no gradient. It begins with
     weights of 1. Samples are weighted before the classifier learns from them. Its features have variance 1 in the
     batch and are divided by the root of their number, so that one learning rate suits all layers.
@@ -79,14 +78,14 @@ class ReweightedLoss(AlignmentLoss):
     overlap, and no weights can help.
 
     Args:
-        weight: Of the term.
+        weight: Factor of the term in the weighted sum.
         layer: The pooled embedding by default. Maps ``(B, C, H, W)`` are averaged over their pixels.
-        label_smoothing: Share of the target that is spread over all classes, in [0, 1].
+        label_smoothing: Fraction of the target that is spread over all classes, in [0, 1].
         bound: Largest ratio, >= 1.
-        penalty: Half of it times the squared weights of the classifier is added, >= 0.
-        hidden: Units of a hidden layer; 0 for a logistic regression.
-        gather: Use the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`AlignmentLoss`.
+        penalty: Factor of half the classifier's squared weights in its loss, >= 0.
+        hidden: Number of units of a hidden layer; 0 for a logistic regression.
+        gather: Whether to compare within the batch of all ranks, and not within each rank's own.
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -104,6 +103,7 @@ class ReweightedLoss(AlignmentLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 1.0,
         layer: str = "avgpool",
         label_smoothing: float = 0.0,
@@ -128,7 +128,7 @@ class ReweightedLoss(AlignmentLoss):
         self.classifiers = nn.ModuleList()
 
     def build(self, source: Outputs, target: Outputs, **networks: nn.Module | None) -> None:
-        """Make the classifier of domains, see :class:`AlignmentLoss`."""
+        """Create the domain classifier."""
         ((vectors, _),) = domain_vectors(self, source, target)
         width = vectors.shape[1]
         last = nn.Linear(self.hidden or width, 1)
@@ -138,22 +138,22 @@ class ReweightedLoss(AlignmentLoss):
         self.classifiers = nn.ModuleList([nn.Sequential(*first, last)])
 
     def forward(self, source: Outputs, target: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch of source and target, see :class:`AlignmentLoss`."""
+        """Compute the term for one batch of source and target, see :class:`AlignmentLoss`."""
         active = self.gather and self.training
         ((source_vectors, target_vectors),) = domain_vectors(self, source, target)
-        s, logits, labels = gathered(active, source_vectors.detach(), source.logits, labels)
-        (t,) = gathered(active, target_vectors.detach())
+        s, logits, labels = all_gather_grad(source_vectors.detach(), source.logits, labels, active=active)
+        (t,) = all_gather_grad(target_vectors.detach(), active=active)
         (classifier,) = require_built(self, self.classifiers)
-        odds = classifier(fit_to(classifier, _standardized(s, t))).squeeze(1)
+        odds = classifier(match_dtype(classifier, _standardized(s, t))).squeeze(1)
         of_source = torch.arange(len(odds), device=odds.device) < len(s)
-        weights = density_ratio(odds.detach()[: len(s)], len(s), len(t), self.bound)
+        weights = density_ratio(odds.detach()[: len(s)], source_size=len(s), target_size=len(t), bound=self.bound)
         self.metrics = {
             "effective_sample_size": effective_sample_size(weights),
             "domain_accuracy": ((odds > 0) == of_source).float().mean(),
         }
         squares = torch.stack([p.square().sum() for p in classifier.parameters() if p.dim() == 2]).sum()
         learned = _domain_error(odds, of_source) + self.penalty / 2 * squares
-        return hard_target_loss(logits, labels, self.label_smoothing, weights) + learned
+        return hard_target_loss(logits, labels, label_smoothing=self.label_smoothing, weights=weights) + learned
 
 
 def _standardized(source: Tensor, target: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from kd_lightning.features import Outputs
-from kd_lightning.losses._gather import gathered
-from kd_lightning.losses._normalize import directions
+from kd_lightning.losses._gather import all_gather_grad
+from kd_lightning.losses._normalize import normalize
 from kd_lightning.losses._pairs import feature_pairs
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
@@ -15,7 +15,7 @@ from kd_lightning.losses.base import DistillationLoss
 
 @in_full_precision
 def similarity_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    r"""The squared difference of both batches' similarity matrices.
+    r"""Compute the squared difference of both networks' similarity matrices of a batch.
 
     .. math:: \frac{1}{B^2} \| \hat G^s - \hat G^t \|_F^2, \qquad \hat G_{b \cdot} = G_{b \cdot} / \|G_{b \cdot}\|,
               \quad G = F F^\top, \; F \in \mathbb{R}^{B \times n}
@@ -39,7 +39,7 @@ def similarity_loss(student_features: Tensor, teacher_features: Tensor) -> Tenso
 
 def _similarities(features: Tensor) -> Tensor:
     rows = features.flatten(1)
-    return directions(rows @ rows.T)
+    return normalize(rows @ rows.T)
 
 
 class SimilarityLoss(DistillationLoss):
@@ -51,9 +51,9 @@ class SimilarityLoss(DistillationLoss):
     Args:
         weight: 3000, the paper's gamma.
         student_layers: The last map by default, as in the CRD benchmark.
-        teacher_layers: See :class:`DistillationLoss`.
-        gather: Use the batch of all ranks and not the rank's own.
-        warmup_epochs: See :class:`DistillationLoss`.
+        teacher_layers: Names of the teacher's layers, paired with the student's; the same names by default.
+        gather: Whether to compare within the batch of all ranks, and not within each rank's own.
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Example:
         >>> student = Outputs(torch.rand(4, 10), {"layer3": torch.rand(4, 8, 8, 8)})
@@ -64,6 +64,7 @@ class SimilarityLoss(DistillationLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 3000.0,
         student_layers: Sequence[str] = ("layer3",),
         teacher_layers: Sequence[str] | None = None,
@@ -80,6 +81,9 @@ class SimilarityLoss(DistillationLoss):
         feature_pairs(self, student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`."""
-        pairs = [gathered(self.gather and self.training, *pair) for pair in feature_pairs(self, student, teacher)]
+        """Compute the term for one batch, see :class:`DistillationLoss`."""
+        pairs = [
+            all_gather_grad(*pair, active=self.gather and self.training)
+            for pair in feature_pairs(self, student, teacher)
+        ]
         return torch.stack([similarity_loss(s, t) for s, t in pairs]).sum()

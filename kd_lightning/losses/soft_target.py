@@ -6,16 +6,16 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._center import centred
+from kd_lightning.losses._normalize import center
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
 
 @in_full_precision
 def soft_target_loss(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float, standardize: bool = False
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, standardize: bool = False
 ) -> Tensor:
-    r"""The divergence of the softened student from the softened teacher.
+    r"""Compute the divergence of the softened student from the softened teacher.
 
     .. math:: T^2 \cdot \frac{1}{B} \sum_b \mathrm{KL}(\mathrm{softmax}(z^t_b / T) \,\|\, \mathrm{softmax}(z^s_b / T))
 
@@ -23,7 +23,8 @@ def soft_target_loss(
         student_logits: ``(B, C)``.
         teacher_logits: ``(B, C)``.
         temperature: T > 0; the higher, the softer.
-        standardize: Replace each row of logits on both sides by its z-score (unbiased standard deviation + 1e-7).
+        standardize: Whether each row of logits on both sides is replaced by its z-scores (unbiased standard
+            deviation + 1e-7).
 
     Returns:
         A scalar >= 0, and 0 where both agree.
@@ -40,8 +41,8 @@ def soft_target_loss(
 
 
 def _z_score(logits: Tensor) -> Tensor:
-    """Constant rows have no score, and no gradient towards one."""
-    difference, lengths, constant = centred(logits)
+    """Return each row's z-scores; constant rows have none, and no gradient towards one."""
+    difference, lengths, constant = center(logits)
     deviations = lengths / max(logits.shape[1] - 1, 1) ** 0.5
     return torch.where(constant, 0.0, difference / (deviations + 1e-7))
 
@@ -55,9 +56,10 @@ class SoftTargetLoss(DistillationLoss):
 
     Args:
         temperature: T > 0. 4 is the usual choice on CIFAR (and 2 with ``standardize``).
-        weight: 0.9 goes with a weight of 0.1 on the labels; 9 with ``standardize``, as released.
-        standardize: Compare z-scores of the logits.
-        warmup_epochs: See :class:`DistillationLoss`.
+        weight: Factor of the term in the weighted sum; 0.9 with a weight of 0.1 on the labels, 9 with
+            ``standardize``, as released.
+        standardize: Whether z-scores of the logits are compared.
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Raises:
         ValueError: If the temperature is not above 0.
@@ -66,7 +68,7 @@ class SoftTargetLoss(DistillationLoss):
     compares_logits = True
 
     def __init__(
-        self, temperature: float = 4.0, weight: float = 0.9, standardize: bool = False, warmup_epochs: int = 0
+        self, temperature: float = 4.0, *, weight: float = 0.9, standardize: bool = False, warmup_epochs: int = 0
     ) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)
         if not temperature > 0:
@@ -75,5 +77,7 @@ class SoftTargetLoss(DistillationLoss):
         self.standardize = standardize
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`."""
-        return soft_target_loss(student.logits, teacher.logits.detach(), self.temperature, self.standardize)
+        """Compute the term for one batch, see :class:`DistillationLoss`."""
+        return soft_target_loss(
+            student.logits, teacher.logits.detach(), temperature=self.temperature, standardize=self.standardize
+        )

@@ -9,14 +9,17 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._pairs import fit_to, map_pairs, require_built, same_size
+from kd_lightning.losses._pairs import map_pairs, match_dtype, require_built, same_size
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
+
+_EPSILON = 1e-5
+"""Smallest variance."""
 
 
 @in_full_precision
 def variational_loss(means: Tensor, teacher_features: Tensor, scales: Tensor) -> Tensor:
-    r"""The mean negative log-likelihood of the teacher's map under a Gaussian of one variance a channel.
+    r"""Compute the mean negative log-likelihood of the teacher's map under a Gaussian with one variance per channel.
 
     .. math:: \frac{1}{BCHW} \sum_{bchw} \frac{(t_{bchw} - \mu_{bchw})^2}{2 \sigma_c^2} + \log \sigma_c,
               \qquad \sigma_c^2 = \log(1 + e^{\alpha_c}) + 10^{-5}
@@ -24,7 +27,7 @@ def variational_loss(means: Tensor, teacher_features: Tensor, scales: Tensor) ->
     The constant :math:`\log \sqrt{2 \pi}` is left out, so the value may be negative.
 
     Args:
-        means: What the student predicts, ``(B, C, H, W)``.
+        means: The student's predictions, ``(B, C, H, W)``.
         teacher_features: The same shape.
         scales: :math:`\alpha`, unconstrained, ``(C,)``.
 
@@ -49,9 +52,9 @@ class VariationalLoss(DistillationLoss):
     Args:
         weight: 1, as in the CRD benchmark.
         student_layers: The stages of a CIFAR ResNet by default.
-        teacher_layers: See :class:`DistillationLoss`.
-        initial_variance: Above 1e-5.
-        warmup_epochs: See :class:`DistillationLoss`.
+        teacher_layers: Names of the teacher's layers, paired with the student's; the same names by default.
+        initial_variance: Initial variance of every channel, above 1e-5.
+        warmup_epochs: Epochs over which the weight rises linearly to its value.
 
     Raises:
         ValueError: If the initial variance is too small.
@@ -67,6 +70,7 @@ class VariationalLoss(DistillationLoss):
 
     def __init__(
         self,
+        *,
         weight: float = 1.0,
         student_layers: Sequence[str] = ("layer1", "layer2", "layer3"),
         teacher_layers: Sequence[str] | None = None,
@@ -83,7 +87,7 @@ class VariationalLoss(DistillationLoss):
         self.scales = nn.ParameterList()
 
     def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
-        """Make the means and variances for each pair of layers, see :class:`DistillationLoss`."""
+        """Create the means and variances for each pair of layers."""
         channels = [(s.shape[1], t.shape[1]) for s, t in map_pairs(self, student, teacher)]
         # the inverse of softplus, written so that a large variance does not overflow
         variance = self.initial_variance - _EPSILON
@@ -92,13 +96,12 @@ class VariationalLoss(DistillationLoss):
         self.scales = nn.ParameterList(torch.full((width,), scale) for _, width in channels)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """The term for one batch, see :class:`DistillationLoss`."""
+        """Compute the term for one batch, see :class:`DistillationLoss`."""
         pairs = [same_size(s, t) for s, t in map_pairs(self, student, teacher)]
         parts = zip(require_built(self, self.means), self.scales, pairs, strict=True)
-        return torch.stack([variational_loss(mean(fit_to(mean, s)), t, scale) for mean, scale, (s, t) in parts]).sum()
-
-
-_EPSILON = 1e-5
+        return torch.stack(
+            [variational_loss(mean(match_dtype(mean, s)), t, scale) for mean, scale, (s, t) in parts]
+        ).sum()
 
 
 def _mean(student_channels: int, teacher_channels: int) -> nn.Sequential:

@@ -77,7 +77,7 @@ class TeacherModule(ClassificationModule):
         """Cross-entropy with the labels."""
         images, labels, *ids = batch
         logits = self(images) if self._features is None else self._features.head(self._features(*ids))
-        loss = hard_target_loss(logits, labels, self.label_smoothing)
+        loss = hard_target_loss(logits, labels, label_smoothing=self.label_smoothing)
         self.record(loss, {}, logits, labels, {"images": images})
         return loss
 

@@ -26,7 +26,7 @@ from kd_lightning.losses import (
     ReweightedLoss,
     SimilarityLoss,
 )
-from kd_lightning.losses._gather import gathered
+from kd_lightning.losses._gather import all_gather_grad
 
 Work = Callable[[int], Any]
 
@@ -88,7 +88,7 @@ def test_rows_come_in_the_order_of_ranks(ranks: Ranks, sizes: tuple[int, ...]) -
 
     def work(rank: int) -> dict[str, Tensor]:
         parts = [tensor.split(sizes)[rank] for tensor in wide.values()]
-        return dict(zip(wide, gathered(True, *parts), strict=True))
+        return dict(zip(wide, all_gather_grad(*parts), strict=True))
 
     for found in ranks(len(sizes), work):
         for name, tensor in wide.items():
@@ -104,7 +104,7 @@ def test_the_mean_of_the_ranks_gradients_is_that_of_one_process(ranks: Ranks, si
 
     def work(rank: int) -> dict[str, Tensor]:
         own = weight.clone().requires_grad_()
-        student, fixed = gathered(True, (images.split(sizes)[rank] @ own).tanh(), teacher.split(sizes)[rank])
+        student, fixed = all_gather_grad((images.split(sizes)[rank] @ own).tanh(), teacher.split(sizes)[rank])
         assert student.requires_grad
         assert not fixed.requires_grad
         loss = relation(student - fixed)
@@ -129,7 +129,7 @@ def test_backward_sums_what_the_ranks_say_of_a_row(ranks: Ranks, sizes: tuple[in
 
     def work(rank: int) -> Tensor:
         own = wide.split(sizes)[rank].clone().requires_grad_()
-        (gathered(True, own)[0] * factors[rank]).sum().backward()
+        (all_gather_grad(own)[0] * factors[rank]).sum().backward()
         assert own.grad is not None
         return own.grad
 
@@ -142,7 +142,7 @@ def test_the_gradient_is_right_numerically(ranks: Ranks) -> None:
     wide = torch.randn(8, 2, dtype=torch.float64)
 
     def total(rank: int, rows: Tensor) -> Tensor:
-        return (rank + 1) * relation(gathered(True, rows)[0])
+        return (rank + 1) * relation(all_gather_grad(rows)[0])
 
     def work(rank: int) -> list[Tensor]:
         own = wide.split(sizes)[rank].clone().requires_grad_()
@@ -169,7 +169,7 @@ def test_half_precision_becomes_float32(ranks: Ranks, dtype: torch.dtype) -> Non
 
     def work(rank: int) -> dict[str, Tensor]:
         own = wide.split((2, 3))[rank].clone().requires_grad_()
-        rows, labels = gathered(True, own, torch.full((len(own),), rank))
+        rows, labels = all_gather_grad(own, torch.full((len(own),), rank))
         (rows * torch.tensor([2049.0, -2048.0])[rank]).sum().backward()
         assert own.grad is not None
         return {"rows": rows.detach(), "labels": labels, "gradient": own.grad}
@@ -187,7 +187,7 @@ def test_not_active_returns_the_same_tensors(ranks: Ranks) -> None:
 
     def work(rank: int) -> bool:
         rows, labels = torch.randn(3, 2, dtype=torch.float16), torch.arange(3)
-        found = gathered(False, rows, labels) if rank == 0 else (rows, labels)
+        found = all_gather_grad(rows, labels, active=False) if rank == 0 else (rows, labels)
         return found[0] is rows and found[1] is labels and found[0].dtype == torch.float16
 
     assert ranks(2, work) == [True, True]
@@ -276,7 +276,7 @@ def test_two_ranks_adapt_as_one_process_does(
 def test_a_group_of_one_returns_the_same_tensors(ranks: Ranks) -> None:
     def work(rank: int) -> bool:
         rows = torch.randn(3, 2, dtype=torch.float16)
-        return gathered(True, rows)[0] is rows
+        return all_gather_grad(rows)[0] is rows
 
     assert ranks(1, work) == [True]
 
@@ -284,6 +284,6 @@ def test_a_group_of_one_returns_the_same_tensors(ranks: Ranks) -> None:
 def test_without_a_group_the_same_tensors_return() -> None:
     rows, labels = torch.randn(3, 2, dtype=torch.float16, requires_grad=True), torch.arange(3)
     for active in (True, False):
-        found = gathered(active, rows, labels)
+        found = all_gather_grad(rows, labels, active=active)
         assert found[0] is rows
         assert found[1] is labels

@@ -23,7 +23,15 @@ from kd_lightning.losses import (
     SimilarityLoss,
     VariationalLoss,
 )
-from kd_lightning.losses._pairs import MapNorm, feature_pairs, fit_to, map_pairs, require_built, same_size, vector_pairs
+from kd_lightning.losses._pairs import (
+    SafeBatchNorm2d,
+    feature_pairs,
+    map_pairs,
+    match_dtype,
+    require_built,
+    same_size,
+    vector_pairs,
+)
 
 _LABELS = torch.tensor([3, -1])
 
@@ -75,7 +83,7 @@ def test_what_is_neither_map_nor_vector_is_refused(loss: Callable[..., Distillat
     with pytest.raises(
         ValueError,
         match=rf"^{type(term).__name__} compares maps \(B, C, H, W\) or vectors \(B, C\), but the student's layer 'a' "
-        r"gives \(2, 3, 4\); name a layer that fits\.$",
+        r"returns \(2, 3, 4\); name a layer that does\.$",
     ):
         term.build(outputs(a=(3, 4)), outputs(b=(7,)))
 
@@ -87,8 +95,8 @@ def test_what_compares_pixels_refuses_vectors(loss: Callable[..., DistillationLo
     for call in (lambda: term.check(student, teacher), lambda: term(student, teacher, _LABELS)):
         with pytest.raises(
             ValueError,
-            match=rf"^{type(term).__name__} compares maps \(B, C, H, W\), but the teacher's layer 'b' gives "
-            r"\(2, 7\); name a layer that fits\.$",
+            match=rf"^{type(term).__name__} compares maps \(B, C, H, W\), but the teacher's layer 'b' returns "
+            r"\(2, 7\); name a layer that does\.$",
         ):
             call()
 
@@ -116,8 +124,8 @@ def test_pooling_is_in_full_precision(dtype: torch.dtype) -> None:
 
 
 def test_features_take_the_type_of_the_weights() -> None:
-    assert fit_to(nn.Linear(2, 2), torch.randn(2, 2, dtype=torch.float64)).dtype == torch.float32
-    assert fit_to(nn.Linear(2, 2).bfloat16(), torch.randn(2, 2)).dtype == torch.bfloat16
+    assert match_dtype(nn.Linear(2, 2), torch.randn(2, 2, dtype=torch.float64)).dtype == torch.float32
+    assert match_dtype(nn.Linear(2, 2).bfloat16(), torch.randn(2, 2)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("loss", [HintLoss, VariationalLoss, ReviewLoss, CorrelationLoss, ContrastiveLoss])
@@ -156,27 +164,27 @@ def test_layers_are_summed(loss: Callable[..., DistillationLoss]) -> None:
 def test_the_batch_of_all_ranks_is_compared_in_training_if_wanted(
     loss: Callable[..., DistillationLoss], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    calls = []
 
-    def doubled(active: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
-        asked.append(active)
+    def doubled(*tensors: Tensor, active: bool) -> tuple[Tensor, ...]:
+        calls.append(active)
         return tuple(torch.cat([x, x.flip(0) + 1]) for x in tensors) if active else tensors
 
     student, teacher = outputs(a=(3,)), outputs(a=(6,))
     layers = {} if loss is DistLoss else {"student_layers": ["a"]}
-    monkeypatch.setattr(sys.modules[loss.__module__], "gathered", doubled)
+    monkeypatch.setattr(sys.modules[loss.__module__], "all_gather_grad", doubled)
     terms = []
     for gather, training in ((True, True), (True, False), (False, True)):
         term = loss(gather=gather, **layers).train(training)
         torch.manual_seed(1)
         term.build(student, teacher)
         terms.append(term(student, teacher, _LABELS))
-    assert asked == [True, False, False]
+    assert calls == [True, False, False]
     assert terms[0] != terms[1] == terms[2]
 
 
 def test_batch_norm_is_the_usual_one() -> None:
-    norm, usual = MapNorm(3), nn.BatchNorm2d(3)
+    norm, usual = SafeBatchNorm2d(3), nn.BatchNorm2d(3)
     for shape in ((2, 3, 1, 1), (1, 3, 2, 2), (4, 3, 5, 5)):
         features = torch.randn(shape)
         torch.testing.assert_close(norm(features), usual(features))
@@ -188,7 +196,7 @@ def test_batch_norm_is_the_usual_one() -> None:
 
 
 def test_batch_norm_of_a_single_value_uses_the_running_statistics_and_leaves_them() -> None:
-    norm = MapNorm(3)
+    norm = SafeBatchNorm2d(3)
     norm(2 + torch.randn(4, 3, 5, 5))
     nn.init.normal_(norm.norm.weight)
     nn.init.normal_(norm.norm.bias)

@@ -37,30 +37,30 @@ def judged(loss: AdversarialLoss, vectors: Tensor, layer: int = 0) -> Tensor:
 def test_forward_is_the_identity_and_backward_the_negative_multiple() -> None:
     features, factors = torch.randn(2, 3, 4, dtype=torch.float64)
     features.requires_grad_()
-    reversed_features = reverse_gradient(features, 0.3)
+    reversed_features = reverse_gradient(features, strength=0.3)
     assert torch.equal(reversed_features, features)
     (gradient,) = torch.autograd.grad((factors * reversed_features).sum(), features, retain_graph=True)
     assert torch.equal(gradient, -0.3 * factors)
     (gradient,) = torch.autograd.grad((factors * reverse_gradient(features)).sum(), features)
     assert torch.equal(gradient, -factors)
-    (gradient,) = torch.autograd.grad(reverse_gradient(features, 0.0).sum(), features)
+    (gradient,) = torch.autograd.grad(reverse_gradient(features, strength=0.0).sum(), features)
     assert (gradient == 0).all()
 
 
 def test_twice_reversed_is_not_reversed_and_the_second_derivative_is_right() -> None:
     x = torch.randn(3, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(
-        reverse_gradient(reverse_gradient(x, 2.0), 0.5).pow(3).sum(), x, create_graph=True
+        reverse_gradient(reverse_gradient(x, strength=2.0), strength=0.5).pow(3).sum(), x, create_graph=True
     )
     torch.testing.assert_close(gradient, 3 * x.square())
-    (second,) = torch.autograd.grad(reverse_gradient(x, 1.0).pow(2).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(reverse_gradient(x, strength=1.0).pow(2).sum(), x, create_graph=True)
     torch.testing.assert_close(second, -2 * x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_reversal_keeps_the_type(dtype: torch.dtype) -> None:
     features = torch.randn(3).to(dtype).requires_grad_()
-    reversed_features = reverse_gradient(features, 0.5)
+    reversed_features = reverse_gradient(features, strength=0.5)
     reversed_features.sum().backward()
     assert reversed_features.dtype == dtype
     assert features.grad is not None
@@ -146,7 +146,15 @@ def test_dann_is_a_discriminator_on_features() -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_cdan_is_a_discriminator_on_features_times_predictions(largest: int, weighted: bool) -> None:
     source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
-    loss = AdversarialLoss(1.0, ["a"], True, weighted, 8, largest_product=largest, random_dimensions=20)
+    loss = AdversarialLoss(
+        weight=1.0,
+        layers=["a"],
+        conditional=True,
+        entropy_weighted=weighted,
+        hidden=8,
+        largest_product=largest,
+        random_dimensions=20,
+    )
     built(loss, source, target)
     condition = MultilinearMap(3, 4, largest, 20)
     sides = [judged(loss, condition(o.features["a"], o.logits)) for o in (source, target)]

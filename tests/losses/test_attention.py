@@ -24,7 +24,7 @@ def test_values_by_hand() -> None:
 def test_the_power_is_that_of_the_features(power: int) -> None:
     student, teacher = (features.abs() for features in pair())
     expected = attention_loss(student**power, teacher**power, power=1)
-    torch.testing.assert_close(attention_loss(student, teacher, power), expected)
+    torch.testing.assert_close(attention_loss(student, teacher, power=power), expected)
 
 
 def test_is_zero_at_equality_and_above_elsewhere() -> None:

@@ -33,9 +33,11 @@ def test_values_by_hand() -> None:
     assert same.item() == pytest.approx(math.log((math.e**2 + 3 * math.e) / math.e**2))
     opposite = contrastive_loss(anchors[:1], -anchors[:1], anchors[:1], shown[:1, :1], temperature=1.0)
     assert opposite.item() == pytest.approx(2 + math.log(1 + math.exp(-2)))
-    counted = contrastive_loss(anchors, anchors, torch.full((3, 2), 0.5), shown, temperature=0.5, counted_as=30)
+    counted = contrastive_loss(
+        anchors, anchors, torch.full((3, 2), 0.5), shown, temperature=0.5, effective_negatives=30
+    )
     assert counted.item() == pytest.approx(math.log((math.e**2 + 30 * math.e) / math.e**2))
-    assert contrastive_loss(anchors, -anchors, anchors, ~shown[:, :2], counted_as=9) == 0
+    assert contrastive_loss(anchors, -anchors, anchors, ~shown[:, :2], effective_negatives=9) == 0
     assert contrastive_loss(anchors, -anchors, anchors, ~shown[:, :2]) == 0
     assert contrastive_loss(anchors, -anchors, anchors[:0], shown[:, :0]) == 0
 

@@ -55,14 +55,14 @@ def test_one_sample_has_no_variance() -> None:
 
 
 def test_refuses_other_widths() -> None:
-    with pytest.raises(ValueError, match="got 3 numbers for a sample of the source and 12 for one of the target"):
+    with pytest.raises(ValueError, match="got 3 numbers per sample of the source and 12 per sample of the target"):
         coral_loss(torch.randn(5, 3), torch.randn(5, 3, 2, 2))
 
 
 def test_the_module_averages_maps_sums_layers_and_its_defaults() -> None:
     loss = CoralLoss()
     assert (loss.weight, loss.warmup_epochs, loss.layers, loss.gather) == (1.0, 0, ("avgpool",), True)
-    loss = CoralLoss(2.0, ["a", "b"], warmup_epochs=2)
+    loss = CoralLoss(weight=2.0, layers=["a", "b"], warmup_epochs=2)
     source = Outputs(torch.randn(5, 2), {"a": torch.randn(5, 3, 4, 2), "b": torch.randn(5, 6)})
     target = Outputs(torch.randn(4, 2), {"a": torch.randn(4, 3, 4, 2), "b": torch.randn(4, 6)})
     expected = coral_loss(source.features["a"].mean((2, 3)), target.features["a"].mean((2, 3)))

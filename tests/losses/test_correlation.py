@@ -46,7 +46,7 @@ def test_refuses_shapes_that_would_be_broadcast() -> None:
     with pytest.raises(
         ValueError,
         match=r"^correlation_loss compares features of one shape, got \(5, 1\) of the student and \(5, 3\) of the "
-        r"teacher; bring one to the other's shape first\.$",
+        r"teacher; map one to the other's shape first\.$",
     ):
         correlation_loss(torch.randn(5, 1), torch.randn(5, 3))
 

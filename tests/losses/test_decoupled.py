@@ -23,7 +23,9 @@ def test_a_value_by_hand() -> None:
     target = math.log(0.25 / (1 / 3)) / 4 + 3 * math.log(0.75 / (2 / 3)) / 4
     others = 2 * math.log((2 / 3) / (1 / 2)) / 3 + math.log((1 / 3) / (1 / 2)) / 3
     for alpha, beta in ((1.0, 0.0), (0.0, 1.0), (1.0, 8.0)):
-        loss = decoupled_loss(torch.zeros_like(teacher), teacher, torch.tensor([1]), alpha, beta, temperature=1.0)
+        loss = decoupled_loss(
+            torch.zeros_like(teacher), teacher, torch.tensor([1]), alpha=alpha, beta=beta, temperature=1.0
+        )
         assert loss.item() == pytest.approx(alpha * target + beta * others, rel=1e-12)
 
 
@@ -35,8 +37,8 @@ def test_is_the_soft_target_loss_when_the_other_classes_weigh_what_the_teacher_g
     student, teacher = pair(rows=1)
     student.requires_grad_()
     rest = 1 - (teacher / temperature).softmax(1)[0, 2].item()
-    loss = decoupled_loss(student, teacher, torch.tensor([2]), alpha, alpha * rest, temperature)
-    expected = alpha * soft_target_loss(student, teacher, temperature)
+    loss = decoupled_loss(student, teacher, torch.tensor([2]), alpha=alpha, beta=alpha * rest, temperature=temperature)
+    expected = alpha * soft_target_loss(student, teacher, temperature=temperature)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(*(torch.autograd.grad(value, student)[0] for value in (loss, expected)))
 
@@ -122,7 +124,7 @@ def test_the_module_passes_its_options() -> None:
     student, teacher = pair()
     loss = DecoupledLoss(alpha=0.5, beta=2.0, temperature=3.0, weight=0.7, warmup_epochs=2)
     term = loss(Outputs(student), Outputs(teacher), _LABELS)
-    torch.testing.assert_close(term, decoupled_loss(student, teacher, _LABELS, 0.5, 2.0, 3.0))
+    torch.testing.assert_close(term, decoupled_loss(student, teacher, _LABELS, alpha=0.5, beta=2.0, temperature=3.0))
     assert (loss.weight, loss.weight_at(0)) == (0.7, 0.35)
     assert loss.state_dict() == {}
 

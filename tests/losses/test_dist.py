@@ -23,7 +23,9 @@ def test_equals_scipys_correlations(temperature: float) -> None:
     classes = sum(1 - pearsonr(p[:, i], q[:, i]).statistic for i in range(5)) / 5
     for beta, gamma in ((1.0, 0.0), (0.0, 1.0), (2.0, 0.5)):
         expected = temperature**2 * (beta * samples + gamma * classes)
-        assert dist_loss(student, teacher, beta, gamma, temperature).item() == pytest.approx(expected, rel=1e-5)
+        assert dist_loss(student, teacher, beta=beta, gamma=gamma, temperature=temperature).item() == pytest.approx(
+            expected, rel=1e-5
+        )
 
 
 def test_a_value_by_hand() -> None:
@@ -32,7 +34,7 @@ def test_a_value_by_hand() -> None:
     assert dist_loss(logits, logits.flip(1), beta=1.0, gamma=0.0).item() == pytest.approx(2, rel=1e-6)
     assert dist_loss(logits, logits.flip(1), beta=0.0, gamma=3.0).item() == pytest.approx(6, rel=1e-6)
     # at temperature 2 the probabilities are nearer to each other, their correlation is the same
-    assert dist_loss(logits, logits.flip(1), 1.0, 1.0, temperature=2.0).item() == pytest.approx(16, rel=1e-6)
+    assert dist_loss(logits, logits.flip(1), beta=1.0, gamma=1.0, temperature=2.0).item() == pytest.approx(16, rel=1e-6)
 
 
 def test_is_zero_at_equality_and_above_elsewhere() -> None:
@@ -75,14 +77,14 @@ def test_logits_and_temperature_scale_together() -> None:
 
 def test_lies_in_its_range() -> None:
     for student, teacher in (pair(), (pair()[0], -pair()[0])):
-        assert 0 <= dist_loss(student, teacher, 1.0, 2.0, 3.0) <= 2 * 9 * 3
+        assert 0 <= dist_loss(student, teacher, beta=1.0, gamma=2.0, temperature=3.0) <= 2 * 9 * 3
 
 
 def test_the_module_passes_its_options_and_no_labels() -> None:
     student, teacher = pair()
     loss = DistLoss(temperature=3.0, beta=0.5, gamma=2.0, weight=0.7, warmup_epochs=2)
     one, other = (loss(Outputs(student), Outputs(teacher), torch.full((6,), label)) for label in (-1, 3))
-    torch.testing.assert_close(one, dist_loss(student, teacher, 0.5, 2.0, 3.0))
+    torch.testing.assert_close(one, dist_loss(student, teacher, beta=0.5, gamma=2.0, temperature=3.0))
     assert one == other
     assert (loss.weight, loss.weight_at(0)) == (0.7, 0.35)
 
@@ -94,7 +96,9 @@ def test_defaults_are_those_released() -> None:
     assert loss.gather
     assert loss.compares_logits
     student, teacher = pair()
-    torch.testing.assert_close(dist_loss(student, teacher), dist_loss(student, teacher, 1.0, 1.0, 1.0))
+    torch.testing.assert_close(
+        dist_loss(student, teacher), dist_loss(student, teacher, beta=1.0, gamma=1.0, temperature=1.0)
+    )
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def _contrastive(student: Tensor, teacher: Tensor) -> Tensor:
 
 _LOGITS, _VECTORS, _MAPS = (6, 5), (6, 7), (6, 3, 4, 4)
 _LOSSES: dict[str, tuple[Loss, tuple[int, ...]]] = {
-    "soft_target": (lambda s, t: soft_target_loss(s, t, 4.0), _LOGITS),
-    "standardized": (lambda s, t: soft_target_loss(s, t, 2.0, standardize=True), _LOGITS),
+    "soft_target": (lambda s, t: soft_target_loss(s, t, temperature=4.0), _LOGITS),
+    "standardized": (lambda s, t: soft_target_loss(s, t, temperature=2.0, standardize=True), _LOGITS),
     "decoupled": (_decoupled, _LOGITS),
     "dist": (dist_loss, _LOGITS),
     "hint": (hint_loss, _MAPS),

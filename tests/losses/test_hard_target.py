@@ -17,13 +17,13 @@ def test_equals_scipy(smoothing: float) -> None:
     z, labels = logits(), torch.tensor([0, 4, 2, 2, 1, 3])
     targets = (1 - smoothing) * F.one_hot(labels, 5).numpy() + smoothing / 5
     expected = -(targets * log_softmax(z.numpy(), axis=1)).sum() / 6
-    assert hard_target_loss(z, labels, smoothing).item() == pytest.approx(expected, rel=1e-12)
+    assert hard_target_loss(z, labels, label_smoothing=smoothing).item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_unlabelled_rows_are_as_if_they_were_not_there(smoothing: float) -> None:
     z, labels = logits().requires_grad_(), torch.tensor([0, -1, 2, -1, -1, 3])
-    loss = hard_target_loss(z, labels, smoothing)
+    loss = hard_target_loss(z, labels, label_smoothing=smoothing)
     kept = labels >= 0
     torch.testing.assert_close(loss, F.cross_entropy(z[kept], labels[kept], label_smoothing=smoothing))
     loss.backward()
@@ -46,8 +46,8 @@ def test_takes_probabilities_as_labels() -> None:
     torch.testing.assert_close(hard_target_loss(z, targets), expected)
     labels = torch.tensor([0, 4, 2, 2, 1, 3])
     for smoothing in (0.0, 0.2):
-        one_hot = hard_target_loss(z, F.one_hot(labels, 5).float(), smoothing)
-        torch.testing.assert_close(one_hot, hard_target_loss(z, labels, smoothing))
+        one_hot = hard_target_loss(z, F.one_hot(labels, 5).float(), label_smoothing=smoothing)
+        torch.testing.assert_close(one_hot, hard_target_loss(z, labels, label_smoothing=smoothing))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -58,11 +58,15 @@ def test_weights_are_those_of_a_mean(smoothing: float, factor: float) -> None:
     kept = labels >= 0
     errors = F.cross_entropy(z[kept], labels[kept], label_smoothing=smoothing, reduction="none")
     expected = (weights[kept] * errors).sum() / weights[kept].sum()
-    torch.testing.assert_close(hard_target_loss(z, labels, smoothing, factor * weights), expected)
+    torch.testing.assert_close(
+        hard_target_loss(z, labels, label_smoothing=smoothing, weights=factor * weights), expected
+    )
     targets = torch.rand(6, 5).softmax(1)
     errors = F.cross_entropy(z, targets.double(), label_smoothing=smoothing, reduction="none")
     expected = (weights * errors).sum() / weights.sum()
-    torch.testing.assert_close(hard_target_loss(z, targets, smoothing, factor * weights), expected)
+    torch.testing.assert_close(
+        hard_target_loss(z, targets, label_smoothing=smoothing, weights=factor * weights), expected
+    )
 
 
 def test_equal_weights_change_nothing_and_none_above_zero_give_zero() -> None:
@@ -102,7 +106,7 @@ def test_float64_stays() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_saturated_logits_stay_finite(dtype: torch.dtype, smoothing: float) -> None:
     z = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]], dtype=dtype, requires_grad=True)
-    loss = hard_target_loss(z, torch.tensor([1, 0]), smoothing)
+    loss = hard_target_loss(z, torch.tensor([1, 0]), label_smoothing=smoothing)
     loss.backward()
     assert loss.isfinite()
     assert z.grad is not None
@@ -113,7 +117,7 @@ def test_the_gradient_is_the_difference_of_probabilities() -> None:
     z, labels = logits().requires_grad_(), torch.tensor([0, 4, 2, 2, 1, 3])
     hard_target_loss(z, labels).backward()
     torch.testing.assert_close(z.grad, (z.softmax(1) - F.one_hot(labels, 5)).detach() / 6)
-    assert torch.autograd.gradcheck(lambda x: hard_target_loss(x, labels, 0.1), (z,))
+    assert torch.autograd.gradcheck(lambda x: hard_target_loss(x, labels, label_smoothing=0.1), (z,))
 
 
 def test_the_module_reads_the_students_logits_alone() -> None:
@@ -121,7 +125,9 @@ def test_the_module_reads_the_students_logits_alone() -> None:
     labels = torch.tensor([0, 4, -1, 2, 1, 3])
     loss = HardTargetLoss(weight=0.3, label_smoothing=0.1)
     term = loss(Outputs(student), Outputs(teacher), labels)
-    torch.testing.assert_close(term, hard_target_loss(student, labels, 0.1))  # the weight is the caller's
+    torch.testing.assert_close(
+        term, hard_target_loss(student, labels, label_smoothing=0.1)
+    )  # the weight is the caller's
     term.backward()
     assert student.grad is not None
     assert teacher.grad is None

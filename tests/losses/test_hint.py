@@ -34,7 +34,7 @@ def test_refuses_shapes_that_would_be_broadcast() -> None:
     with pytest.raises(
         ValueError,
         match=r"^hint_loss compares features of one shape, got \(2, 1, 4, 4\) of the student and \(2, 3, 4, 4\) of the "
-        r"teacher; bring one to the other's shape first\.$",
+        r"teacher; map one to the other's shape first\.$",
     ):
         hint_loss(torch.randn(2, 1, 4, 4), torch.randn(2, 3, 4, 4))
 

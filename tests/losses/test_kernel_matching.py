@@ -64,7 +64,7 @@ def test_the_conditions_of_optimality_are_met(
     sizes: tuple[int, int, int, float], bound: float, tolerance: float, ridge: float
 ) -> None:
     source, target = pair(*sizes)
-    weights = kernel_mean_matching(source, target, bound, tolerance, ridge).numpy()
+    weights = kernel_mean_matching(source, target, bound=bound, tolerance=tolerance, ridge=ridge).numpy()
     assert violation(*programme(source, target, ridge), weights, bound, tolerance) < 1e-5
 
 
@@ -73,7 +73,9 @@ def test_the_conditions_of_optimality_are_met(
 def test_no_other_solver_finds_less(bound: float, tolerance: float, ridge: float, shift: float) -> None:
     source, target = pair(12, 15, 2, shift)
     among, towards = programme(source, target, ridge, (0.4, 3.0))
-    weights = kernel_mean_matching(source, target, bound, tolerance, ridge, (0.4, 3.0)).numpy()
+    weights = kernel_mean_matching(
+        source, target, bound=bound, tolerance=tolerance, ridge=ridge, bandwidths=(0.4, 3.0)
+    ).numpy()
 
     def objective(w: Array) -> float:
         return float(w @ among @ w / 2 - towards @ w)
@@ -95,13 +97,18 @@ def test_no_other_solver_finds_less(bound: float, tolerance: float, ridge: float
 def test_the_band_is_reached_from_either_side() -> None:
     """Far from the target, less weight than 1 in the mean would do; around it, more."""
     source, target = pair(30, 20, 2, 4.0)
-    means = [kernel_mean_matching(source, target, 10.0, tolerance).mean().item() for tolerance in (1.0, 0.2, 0.0)]
+    means = [
+        kernel_mean_matching(source, target, bound=10.0, tolerance=tolerance).mean().item()
+        for tolerance in (1.0, 0.2, 0.0)
+    ]
     assert means[0] < 0.7
     assert means[1:] == pytest.approx([0.8, 1.0], abs=1e-5)
     target = source[:3] * 0
-    free = kernel_mean_matching(source, target, 10.0, 1.0).mean().item()
+    free = kernel_mean_matching(source, target, bound=10.0, tolerance=1.0).mean().item()
     assert free > 1.04
-    assert kernel_mean_matching(source, target, 10.0, 0.02).mean().item() == pytest.approx(1.02, abs=1e-5)
+    assert kernel_mean_matching(source, target, bound=10.0, tolerance=0.02).mean().item() == pytest.approx(
+        1.02, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -117,7 +124,7 @@ def test_the_true_ratio_of_gaussians_is_recovered_and_the_bias_removed(seed: int
     assert effective_sample_size(weights) < 350
     assert abs(x.mean() - target.mean()) > 0.9
     for bound, ridge, bias in ((10, 0.01, 0.15), (1000, 1e-3, 0.05)):  # bound and ridge hold some of it
-        weights = kernel_mean_matching(source, target, bound, ridge=ridge)
+        weights = kernel_mean_matching(source, target, bound=bound, ridge=ridge)
         assert abs(weights @ x / weights.sum() - target.mean()) < bias
         assert abs(weights @ x.square() / weights.sum() - target.square().mean()) < 5 * bias
 
@@ -163,7 +170,7 @@ def test_hostile_features_give_finite_weights(bound: float, tolerance: float) ->
     usual = torch.randn(6, 3)
     for source in (torch.zeros(6, 3), usual, 1e4 * usual, usual[:1], usual[:1].expand(6, 3)):
         for target in (torch.ones(4, 3), torch.zeros(1, 3), 1e4 * torch.randn(5, 3), source):
-            weights = kernel_mean_matching(source, target, bound, tolerance)
+            weights = kernel_mean_matching(source, target, bound=bound, tolerance=tolerance)
             assert weights.isfinite().all()
             assert ((weights >= 0) & (weights <= bound)).all()
             assert abs(weights.mean().item() - 1) < tolerance + 1e-5
@@ -180,11 +187,20 @@ def test_features_that_are_not_finite_give_nan_for_the_module_to_find(value: flo
 def test_the_module_weighs_the_cross_entropy_and_moves_no_features() -> None:
     source = Outputs(torch.randn(5, 4, requires_grad=True), {"a": torch.randn(5, 3, 2, 4, requires_grad=True)})
     target = Outputs(torch.randn(7, 4, requires_grad=True), {"a": torch.randn(7, 3, 2, 4, requires_grad=True)})
-    loss = KernelMeanMatchingLoss(2.0, "a", 0.1, 3.0, 0.0, 0.05, [0.7], warmup_epochs=2)
+    loss = KernelMeanMatchingLoss(
+        weight=2.0,
+        layer="a",
+        label_smoothing=0.1,
+        bound=3.0,
+        tolerance=0.0,
+        ridge=0.05,
+        bandwidths=[0.7],
+        warmup_epochs=2,
+    )
     pooled = (o.features["a"].mean((2, 3)) for o in (source, target))
-    weights = kernel_mean_matching(*pooled, 3.0, 0.0, 0.05, [0.7])
+    weights = kernel_mean_matching(*pooled, bound=3.0, tolerance=0.0, ridge=0.05, bandwidths=[0.7])
     for labels in (_LABELS, torch.rand(5, 4).softmax(1)):
-        expected = hard_target_loss(source.logits, labels, 0.1, weights)
+        expected = hard_target_loss(source.logits, labels, label_smoothing=0.1, weights=weights)
         torch.testing.assert_close(loss(source, target, labels), expected)
     torch.testing.assert_close(loss.metrics["effective_sample_size"], effective_sample_size(weights))
     loss(source, target, _LABELS).backward()
@@ -201,7 +217,8 @@ def test_defaults() -> None:
     assert loss.bandwidths == (0.5, 1.0, 2.0)
     source, target = pair()
     assert torch.equal(
-        kernel_mean_matching(source, target), kernel_mean_matching(source, target, 10.0, 0.1, 0.01, (0.5, 1.0, 2.0))
+        kernel_mean_matching(source, target),
+        kernel_mean_matching(source, target, bound=10.0, tolerance=0.1, ridge=0.01, bandwidths=(0.5, 1.0, 2.0)),
     )
 
 
@@ -222,7 +239,7 @@ def test_errors(options: dict[str, float], message: str) -> None:
 
 
 def test_more_errors() -> None:
-    with pytest.raises(ValueError, match="got 2 numbers for a sample of the source and 3 for one of the target"):
+    with pytest.raises(ValueError, match="got 2 numbers per sample of the source and 3 per sample of the target"):
         kernel_mean_matching(torch.randn(4, 2), torch.randn(4, 3))
     with pytest.raises(ValueError, match=r"^label_smoothing must lie in \[0, 1\], got -0\.1\.$"):
         KernelMeanMatchingLoss(label_smoothing=-0.1)

@@ -41,13 +41,15 @@ CASES = [((0.5, 1.0, 2.0), True), ((0.5, 1.0, 2.0), False), ((0.3,), True), ((4.
 def test_equals_the_double_sum(bandwidths: tuple[float, ...], unbiased: bool, sizes: tuple[int, int]) -> None:
     source, target = pair(*sizes)
     expected = double_sum(source.numpy(), target.numpy(), scale_of(source, target), bandwidths, unbiased)
-    assert mmd_loss(source, target, bandwidths, unbiased).item() == pytest.approx(expected, rel=1e-10)
+    assert mmd_loss(source, target, bandwidths=bandwidths, unbiased=unbiased).item() == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 @pytest.mark.parametrize(("bandwidths", "unbiased"), CASES)
 def test_both_gradients_are_numerically_those_at_a_fixed_scale(bandwidths: tuple[float, ...], unbiased: bool) -> None:
     source, target = (features.requires_grad_() for features in pair(3, 4, 2))
-    mmd_loss(source, target, bandwidths, unbiased).backward()
+    mmd_loss(source, target, bandwidths=bandwidths, unbiased=unbiased).backward()
     scale, step = scale_of(source, target), 1e-6
     for moved in (source, target):
         expected = torch.zeros_like(moved)
@@ -68,7 +70,7 @@ def test_a_value_by_hand() -> None:
     """Two samples at 0 and two at 1: the squared distances are 0 or 1, their mean is 1/2."""
     source, target = torch.zeros(2, 1, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
     for unbiased in (True, False):
-        value = mmd_loss(source, target, (1.0,), unbiased)
+        value = mmd_loss(source, target, bandwidths=(1.0,), unbiased=unbiased)
         assert value.item() == pytest.approx(2 - 2 * np.exp(-1.0))
 
 
@@ -129,7 +131,7 @@ def test_descending_brings_the_domains_together() -> None:
 def test_refuses_other_widths() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^Domains are compared in one space, got 3 numbers for a sample of the source and 4 for one of the "
+        match=r"^Domains are compared in one space, got 3 numbers per sample of the source and 4 per sample of the "
         r"target; read both from the same layer\.$",
     ):
         mmd_loss(torch.randn(5, 3), torch.randn(5, 4))
@@ -139,11 +141,13 @@ def test_the_module_averages_maps_sums_layers_and_has_the_released_defaults() ->
     loss = MMDLoss()
     assert (loss.weight, loss.warmup_epochs, loss.bandwidths, loss.unbiased) == (1.0, 0, (0.5, 1.0, 2.0), True)
     assert (loss.layers, loss.gather) == (("avgpool",), True)
-    loss = MMDLoss(2.0, ["a", "b"], bandwidths=[0.7], unbiased=False, warmup_epochs=2)
+    loss = MMDLoss(weight=2.0, layers=["a", "b"], bandwidths=[0.7], unbiased=False, warmup_epochs=2)
     source = Outputs(torch.randn(5, 2), {"a": torch.randn(5, 3, 4, 2), "b": torch.randn(5, 6)})
     target = Outputs(torch.randn(4, 2), {"a": torch.randn(4, 3, 4, 2), "b": torch.randn(4, 6)})
-    expected = mmd_loss(source.features["a"].mean((2, 3)), target.features["a"].mean((2, 3)), [0.7], False)
-    expected += mmd_loss(source.features["b"], target.features["b"], [0.7], False)
+    expected = mmd_loss(
+        source.features["a"].mean((2, 3)), target.features["a"].mean((2, 3)), bandwidths=[0.7], unbiased=False
+    )
+    expected += mmd_loss(source.features["b"], target.features["b"], bandwidths=[0.7], unbiased=False)
     torch.testing.assert_close(loss(source, target, _LABELS), expected)
     assert (loss.weight, loss.weight_at(0)) == (2.0, 1.0)
     assert loss.state_dict() == {}

@@ -45,10 +45,18 @@ _TEMPERATURE = float(_REFERENCE["temperature"])
 @pytest.mark.parametrize(
     ("name", "inputs", "loss"),
     [
-        ("kd", "logits", lambda s, t: soft_target_loss(s, t, _TEMPERATURE)),
-        ("kd_logit_standardized", "logits", lambda s, t: soft_target_loss(s, t, _TEMPERATURE, standardize=True)),
-        ("dkd_alpha1_beta8", "logits", lambda s, t: decoupled_loss(s, t, _TARGET, 1.0, 8.0, _TEMPERATURE)),
-        ("dist_beta1_gamma1", "logits", lambda s, t: dist_loss(s, t, 1.0, 1.0, _TEMPERATURE)),
+        ("kd", "logits", lambda s, t: soft_target_loss(s, t, temperature=_TEMPERATURE)),
+        (
+            "kd_logit_standardized",
+            "logits",
+            lambda s, t: soft_target_loss(s, t, temperature=_TEMPERATURE, standardize=True),
+        ),
+        (
+            "dkd_alpha1_beta8",
+            "logits",
+            lambda s, t: decoupled_loss(s, t, _TARGET, alpha=1.0, beta=8.0, temperature=_TEMPERATURE),
+        ),
+        ("dist_beta1_gamma1", "logits", lambda s, t: dist_loss(s, t, beta=1.0, gamma=1.0, temperature=_TEMPERATURE)),
         ("fitnet_same_shape", "fmap2", hint_loss),
         ("hcl_same_shape", "fmap2", hierarchical_context_loss),
         ("at_p2", "fmap", attention_loss),
@@ -300,10 +308,14 @@ _LEVELS: list[tuple[int, ...]] = [
 ]
 
 _METHODS: dict[str, Method] = {
-    "soft_target": Method(lambda s, t: soft_target_loss(s, t, 3.0), soft_target, _LOGITS),
-    "standardized": Method(lambda s, t: soft_target_loss(s, t, 3.0, standardize=True), standardized, _LOGITS),
-    "decoupled": Method(lambda s, t: decoupled_loss(s, t, labels_of(s), 0.7, 5.0, 2.0), decoupled, _LOGITS),
-    "dist": Method(lambda s, t: dist_loss(s, t, 2.0, 3.0, 3.0), dist, _LOGITS),
+    "soft_target": Method(lambda s, t: soft_target_loss(s, t, temperature=3.0), soft_target, _LOGITS),
+    "standardized": Method(
+        lambda s, t: soft_target_loss(s, t, temperature=3.0, standardize=True), standardized, _LOGITS
+    ),
+    "decoupled": Method(
+        lambda s, t: decoupled_loss(s, t, labels_of(s), alpha=0.7, beta=5.0, temperature=2.0), decoupled, _LOGITS
+    ),
+    "dist": Method(lambda s, t: dist_loss(s, t, beta=2.0, gamma=3.0, temperature=3.0), dist, _LOGITS),
     "hint": Method(hint_loss, hint, _SAME),
     "hierarchical_context": Method(
         hierarchical_context_loss, hierarchical_context, [(shape, shape) for shape in _LEVELS]
@@ -312,14 +324,18 @@ _METHODS: dict[str, Method] = {
     "neuron_selectivity": Method(neuron_selectivity_loss, neuron_selectivity, _MAPS),
     "similarity": Method(similarity_loss, similarity, [*_VECTORS, *_MAPS]),
     "probabilistic": Method(probabilistic_loss, probabilistic, _VECTORS),
-    "relational": Method(lambda s, t: relational_loss(s, t, 20.0, 30.0), relational, _VECTORS),
+    "relational": Method(
+        lambda s, t: relational_loss(s, t, distance_weight=20.0, angle_weight=30.0), relational, _VECTORS
+    ),
     "correlation": Method(correlation_loss, correlation, _SAME),
     "variational": Method(
         lambda s, t: variational_loss(s, t, scales_of(s)),
         variational,
         [(shape, shape) for shape in [(2, 3, 2, 2), (1, 1, 1, 1), (3, 5, 4, 2), (1, 4, 7, 7)]],
     ),
-    "contrastive": Method(lambda s, t: contrastive_loss(s, t, *negatives_of(s), 0.5), contrastive, _SAME[:4]),
+    "contrastive": Method(
+        lambda s, t: contrastive_loss(s, t, *negatives_of(s), temperature=0.5), contrastive, _SAME[:4]
+    ),
 }
 
 

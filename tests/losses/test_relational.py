@@ -24,28 +24,34 @@ def test_values_by_hand() -> None:
     mean = (2 + sqrt(2)) / 3
     short, long = (1 / mean - 3 / 4) ** 2 / 2, (sqrt(2) / mean - 3 / 2) ** 2 / 2
     distance = 2 * (2 * short + long) / 9
-    assert relational_loss(student, teacher, 1.0, 0.0).item() == pytest.approx(distance, rel=1e-9)
+    assert relational_loss(student, teacher, distance_weight=1.0, angle_weight=0.0).item() == pytest.approx(
+        distance, rel=1e-9
+    )
     middle, ends = 1 / 2, (1 - sqrt(1 / 2)) ** 2 / 2  # cosines 0 and -1; 1/sqrt(2) and 1
     angle = 2 * (middle + 2 * ends) / 27
-    assert relational_loss(student, teacher, 0.0, 1.0).item() == pytest.approx(angle, rel=1e-9)
+    assert relational_loss(student, teacher, distance_weight=0.0, angle_weight=1.0).item() == pytest.approx(
+        angle, rel=1e-9
+    )
     assert relational_loss(student, teacher).item() == pytest.approx(25 * distance + 50 * angle, rel=1e-9)
 
 
 def test_is_zero_at_equality_and_above_elsewhere() -> None:
     student, teacher = pair()
     assert relational_loss(teacher, teacher.clone()) == 0
-    assert relational_loss(student, teacher, 1.0, 0.0) > 1e-3
-    assert relational_loss(student, teacher, 0.0, 1.0) > 1e-3
+    assert relational_loss(student, teacher, distance_weight=1.0, angle_weight=0.0) > 1e-3
+    assert relational_loss(student, teacher, distance_weight=0.0, angle_weight=1.0) > 1e-3
 
 
-@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)])
-def test_a_shift_a_rotation_or_a_factor_changes_nothing(weights: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    "weights", [{"distance_weight": 1.0, "angle_weight": 0.0}, {"distance_weight": 0.0, "angle_weight": 1.0}]
+)
+def test_a_shift_a_rotation_or_a_factor_changes_nothing(weights: dict[str, float]) -> None:
     student, teacher = pair()
-    loss = relational_loss(student, teacher, *weights)
-    changed = relational_loss(3 * student @ rotation(3) + 5, 0.1 * teacher @ rotation(7) - 2, *weights)
+    loss = relational_loss(student, teacher, **weights)
+    changed = relational_loss(3 * student @ rotation(3) + 5, 0.1 * teacher @ rotation(7) - 2, **weights)
     torch.testing.assert_close(changed, loss)
     order = torch.randperm(5)
-    torch.testing.assert_close(relational_loss(student[order], teacher[order], *weights), loss)
+    torch.testing.assert_close(relational_loss(student[order], teacher[order], **weights), loss)
 
 
 @pytest.mark.parametrize(("cosines", "steps"), [(1, [1] * 7), (200, [4, 3]), (6 * 49, [6, 1]), (7 * 49, [7])])
@@ -97,9 +103,13 @@ def test_close_vectors_far_from_the_origin_keep_their_distances() -> None:
 
 def test_a_collapsed_student_counts_as_one_in_which_all_are_equally_far_apart() -> None:
     collapsed = torch.ones(3, 2)
-    assert relational_loss(collapsed, torch.eye(3), 1.0, 0.0).item() == pytest.approx(0, abs=1e-6)
+    assert relational_loss(collapsed, torch.eye(3), distance_weight=1.0, angle_weight=0.0).item() == pytest.approx(
+        0, abs=1e-6
+    )
     # cosines of 0 beside 1 and 1/2, two of each at every vertex
-    assert relational_loss(collapsed, torch.eye(3), 0.0, 1.0).item() == pytest.approx(3.75 / 27)
+    assert relational_loss(collapsed, torch.eye(3), distance_weight=0.0, angle_weight=1.0).item() == pytest.approx(
+        3.75 / 27
+    )
 
 
 def test_equal_vectors_have_no_direction_and_a_finite_gradient() -> None:
@@ -118,11 +128,13 @@ def test_the_module_averages_maps_and_has_the_published_defaults() -> None:
     assert (loss.weight, loss.distance_weight, loss.angle_weight) == (1.0, 25.0, 50.0)
     assert (loss.warmup_epochs, loss.student_layers, loss.gather) == (0, ("avgpool",), True)
     loss = RelationalLoss(
-        2.0, distance_weight=3.0, angle_weight=4.0, student_layers=["a"], teacher_layers=["b"], warmup_epochs=2
+        weight=2.0, distance_weight=3.0, angle_weight=4.0, student_layers=["a"], teacher_layers=["b"], warmup_epochs=2
     )
     outputs = Outputs(torch.randn(5, 2), {"a": student}), Outputs(torch.randn(5, 2), {"b": teacher})
     term = loss(*outputs, torch.full((5,), -1))
-    torch.testing.assert_close(term, relational_loss(student.mean((2, 3)), teacher, 3.0, 4.0))
+    torch.testing.assert_close(
+        term, relational_loss(student.mean((2, 3)), teacher, distance_weight=3.0, angle_weight=4.0)
+    )
     assert (loss.weight, loss.weight_at(0)) == (2.0, 1.0)
     assert loss.state_dict() == {}
 

@@ -52,22 +52,24 @@ def test_the_ratio_is_bayes_rule() -> None:
     x = torch.randn(50, dtype=torch.float64)
     ratio = (x - 0.5).exp()
     odds = math.log(20 / 60) - ratio.log()
-    torch.testing.assert_close(density_ratio(odds, 20, 60, bound=1e9), ratio / ratio.mean())
+    torch.testing.assert_close(density_ratio(odds, source_size=20, target_size=60, bound=1e9), ratio / ratio.mean())
     clipped = ratio.clamp(max=2.0)
-    torch.testing.assert_close(density_ratio(odds, 20, 60, bound=2.0), clipped / clipped.mean())
+    torch.testing.assert_close(density_ratio(odds, source_size=20, target_size=60, bound=2.0), clipped / clipped.mean())
 
 
 def test_the_sizes_count_before_the_bound() -> None:
     odds = torch.tensor([0.0, 2.0], dtype=torch.float64)
-    torch.testing.assert_close(density_ratio(odds, 8, 1), density_ratio(odds, 1, 1))  # 8 and 8 e^-2 are below 10
+    torch.testing.assert_close(
+        density_ratio(odds, source_size=8, target_size=1), density_ratio(odds, source_size=1, target_size=1)
+    )  # 8 and 8 e^-2 are below 10
     bounded = torch.tensor([10.0, 80 * math.exp(-2)], dtype=torch.float64).clamp(max=10)
-    torch.testing.assert_close(density_ratio(odds, 80, 1), bounded / bounded.mean())
+    torch.testing.assert_close(density_ratio(odds, source_size=80, target_size=1), bounded / bounded.mean())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("odds", [[1e4, 1e4, 9e3], [-1e4, 0.0, 1e4], [-1e4, -1e4, -1e4], [0.0, 0.0, 0.0]])
 def test_weights_are_finite_and_of_mean_one(dtype: torch.dtype, odds: list[float]) -> None:
-    weights = density_ratio(torch.tensor(odds, dtype=dtype), 3, 3)
+    weights = density_ratio(torch.tensor(odds, dtype=dtype), source_size=3, target_size=3)
     assert weights.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert weights.isfinite().all()
     assert (weights >= 0).all()
@@ -75,7 +77,7 @@ def test_weights_are_finite_and_of_mean_one(dtype: torch.dtype, odds: list[float
 
 
 def test_more_odds_for_the_source_are_less_weight() -> None:
-    weights = density_ratio(torch.linspace(-2, 2, 9), 1, 1)
+    weights = density_ratio(torch.linspace(-2, 2, 9), source_size=1, target_size=1)
     assert (weights.diff() < 0).all()
 
 
@@ -95,8 +97,8 @@ def test_the_true_ratio_of_gaussians_is_recovered(trained: tuple[ReweightedLoss,
     source, target = gaussians(4000, width)
     x = source.features["a"][:, 0].numpy()
     odds, truth = odds_of(loss, source, target)[:4000], np.exp(x - 0.5)
-    assert np.corrcoef(density_ratio(odds, 4000, 4000, bound=100.0), truth)[0, 1] > 0.95
-    weights = density_ratio(odds, 4000, 4000).numpy()
+    assert np.corrcoef(density_ratio(odds, source_size=4000, target_size=4000, bound=100.0), truth)[0, 1] > 0.95
+    weights = density_ratio(odds, source_size=4000, target_size=4000).numpy()
     assert np.corrcoef(weights, truth.clip(max=10))[0, 1] > 0.99
     assert abs(x.mean()) < 0.1  # the source's mean, where the target's is 1
     assert (weights * x).mean() == pytest.approx(1, abs=0.15)
@@ -133,8 +135,8 @@ def test_the_term_is_written_out(labels: Tensor) -> None:
     torch.nn.init.normal_(loss.classifiers[0][0].weight)
     torch.nn.init.normal_(loss.classifiers[0][0].bias)
     odds = odds_of(loss, source, target)
-    weights = density_ratio(odds[:5], 5, 7, 1.5)
-    expected = hard_target_loss(source.logits, labels, 0.1, weights)
+    weights = density_ratio(odds[:5], source_size=5, target_size=7, bound=1.5)
+    expected = hard_target_loss(source.logits, labels, label_smoothing=0.1, weights=weights)
     expected += F.binary_cross_entropy_with_logits(odds, torch.tensor([1.0] * 5 + [0.0] * 7))
     expected += 0.15 * loss.classifiers[0][0].weight.square().sum()
     torch.testing.assert_close(loss(source, target, labels), expected)
@@ -167,7 +169,7 @@ def test_features_are_not_moved_and_weights_are_constants() -> None:
     assert source.features["a"].grad is None
     assert target.features["a"].grad is None
     assert target.logits.grad is None
-    weights = density_ratio(odds_of(loss, source, target)[:5], 5, 7)
+    weights = density_ratio(odds_of(loss, source, target)[:5], source_size=5, target_size=7)
     logits = source.logits.detach().requires_grad_()
     hard_target_loss(logits, _LABELS, weights=weights).backward()
     torch.testing.assert_close(source.logits.grad, logits.grad)
@@ -221,7 +223,9 @@ def test_defaults() -> None:
     assert (loss.label_smoothing, loss.bound, loss.penalty, loss.hidden) == (0.0, 10.0, 1e-3, 0)
     assert ReweightedLoss(weight=2.0, warmup_epochs=4).weight_at(0) == 0.5
     odds = torch.tensor([-9.0, 0.0])
-    assert torch.equal(density_ratio(odds, 1, 1), density_ratio(odds, 1, 1, 10.0))
+    assert torch.equal(
+        density_ratio(odds, source_size=1, target_size=1), density_ratio(odds, source_size=1, target_size=1, bound=10.0)
+    )
 
 
 @pytest.mark.parametrize(

@@ -438,7 +438,10 @@ def test_a_teacher_of_other_classes_is_not_checked_on_the_data(small: Networks, 
         def forward(self, images: Tensor) -> Tensor:
             return self.layer2(images)
 
-    losses: dict[str, DistillationLoss] = {"hard": HardTargetLoss(), "at": AttentionLoss(1.0, ["layer2"])}
+    losses: dict[str, DistillationLoss] = {
+        "hard": HardTargetLoss(),
+        "at": AttentionLoss(weight=1.0, student_layers=["layer2"]),
+    }
     make_trainer().fit(DistillationModule(small(), Maps(), losses=losses), DigitsDataModule(batch_size=256))
 
 
@@ -448,7 +451,7 @@ def test_a_layer_that_is_overwritten_in_place_is_refused_before_the_first_step(m
             nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 10)
         )
 
-    module = DistillationModule(network(), network(), losses={"at": AttentionLoss(1.0, ["1"])})
+    module = DistillationModule(network(), network(), losses={"at": AttentionLoss(weight=1.0, student_layers=["1"])})
     with pytest.raises(ValueError, match="What layer '1' gives is overwritten in place"):
         make_trainer().fit(module, DigitsDataModule())
 

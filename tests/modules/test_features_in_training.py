@@ -48,15 +48,15 @@ def every_loss(student: tuple[str, str], teacher: tuple[str, str], size: int = 6
         "standardized": SoftTargetLoss(standardize=True),
         "decoupled": DecoupledLoss(),
         "dist": DistLoss(),
-        "hint": HintLoss(0.1, **maps),
-        "attention": AttentionLoss(1.0, **maps),
+        "hint": HintLoss(weight=0.1, **maps),
+        "attention": AttentionLoss(weight=1.0, **maps),
         "neuron_selectivity": NeuronSelectivityLoss(**maps),
-        "similarity": SimilarityLoss(1.0, **last),
-        "probabilistic": ProbabilisticLoss(1.0, **last),
-        "relational": RelationalLoss(0.1, **last),
+        "similarity": SimilarityLoss(weight=1.0, **last),
+        "probabilistic": ProbabilisticLoss(weight=1.0, **last),
+        "relational": RelationalLoss(weight=0.1, **last),
         "correlation": CorrelationLoss(**last),
-        "variational": VariationalLoss(0.1, **maps),
-        "review": ReviewLoss(0.1, **maps),
+        "variational": VariationalLoss(weight=0.1, **maps),
+        "review": ReviewLoss(weight=0.1, **maps),
         "contrastive": ContrastiveLoss(queue_size=size, **last),
     }
 
@@ -116,8 +116,8 @@ def test_compiled_training_reads_the_same_features(small: Networks, make_trainer
     weights = []
     for compiled in (False, True):
         losses: dict[str, DistillationLoss] = {
-            "hint": HintLoss(1.0, ["layer2"]),
-            "attention": AttentionLoss(1.0, ["layer1"]),
+            "hint": HintLoss(weight=1.0, student_layers=["layer2"]),
+            "attention": AttentionLoss(weight=1.0, student_layers=["layer1"]),
         }
         module = _digits_module(small, losses)
         trainer = make_trainer(max_steps=3)
@@ -159,7 +159,7 @@ class Averages(pl.Callback):
 
 
 def _hint(small: Networks) -> DistillationModule:
-    return _digits_module(small, {"hard": HardTargetLoss(), "hint": HintLoss(1.0, ["layer2"])})
+    return _digits_module(small, {"hard": HardTargetLoss(), "hint": HintLoss(weight=1.0, student_layers=["layer2"])})
 
 
 def test_the_averaged_student_is_saved_beside_an_unmoved_teacher(
@@ -186,7 +186,7 @@ def test_the_averaged_student_is_saved_beside_an_unmoved_teacher(
         tmp_path / "averaged.ckpt",
         student=small(),
         teacher=None,
-        losses={"hard": HardTargetLoss(), "hint": HintLoss(1.0, ["layer2"])},
+        losses={"hard": HardTargetLoss(), "hint": HintLoss(weight=1.0, student_layers=["layer2"])},
     )
     assert make_trainer().test(loaded, data)[0]["test/loss"] == pytest.approx(results["test/loss"])
 

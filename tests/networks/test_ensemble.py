@@ -72,7 +72,10 @@ def test_members_of_other_classes_are_refused(small: Networks) -> None:
 def test_it_teaches_logits_and_features(small: Networks, make_trainer: Callable[..., pl.Trainer]) -> None:
     teacher = EnsembleTeacher([small(8), small(4)], weights=[2.0, 1.0])
     state = {key: value.clone() for key, value in teacher.state_dict().items()}
-    losses = {"hard": HardTargetLoss(), "hint": HintLoss(1.0, ["layer2"], ["networks.0.layer2"])}
+    losses = {
+        "hard": HardTargetLoss(),
+        "hint": HintLoss(weight=1.0, student_layers=["layer2"], teacher_layers=["networks.0.layer2"]),
+    }
     data = DigitsDataModule(batch_size=256)
     for options in ({}, {"losses": losses}):
         module = DistillationModule(small(), teacher, teacher_check="off", **options)  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def test_it_is_trained_saved_and_read_again(
     """SimKD from end to end: the classifier stays, the projector learns, the file holds both."""
     teacher, data = small(8), DigitsDataModule(batch_size=256)
     student = reuse_teacher_classifier(small(), teacher)
-    loss = HintLoss(1.0, ["avgpool.projector"], ["layer2"], regressor=False)
+    loss = HintLoss(weight=1.0, student_layers=["avgpool.projector"], teacher_layers=["layer2"], regressor=False)
     module = DistillationModule(student, teacher, losses={"hint": loss}, teacher_check="off")
     projector = student.state_dict()["avgpool.projector.0.weight"].clone()
     trainer = make_trainer(max_epochs=3)

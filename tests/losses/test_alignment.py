@@ -19,7 +19,7 @@ from kd_lightning.losses import (
     MMDLoss,
     ReweightedLoss,
 )
-from kd_lightning.losses._domains import as_rows, domain_vectors
+from kd_lightning.losses._pairs import as_rows, domain_vectors
 from kd_lightning.networks import ResNet
 
 _MODULES: dict[str, Callable[[], AlignmentLoss]] = {
