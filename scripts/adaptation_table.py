@@ -16,7 +16,7 @@ from statistics import mean, stdev
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-METHODS = ["source_only", "reweight", "mmd", "coral", "dann", "cdan"]
+METHODS = ["source_only", "reweight", "kmm", "mmd", "coral", "dann", "cdan"]
 TURNED = ["--data.rotation=15", "--data.scaling=0.2"]
 
 
