@@ -1,124 +1,185 @@
-"""Numbers that are not finite never reach the weights."""
+"""Keeps values that are not finite away from the weights."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kd_lightning.callbacks.buffer_snapshot import BufferSnapshot
+from kd_lightning.callbacks.epoch_metrics import EpochMetrics
 from kd_lightning.callbacks.running_means import RunningMeans
 from kd_lightning.errors import UserError
 
-Buffers = dict[str, Tensor]
 
-
-class Seen(NamedTuple):
-    """A batch: epoch and step in words, the loss and its terms, and what they were computed from."""
+class StepRecord(NamedTuple):
+    """A batch: epoch and step in words, the loss and its terms, and the tensors that they were computed from."""
 
     place: str
     terms: Mapping[str, Tensor]
     tensors: Mapping[str, Tensor]
 
 
-class FiniteGuard:
-    """Looks at the losses and the gradients of each step, and leaves out an update that would spoil the weights.
+class FiniteGuard(pl.Callback):
+    """Checks the loss and the gradients of each step, in all processes alike, before the weights are updated.
 
-    Buffers (the statistics of batch norms, the queue of a loss) and the means over the epoch are then put back to what
-    they were before the step. All processes do the same.
-
-    The verdict is read at once where that is cheap, on a CPU. On a CUDA device it stays there: a fused optimizer leaves
-    weights and state alone where ``found_inf`` says so, and it is read a step later, and before anything is saved.
-
-    A gradient scaler (``16-mixed``) leaves out updates by itself, and lowers its scale: gradients that are not finite
-    are then none of the guard's business, but counted. A loss is not scaled, and looked at as ever.
+    On a CPU the verdict is read at once. On a CUDA device it stays there, so that nothing waits: a fused optimizer
+    skips the update where ``found_inf`` is set, and the verdict is read one step later, and before anything is saved. A
+    gradient scaler (``16-mixed``) skips updates by itself and lowers its scale: gradients that are not finite are then
+    counted and otherwise left to it. The modules of this package own a guard and attach it.
 
     Args:
-        mode: ``"stop"`` raises a sentence that names the step, the term and the ranges; ``"skip"`` counts the step and
-            goes on.
+        mode: ``"stop"`` raises an error that names the step, the term and the ranges; the weights are unchanged, and no
+            checkpoint can be saved afterwards, since batch norms have seen the batch. ``"skip"`` skips the update,
+            restores buffers (batch norm statistics, queues) and the epoch's means, and counts the step.
+        metrics: The epoch's means, which are not finite once a loss is not.
 
     Raises:
-        ValueError: If ``mode`` is neither.
+        UserError: If ``mode`` is neither.
     """
 
-    def __init__(self, mode: Literal["stop", "skip"]) -> None:
+    def __init__(self, mode: Literal["stop", "skip"], metrics: EpochMetrics) -> None:
         if mode not in ("stop", "skip"):
             raise UserError(f"on_nonfinite must be 'stop' or 'skip', got {mode!r}.")
         self.mode = mode
+        self.metrics = metrics
         self.skipped: Tensor | None = None
-        """The number of updates that were left out; nothing where none can be."""
-        self.buffers: Buffers = {}
-        """The module's, before the step under way."""
-        self._seen: Seen | None = None
-        self._unread: _Unread | None = None
+        """Number of skipped updates of the epoch, a scalar on the device; ``None`` where none can be skipped."""
+        self._record: StepRecord | None = None
+        self._snapshot: BufferSnapshot | None = None
+        self._pending: PendingCheck | None = None
+        self._stopped: UserError | None = None
+        self._loaded: dict[str, Any] = {}
 
-    def begin(self, module: nn.Module, means: RunningMeans) -> None:
-        """Before the first batch of a step: remember what a bad one would spoil."""
-        self._seen = None
-        self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        means.begin_step()
+    def observe(self, record: StepRecord) -> None:
+        """Remember a batch of the step: the first one that is known not to be finite, otherwise the last."""
+        last = self._record
+        if last is None or last.terms["loss"].is_cuda or _is_finite(last.terms["loss"]):
+            detached = ({name: value.detach() for name, value in part.items()} for part in record[1:])
+            self._record = StepRecord(record.place, *detached)
 
-    def look(self, seen: Seen) -> None:
-        """A batch of the step: the last is named if the step is bad, or the first bad one where that is known."""
-        last = self._seen
-        if last is None or last.terms["loss"].is_cuda or _finite(last.terms["loss"]):
-            detached = ({name: value.detach() for name, value in part.items()} for part in seen[1:])
-            self._seen = Seen(seen.place, *detached)
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget an earlier run."""
+        self._record = self._snapshot = self._pending = self._stopped = None
 
-    def decide(self, module: nn.Module, means: RunningMeans, optimizer: Optimizer, scaled: bool) -> None:
-        """Before an update, when the gradients of all processes are one.
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Continue a loaded epoch, within a step if its gradients wait for more batches."""
+        state, self._loaded = self._loaded, {}
+        if state.get("skipped") is not None:
+            self.skipped = torch.tensor(state["skipped"], device=pl_module.device)
+        if state.get("buffers"):
+            buffers = {name: buffer.to(pl_module.device) for name, buffer in state["buffers"].items()}
+            self._snapshot = BufferSnapshot(buffers)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restart the count."""
+        self.skipped = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin a step with the first of its accumulated batches."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self.begin(pl_module)
+
+    def begin(self, module: nn.Module) -> None:
+        """Remember what a skipped step must not change."""
+        self._record = None
+        if self.mode == "skip":
+            self._snapshot = BufferSnapshot(dict(module.named_buffers()))
+            self.metrics.means.begin_step()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Check the step, whose gradients are now those of all processes."""
+        self.check(pl_module, optimizer, scaled=getattr(trainer.precision_plugin, "scaler", None) is not None)
+
+    def check(self, module: nn.Module, optimizer: Optimizer, *, scaled: bool) -> None:
+        """Decide on an update.
 
         Args:
-            module: Whose weights are updated.
-            means: Sums over the epoch that are not finite if a loss of the step is not.
-            optimizer: That updates them.
+            module: Module whose weights are updated.
+            optimizer: Optimizer of the update.
             scaled: Whether a gradient scaler decides on gradients.
 
         Raises:
-            ValueError: In the mode ``"stop"``, where something is not finite.
+            UserError: If something is not finite and the mode is ``"stop"``.
         """
-        self.settle(module)
-        (seen, self._seen), (buffers, self.buffers) = (self._seen, None), (self.buffers, {})
+        self.synchronize()
+        (record, self._record), (snapshot, self._snapshot) = (self._record, None), (self._snapshot, None)
         weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
-        verdict = _verdict(means, weights)
+        verdict = _verdict(self.metrics.means, weights)
         bad = verdict.loss > 0 if scaled else verdict.update
-        means.undo_step(bad)
         if scaled or self.mode == "skip":
             self.skipped = verdict.update + (0 if self.skipped is None else self.skipped)
+        if snapshot is not None:
+            snapshot.restore(module, bad)
+            self.metrics.means.undo_step(bad)
 
-        obeys = getattr(optimizer, "_step_supports_amp_scaling", False)  # the mark by which torch's scaler knows it
-        later = _stays_on_device(bad) and (obeys or scaled)
-        if later and not scaled:
-            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        if later and self.mode == "stop":
-            self._unread = _Unread(_Sent(torch.stack([bad, verdict.loss])), buffers, seen)
-        elif later:
-            _put_back(module, buffers, bad)
-        elif bool(bad):
-            _put_back(module, buffers, bad)
+        asynchronous = _stays_on_device(bad) and (scaled or supports_found_inf(optimizer))
+        if asynchronous:
+            if not scaled:
+                optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
             if self.mode == "stop":
-                raise UserError(_sentence(seen, int(verdict.loss) - 1, module))
+                self._pending = PendingCheck(AsyncCopy(torch.stack([bad, verdict.loss])), record)
+        elif bool(bad):
+            if self.mode == "stop":
+                self._stop(_message(record, int(verdict.loss) - 1, module))
             for weight in [] if scaled else weights:
-                weight.grad = None  # every optimizer passes over it
+                weight.grad = None  # every optimizer skips such weights
 
-    def settle(self, module: nn.Module) -> None:
+    def synchronize(self) -> None:
         """Read the verdict on the last step, if it was left on the device.
 
         Raises:
-            ValueError: If something was not finite.
+            UserError: If something was not finite.
         """
-        if self._unread is None:
+        if self._pending is None:
             return
-        unread, self._unread = self._unread, None
-        bad, loss = unread.verdict.read()
+        pending, self._pending = self._pending, None
+        bad, loss = pending.verdict.read()
         if bad:
-            _put_back(module, unread.buffers, bad > 0)
-            raise UserError(_sentence(unread.seen, int(loss) - 1))
+            self._stop(_message(pending.record, int(loss) - 1))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check the last step, and log the number of skipped ones."""
+        self.synchronize()
+        if self.skipped is not None:
+            pl_module.log("train/skipped_steps", self.skipped.float(), sync_dist=True)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save nothing that was not checked; add the count and, within a step, the buffers before it.
+
+        Raises:
+            UserError: If a step was not finite, the error that stopped the run.
+        """
+        self.synchronize()
+        if self._stopped is not None:
+            raise self._stopped
+        checkpoint["finite_guard"] = {
+            "skipped": None if self.skipped is None else int(self.skipped),
+            "buffers": {} if self._snapshot is None else self._snapshot.tensors(),
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the saved state until training starts."""
+        self._loaded = checkpoint.get("finite_guard", {}) if trainer.state.fn == "fit" else {}
+
+    def _stop(self, message: str) -> None:
+        self._stopped = UserError(message)
+        raise self._stopped
 
 
-class _Sent:
-    """A tensor on its way from the device; nothing waits before it is read."""
+class AsyncCopy:
+    """A tensor that is copied from the device; the host does not wait before it is read."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._copy = torch.empty(tensor.shape, pin_memory=True).copy_(tensor, non_blocking=True)
@@ -126,83 +187,83 @@ class _Sent:
         self._arrived.record()
 
     def read(self) -> Tensor:
+        """Wait for the copy and return it."""
         self._arrived.synchronize()
         return self._copy
 
 
-class _Unread(NamedTuple):
-    verdict: _Sent
-    buffers: Buffers
-    seen: Seen | None
+class PendingCheck(NamedTuple):
+    """A verdict that was not read yet, and the step that it is about."""
+
+    verdict: AsyncCopy
+    record: StepRecord | None
 
 
-class _Verdict(NamedTuple):
-    """Of all processes."""
+class Verdict(NamedTuple):
+    """The result of a check, the same in all processes: scalars on the device."""
 
     loss: Tensor
-    """1 + the (last) rank that had a bad loss, or 0."""
+    """1 + the (last) rank whose loss is not finite, or 0."""
     update: Tensor
-    """Whether a loss or a gradient is bad."""
+    """Whether a loss or a gradient is not finite."""
 
 
-def _verdict(means: RunningMeans, weights: list[Tensor]) -> _Verdict:
+def _verdict(means: RunningMeans, weights: list[Tensor]) -> Verdict:
     grad_norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None], torch.inf)
     gradient = ~grad_norm.isfinite()
     loss = torch.zeros_like(gradient) if means.sums is None else ~means.sums.isfinite().all()
     both = torch.stack([loss * (1 + _rank()), loss | gradient]).float()
-    if _shared():
-        dist.all_reduce(both, dist.ReduceOp.MAX)  # Lightning's reduce has all processes wait for each other before
-    return _Verdict(both[0], both[1] > 0)
+    if _is_distributed():
+        dist.all_reduce(both, dist.ReduceOp.MAX)  # Lightning's reduce would first wait for all processes
+    return Verdict(both[0], both[1] > 0)
 
 
-def _shared() -> bool:
+def supports_found_inf(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer skips an update by itself where ``found_inf`` is set, as torch's scaler asks it."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
 def _rank() -> int:
-    return dist.get_rank() if _shared() else 0
+    return dist.get_rank() if _is_distributed() else 0
 
 
 def _stays_on_device(verdict: Tensor) -> bool:
     return verdict.is_cuda
 
 
-@torch.no_grad()
-def _put_back(module: nn.Module, before: Buffers, bad: Tensor) -> None:
-    for name, buffer in module.named_buffers():
-        if name in before:
-            buffer.copy_(torch.where(bad.to(buffer.device), before[name], buffer))
-
-
-def _sentence(seen: Seen | None, rank: int, module: nn.Module | None = None) -> str:
-    """Of the rank that had a bad loss, if one had (from -1 on), said by all."""
-    place, terms, tensors = seen or Seen("A step", {}, {})
+def _message(record: StepRecord | None, rank: int, module: nn.Module | None = None) -> str:
+    """Return the error's sentence, written by the rank whose loss is not finite (if any: from 0 on) for all ranks."""
+    place, terms, tensors = record or StepRecord("A step", {}, {})
     sentence = (
-        f"{place}{f', rank {_rank()}' if _shared() else ''}: {_culprit(terms, rank, module)}"
+        f"{place}{f', rank {_rank()}' if _is_distributed() else ''}: {_first_nonfinite(terms, rank, module)}"
         f" ({'; '.join(f'{name} in {_range(tensor)}' for name, tensor in tensors.items())}), so the weights "
-        "were left as they were; mend the images or the teacher, lower learning_rate or clip the gradients "
+        "were not updated; correct the images or the teacher, lower learning_rate or clip the gradients "
         "(trainer.gradient_clip_val), or set on_nonfinite='skip'."
     )
-    if rank < 0 or not _shared():
+    if rank < 0 or not _is_distributed():
         return sentence
-    said = [sentence]
-    dist.broadcast_object_list(said, rank)
-    return said[0]
+    sentences = [sentence]
+    dist.broadcast_object_list(sentences, rank)
+    return sentences[0]
 
 
-def _culprit(terms: Mapping[str, Tensor], rank: int, module: nn.Module | None) -> str:
+def _first_nonfinite(terms: Mapping[str, Tensor], rank: int, module: nn.Module | None) -> str:
     for name, term in terms.items():
-        if not _finite(term):
+        if not _is_finite(term):
             return f"the term {name!r} is {float(term)}"
     if rank >= 0:
         return "the loss of an earlier batch of the step is not finite"
     for name, weight in [] if module is None else module.named_parameters():
-        if weight.grad is not None and not _finite(weight.grad):
-            return f"the gradient of {name!r} lies in {_range(weight.grad)}"
+        if weight.grad is not None and not _is_finite(weight.grad):
+            return f"the gradient of {name!r} is in {_range(weight.grad)}"
     return "a gradient is not finite"
 
 
-def _finite(tensor: Tensor) -> bool:
+def _is_finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 

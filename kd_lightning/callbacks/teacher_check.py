@@ -1,32 +1,60 @@
-"""A look at the teacher before anything is learned from it."""
+"""A check of the teacher before the student learns from it."""
 
 from collections.abc import Callable
-from math import sqrt
-from typing import Any
+from typing import Any, Literal
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from kd_lightning.errors import UserError
 
-def wilson_interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a share, E. B. Wilson, 1927.
 
-    Example:
-        >>> [round(end, 3) for end in wilson_interval(50, 100)]
-        [0.404, 0.596]
+class TeacherCheck(pl.Callback):
+    """Measures the teacher's accuracy on the validation images before the first step.
+
+    :class:`DistillationModule` attaches it.
+
+    Args:
+        mode: What happens if the teacher is no better than chance: ``"error"``, ``"warn"``, or ``"off"`` to leave out
+            the check.
     """
-    share, spread = right / count, z * z / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * sqrt(share * (1 - share) / count + spread / (4 * count))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+    def __init__(self, mode: Literal["error", "warn", "off"]) -> None:
+        self.mode = mode
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Check the teacher, unless the run is resumed.
+
+        Raises:
+            UserError: If the teacher is no better than chance and the mode is ``"error"``.
+        """
+        if self.mode == "off" or trainer.global_step > 0 or pl_module.teacher is None:
+            return
+        if not pl_module.shares_classes:
+            rank_zero_info("The teacher has other classes than the data, so its accuracy is not measured.")
+            return
+        correct, count = accuracy_on_val(trainer, lambda images: pl_module.frozen_teacher(images).logits)
+        if not count:
+            rank_zero_info("There are no labelled validation images to check the teacher on.")
+            return
+        rank_zero_info(f"The teacher's accuracy on the validation images is {correct / count:.2%}.")
+        if trainer.is_global_zero and trainer.logger is not None:
+            trainer.logger.log_metrics({"teacher/accuracy": correct / count}, step=0)
+        reason = describe_chance_level(correct, count, pl_module.num_classes or 1)
+        if reason and self.mode == "error":
+            raise UserError(reason)
+        if reason:
+            rank_zero_warn(reason)
 
 
 def accuracy_on_val(trainer: Any, classify: Callable[[Tensor], Tensor]) -> tuple[int, int]:
-    """Right answers and labelled images over the validation loaders of all ranks.
+    """Return the correctly classified and the labelled images of the validation loaders, summed over all ranks.
 
     Args:
-        trainer: A ``Trainer`` that is about to fit.
-        classify: Images to logits, called without gradient.
+        trainer: Trainer that is about to fit.
+        classify: Function from images to logits, called without gradient.
     """
     loaders = trainer.val_dataloaders
     loaders = loaders if isinstance(loaders, list | tuple) else [] if loaders is None else [loaders]
@@ -38,17 +66,19 @@ def accuracy_on_val(trainer: Any, classify: Callable[[Tensor], Tensor]) -> tuple
                     break
                 images, labels, *_ = trainer.strategy.batch_to_device(batch)
                 counts += torch.stack([(classify(images).argmax(1) == labels).sum(), (labels >= 0).sum()])
-    right, count = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-    return right, count
+    correct, count = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+    return correct, count
 
 
-def refuse_guessing(right: int, count: int, num_classes: int) -> str | None:
-    """Why a teacher should not be learned from, or ``None`` where it is better than chance."""
-    low, high = wilson_interval(right, count)
-    if low > 1 / num_classes:
+def describe_chance_level(correct: int, count: int, num_classes: int) -> str | None:
+    """Return why a teacher should not be learned from, or ``None`` where it is better than chance."""
+    from scipy.stats import binomtest  # slow to import
+
+    interval = binomtest(correct, count).proportion_ci(method="wilson")
+    if interval.low > 1 / num_classes:
         return None
     return (
-        f"The teacher gets {right} of {count} validation images right ({low:.1%} to {high:.1%}), no better than chance "
-        f"({1 / num_classes:.1%}); check its weights, the order of its classes and its input statistics, or set "
-        "teacher_check='off'."
+        f"The teacher classifies {correct} of {count} validation images correctly ({interval.low:.1%} to "
+        f"{interval.high:.1%}), which is no better than chance ({1 / num_classes:.1%}); check its weights, the order "
+        "of its classes and its input statistics, or set teacher_check='off'."
     )

@@ -45,8 +45,8 @@ class TensorBoardImages(pl.Callback):
         images = (batch["target"] if isinstance(batch, dict) else batch)[0]  # the data's statistics are the target's
         shown = _as_seen(images[: self.images], trainer.datamodule)  # type: ignore[attr-defined]
         logger.experiment.add_image("train/images", make_grid(shown), 0)
-        teach = getattr(pl_module, "teacher_logits", None)
-        logits = teach(images[: self.teacher_images]) if teach else None
+        reference = getattr(pl_module, "reference_logits", None)
+        logits = reference(images[: self.teacher_images]) if reference else None
         if logits is not None:
             temperature = _temperature(pl_module)
             probabilities = (logits.float() / temperature).softmax(1)

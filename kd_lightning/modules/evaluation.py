@@ -1,6 +1,6 @@
 """What is measured on validation and test images."""
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,14 @@ from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
 from kd_lightning.losses import hard_target_loss, soft_target_loss
+
+
+class Prediction(NamedTuple):
+    """Predictions for a batch, ``(B,)`` each: ids (``None`` for a plain loader), labels and their probabilities."""
+
+    ids: Tensor | None
+    labels: Tensor
+    probabilities: Tensor
 
 
 class Evaluation(nn.Module):

@@ -46,3 +46,30 @@ def try_forward(module: nn.Module, forward: Callable[[], Result], who: str, imag
             f"{who} cannot take images of shape {tuple(images.shape[1:])} ({first_line(error)}); choose a network for "
             "such images."
         ) from error
+
+
+def count_classes(network: nn.Module, logits: object, expected: int | None) -> int:
+    """Return the number of classes of a network, from its output for two images.
+
+    Args:
+        network: The network.
+        logits: Its output, which should be ``(2, C)``.
+        expected: Number of classes of the data, if it is known.
+
+    Raises:
+        UserError: If the output has another shape, or C is not the expected number.
+    """
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise UserError(f"{type(network).__name__} must return logits (B, C), one row for each image.")
+    if expected is not None and expected != logits.shape[1]:
+        raise UserError(
+            f"The network has {logits.shape[1]} classes but the data have {expected}; build it with "
+            f"num_classes={expected}, or give it a new head with replace_head."
+        )
+    return logits.shape[1]
+
+
+def to_input_dtype(images: Tensor, network: nn.Module) -> Tensor:
+    """Return images in the type and on the device of a network's weights (``bf16-true`` has its own type)."""
+    weight = next(network.parameters(), images)
+    return images.to(weight.device, weight.dtype if weight.is_floating_point() else images.dtype)

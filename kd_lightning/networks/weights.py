@@ -1,6 +1,7 @@
 """Weights from files: ours and those that others publish; a file is data and never code."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,21 @@ def _other_kind(value: Tensor, wanted: Tensor) -> bool:
     """Whether it cannot be copied as it is: complex numbers would lose a part, the others be refused half-way."""
     lost = value.is_complex() and not wanted.is_complex()
     return lost or value.is_meta or value.is_quantized != wanted.is_quantized or value.layout != wanted.layout
+
+
+@contextmanager
+def check_fits(module: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[None]:
+    """Turn torch's error on a state dict of another module into one sentence.
+
+    Raises:
+        UserError: If keys are missing or unexpected, or shapes differ.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if differing := state_dict_mismatch(module, state_dict):
+            raise UserError(
+                f"The checkpoint does not fit this {type(module).__name__} ({differing}); build the network and the "
+                "losses that were saved."
+            ) from error
+        raise

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_lightning.callbacks.teacher_check import wilson_interval
 from kd_lightning.modules.evaluation import Evaluation
 from kd_lightning.report.model import Floats, Model
 
@@ -53,13 +52,21 @@ def measured(model: Model, images: Tensor, labels: Tensor, teacher_logits: Tenso
     return Figures(
         logits,
         right / labelled,
-        wilson_interval(right, labelled),
+        _wilson_interval(right, labelled),
         float(said["ece"]),
         float(said["agreement"]),
         one,
         (high, middle, low),
         said["confusion"],
     )
+
+
+def _wilson_interval(correct: int, count: int) -> tuple[float, float]:
+    """Return the 95% confidence interval of an accuracy (E. B. Wilson, 1927)."""
+    from scipy.stats import binomtest  # slow to import
+
+    interval = binomtest(correct, count).proportion_ci(method="wilson")
+    return interval.low, interval.high
 
 
 def _seconds(run: Callable[[Floats], Floats], images: Floats, total: float = 0.6) -> tuple[float, float, float]:

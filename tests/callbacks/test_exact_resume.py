@@ -1,4 +1,4 @@
-"""Randomness of (seed, step, rank), and what a run takes up again."""
+"""Randomness is a function of (seed, step, rank), and a resumed run restores it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning import DigitsDataModule, TeacherModule
 from kd_lightning.callbacks import ExactResume
-from kd_lightning.callbacks.exact_resume import _of_rank
+from kd_lightning.callbacks.rank_state import select_rank
 from kd_lightning.networks import ResNet
 
 Trainers = Callable[..., pl.Trainer]
@@ -140,9 +140,7 @@ def test_a_checkpoint_that_is_tested_leaves_no_trace_in_the_next_fit(make_traine
 
 
 @pytest.mark.parametrize("weights_only", [True, False])
-def test_a_checkpoint_of_weights_alone_can_be_tested(
-    weights_only: bool, make_trainer: Trainers, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_weights_only_can_be_tested(weights_only: bool, make_trainer: Trainers, tmp_path: Path) -> None:
     trainer = make_trainer()
     run(trainer)
     trainer.save_checkpoint(tmp_path / "saved.ckpt", weights_only=weights_only)
@@ -150,7 +148,9 @@ def test_a_checkpoint_of_weights_alone_can_be_tested(
 
 
 @pytest.mark.filterwarnings("ignore:.*(does not have many workers|have no `val_dataloader`).*")
-def test_a_users_own_loader_is_said_not_to_go_on_within_an_epoch(make_trainer: Trainers, tmp_path: Path) -> None:
+def test_a_users_own_loader_that_cannot_resume_within_an_epoch_raises_a_warning(
+    make_trainer: Trainers, tmp_path: Path
+) -> None:
     def fit(path: Path | None = None) -> pl.Trainer:
         torch.manual_seed(1)
         module = TeacherModule(ResNet([1], [4], in_channels=1))
@@ -172,12 +172,13 @@ def test_a_users_own_loader_is_said_not_to_go_on_within_an_epoch(make_trainer: T
         assert fit(tmp_path / "2.ckpt").global_step == 6
 
 
-def test_a_checkpoint_from_elsewhere_goes_on_without_what_it_lacks(make_trainer: Trainers, tmp_path: Path) -> None:
+def test_a_checkpoint_without_that_state_is_resumed(make_trainer: Trainers, tmp_path: Path) -> None:
     trainer = make_trainer()
     run(trainer)
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
     content = torch.load(tmp_path / "saved.ckpt", weights_only=True)
-    del content["exact_resume"]
+    for key in ("exact_resume", "epoch_metrics", "finite_guard"):
+        del content[key]
     torch.save(content, tmp_path / "saved.ckpt")
     again = make_trainer(max_epochs=2)
     run(again, tmp_path / "saved.ckpt")
@@ -189,4 +190,4 @@ def test_what_ranks_kept_is_each_ones_own_or_the_mean_for_other_ranks(world: int
     kept = torch.tensor([[1.0], [3.0]])
     for rank in range(world):
         trainer: Any = SimpleNamespace(world_size=world, global_rank=rank)
-        assert _of_rank(kept, trainer, torch.device("cpu")).tolist() == [expected[rank]]
+        assert select_rank(kept, trainer, torch.device("cpu")).tolist() == [expected[rank]]

@@ -15,12 +15,13 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
-from kd_lightning.callbacks import finite_guard
-from kd_lightning.callbacks.finite_guard import FiniteGuard, Seen
-from kd_lightning.callbacks.running_means import RunningMeans
+from kd_lightning.callbacks import data_check, finite_guard
+from kd_lightning.callbacks.epoch_metrics import EpochMetrics
+from kd_lightning.callbacks.finite_guard import FiniteGuard, StepRecord
 from kd_lightning.losses import ContrastiveLoss, HardTargetLoss, SoftTargetLoss
 from kd_lightning.networks import ResNet
 
@@ -126,7 +127,7 @@ def test_a_spoiled_image_stops_the_training_with_its_place_named(make_trainer: T
     with pytest.raises(ValueError, match=sentence):
         make_trainer(callbacks=[record]).fit(module, batches(3, by=by))
     assert len(record.states) == 1 + 3
-    for name, value in module.state_dict().items():  # batch norm's statistics, too
+    for name, value in module.named_parameters():
         assert torch.equal(value, record.states[-1][name]), name
 
 
@@ -136,7 +137,7 @@ def test_a_teacher_that_breaks_is_named(make_trainer: Trainers) -> None:
     with pytest.raises(ValueError, match=sentence):
         make_trainer(callbacks=[record]).fit(module, batches())
     assert len(record.states) > 1  # some steps were good
-    assert all(value.isfinite().all() for value in module.state_dict().values())
+    assert all(weight.isfinite().all() for weight in module.parameters())
 
 
 def test_a_loss_that_explodes_though_its_terms_are_finite(make_trainer: Trainers) -> None:
@@ -153,22 +154,22 @@ def test_a_gradient_that_is_not_finite_is_named(make_trainer: Trainers) -> None:
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             loss.steep = batch_idx == 2
 
-    with pytest.raises(ValueError, match=r"step 2: the gradient of 'network\.conv1\.weight' lies in \[\] but for"):
+    with pytest.raises(ValueError, match=r"step 2: the gradient of 'network\.conv1\.weight' is in \[\] but for"):
         make_trainer(callbacks=[Now()]).fit(module, batches())
 
 
-def test_the_last_good_checkpoint_stays_and_a_save_on_the_exception_is_good(
+def test_the_last_good_checkpoint_stays_and_none_is_saved_on_the_exception(
     make_trainer: Trainers, tmp_path: Path
 ) -> None:
     saves = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1, save_on_exception=True)
     record = Record()
     with pytest.raises(ValueError, match="step 5"):
         make_trainer(callbacks=[record, saves], enable_checkpointing=True).fit(taught(), batches(5))
-    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=2.ckpt", "step=4.ckpt", "step=5.ckpt"]
-    for step in (2, 4, 5):
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=2.ckpt", "step=4.ckpt"]
+    for step in (2, 4):
         saved = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)
         assert all(torch.equal(value, record.states[step][name]) for name, value in saved["state_dict"].items())
-        assert saved["exact_resume"]["sums"].isfinite().all()
+        assert saved["epoch_metrics"]["sums"].isfinite().all()
 
 
 class Lost(HardTargetLoss):
@@ -187,15 +188,14 @@ def test_a_module_can_be_copied_and_trained_again(make_trainer: Trainers) -> Non
     module = taught(on_nonfinite="skip")
     fit(make_trainer, module, batches(5))
     copy.deepcopy(module)
-    assert not any(
-        isinstance(value, Tensor) for value in vars(module.finite).values() if value is not module.finite.skipped
-    )
-    assert not module.finite.buffers
+    guard = module.finite_guard
+    assert not any(isinstance(value, Tensor) for value in vars(guard).values() if value is not guard.skipped)
+    assert guard._snapshot is None
     fit(make_trainer, module, batches(), callbacks=[EMAWeightAveraging()])
 
     class Copies(pl.Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            copy.deepcopy(pl_module.finite)
+            copy.deepcopy(pl_module.finite_guard)
 
     fit(make_trainer, module, batches(), accumulate_grad_batches=2, callbacks=[Copies()])
 
@@ -285,7 +285,7 @@ def test_under_accumulation_the_bad_batch_is_named(make_trainer: Trainers, bad: 
 
 
 def test_an_epoch_without_a_good_step_is_an_error(make_trainer: Trainers) -> None:
-    with pytest.raises(ValueError, match=r"No step of epoch 0 was finite; mend the images or the teacher, or lower"):
+    with pytest.raises(ValueError, match=r"No step of epoch 0 was finite; check the images and the teacher, or lower"):
         make_trainer().fit(taught(on_nonfinite="skip"), batches(*range(6)))
 
 
@@ -323,7 +323,7 @@ def test_a_cached_teacher_that_says_nan(make_trainer: Trainers) -> None:
     class Break(pl.Callback):
         def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
             if trainer.current_epoch == 1:
-                pl_module._frozen_teacher.quick.calls = 0  # the copy that is asked
+                pl_module.frozen_teacher.quick.calls = 0  # the copy that is asked
 
     with pytest.raises(ValueError, match="No step of epoch 1 was finite"):
         make_trainer(max_epochs=2, limit_val_batches=0, callbacks=[Break()]).fit(module, data)
@@ -424,7 +424,7 @@ def test_labels_out_of_range_stop_the_training(
     if epoch == 0:
         loader.dataset.tensors[1][9] = label  # type: ignore[attr-defined]
     record = Record()
-    with pytest.raises(ValueError, match=rf"Label {label} is outside \[0, 10\).*mend the labels"):
+    with pytest.raises(ValueError, match=rf"Label {label} is outside \[0, 10\).*correct the labels"):
         make_trainer(max_epochs=2, callbacks=[record, Labels(epoch, label)]).fit(distilled(), wrap(loader))
     assert len(record.states) == 1 + 6 * epoch + 2  # the third batch was not learned from
 
@@ -441,17 +441,21 @@ def test_labels_out_of_range_after_a_resume(make_trainer: Trainers, tmp_path: Pa
 def test_where_a_look_waits_for_the_device_labels_are_read_in_the_first_epoch_of_a_run(
     make_trainer: Trainers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh, resumed, looks = taught(), taught(), []
+    fresh, resumed, checked = taught(), taught(), []
     trainer, _ = fit(make_trainer, fresh, batches())
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     make_trainer(max_epochs=2).fit(resumed, batches(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-    monkeypatch.setattr(TeacherModule, "_check_labels", lambda module, labels: looks.append(module.current_epoch))
+    monkeypatch.setattr(data_check, "check_labels", lambda labels, classes: checked.append(run.current_epoch))
     for module, first in ((fresh, 0), (resumed, 1)):
+        callback = data_check.DataCheck()
+        loader = SimpleNamespace(batch_size=4)
         for epoch in (first, first + 1):
-            run = SimpleNamespace(current_epoch=epoch, accumulate_grad_batches=1, datamodule=None)
-            module._trainer = run  # type: ignore[assignment]
-            module.on_train_batch_start((torch.rand(1), torch.tensor([0], device="meta")), 0)  # any but the CPU
-    assert looks == [0, 1]
+            run: Any = SimpleNamespace(current_epoch=epoch, train_dataloader=loader, datamodule=None)
+            if epoch == first:
+                callback.on_train_start(run, module)
+            labels = torch.tensor([0], device="meta")  # any device but the CPU
+            callback.on_train_batch_start(run, module, (torch.rand(1), labels), 0)
+    assert checked == [0, 1]
 
 
 # several ranks
@@ -545,7 +549,7 @@ def test_a_wrong_label_in_one_rank_hangs_nobody(make_trainer: Trainers, tmp_path
 
 
 class Later:
-    """What :class:`finite_guard._Sent` is, of the CPU."""
+    """What :class:`finite_guard.AsyncCopy` is, of the CPU."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._copy = tensor.clone()
@@ -558,7 +562,7 @@ class Later:
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU as if it were a device on which one does not wait; memory begins as NaN there."""
     monkeypatch.setattr(finite_guard, "_stays_on_device", lambda verdict: True)
-    monkeypatch.setattr(finite_guard, "_Sent", Later)
+    monkeypatch.setattr(finite_guard, "AsyncCopy", Later)
     monkeypatch.setattr(torch, "empty_like", lambda tensor, **_: torch.full_like(tensor, NAN))
 
 
@@ -600,13 +604,13 @@ def test_the_device_and_the_host_come_to_the_same_bits(
 @pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("bad", [2, 5])
 def test_what_the_device_found_is_said_a_step_later(bad: int, make_trainer: Trainers) -> None:
-    """Or at the end of the epoch, and all is as it was before that step."""
+    """Or at the end of the epoch; the weights are those from before that step."""
     module, record = taught(optimizer=FUSED), Record()
     with pytest.raises(
         ValueError, match=rf"Epoch 0, step {bad}: the term 'loss' is nan \(images in .* but for 1 of 256"
     ):
         make_trainer(callbacks=[record]).fit(module, batches(bad))
-    for name, value in module.state_dict().items():
+    for name, value in module.named_parameters():
         assert torch.equal(value, record.states[bad][name]), name
 
 
@@ -699,25 +703,52 @@ def test_a_spoiled_image_is_no_overflow(optimizer: Any, make_trainer: Trainers) 
 # unit
 
 
-def test_the_guard_alone() -> None:
-    layer, means, guard = nn.Linear(2, 1), RunningMeans(), FiniteGuard("skip")
+def test_the_guard_by_itself() -> None:
+    layer, metrics = nn.Linear(2, 1), EpochMetrics()
+    guard = FiniteGuard("skip", metrics)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     before = copy.deepcopy(layer.state_dict())
     for value in (1.0, NAN):
-        guard.begin(layer, means)
+        guard.begin(layer)
         loss = layer(torch.tensor([value, 1.0])).sum()
-        guard.look(Seen("Here", {"loss": loss}, {}))
-        means.add({"loss": loss}, {"loss": 1})
+        guard.observe(StepRecord("Here", {"loss": loss}, {}))
+        metrics.means.add({"loss": loss}, {"loss": 1})
         optimizer.zero_grad()
         loss.backward()
-        guard.decide(layer, means, optimizer, scaled=False)
+        guard.check(layer, optimizer, scaled=False)
         optimizer.step()
         if value == 1.0:
             assert not same(before, layer.state_dict())
             before = copy.deepcopy(layer.state_dict())
     assert same(before, layer.state_dict())
     assert guard.skipped == 1
-    assert means.compute()["loss"].isfinite()
+    assert metrics.means.compute()["loss"].isfinite()
+
+
+class Copies(TorchDispatchMode):
+    """Counts the operations that write or copy buffers of batch norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("mode", "operations"), [("stop", 0), ("skip", 40)])
+def test_buffers_are_copied_in_few_operations_and_only_to_be_restored(mode: Any, operations: int) -> None:
+    """However many there are; a view of a buffer is no kernel, but is counted here."""
+    counts = []
+    for layers in (1, 30):
+        module = nn.Sequential(*(nn.BatchNorm1d(4) for _ in range(layers)))
+        with Copies() as copies:
+            FiniteGuard(mode, EpochMetrics()).begin(module)
+        counts.append(copies.count)
+    assert counts[0] <= operations
+    views = 2 * 3 * 29  # detach and flatten each of the further buffers
+    assert counts[1] <= counts[0] + (views if mode == "skip" else 0)
 
 
 def test_another_mode_is_refused() -> None:
@@ -733,10 +764,10 @@ def test_every_gradient_is_looked_at() -> None:
             for weight in weights[:3]:
                 weight.grad = torch.ones(3)
             weights[number].grad[1] = spoiled  # type: ignore[index]
-            guard = FiniteGuard("stop")
-            guard.begin(nn.Module(), RunningMeans())
+            guard = FiniteGuard("stop", EpochMetrics())
+            guard.begin(nn.Module())
             with pytest.raises(ValueError, match="A step: a gradient is not finite"):
-                guard.decide(nn.Module(), RunningMeans(), optimizer, scaled=False)
+                guard.check(nn.Module(), optimizer, scaled=False)
 
 
 # GPU
@@ -764,25 +795,26 @@ def test_a_gpu_stops(bad: int, precision: Any, make_trainer: Trainers) -> None:
         ValueError, match=rf"Epoch 0, step {bad}: the term 'hard' is nan \(images in .* but for 1 of 256"
     ):
         trainer.fit(module, batches(bad))
-    for name, value in module.state_dict().items():
+    for name, value in module.named_parameters():
         assert torch.equal(value.cpu(), record.states[bad][name].cpu()), name
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["stop", "skip"])
 def test_nothing_waits_for_a_gpu(mode: Any) -> None:
-    layer, means, guard = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).cuda(), RunningMeans(), FiniteGuard(mode)
+    layer, metrics = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).cuda(), EpochMetrics()
+    guard = FiniteGuard(mode, metrics)
     optimizer, images = FUSED(layer.parameters()), torch.rand(8, 4, device="cuda")
     for step in range(4):
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # momentum begins in the first
         try:
-            guard.begin(layer, means)
+            guard.begin(layer)
             loss = layer(images).square().mean()
-            guard.look(Seen("Here", {"loss": loss}, {"images": images}))
-            means.add({"loss": loss}, {"loss": 8})
+            guard.observe(StepRecord("Here", {"loss": loss}, {"images": images}))
+            metrics.means.add({"loss": loss}, {"loss": 8})
             optimizer.zero_grad()
             loss.backward()
-            guard.decide(layer, means, optimizer, scaled=False)
+            guard.check(layer, optimizer, scaled=False)
             optimizer.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")

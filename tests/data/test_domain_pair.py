@@ -90,7 +90,7 @@ class Both(ClassificationModule):
         self.seen["train"].append(batch)
         source, target = self(batch["source"].images), self(batch["target"].images)
         loss = F.cross_entropy(source, batch["source"].labels) + (source.mean(0) - target.mean(0)).square().sum()
-        self.record(loss, {}, source, batch["source"].labels, {})
+        self.log_step(loss, {}, source, batch["source"].labels, {})
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -118,7 +118,7 @@ def test_the_criterion_is_the_source_s_accuracy_plus_the_information(make_traine
     mean = said.mean(0)
     information = (-(mean * np.log(mean)).sum() + (said * np.log(said)).sum(1).mean()) / np.log(10)
     figures = trainer.callback_metrics
-    assert figures["val/information"].item() == pytest.approx(information, abs=1e-4)
+    assert figures["val/mutual_information"].item() == pytest.approx(information, abs=1e-4)
     assert figures["val/criterion"].item() == pytest.approx(
         information + float(torch.cat(right).double().mean()), abs=1e-4
     )

@@ -63,10 +63,10 @@ def test_the_objective_is_hintons(
 ) -> None:
     student = small().double().eval()
     teacher = copy.deepcopy(trained).double().eval()
-    module = DistillationModule(student, teacher, temperature, alpha).eval()
+    module = DistillationModule(student, teacher, temperature=temperature, alpha=alpha).eval()
     module.trainer = make_trainer()
     module.trainer.strategy.connect(module)
-    module.record = lambda *_: None  # type: ignore[method-assign]
+    module.log_step = lambda *_: None  # type: ignore[method-assign]
     images, labels = torch.randn(16, 1, 8, 8).double(), torch.randint(10, (16,))
     loss = module.training_step((images, labels), 0)
     s, t = student(images), teacher(images)
@@ -211,7 +211,7 @@ def test_the_teacher_gets_the_statistics_that_it_expects(
         data.setup("test")
         module.setup("test")
         correct = [
-            (module.teacher_logits(images).argmax(1) == labels).float().mean()  # type: ignore[union-attr]
+            (module.reference_logits(images).argmax(1) == labels).float().mean()  # type: ignore[union-attr]
             for images, labels, _ in map(data.view, data.test_dataloader())
         ]
         agreement[name] = float(torch.stack(correct).mean())
@@ -330,8 +330,8 @@ def test_no_test_image_is_seen_before_test(small: Networks, trained: nn.Module, 
         ({"temperature": 0.0}, "temperature must be above 0, got 0"),
         ({"temperature": -1.0}, "temperature must be above 0, got -1"),
         ({"temperature": math.nan}, "temperature must be above 0, got nan"),
-        ({"alpha": 1.1}, r"alpha.*must lie in \[0, 1\], got 1.1"),
-        ({"alpha": -0.1}, r"alpha.*must lie in \[0, 1\], got -0.1"),
+        ({"alpha": 1.1}, r"alpha.*must be in \[0, 1\], got 1.1"),
+        ({"alpha": -0.1}, r"alpha.*must be in \[0, 1\], got -0.1"),
         ({"alpha": 0.5, "losses": {"hard": HardTargetLoss()}}, "either losses.*or temperature and alpha; not both"),
         ({"temperature": 4.0, "losses": {"hard": HardTargetLoss()}}, "either losses.*not both"),
         ({"losses": {}}, "at least one term"),
@@ -391,7 +391,7 @@ def test_a_teacher_that_guesses_is_refused_before_the_first_step(
         teacher.fc.weight.copy_(teacher.fc.weight.roll(1, 0))  # type: ignore[union-attr, operator, arg-type]
         teacher.fc.bias.copy_(teacher.fc.bias.roll(1, 0))  # type: ignore[union-attr, operator, arg-type]
     trainer = make_trainer()
-    with pytest.raises(ValueError, match=r"The teacher gets \d+ of 287 validation images.*no better than chance"):
+    with pytest.raises(ValueError, match=r"The teacher classifies \d+ of 287 validation images.*no better than chance"):
         trainer.fit(DistillationModule(small(), teacher), digits)
     assert trainer.global_step == 0
     with pytest.warns(UserWarning, match="no better than chance"):

@@ -72,8 +72,8 @@ class Halves(DistillationLoss):
         self.loss = loss
         self.kept: list[dict[str, Tensor]] = [{}, {}]
 
-    def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
-        self.loss.build(student, teacher, **networks)
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        self.loss.build(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         terms = []
@@ -101,7 +101,7 @@ class Keeper(pl.Callback):
         self.gradients: list[dict[str, Tensor]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        for name, term in pl_module.losses.items():
+        for name, term in pl_module.losses.terms.items():
             self.values[name] = []
             term.register_forward_hook(partial(self._keep, name))
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from kd_lightning.modules.schedule import init_momentum_buffers, layerwise_decay_groups, one_cycle, parameter_groups
+from kd_lightning.modules.optim import init_momentum_buffers, layerwise_decay_groups, one_cycle, parameter_groups
 
 
 @pytest.mark.parametrize("steps", [7, 10, 100, 1001])

@@ -40,7 +40,7 @@ class ShardedTeacher(DistillationModule):
         for part in (*map(teacher.get_submodule, self.sharded_layers), teacher):
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
-    def teacher_logits(self, images: Tensor, batch_idx: int | None = None) -> None:
+    def reference_logits(self, images: Tensor, batch_idx: int | None = None) -> None:
         return None
 
 

@@ -67,7 +67,7 @@ def test_class_names_must_be_those_of_the_data(
 def test_the_class_count_must_be_that_of_the_data(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
-    with pytest.raises(ValueError, match=r"tells 7 classes apart and the data have 10; .*num_classes=10"):
+    with pytest.raises(ValueError, match=r"has 7 classes but the data have 10; .*num_classes=10"):
         make_trainer().fit(TeacherModule(small(num_classes=7)), digits)
 
 
@@ -106,8 +106,8 @@ def test_train_figures_are_right_under_accumulation_and_uneven_batches(small: Ne
     data = DigitsDataModule(batch_size=100)
     module = TeacherModule(small(), learning_rate=1e-12, weight_decay=0.0)
     seen = []
-    original = module.record
-    module.record = lambda loss, terms, logits, labels, tensors: (  # type: ignore[method-assign]
+    original = module.log_step
+    module.log_step = lambda loss, terms, logits, labels, tensors: (  # type: ignore[method-assign]
         seen.append((logits.detach(), labels)),
         original(loss, terms, logits, labels, tensors),
     )[1]
@@ -153,7 +153,7 @@ def test_the_learning_rate_ends_with_the_run(small: Networks, digits: DigitsData
     [
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"weight_decay": -1.0}, "weight_decay >= 0"),
-        ({"label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\], got 1.5"),
+        ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_arguments_outside_their_range(small: Networks, options: dict[str, float], message: str) -> None:
@@ -194,5 +194,5 @@ def test_earlier_layers_learn_slower(
 
 def test_layer_decay_lies_in_its_range(small: Networks) -> None:
     for wrong in (0.0, -1.0, 1.5):
-        with pytest.raises(ValueError, match=r"layer_decay must lie in \(0, 1\]"):
+        with pytest.raises(ValueError, match=r"layer_decay must be in \(0, 1\]"):
             TeacherModule(small(), layer_decay=wrong)

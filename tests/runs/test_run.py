@@ -58,7 +58,9 @@ def test_the_newest_checkpoint_has_the_most_steps_and_damaged_ones_are_skipped(t
     run = Run(tmp_path)
     assert run.newest_checkpoint() is None
     for name, steps, age in (("best", 20, 0), ("last", 30, 20), ("last-step", 30, 10)):
-        torch.save({"global_step": steps, "state_dict": {}, "kd_lightning_format": 1}, checkpoint(tmp_path, f"{name}.ckpt"))
+        torch.save(
+            {"global_step": steps, "state_dict": {}, "kd_lightning_format": 1}, checkpoint(tmp_path, f"{name}.ckpt")
+        )
         os.utime(tmp_path / f"checkpoints/{name}.ckpt", (1_700_000_000 - age,) * 2)
     checkpoint(tmp_path, "damaged.ckpt")
     reasons: list[str] = []

@@ -143,8 +143,8 @@ def test_a_loss_on_features_has_no_copy_made(small: Networks, make_trainer: Trai
     losses: dict[str, DistillationLoss] = {"hard": HardTargetLoss(), "hint": HintLoss(student_layers=["layer1"])}
     module = DistillationModule(small(), small(8), losses=losses, teacher_check="off")
     make_trainer(fast_dev_run=True).fit(module, DigitsDataModule(batch_size=128))
-    assert module._frozen_teacher is not None
-    assert module._frozen_teacher.quick is None
+    assert module.frozen_teacher is not None
+    assert module.frozen_teacher.quick is None
 
 
 def test_in_mixed_precision_the_copy_is_bfloat16_and_the_teacher_does_not_move(
@@ -156,7 +156,7 @@ def test_in_mixed_precision_the_copy_is_bfloat16_and_the_teacher_does_not_move(
     make_trainer(precision="bf16-mixed", limit_train_batches=2, limit_val_batches=1).fit(
         module, DigitsDataModule(batch_size=128)
     )
-    teaching = module._frozen_teacher
+    teaching = module.frozen_teacher
     assert teaching is not None
     assert teaching.quick is not None
     assert teaching.folded
@@ -170,7 +170,7 @@ def test_in_mixed_precision_the_copy_is_bfloat16_and_the_teacher_does_not_move(
     images = torch.randn(32, 1, 8, 8)
     with torch.no_grad():
         expected = given(images)
-    said = module.teacher_logits(images)
+    said = module.reference_logits(images)
     assert said is not None
     assert said.dtype == torch.float32
     torch.testing.assert_close(said, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
@@ -207,7 +207,7 @@ class Watch(pl.Callback):
             self.asked_in_validation += 0 if trainer.training else len(logits)
 
         pl_module.teacher.register_forward_hook(count)  # not asked itself, or counted as well
-        pl_module._frozen_teacher.quick.register_forward_hook(count)
+        pl_module.frozen_teacher.quick.register_forward_hook(count)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(float(outputs["loss"]))
@@ -328,7 +328,7 @@ def test_the_cache_covers_what_drop_last_leaves_out_and_no_more(make_trainer: Tr
     """Batches of 800: a step an epoch, of other images each time."""
     run = Run(make_trainer, teacher, True, epochs=4, data={"batch_size": 800})
     assert run.watch.asked == 2 * TRAINING_IMAGES
-    cache = run.module._frozen_teacher.cache  # type: ignore[union-attr]
+    cache = run.module.frozen_teacher.cache  # type: ignore[union-attr]
     assert cache is not None
     cache.show(1, CPU)
     train = run.data._train_samples
@@ -447,7 +447,7 @@ class Steps(pl.Callback):
     [
         (
             {"losses": {"soft": SoftTargetLoss(), "hint": HintLoss(student_layers=["layer1"])}},
-            "the loss 'hint' reads the teacher's features, which are not kept",
+            "the loss 'hint' reads the teacher's layers, which are not cached",
         ),
         ({"views": None}, "each epoch shows new views; set views=V on a data module of this package"),
         ({"data": {"mixup": 0.2}}, "mixup and CutMix make new images in each epoch; set both to 0"),
@@ -502,7 +502,7 @@ class Keeper(pl.Callback):
         folder.mkdir()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        cache = pl_module._frozen_teacher.cache
+        cache = pl_module.frozen_teacher.cache
         if trainer.current_epoch > 0:
             return
         original = cache.put
@@ -514,7 +514,7 @@ class Keeper(pl.Callback):
         cache.put = put
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        cache, samples = pl_module._frozen_teacher.cache, trainer.datamodule._train_samples  # type: ignore[attr-defined]
+        cache, samples = pl_module.frozen_teacher.cache, trainer.datamodule._train_samples  # type: ignore[attr-defined]
         views = []
         for view in range(cache.views):
             assert view in cache

@@ -10,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from kd_lightning import DigitsDataModule, TeacherModule
-from kd_lightning.modules.optimizer_choice import build_scheduler
+from kd_lightning.modules.optim import build_scheduler
 from kd_lightning.networks import ResNet
 
 Networks = Callable[..., ResNet]
@@ -29,21 +29,21 @@ class Steps(pl.Callback):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": torch.optim.LBFGS}, r"The optimizer cannot be made \(LBFGS doesn't support per-parameter"),
-        ({"optimizer": partial(torch.optim.SGD, lr=-1)}, r"cannot be made \(Invalid learning rate: -1\); mend its"),
-        ({"optimizer": torch.optim.SparseAdam}, "SparseAdam takes sparse gradients alone"),
-        ({"lr_scheduler": partial(StepLR, step_size=0)}, "The lr_scheduler cannot be made .*zero"),
-        ({"lr_scheduler": StepLR}, "The lr_scheduler cannot be made .*'step_size'"),
-        ({"lr_scheduler": partial(CosineAnnealingLR, T_max=0)}, "The lr_scheduler cannot be made .*zero"),
-        ({"lr_scheduler": partial(ReduceLROnPlateau, factor=1.0)}, r"cannot be made \(Factor should be < 1.0\)"),
-        ({"lr_scheduler": ReduceLROnPlateau, "lr_interval": "step"}, "ReduceLROnPlateau follows val/loss"),
+        ({"optimizer": torch.optim.LBFGS}, r"The optimizer cannot be built \(LBFGS doesn't support per-parameter"),
+        ({"optimizer": partial(torch.optim.SGD, lr=-1)}, r"cannot be built \(Invalid learning rate: -1\); correct its"),
+        ({"optimizer": torch.optim.SparseAdam}, "SparseAdam only supports sparse gradients"),
+        ({"lr_scheduler": partial(StepLR, step_size=0)}, "The lr_scheduler cannot be built .*zero"),
+        ({"lr_scheduler": StepLR}, "The lr_scheduler cannot be built .*'step_size'"),
+        ({"lr_scheduler": partial(CosineAnnealingLR, T_max=0)}, "The lr_scheduler cannot be built .*zero"),
+        ({"lr_scheduler": partial(ReduceLROnPlateau, factor=1.0)}, r"cannot be built \(Factor should be < 1.0\)"),
+        ({"lr_scheduler": ReduceLROnPlateau, "lr_interval": "step"}, "ReduceLROnPlateau monitors val/loss"),
         (
             {"lr_scheduler": partial(OneCycleLR, max_lr=0.1, total_steps=5), "lr_interval": "step"},
-            "OneCycleLR ends after 5 steps and the run after 8; set total_steps to as many",
+            "OneCycleLR ends after 5 steps but the run after 8; set total_steps to 8",
         ),
         (
             {"lr_scheduler": partial(OneCycleLR, max_lr=0.1, total_steps=1)},
-            "OneCycleLR ends after 1 epochs and the run after 2; set total_steps to as many",
+            "OneCycleLR ends after 1 epochs but the run after 2; set total_steps to 2",
         ),
     ],
 )
@@ -116,6 +116,6 @@ def test_a_fused_optimizer_cannot_be_clipped_under_mixed_precision(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     module = TeacherModule(small(), optimizer=partial(torch.optim.AdamW, fused=True))
-    with pytest.raises(ValueError, match=r"fused AdamW; leave out fused=True or gradient_clip_val"):
+    with pytest.raises(ValueError, match=r"fused AdamW; remove fused=True or gradient_clip_val"):
         make_trainer(precision="bf16-mixed", gradient_clip_val=0.5).fit(module, digits)
     make_trainer(precision="bf16-mixed", max_steps=1).fit(module, digits)
