@@ -35,7 +35,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tqdm import tqdm
 
 from kd_lightning.files.atomic import atomic_write
-from kd_lightning.networks import read_checkpoint
+from kd_lightning.files.read import read_checkpoint
 
 PUBLISHED = Path("lightning_logs/published")
 

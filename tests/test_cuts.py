@@ -284,7 +284,7 @@ def test_one_of_two_dies(rank: int, what: dict[str, Any], tmp_path: Path) -> Non
     assert code != 0
     if "signal" in what or rank == 1:
         assert f"The process of rank {rank} (PID " in run.output
-        assert "so the run has ended; go on with --ckpt_path last." in run.output
+        assert "so the run has ended; resume it with --ckpt_path last." in run.output
     if "error" in what:
         assert "A loss of mine." in run.output
 
@@ -303,7 +303,7 @@ def test_torchrun_starts_a_run_again(tmp_path: Path, whole: Whole) -> None:
     )  # fmt: skip
     print(result.stdout[-3000:], result.stderr[-3000:])
     assert result.returncode == 0
-    assert "There is no checkpoint to go on from, so the run begins anew." in result.stdout
+    assert "There is no checkpoint to resume from, so the run starts from the beginning." in result.stdout
     assert "checkpoints/last-step.ckpt." in result.stdout
     refuse_a_difference(checkpoint(tmp_path), whole("two processes"))
 
@@ -318,12 +318,12 @@ def test_auto_begins_anew_goes_on_and_passes_over_what_is_damaged(tmp_path: Path
     fault = {"hook": "on_train_batch_start", "batch": 14, "signal": signal.SIGKILL}
     run = fit(tmp_path, name, "--ckpt_path=auto", plan=[fault], variables=slurm)
     assert run.wait() == -signal.SIGKILL, run.output
-    assert "There is no checkpoint to go on from, so the run begins anew." in run.output
+    assert "There is no checkpoint to resume from, so the run starts from the beginning." in run.output
     damaged = next(tmp_path.rglob("last-step.ckpt"))
     damaged.write_bytes(damaged.read_bytes()[:3000])
     run = fit(tmp_path, name, "--ckpt_path=auto", variables=slurm)
     assert run.wait() == 0, run.output
-    assert f"Passed over: '{damaged.relative_to(tmp_path)}' cannot be read as a checkpoint" in run.output
+    assert f"Skipped: '{damaged.relative_to(tmp_path)}' cannot be read as a checkpoint" in run.output
     assert "version_0/checkpoints/last.ckpt." in run.output
     assert run.batches == list(range(STEPS_OF_EPOCH, 3 * STEPS_OF_EPOCH))
     assert len(list(tmp_path.glob("lightning_logs/*/*/version_*"))) == 1

@@ -154,8 +154,8 @@ def test_no_run_that_goes_on_by_itself_runs_code(kd: Command, here: Path) -> Non
     for path in LAST.parent.iterdir():
         bomb(path, read_checkpoint(path))
     printed = kd("fit", "-c", "digits/student", "--ckpt_path", "auto", *SHORT)
-    assert printed.count("Passed over: ") == 2
-    assert "There is no checkpoint to go on from, so the run begins anew." in printed
+    assert printed.count("Skipped: ") == 2
+    assert "There is no checkpoint to resume from, so the run starts from the beginning." in printed
     assert not Path("ran").exists()
 
 

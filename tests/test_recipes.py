@@ -1,5 +1,6 @@
 """Every recipe of the package runs for two steps on tiny data."""
 
+import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -9,22 +10,19 @@ import yaml
 from on_other_device import OTHER_DEVICE, call, on_other_device
 from recipe_runs import DEVICE_RECIPES, fit_arguments
 
+import kd_lightning.recipes
 from kd_lightning.cli.recipes import recipes
-from kd_lightning.recipes import describe, recipe_files, recipe_names
+from kd_lightning.recipes import describe, is_shared, method_folders, recipe_files, recipe_names, recipe_texts
 
+PACKAGED = Path(kd_lightning.recipes.__file__).parent
 METHODS = ["at", "cc", "crd", "dist", "dkd", "fitnets", "logit_standardization"]
 METHODS += ["nst", "pkt", "reviewkd", "rkd", "sp", "vid"]
-
-
-def of_a_shared_method(name: str) -> bool:
-    """Return whether a recipe differs from one of the digits in the networks of its folder's distill alone."""
-    return recipe_files(name)[-1].parent.name == "_methods"
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * of_a_shared_method(name))
+        pytest.param(name, marks=[pytest.mark.slow] * is_shared(name))
         for name in recipe_names()
         if name not in DEVICE_RECIPES
     ],
@@ -39,17 +37,39 @@ def test_it_runs_on_another_device(name: str, tmp_path: Path) -> None:
     assert "The best checkpoint is" in call(tmp_path, *fit_arguments(name, tmp_path), *OTHER_DEVICE)
 
 
-def test_each_method_is_there_in_each_folder() -> None:
-    for folder, method in product(("cifar10", "cifar100", "digits", "folder"), METHODS):
+def test_each_method_exists_in_each_folder() -> None:
+    assert method_folders() == ["cifar10", "cifar100", "digits", "folder"]
+    for folder, method in product(method_folders(), METHODS):
         *shared, own = recipe_files(f"{folder}/{method}")
         assert [file.name for file in shared] == ["_base.yaml", "distill.yaml"]
         assert own.stem == method
         assert len(own.read_text().splitlines()) <= 9, "an overlay is short"
-    for folder in ("cifar10", "cifar100", "digits", "folder"):
+    for folder in method_folders():
         assert {f"{folder}/{name}" for name in ("distill", "simkd", "ema", "born_again")} <= set(recipe_names())
 
 
-def test_networks_alone_are_not_distilled() -> None:
+def test_no_two_files_are_alike_but_for_names() -> None:
+    """Folders, networks and data sets are names; what else two files share belongs into one file."""
+    names = r"(cifar10|cifar100|digits|folder|adapt|domains|transfer)/|kd_lightning\.networks\.\w+|num_classes: \d+"
+    seen: dict[str, Path] = {}
+    for file in sorted(PACKAGED.rglob("*.yaml")):
+        lines = [line.partition("#")[0].strip() for line in file.read_text().splitlines()]
+        if file.name != "_networks.yaml":
+            text = re.sub(rf"{names}|, init_args: {{}}|\s", "", "".join(lines))
+            assert text not in seen, f"{file} and {seen[text]} differ in names only; make a method of them"
+            seen[text] = file
+
+
+def test_names_are_filled_in() -> None:
+    for name in recipe_names():
+        for text in recipe_texts(name):
+            assert "$" not in text
+            assert isinstance(yaml.safe_load(text), dict)
+    assert describe("cifar100/prune").startswith("cifar100/distill loses half of its multiply-accumulates")
+    assert "path: digits/teacher" in recipe_texts("digits/distill")[1]
+
+
+def test_networks_without_a_teacher_are_not_distilled() -> None:
     assert [file.name for file in recipe_files("cifar100/teacher")] == ["_base.yaml", "teacher.yaml"]
 
 
@@ -70,9 +90,10 @@ def test_an_overlay_replaces_the_losses(kd: Callable[..., str], capsys: pytest.C
 def test_each_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     recipes()
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]
-    own = [name for name in recipe_names() if recipe_files(name)[-1].parent.name != "_methods"]
+    own = [name for name in recipe_names() if not is_shared(name)]
     assert [name for name in listed if name in recipe_names()] == own
     assert {f".../{method}" for method in METHODS} <= set(listed)
+    assert {"digits/crd", "digits/prune", "cifar10/teacher"} <= set(listed)
     assert all(20 < len(describe(name)) < 110 for name in recipe_names())
 
 

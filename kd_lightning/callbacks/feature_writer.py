@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from kd_lightning.errors import OutputExistsError
 from kd_lightning.features import FeatureTap, evaluating
 from kd_lightning.files.atomic import atomic_write
 
@@ -48,7 +49,7 @@ class FeatureWriter(pl.Callback):
         if stage != "predict" or not self.layers:
             return
         if self.path is not None and Path(self.path).exists():
-            raise FileExistsError(f"{self.path!r} exists; name another file for the features.")
+            raise OutputExistsError(f"{self.path!r} exists; name another file for the features.")
         self._tap = FeatureTap(pl_module.network, self.layers)
         self._rows = []
         if self.split != "predict":

@@ -5,11 +5,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from kd_lightning.errors import add_user_message
+
 
 class OutOfMemoryAdvice(pl.Callback):
-    """Adds a note to the error that a full memory raises, which says what makes a run smaller.
+    """Attaches to an out-of-memory error a sentence about what makes a run smaller.
 
-    The modules of this package attach it. Python prints the note below the error; ``kd-lightning`` prints it alone.
+    The modules of this package attach it. Python prints it below the traceback, ``kd-lightning`` instead of it.
     """
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -18,10 +20,11 @@ class OutOfMemoryAdvice(pl.Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         size = getattr(data, "batch_size", None)
-        exception.add_note(
+        add_user_message(
+            exception,
             f"The memory of {trainer.strategy.root_device} is full; lower batch_size"
             f"{'' if size is None else f' ({size} now)'} and raise accumulate_grad_batches to keep as many images in a "
-            "step of the optimizer, use smaller images, or set precision='bf16-mixed'."
+            "step of the optimizer, use smaller images, or set precision='bf16-mixed'.",
         )
 
 

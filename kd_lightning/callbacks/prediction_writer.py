@@ -7,6 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed as dist
 
+from kd_lightning.errors import OutputExistsError
+
 _Row = tuple[int, int, float]
 
 
@@ -29,7 +31,7 @@ class PredictionWriter(pl.Callback):
         """Refuse to overwrite a file before anything is computed."""
         self._rows = []
         if self.path is not None and Path(self.path).exists():
-            raise FileExistsError(f"{self.path!r} exists; name another file for the predictions.")
+            raise OutputExistsError(f"{self.path!r} exists; name another file for the predictions.")
 
     def on_predict_batch_end(
         self,

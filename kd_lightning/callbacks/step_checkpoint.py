@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, add_user_message
 
 _NAME = "last-step.ckpt"
 """Lightning, too, looks for ``last*`` where it is told to go on from the last checkpoint."""
@@ -74,7 +74,7 @@ class StepCheckpoint(pl.Callback):
         if isinstance(exception, Exception) and trainer.world_size > 1:
             died = self._who_died(trainer)
             if died:
-                exception.add_note(f"{died}, so the run has ended; go on with --ckpt_path last.")
+                add_user_message(exception, f"{died}, so the run has ended; resume it with --ckpt_path last.")
         self._give_back()  # not before: torchrun sends SIGTERM meanwhile, on which Lightning speaks to who died
 
     def _save(self, trainer: pl.Trainer) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kd_lightning.errors import MissingFileError, UserError
+from kd_lightning.errors import MissingFileError, OutputExistsError, UserError
 from kd_lightning.export.onnx_classifier import OnnxClassifier
 from kd_lightning.files.atomic import atomic_write
 from kd_lightning.files.images import SUFFIXES, decoded
@@ -26,12 +26,12 @@ def classify(model: str, images: list[str], output: str | None = None) -> None:
             for each image.
 
     Raises:
-        FileExistsError: If the output is there already.
+        FileExistsError: If the output exists.
         FileNotFoundError: If there is no such file or no image.
         ValueError: If the model cannot be read, or images could not; the others were classified.
     """
     if output is not None and Path(output).exists():
-        raise FileExistsError(f"{output!r} is there already; delete it, or name another file with -o.")
+        raise OutputExistsError(f"{output!r} exists; delete it, or name another file with -o.")
     classifier = OnnxClassifier(model)
     files = [file for name in images for file in _images_in(Path(name))]
     rows: list[Row] = []

@@ -19,7 +19,7 @@ import yaml
 
 from kd_lightning.errors import UserError
 from kd_lightning.files.atomic import atomic_write
-from kd_lightning.recipes import recipe_files, recipe_names, stages_of
+from kd_lightning.recipes import compress_stages, recipe_names, recipe_texts
 from kd_lightning.runs.run import LOGS, Run
 
 try:
@@ -80,9 +80,9 @@ def compress(arguments: Sequence[str]) -> None:
     parser.add_argument("--num_classes", help="what {num_classes} stands for in the stages, as in those of folder")
     parser.add_argument("--print", action="store_true", help="print the commands and run none")
     options, added = parser.parse_known_args(arguments)
-    file, recipes = stages_of(options.config)
-    values = {"recipes": recipes, "num_classes": options.num_classes}
-    stages = read_stages(file, {name: value for name, value in values.items() if value is not None})
+    file, values = compress_stages(options.config)
+    classes = {} if options.num_classes is None else {"num_classes": options.num_classes}
+    stages = read_stages(file, {**values, **classes})
     folder: Path = options.output or LOGS / "compress" / Path(options.config).stem
     titles = [f"== {number}/{len(stages)} {stage.name}:" for number, stage in enumerate(stages, 1)]
     if options.print:
@@ -101,7 +101,7 @@ def read_stages(file: Path, values: Mapping[str, str] | None = None) -> list[Sta
 
     Args:
         file: Names with commands, in which ``{name}`` stands for what an earlier stage made.
-        values: What else is to be filled in: ``{recipes}`` in a packaged file, ``{num_classes}``.
+        values: What else is to be filled in: ``{folder}`` in a packaged file, ``{num_classes}``.
 
     Raises:
         ValueError: If it is no such file, or a stage names none before it.
@@ -123,7 +123,7 @@ def read_stages(file: Path, values: Mapping[str, str] | None = None) -> list[Sta
 
 def _stage(name: object, line: str, before: list[str], values: Mapping[str, str]) -> Stage:
     try:
-        words = shlex.split(_PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), line))
+        words = shlex.split(_fill(_fill(line, values), values))  # the recipes' options name num_classes
     except ValueError as error:
         raise UserError(f"The stage {name!r} cannot be split into words ({error}): {line!r}.") from error
     if not words or words[0] not in ("fit", "export", "report"):
@@ -135,8 +135,12 @@ def _stage(name: object, line: str, before: list[str], values: Mapping[str, str]
     if unknown == "num_classes":
         raise UserError(f"The stage {name!r} needs the number of classes; add --num_classes.")
     if unknown is not None:
-        raise UserError(f"The stage {name!r} names {{{unknown}}}, which is no stage before it.")
+        raise UserError(f"The stage {name!r} names {{{unknown}}}, which is not a stage before it.")
     return Stage(name, tuple(words), needs)
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), text)
 
 
 def _tell(title: str, commands: Iterator[list[str]]) -> None:
@@ -235,7 +239,7 @@ def _made_of(stage: Stage, folder: Path, added: Sequence[str]) -> dict[str, str]
     made = {"the options": shlex.join(words)}
     for name in [part for word in words for part in (word, word.partition("=")[2])]:
         if name in recipe_names():
-            made[name] = hashlib.sha256(b"".join(file.read_bytes() for file in recipe_files(name))).hexdigest()
+            made[name] = hashlib.sha256("".join(recipe_texts(name)).encode()).hexdigest()
         elif os.path.isfile(name):
             made[name] = _digest(Path(name))
     return made | {need: _result(need, folder) for need in stage.needs}

@@ -1,8 +1,6 @@
-"""The command `kd-lightning`; what needs no network starts without torch."""
+"""The command `kd-lightning`; commands that need no network start without torch."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 
 _LIGHTNING = {
@@ -13,12 +11,13 @@ _LIGHTNING = {
     "layers": "Print the layers of a recipe's networks with their shapes.",
 }
 _FUNCTIONS = {
-    "recipes": ("kd_lightning.cli.recipes", "List the recipes that -c takes by name."),
-    "export": ("kd_lightning.cli.export", "Write a trained network to a file that serves (ONNX, torch, safetensors)."),
-    "classify": ("kd_lightning.cli.classify", "Classify image files with an exported ONNX file."),
-    "report": ("kd_lightning.cli.report", "Measure runs and exported files on test images; write a page."),
-    "compare": ("kd_lightning.cli.compare", "Print a table of tested runs."),
+    "recipes": "List the recipes that -c takes by name.",
+    "export": "Write a trained network to a file that serves (ONNX, torch, safetensors).",
+    "classify": "Classify image files with an exported ONNX file.",
+    "report": "Measure runs and exported files on test images; write a page.",
+    "compare": "Print a table of tested runs.",
 }
+"""Commands that are a function of the same name in a module of the same name."""
 
 
 def main() -> None:
@@ -38,8 +37,9 @@ def _run(command: str) -> None:
         _call(command)
     elif command == "compress":
         from kd_lightning.cli.compress import compress
+        from kd_lightning.cli.errors import exit_on_error
 
-        with _told(command):
+        with exit_on_error(command, OSError):
             compress(sys.argv[2:])
     elif command in ("-h", "--help"):
         print(_help())
@@ -52,10 +52,12 @@ def _run(command: str) -> None:
 
 
 def _call(command: str) -> None:
+    """Parse the arguments of a function, and call it."""
     from jsonargparse import ArgumentParser
 
-    module, _ = _FUNCTIONS[command]
-    function = getattr(import_module(module), command)
+    from kd_lightning.cli.errors import exit_on_error
+
+    function = getattr(import_module(f"kd_lightning.cli.{command}"), command)
     kinds = function.__annotations__
     lists = [name for name, kind in kinds.items() if kind == list[str]]
     flags = [name for name, kind in kinds.items() if kind is bool]
@@ -66,23 +68,13 @@ def _call(command: str) -> None:
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args(["--output" if word == "-o" else word for word in sys.argv[2:]])
-    with _told(command):
+    with exit_on_error(command, OSError):
         function(**options.as_dict())
 
 
-@contextmanager
-def _told(command: str) -> Iterator[None]:
-    """Errors that users make end a command with one sentence."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        sys.exit(f"kd-lightning {command}: {error}")
-
-
 def _help() -> str:
-    own = {name: text for name, (_, text) in _FUNCTIONS.items()}
-    commands = {**_LIGHTNING, **own, "compress": "Run the chain: teacher, student, pruned, int8, report; resumable."}
-    lines = [f"  {name:<10}{text}" for name, text in commands.items()]
+    compress = {"compress": "Run the chain: teacher, student, pruned, int8, report; resumable."}
+    lines = [f"  {name:<10}{text}" for name, text in (_LIGHTNING | _FUNCTIONS | compress).items()]
     return "\n".join(
         [
             "usage: kd-lightning COMMAND ...",
@@ -96,6 +88,6 @@ def _help() -> str:
             "  kd-lightning fit -c digits/distill",
             "  kd-lightning test -c digits/distill",
             "",
-            "`kd-lightning COMMAND --help` tells a command's options.",
+            "`kd-lightning COMMAND --help` lists a command's options.",
         ]
     )

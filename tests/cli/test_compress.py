@@ -18,7 +18,7 @@ from PIL import Image
 
 from kd_lightning.cli.compress import compress as compress_here
 from kd_lightning.cli.compress import read_stages
-from kd_lightning.recipes import stages_of
+from kd_lightning.recipes import compress_stages
 from kd_lightning.report.model import onnx_size
 
 QUICK = [
@@ -76,7 +76,7 @@ def test_every_stage_is_a_command_that_can_be_run_by_hand(tmp_path: Path) -> Non
         ("a: ''", "must begin with fit, export or report"),
         ("a: export {b}", "names {b}, which is no stage before it"),
         ("a: export {a}", "names {a}, which is no stage before it"),
-        ("a: fit -c {recipes}/teacher", "names {recipes}, which is no stage before it"),
+        ("a: fit -c {recipes}/teacher", "names {recipes}, which is not a stage before it"),
         ("../a: fit -c digits/teacher", "The name of a stage becomes that of a folder or a file"),
         ("..: fit -c digits/teacher", "The name of a stage becomes that of a folder or a file"),
         ("{}", "must hold lines of the form"),
@@ -98,9 +98,9 @@ def test_an_unknown_chain_is_refused(kd: Callable[..., str]) -> None:
 
 def test_all_stages_of_a_packaged_chain_name_what_is_there() -> None:
     for recipes in ("digits", "cifar10", "folder"):
-        file, name = stages_of(recipes)
-        assert name == recipes
-        stages = read_stages(file, {"recipes": name, "num_classes": "3"})
+        file, values = compress_stages(recipes)
+        assert values["folder"] == recipes
+        stages = read_stages(file, {**values, "num_classes": "3"})
         assert stages[-1].name == "report"
         assert set(stages[-1].needs) == {s.name for s in stages if s.name.endswith(".onnx")}
 
@@ -247,7 +247,10 @@ def test_a_chain_on_images_of_three_classes(tmp_path: Path) -> None:
         colour[label] = 250
         Image.new("RGB", (16, 16), tuple(colour)).save(folder / f"{number}.png")
     data = ["--data.root=images", "--num_classes=3", "--data.batch_size=32", "--model.learning_rate=0.02"]
-    networks = stages_of("folder")[0].read_text().partition("distilled-int8.onnx")[0]  # too few images for 8 bits
+    file, values = compress_stages("folder")
+    networks = file.read_text().partition("distilled-int8.onnx")[0]  # too few images for 8 bits
+    for name, value in values.items():
+        networks = networks.replace(f"{{{name}}}", value)
     (tmp_path / "chain.yaml").write_text(networks)
     done = compress(tmp_path, "-c", "chain.yaml", "-o", "out", *data, *QUICK[2:-1], "--trainer.max_epochs=7")
     assert "All 7 stages are done" in done.stdout, done.stderr

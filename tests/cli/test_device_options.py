@@ -7,7 +7,8 @@ import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
 
-from kd_lightning.cli.device_options import choose_accelerator, explain_device_error, set_matmul_precision
+from kd_lightning.cli.device_options import choose_accelerator, set_matmul_precision
+from kd_lightning.cli.trainer_errors import explain_device_error
 
 QUICK = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
 

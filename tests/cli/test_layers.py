@@ -34,8 +34,8 @@ def test_a_wrong_layer_is_refused_with_the_right_ones(kd: Command) -> None:
     assert "layer2 (4, 16, 16)" in str(caught.value)
 
 
-def test_data_that_do_not_tell_their_shape(kd: Command) -> None:
+def test_data_without_image_shape(kd: Command) -> None:
     arguments = ["layers", "-c", "digits/student", "--data", "lightning.pytorch.demos.boring_classes.BoringDataModule"]
-    with pytest.raises(SystemExit, match=r"do not tell the shape of their images; add --image_shape '\[3, 32, 32\]'"):
+    with pytest.raises(SystemExit, match=r"does not have an image_shape; add --image_shape '\[3, 32, 32\]'"):
         kd(*arguments)
     assert "fc" in kd(*arguments, "--image_shape=[1,8,8]")

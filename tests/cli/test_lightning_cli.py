@@ -7,13 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
-from kd_lightning.cli.lightning_cli import ArgumentParser
 from kd_lightning.networks import ResNet, from_checkpoint
 
 Command = Callable[..., str]
@@ -97,7 +94,7 @@ def test_fit_goes_on_from_last_in_the_same_folder(kd: Command, here: Path) -> No
 def test_a_run_of_a_name_of_its_own_goes_on_and_no_other(kd: Command, here: Path) -> None:
     named = ["--trainer.logger.version=mine", "--ckpt_path=auto"]
     newest = (TEACHER_RUN / "checkpoints/last.ckpt").read_bytes()
-    assert "so the run begins anew" in kd("fit", "-c", "digits/teacher", *named, *QUICK)
+    assert "so the run starts from the beginning" in kd("fit", "-c", "digits/teacher", *named, *QUICK)
     run = TEACHER_RUN.with_name("mine")
     first = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["epoch"]
     printed = kd("fit", "-c", "digits/teacher", *named, *QUICK, f"--trainer.max_epochs={first + 2}")
@@ -372,40 +369,6 @@ def test_bad_checkpoints_are_one_sentence(kd: Command, here: Path, kind: str) ->
         message = _message(kd, command, "-c", "digits/teacher", "--ckpt_path", "best", *QUIET)
         assert str(path) in message
     assert not Path("ran").exists()
-
-
-# --- traps of the libraries
-
-
-class Linked(pl.LightningModule):
-    def __init__(self, network: nn.Module, num_classes: int) -> None:
-        super().__init__()
-        self.network, self.num_classes = network, num_classes
-
-
-def test_arguments_can_be_linked_beside_a_function(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Cli(LightningCLI):
-        def add_arguments_to_parser(self, parser: Any) -> None:
-            parser.link_arguments("data.init_args.batch_size", "model.init_args.num_classes")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "sys.argv",
-        ["cli", "--model=tests_linked.Linked", "--data=kd_lightning.DigitsDataModule", "--data.batch_size=12",
-         "--model.network=kd_lightning.networks.resnet20", "--trainer.logger=false"],
-    )  # fmt: skip
-    import sys
-    import types
-
-    module = types.ModuleType("tests_linked")
-    module.Linked = Linked  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tests_linked", module)
-    monkeypatch.setattr(Linked, "__module__", "tests_linked")
-    cli = Cli(
-        pl.LightningModule, pl.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True, run=False,
-        parser_class=ArgumentParser, save_config_callback=None, seed_everything_default=0,
-    )  # fmt: skip
-    assert cli.model.num_classes == 12
 
 
 def test_the_checkpoint_of_a_run_fills_a_network(here: Path) -> None:

@@ -259,7 +259,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(
 def test_a_table_that_is_there_is_refused_first(there: str, small: Path, kd: Command, tmp_path: Path) -> None:
     output = tmp_path / "labels.csv"
     output.write_text("mine") if there == "file" else output.mkdir()
-    with pytest.raises(SystemExit, match=r"labels\.csv' is there already; delete it, or name another file with -o\.$"):
+    with pytest.raises(SystemExit, match=r"labels\.csv' exists; delete it, or name another file with -o\.$"):
         kd("classify", str(small), str(tmp_path / "no images"), "-o", str(output))
 
 

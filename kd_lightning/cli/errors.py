@@ -1,0 +1,50 @@
+"""How a command ends with an error: one sentence for what a user can correct, a traceback for a bug."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kd_lightning.errors import UserError, user_message
+
+
+@contextmanager
+def exit_on_error(command: str, *others: type[Exception]) -> Iterator[None]:
+    """Exit with one sentence for errors that a user can correct; let all others show their traceback.
+
+    With ``KD_LIGHTNING_TRACEBACK`` in the environment every error shows its traceback.
+
+    Args:
+        command: Name of the command, printed before the sentence.
+        others: Types besides :class:`~kd_lightning.errors.UserError` that report a user's mistake.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            cause = find_cause(error, UserError, *others)
+            message = str(cause) if isinstance(cause, UserError) else None if cause is None else one_line(cause)
+        if message is None or os.environ.get("KD_LIGHTNING_TRACEBACK"):
+            raise
+        sys.exit(f"kd-lightning {command}: {message}")
+
+
+def find_cause(error: BaseException, *types: type[Exception]) -> BaseException | None:
+    """Return the first of an error and its causes that has one of the types, or ``None``."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, types):
+        cause = cause.__cause__
+    return cause
+
+
+def innermost_cause(error: BaseException) -> BaseException:
+    """Return the cause that all other errors of a chain were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message in one line, or the name of its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
