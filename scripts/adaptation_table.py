@@ -1,14 +1,13 @@
-"""Runs the recipes adapt/* over seeds, digits to MNIST, and prints the README's table; runs that are there are kept.
+"""Run the recipes adapt/* over seeds, digits to MNIST, and print the README's table; finished runs are kept.
 
     python scripts/lay_out_mnist.py t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz  # or let MNIST be downloaded
     python scripts/adaptation_table.py [--seeds 5] [--turned] [--methods mmd cdan] [-- --data.target.root=data]
 
-The checkpoint is the one of the highest val/criterion, which reads no label of the target; the column "oracle" is what
-the labels of the target's validation images would have gained, and chooses nothing. What follows -- goes to each fit.
+The checkpoint is the one of the highest val/criterion, which reads no label of the target. The column "oracle" is the
+gain if the labels of the target's validation images chose it, which they never do. Options after -- go to each fit.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +15,15 @@ from statistics import mean, stdev
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from kd_lightning.runs.commands import commands_left, process_words
+from kd_lightning.runs.run import Run
+
 METHODS = ["source_only", "reweight", "kmm", "mmd", "coral", "dann", "cdan"]
 TURNED = ["--data.rotation=15", "--data.scaling=0.2"]
 
 
 def main() -> None:
-    """Run what is missing and print a line for each method."""
+    """Run what is missing, and print a line for each method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
@@ -31,7 +33,7 @@ def main() -> None:
     print("| method | test accuracy | lowest to highest | oracle's gain on val |\n| --- | ---: | ---: | ---: |")
     for method in options.methods:
         runs = [_run(method, seed, options.turned, options.rest) for seed in range(options.seeds)]
-        accuracies = [json.loads((run / "test.json").read_text())["accuracy"] for run in runs]
+        accuracies = [(run.test or {})["accuracy"] for run in runs]
         spread = stdev(accuracies) if len(runs) > 1 else 0.0
         print(
             f"| {method}{' (turned)' if options.turned else ''} | {mean(accuracies):.1%} ± {spread:.1%} "
@@ -40,29 +42,24 @@ def main() -> None:
         )
 
 
-def _run(method: str, seed: int, turned: bool, rest: list[str]) -> Path:
-    """The folder of a run that is trained and tested."""
+def _run(method: str, seed: int, turned: bool, rest: list[str]) -> Run:
+    """Return a run that is trained and tested, here if need be."""
     logs = Path("lightning_logs", "adaptation_turned" if turned else "adaptation")
-    run = logs / "adapt" / method / f"seed_{seed}"
-    if (run / "test.json").is_file():
-        return run
-    command = [sys.executable, "-m", "kd_lightning"]
+    run = Run(logs / "adapt" / method / f"seed_{seed}")
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    place = [f"--trainer.logger.save_dir={logs}", f"--trainer.logger.version={run.name}"]
+    place = [f"--trainer.logger.save_dir={logs}", f"--trainer.logger.version={run.folder.name}"]
     seeds = [f"--{name}={seed}" for name in ("seed_everything", "data.source.seed", "data.target.seed")]
-    fit = [*command, "fit", "-c", f"adapt/{method}", *quiet, *place, *seeds, *(TURNED if turned else []), *rest]
-    if (run / "config.yaml").is_file():
-        fit = [*command, "fit", "-c", str(run / "config.yaml"), "--ckpt_path=auto"]
-    for arguments in (fit, [*command, "test", "-c", str(run / "config.yaml")]):
-        ended = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    fit = ["fit", "-c", f"adapt/{method}", *quiet, *place, *seeds, *(TURNED if turned else []), *rest]
+    for command in commands_left(run, fit):
+        ended = subprocess.run(process_words(command), capture_output=True, text=True, check=False)
         if ended.returncode:
             sys.exit(ended.stderr[-2000:])
     return run
 
 
-def _oracle_gain(run: Path) -> float:
-    """How much better the best epoch was than the chosen one, by the labels of the target's validation images."""
-    events = EventAccumulator(str(run)).Reload()
+def _oracle_gain(run: Run) -> float:
+    """Return how much better than the chosen epoch the best one was, by the target's validation labels."""
+    events = EventAccumulator(str(run.folder)).Reload()
     criterion, oracle = ([event.value for event in events.Scalars(tag)] for tag in ("val/criterion", "oracle/accuracy"))
     return max(oracle) - oracle[criterion.index(max(criterion))]
 

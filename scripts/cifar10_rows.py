@@ -1,4 +1,4 @@
-"""The rows of reproduce_cifar10.py: what is trained, how, and from what."""
+"""Rows of reproduce_cifar10.py: recipes, their options and the networks that they start from."""
 
 import json
 from dataclasses import dataclass, replace
@@ -27,18 +27,18 @@ class Row:
     """A line of the table.
 
     Attributes:
-        what: In words.
-        recipe: A packaged recipe.
-        epochs: Of the training.
-        options: Of fit.
-        teacher: The row of its teacher.
-        alone: The row of the same student without one.
-        begins: The row whose network the student begins as, or with some layers of.
-        repeated: Whether it is run over several seeds.
-        published_weights: Whether it begins with those that the command names.
-        cache: Where the folder keeps the teacher's logits, if it does.
-        tested: Whether it is tested; what a recipe is chosen by is not.
-        stage: Rows of a lower one come first.
+        what: Description.
+        recipe: Name of a packaged recipe.
+        epochs: Epochs of training.
+        options: Options of fit.
+        teacher: Row of the teacher.
+        alone: Row of the same student without a teacher.
+        begins: Row whose network, or some layers of it, the student starts from.
+        repeated: Run over several seeds.
+        published_weights: Start from the weights that the command names.
+        cache: Folder of the stored logits of the teacher, if they are stored.
+        tested: Read the test images; trials that choose a recipe do not.
+        stage: Rows of lower stages are run first.
     """
 
     what: str
@@ -76,7 +76,7 @@ def _long(what: str, epochs: int, views: int | None = None, repeated: bool = Fal
 
 
 def _with_hints(weight: float) -> str:
-    """KD, and maps of the student's blocks that are to equal those of the teacher's from which they began."""
+    """Return the option of KD with hints: each block of the student learns the maps of the block it was copied from."""
     blocks = {student: teacher for student, teacher in BLOCKS.items() if student.endswith(".2")}
     hint = {"weight": weight, "student_layers": [*blocks], "teacher_layers": [*blocks.values()], "regressor": False}
     losses = {
@@ -100,7 +100,7 @@ SHORT = {
         "ResNet-20 alone", "cifar10/student", 10, ("--model.learning_rate=0.2", "--data.views=10"), repeated=True
     ),
     "kd_10": _short("KD, T = 4, alpha = 0.9", "cifar10/distill", repeated=True),
-    "kd_online_10": _short("KD, the teacher asked in each step", "cifar10/distill", cached=False),
+    "kd_online_10": _short("KD, the teacher run in each step", "cifar10/distill", cached=False),
     "dkd_10": _short("DKD", "cifar10/dkd", "--model.losses.decoupled.warmup_epochs=1"),
     "dist_10": _short("DIST", "cifar10/dist"),
     "standardized_10": _short("KD on standardized logits", "cifar10/logit_standardization"),
@@ -113,7 +113,7 @@ SHORT = {
         repeated=True,
     ),
     "kd_layers_hints_10": _short(
-        "the same, and its blocks learn to say what those of the teacher do (hints, weight 10)",
+        "the same, and its blocks learn the outputs of the teacher's (hints, weight 10)",
         "cifar10/distill",
         "--model.learning_rate=0.05",
         *EVERY_FOURTH_BLOCK,
@@ -135,7 +135,7 @@ TEACHER, KD, KD_LAYERS = SHORT["teacher_resnet56"], SHORT["kd_10"], SHORT["kd_la
 
 
 def _tried(row: Row, what: str, *options: str, **changes: Any) -> Row:
-    """A short training of a row with other options, to choose by its validation accuracy."""
+    """Return a short training of a row with other options, to choose between by validation accuracy."""
     changes = {"options": (*row.options, *options), "alone": None, "repeated": False, "tested": False, **changes}
     return replace(row, what=what, epochs=3, **changes)
 
@@ -159,10 +159,10 @@ SEARCH = {
 LONG = {
     "teacher_resnet34": Row("ResNet-34", "cifar10/teacher", 30, stage=0),
     "student_50": Row("ResNet-20 alone", "cifar10/student", 50, repeated=True),
-    "kd_50": _long("KD, the teacher asked in each step", 50, repeated=True, stage=1),
+    "kd_50": _long("KD, the teacher run in each step", 50, repeated=True, stage=1),
     **{f"kd_v{v}_50": _long(f"KD, V = {v}", 50, views=v) for v in (1, 4, 16, 32)},
     "student_200": Row("ResNet-20 alone", "cifar10/student", 200, stage=4),
-    "kd_200": _long("KD, the teacher asked in each step", 200, stage=4),
+    "kd_200": _long("KD, the teacher run in each step", 200, stage=4),
 }
 ROWS = {**SHORT, **SEARCH, **LONG}
 GROUPS = {"short": list(SHORT), "search": list(SEARCH), "long": list(LONG)}

@@ -1,7 +1,7 @@
-"""Makes the README's tables and the picture of the runs in lightning_logs/published (of reproduce_cifar10.py).
+"""Write the README's tables and the plot of the runs in lightning_logs/published (of reproduce_cifar10.py).
 
 python scripts/published_results.py            # prints the tables
-python scripts/published_results.py --write    # puts them into README.md, and draws the picture
+python scripts/published_results.py --write    # writes them into README.md, and draws the plot
 """
 
 import argparse
@@ -19,16 +19,16 @@ ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "lightning_logs" / "published"
 PICTURE = PUBLISHED / "val_accuracy.svg"
 MARKS = "<!-- {}, made by scripts/published_results.py -->", "<!-- end -->"
-RESULTS = ["row", "what", "test accuracy (%)", "lowest to highest", "of the gap", "ECE", "seeds", "hours a seed"]
+RESULTS = ["row", "what", "test accuracy (%)", "lowest to highest", "gap closed", "ECE", "seeds", "hours a seed"]
 SEARCH = ["row", "what", "validation accuracy (%)", "hours"]
 
 
 def main() -> None:
-    """Print, or write."""
+    """Print the tables, or write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     one = parser.add_mutually_exclusive_group()
-    one.add_argument("--write", action="store_true", help="into README.md")
-    one.add_argument("--folder", type=Path, default=PUBLISHED, help="of other runs, to print theirs")
+    one.add_argument("--write", action="store_true", help="write into README.md")
+    one.add_argument("--folder", type=Path, default=PUBLISHED, help="folder of other runs")
     options = parser.parse_args()
     rows = published(options.folder)
     print(table(rows), search_table(rows), sep="\n\n")
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def published(folder: Path = PUBLISHED) -> dict[str, list[dict[str, Any]]]:
-    """The metrics of each row's runs, in the order of their seeds; teachers first, then by epochs."""
+    """Return the metrics of each row's runs in the order of their seeds; teachers first, then by epochs."""
     found: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(folder.glob("*/seed=*/metrics.json"), key=lambda file: (file.parts[-3], len(str(file)), file)):
         found.setdefault(file.parts[-3], []).append(json.loads(file.read_text()))
@@ -48,7 +48,7 @@ def published(folder: Path = PUBLISHED) -> dict[str, list[dict[str, Any]]]:
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown; "of the gap" is the share of what the teacher is better than the student alone by."""
+    """Return a Markdown table; "gap closed" is the gain in relation to the gap between student and teacher."""
     lines = [RESULTS]
     for name, runs in rows.items():
         if "test" not in runs[0]:
@@ -62,7 +62,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
                 runs[0]["what"],
                 f"{100 * mean(accuracies):.2f}{spread}",
                 extremes,
-                _of_the_gap(rows, runs),
+                _gap_closed(rows, runs),
                 f"{mean(run['test']['ece'] for run in runs):.3f}",
                 str(len(runs)),
                 f"{mean(run['hours'] for run in runs):.2f}",
@@ -72,7 +72,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def search_table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown of the rows that recipes were chosen by; the accuracy is that of the best epoch."""
+    """Return a Markdown table of the trials that chose the recipes, with the accuracy of the best epoch."""
     searched = {name: runs[0] for name, runs in rows.items() if "test" not in runs[0]}
     lines = [SEARCH]
     for name in sorted(searched):
@@ -82,13 +82,13 @@ def search_table(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _markdown(lines: list[list[str]]) -> str:
-    """A table of a head and lines, the first two columns to the left."""
+    """Return a Markdown table from a header and lines, its first two columns aligned to the left."""
     head, *rest = lines
     rule = ["---", "---", *["---:"] * (len(head) - 2)]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *rest])
 
 
-def _of_the_gap(rows: dict[str, list[dict[str, Any]]], runs: list[dict[str, Any]]) -> str:
+def _gap_closed(rows: dict[str, list[dict[str, Any]]], runs: list[dict[str, Any]]) -> str:
     teacher, alone = (rows.get(runs[0][role] or "") for role in ("teacher", "alone"))
     if teacher is None or alone is None:
         return ""
@@ -99,7 +99,7 @@ def _of_the_gap(rows: dict[str, list[dict[str, Any]]], runs: list[dict[str, Any]
 
 
 def with_tables(readme: str, rows: dict[str, list[dict[str, Any]]]) -> str:
-    """The text with the tables between their marks."""
+    """Return a text with the tables between their marks."""
     for what, made in [("results", table(rows)), ("search", search_table(rows))]:
         begin, end = MARKS[0].format(what), MARKS[1]
         new = f"{begin}\n{made}\n{end}"
@@ -110,7 +110,7 @@ def with_tables(readme: str, rows: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def picture(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Validation accuracy by epoch, a line for each seed of rows that have several."""
+    """Return a plot (SVG) of validation accuracy by epoch, with a line for each seed of rows that have several."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     shown = [name for name, runs in rows.items() if len(runs) > 1]

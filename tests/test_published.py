@@ -16,7 +16,7 @@ PUBLISHED = ROOT / "lightning_logs" / "published"
 
 
 def loaded(name: str) -> ModuleType:
-    """A script, which may import those beside it."""
+    """Return a script as a module, which may import those beside it."""
     spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -47,7 +47,7 @@ def test_the_table_of_the_readme_is_that_of_the_runs(results: ModuleType) -> Non
     assert readme == results.with_tables(readme, results.published())
 
 
-def test_every_published_run_says_how_it_was_made(reproduce: ModuleType) -> None:
+def test_every_published_run_has_its_configuration(reproduce: ModuleType) -> None:
     folders = [file.parent for file in PUBLISHED.glob("*/seed=*/metrics.json")]
     assert folders
     for folder in folders:
@@ -69,15 +69,15 @@ def looked_up(node: Any, names: list[str]) -> Any:
     return node
 
 
-def matches(stored: Any, asked: Any) -> bool:
-    """Whether a configuration holds what an option gave; a class may have got more arguments."""
-    if isinstance(stored, dict) and isinstance(asked, str):
-        return bool(stored["class_path"].endswith(asked))
+def matches(stored: Any, value: Any) -> bool:
+    """Return whether a configuration holds the value of an option; a class may have more arguments."""
+    if isinstance(stored, dict) and isinstance(value, str):
+        return bool(stored["class_path"].endswith(value))
     if isinstance(stored, dict):
-        return all(matches(stored[name], value) for name, value in asked.items())
-    if isinstance(stored, str) and isinstance(asked, str):  # a class by its short name
-        return stored.endswith(asked)
-    return bool(stored == asked)
+        return all(matches(stored[name], part) for name, part in value.items())
+    if isinstance(stored, str) and isinstance(value, str):  # a class by its short name
+        return stored.endswith(value)
+    return bool(stored == value)
 
 
 def words_of(node: Any) -> list[str]:
@@ -93,7 +93,7 @@ def run(accuracy: float, teacher: str | None = None, alone: str | None = None) -
     return {"what": "it", "teacher": teacher, "alone": alone, "val_accuracy": [0.5], "test": test, "hours": 0.25}
 
 
-def test_a_row_tells_mean_spread_and_share_of_the_gap(results: ModuleType) -> None:
+def test_a_row_has_mean_spread_and_fraction_of_the_gap(results: ModuleType) -> None:
     rows = {
         "big": [run(0.9)],
         "alone": [run(0.8), run(0.82)],
@@ -107,7 +107,7 @@ def test_a_row_tells_mean_spread_and_share_of_the_gap(results: ModuleType) -> No
     assert "| 84.00 to 87.00 |  | 0.050 |" in results.table(rows), "a teacher that is no better leaves no gap"
 
 
-def test_what_a_recipe_was_chosen_by_is_a_table_of_validation_accuracy(results: ModuleType) -> None:
+def test_the_trials_that_chose_a_recipe_are_a_table_of_validation_accuracy(results: ModuleType) -> None:
     tried = {"what": "it", "teacher": None, "alone": None, "val_accuracy": [0.5, 0.62, 0.61], "hours": 0.1}
     rows = {"big": [run(0.9)], "search_b": [tried], "search_a": [tried]}
     assert results.search_table(rows).splitlines()[2:] == [
@@ -133,7 +133,7 @@ def test_the_command_of_a_row_is_one_of_the_command_line(
     name: str, reproduce: ModuleType, kd: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     added = ["--data=kd_lightning.ImageFolderDataModule", "--data.root=images"]
-    fit = reproduce.Run(name, 1)._fit(added, tmp_path / "weights.th")
+    fit = reproduce.RowRun(name, 1)._fit(added, tmp_path / "weights.th")
     with pytest.raises(SystemExit) as ended:
         kd(*fit, "--print_config")
     assert ended.value.code == 0
@@ -143,39 +143,43 @@ def test_the_command_of_a_row_is_one_of_the_command_line(
     assert config["trainer"]["logger"]["init_args"]["version"] == "seed=1"
 
 
-def test_a_run_that_was_cut_goes_on_from_its_own_configuration(
+def test_an_interrupted_run_resumes_from_its_own_configuration(
     reproduce: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = reproduce.Run("student_10", 2)
+    run = reproduce.RowRun("student_10", 2)
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text("")
-    assert run._fit([], None) == ["fit", "-c", str(run.folder / "config.yaml"), "--ckpt_path=auto"]
+    commands = reproduce.commands_left(reproduce.Run(run.folder), run._fit([], None))
+    assert commands[0] == ["fit", "-c", str(run.folder / "config.yaml"), "--ckpt_path=auto"]
 
 
-def test_published_runs_are_made_again_in_another_folder_only(
+def test_published_runs_are_repeated_in_another_folder_only(
     reproduce: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for row, seed in [("teacher_resnet56", 0), ("kd_10", 0)]:
         figures = tmp_path / row / f"seed={seed}" / "metrics.json"
         figures.parent.mkdir(parents=True)
         figures.write_text("{}")
-    asked = ["reproduce_cifar10", "kd_10", "--folder", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", [*asked, "--seeds", "0"])
+    command = ["reproduce_cifar10", "kd_10", "--folder", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*command, "--seeds", "0"])
     with pytest.raises(SystemExit) as ended:
         reproduce.main()
     assert ended.value.code == 0
-    assert "has all of these runs; with another --folder they are made again" in capsys.readouterr().err
-    monkeypatch.setattr("sys.argv", [*asked, "--seeds", "1"])  # which needs the teacher's weights
+    assert "contains all of these runs; name another --folder to repeat them" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*command, "--seeds", "1"])  # which needs the teacher's weights
     with pytest.raises(SystemExit) as ended:
         reproduce.main()
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert f"{tmp_path / 'teacher_resnet56' / 'seed=0'} has figures, but not best.ckpt; train it in another" in told
+    printed = capsys.readouterr().err
+    assert (
+        f"{tmp_path / 'teacher_resnet56' / 'seed=0'} contains metrics, but not best.ckpt; train it in another"
+        in printed
+    )
 
 
 def test_a_run_finds_its_teacher_and_the_logits_in_its_folder(reproduce: ModuleType, tmp_path: Path) -> None:
-    fit = reproduce.Run("kd_layers_10", 1, tmp_path)._fit([], None)
+    fit = reproduce.RowRun("kd_layers_10", 1, tmp_path)._fit([], None)
     teacher = tmp_path / "teacher_resnet56" / "seed=0"
     assert f"--teacher={teacher}" in fit
     assert f"--model.student.path={teacher / 'checkpoints' / 'best.ckpt'}" in fit
