@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kd_lightning import networks
 from kd_lightning.data.augmentation.crops import cut, draw_crops, pack, unpack
 from kd_lightning.losses import soft_target_loss
-from kd_lightning.teacher.frozen_teacher import _fused
+from kd_lightning.teacher.folding import fold_batch_norms
 
 PADDING = 4
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -137,8 +137,9 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     data = Data(options.images, options.batch_size, device)
-    teacher = _fused(getattr(networks, options.teacher)().eval()).requires_grad_(False)
-    teacher.to(device, torch.bfloat16, memory_format=torch.channels_last)
+    teacher = fold_batch_norms(getattr(networks, options.teacher)().eval())
+    assert teacher is not None
+    teacher.requires_grad_(False).to(device, torch.bfloat16, memory_format=torch.channels_last)
     on = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"torch {torch.__version__}, {on}, {options.teacher} -> resnet20, batch {options.batch_size}")
     batch = data.order[: options.batch_size]

@@ -116,16 +116,16 @@ def kill_in_a_save(name: str, number: int, place: int | str) -> None:
 
 
 def signal_in_a_cache(number: int) -> None:
-    """Be sent a signal while the teacher is asked about all images."""
+    """Be sent a signal while the teacher runs on all images."""
     from kd_lightning.teacher import view_cache
 
-    ask = view_cache.compute_view
+    compute = view_cache.compute_view
 
-    def asks(*arguments: Any) -> Tensor:
+    def interrupted(*arguments: Any) -> Tensor:
         os.kill(os.getpid(), number)
-        return ask(*arguments)
+        return compute(*arguments)
 
-    view_cache.compute_view = asks
+    view_cache.compute_view = interrupted
 
 
 def full_disk(size: int) -> None:

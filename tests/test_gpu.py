@@ -147,7 +147,7 @@ def test_cached_logits_of_a_gpu_are_refused_on_a_cpu(kd: Commands, tmp_path: Pat
     fit += ["--data.views=2", "--model.teacher_cache=logits"]
     kd(*fit, *GPU)
     kd(*fit, *GPU)
-    with pytest.raises(SystemExit, match=r"were made otherwise \(different: device, precision\)"):
+    with pytest.raises(SystemExit, match=r"were computed differently \(different: device, precision\)"):
         kd(*fit, *CPU)
 
 

@@ -224,7 +224,7 @@ def test_a_cache_is_read_as_data(kd: Command, tmp_path: Path) -> None:
     arguments = ["fit", "-c", "digits/distill", *SHORT, *filled(Path("teacher.pt"), "teacher")]
     arguments += ["--data.views=1", "--model.teacher_cache=logits", "--model.teacher_check=off"]
     kd(*arguments)
-    view, record = Path("logits/view-0000.float16"), Path("logits/made-of.json")
+    view, record = Path("logits/view-0000.float16"), Path("logits/created_from.json")
     whole, evil = view.read_bytes(), pickle.dumps(Bomb())
     view.write_bytes(evil + bytes(len(whole) - len(evil)))
     kd(*arguments)  # asks the teacher again
@@ -235,7 +235,7 @@ def test_a_cache_is_read_as_data(kd: Command, tmp_path: Path) -> None:
 
 
 def test_a_record_that_is_nested_without_end_is_damaged(tmp_path: Path) -> None:
-    (tmp_path / "made-of.json").write_text("[" * 100_000)
+    (tmp_path / "created_from.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"is damaged; delete the folder or name another one"):
         OutputCache(6, 3, 4, {"teacher": "a"}, tmp_path)
 
@@ -508,11 +508,11 @@ def test_a_damaged_cache_never_gives_wrong_logits(tmp_path: Path) -> None:
         cache = opened()
         if 1 not in cache:
             return None  # the teacher is asked again
-        cache.show(1, torch.device("cpu"))
+        cache.load(1, torch.device("cpu"))
         return cache(torch.arange(40) * 2 + 1)
 
     expected = read()
-    view, record = folder / "view-0001.float16", folder / "made-of.json"
+    view, record = folder / "view-0001.float16", folder / "created_from.json"
     content = view.read_bytes()
     for seed in range(200):
         view.write_bytes(damaged(content, seed))
@@ -528,8 +528,8 @@ def test_a_damaged_cache_never_gives_wrong_logits(tmp_path: Path) -> None:
             refused += 1
     assert refused > 150
     assert said == {
-        "'/made-of.json' is damaged; delete the folder or name another one.",
-        "The logits in '' were made otherwise; name another folder with teacher_cache, or delete this one.",
+        "'/created_from.json' is damaged; delete the folder or name another one.",
+        "The logits in '' were computed differently; name another folder with teacher_cache, or delete this one.",
     }
 
 
@@ -679,22 +679,22 @@ def test_a_file_is_never_written_through_a_link(tmp_path: Path) -> None:
     mine, folder = tmp_path / "mine", tmp_path / "logits"
     folder.mkdir()
     mine.write_text("mine")
-    for name in ("made-of.json", "view-0001.float16"):
+    for name in ("created_from.json", "view-0001.float16"):
         (folder / name).symlink_to(mine)
         (folder / f"{name}.{os.getpid()}.tmp").symlink_to(mine)
-    mine.write_text("{}")
+    mine.write_text('{"kd_lightning_format": 1}')
     cache = OutputCache(6, 3, 4, {}, folder)
     cache.put(1, torch.ones(6, 3))
     assert 1 in cache
-    with atomic_write(folder / "made-of.json") as file:
+    with atomic_write(folder / "created_from.json") as file:
         file.write(b"{ }")
     assert not any(path.is_symlink() for path in folder.iterdir())
-    assert mine.read_text() == "{}"
+    assert mine.read_text() == '{"kd_lightning_format": 1}'
 
 
 def test_a_linked_folder_is_a_folder_like_others(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "logits").symlink_to(tmp_path / "disk")
     OutputCache(6, 3, 4, {}, tmp_path / "logits").put(1, torch.ones(6, 3))
-    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["made-of.json", "view-0001.float16"]
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["created_from.json", "view-0001.float16"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "logits"]

@@ -182,7 +182,7 @@ def test_cached_logits(place: bool | str, tmp_path: Path) -> None:
     trainer(tmp_path, max_epochs=3).fit(module, digits(views=2, mixup=0.0))
     if place is not True:  # a CPU would round otherwise
         again = DistillationModule(network(), module.teacher, teacher_cache=folder, teacher_check="off")
-        with pytest.raises(ValueError, match=r"were made otherwise \(different: device\)"):
+        with pytest.raises(ValueError, match=r"were computed differently \(different: device\)"):
             trainer(tmp_path, strategy="auto", accelerator="cpu").fit(again, digits(views=2))
 
 

@@ -72,7 +72,7 @@ class TeacherModule(ClassificationModule):
                 raise UserError(f"Features cannot be cached: {reason}, or set feature_cache=False.")
             images = torch.randn(4, *data.image_shape, generator=torch.Generator().manual_seed(0))
             self._features = FeatureCache(self.network, self.convert_input(to_input_dtype(images, self.network)))
-            self._features.keep(data, self.feature_cache, str(self.trainer.precision))
+            self._features.enable_cache(data, self.feature_cache, str(self.trainer.precision))
         super().on_train_start()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

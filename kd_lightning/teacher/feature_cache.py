@@ -1,4 +1,4 @@
-"""The features of a network of which the last layer alone trains, computed once a view."""
+"""Cached features of a network of which only the last layer trains."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,21 +16,29 @@ from kd_lightning.teacher.view_cache import load_view
 
 
 class FeatureCache:
-    """What the last linear layer of a network gets of each training image, by ``ids``.
+    """The input of a network's last linear layer for each training image, by ``ids``.
 
     Args:
-        network: Of which nothing trains but its last ``nn.Linear``, which makes the logits.
-        images: ``(B, channels, H, W)`` to try it on.
+        network: Network of which only the last ``nn.Linear``, which computes the logits, trains.
+        images: Images for a trial run, ``(B, channels, H, W)``.
 
     Raises:
-        ValueError: If another weight trains, or the logits are not what the last linear layer makes.
+        UserError: If another weight trains, or the last linear layer does not compute the logits.
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> FeatureCache(network, torch.rand(3, 1, 2, 2)).compute(torch.rand(5, 1, 2, 2)).shape
+        torch.Size([5, 4])
     """
 
     def __init__(self, network: nn.Module, images: Tensor) -> None:
         self.network = network
         head = head_of(network)
         if head is None:
-            raise UserError(f"{type(network).__name__} has no linear layer on top of features that could be kept.")
+            raise UserError(
+                f"{type(network).__name__} does not have a linear layer whose input could be cached; set "
+                "feature_cache=False."
+            )
         self.name, self.head = head
         own = set(self.head.parameters())
         trained = [name for name, weight in network.named_parameters() if weight.requires_grad and weight not in own]
@@ -41,21 +49,21 @@ class FeatureCache:
             )
         with torch.no_grad(), evaluating(network):
             logits = network(images)
-            if not torch.allclose(self.head(self.of(images)), logits, rtol=1e-4, atol=1e-4):
+            if not torch.allclose(self.head(self.compute(images)), logits, rtol=1e-4, atol=1e-4):
                 raise UserError(
-                    f"What {type(network).__name__} says is not what its last linear layer {self.name!r} makes, so "
-                    "its features cannot be kept; set feature_cache=False."
+                    f"The output of {type(network).__name__} is not that of its last linear layer {self.name!r}, so "
+                    "its features cannot be cached; set feature_cache=False."
                 )
         self.cache: OutputCache | None = None
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """The features ``(B, D)`` of training images in the view that is shown."""
+        """Return the features ``(B, D)`` of training images in the current view."""
         assert self.cache is not None
         return self.cache(ids)
 
     @torch.no_grad()
-    def of(self, images: Tensor) -> Tensor:
-        """The features ``(B, D)`` of images."""
+    def compute(self, images: Tensor) -> Tensor:
+        """Return the features ``(B, D)`` of images ``(B, channels, H, W)``."""
         found: list[Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
         try:
@@ -65,15 +73,24 @@ class FeatureCache:
             hook.remove()
         return found[-1].float()
 
-    def keep(self, data: Any, where: bool | str, precision: str) -> None:
-        """Keep them in memory, or in a folder that serves other heads."""
-        made_by = {"network": digest(self.network, without=self.name), **arithmetic(self.network, precision)}
-        fingerprint = {**made_by, **data.fingerprint()}
+    def enable_cache(self, data: Any, where: bool | str, precision: str) -> None:
+        """Cache the features of the training images; other heads can use a folder of them as well.
+
+        Args:
+            data: Data module with ``views``.
+            where: Path of a folder; ``True`` for memory.
+            precision: Precision of the trainer.
+
+        Raises:
+            UserError: If the folder contains other files, or features that were computed with other settings.
+        """
+        backbone = digest(self.network, without=self.name)
+        fingerprint = {"network": backbone, **arithmetic(self.network, precision), **data.fingerprint()}
         folder = None if where is True else Path(str(where))
         count, width = len(data.splits["train"].labels), self.head.in_features
         self.cache = OutputCache(count, width, data.views, fingerprint, folder)
 
     def load_view(self, epoch: int, trainer: Any, convert_input: Callable[[Tensor], Tensor]) -> bool:
-        """Show the view of an epoch, which is computed if it is not there."""
+        """Load the view of an epoch into the cache; see :func:`load_view`."""
         assert self.cache is not None
-        return load_view(self.cache, epoch, trainer, lambda images: self.of(convert_input(images)))
+        return load_view(self.cache, epoch, trainer, lambda images: self.compute(convert_input(images)))

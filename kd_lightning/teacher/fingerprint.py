@@ -1,4 +1,4 @@
-"""What decides what a network says, in a line."""
+"""Digests of everything that decides the outputs of a network."""
 
 import hashlib
 import re
@@ -12,11 +12,11 @@ from kd_lightning.networks.placement import weight_device
 
 
 def digest(network: nn.Module, without: str | None = None) -> str:
-    """Of all that decides what a network says: parts, weights and buffers, and the statistics that it expects.
+    """Return the SHA-256 of a network's architecture, settings, weights, buffers and expected input statistics.
 
     Args:
         network: Any network.
-        without: The name of a part that does not count.
+        without: Name of a submodule to leave out.
     """
     left_out = None if without is None else network.get_submodule(without)
     parts = [(data_config(part), *_settings(part)) for part in network.modules() if part is not left_out]
@@ -33,8 +33,8 @@ def arithmetic(network: nn.Module, precision: str) -> dict[str, str]:
     """Return what decides how a network's outputs are rounded: the kind of device and the precision.
 
     Args:
-        network: Lies where it runs.
-        precision: The Trainer's.
+        network: Network on the device where it runs.
+        precision: Precision of the trainer.
 
     Example:
         >>> arithmetic(nn.Linear(2, 3), "32-true")

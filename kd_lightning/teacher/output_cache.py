@@ -1,4 +1,4 @@
-"""The teacher's logits of fixed views, so that it runs once a view and not once a step."""
+"""Logits of fixed views, in memory or in a folder, so that a teacher runs once a view and not in each step."""
 
 import json
 import zlib
@@ -12,35 +12,39 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.files.atomic import atomic_write
+from kd_lightning.files.format import FORMAT, KEY
 
 _LARGEST = 65504.0
-"""Of float16."""
-_RECORD = "made-of.json"
+"""Largest finite float16."""
+_RECORD = "created_from.json"
 _CHECKSUM = 4
-"""Bytes of the CRC-32 at the end of a view's file."""
+"""Number of bytes of the CRC-32 at the end of a view's file."""
 
 
 class OutputCache:
     """Logits in float16 by ``ids = sample * V + view``, in memory or in a folder that outlives the run.
 
-    In a folder each view is a file that is mapped into memory and ends with its checksum, and ``made-of.json`` records
-    what the logits were made of. Files are written beside their place and moved there: a view is whole, or absent.
+    In a folder each view is a file that is mapped into memory and ends with its checksum, and ``created_from.json``
+    records the settings that decide the logits. Files are written atomically: a view is complete, or absent.
 
     Args:
         samples: Number of samples, N.
         classes: Number of classes, C.
-        views: V.
-        fingerprint: What decides the logits, by name.
-        folder: Where the views are kept; ``None`` for memory.
+        views: Number of views, V.
+        fingerprint: Settings that decide the logits, by name.
+        folder: Folder of the views; ``None`` for memory.
+
+    Attributes:
+        current_view: Number of the loaded view.
 
     Raises:
-        ValueError: If the folder holds something else, or logits that were made otherwise (the message says what
-            differs).
+        UserError: If the folder contains other files, or logits that were computed differently (the message
+            names them).
 
     Example:
         >>> cache = OutputCache(samples=3, classes=2, views=4, fingerprint={})
         >>> cache.put(1, torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]))
-        >>> cache.show(1, torch.device("cpu"))
+        >>> cache.load(1, torch.device("cpu"))
         >>> cache(torch.tensor([2 * 4 + 1, 0 * 4 + 1]))
         tensor([[4., 5.],
                 [0., 1.]])
@@ -52,24 +56,24 @@ class OutputCache:
         self.shape = (samples, classes)
         self.views = views
         self.folder = folder
-        self.shown: int | None = None
+        self.current_view: int | None = None
         self._memory: dict[int, Tensor] = {}
         self._current: Tensor | None = None
-        self._fingerprint = dict(fingerprint)
+        self._fingerprint = {KEY: FORMAT, **fingerprint}
         if folder is not None:
-            self._refuse_other(folder)
+            self._check_folder(folder)
 
     def __contains__(self, view: int) -> bool:
-        """Whether a view is whole."""
+        """Return whether a view is complete."""
         return view in self._memory or self._read(view) is not None
 
     def put(self, view: int, logits: Tensor) -> None:
-        """Keep the logits ``(N, C)`` of a view."""
-        half = halved(logits).cpu()
+        """Store the logits ``(N, C)`` of a view."""
+        half = to_float16(logits).cpu()
         if self.folder is None:
             self._memory[view] = half
             return
-        self._refuse_other(self.folder)  # another run may have made it meanwhile
+        self._check_folder(self.folder)  # another run may have created it meanwhile
         content = half.numpy().astype("<f2").tobytes()
         if self._recorded(self.folder) is None:
             with atomic_write(self.folder / _RECORD) as file:
@@ -78,20 +82,20 @@ class OutputCache:
             file.write(content)
             file.write(self._checksum(view, content).to_bytes(_CHECKSUM, "little"))
 
-    def show(self, view: int, device: torch.device) -> None:
-        """Put a view that is whole on the device, from where it is read from now on.
+    def load(self, view: int, device: torch.device) -> None:
+        """Copy a view to a device and make it the current one.
 
         Raises:
-            KeyError: If it is not whole.
+            KeyError: If it is not complete.
         """
         logits = self._memory[view] if view in self._memory else self._read(view)
         if logits is None:
             raise KeyError(view)
         self._current = logits.to(device)
-        self.shown = view
+        self.current_view = view
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """float32 ``(B, C)`` of the view that is shown."""
+        """Return the logits ``(B, C)`` of the current view in float32."""
         assert self._current is not None
         return self._current.index_select(0, ids // self.views).float()
 
@@ -100,7 +104,7 @@ class OutputCache:
         return self.folder / f"view-{view:04}.float16"
 
     def _read(self, view: int) -> Tensor | None:
-        """A view whose file is as long as it must be and fits its checksum, mapped into memory."""
+        """Return a view mapped into memory, or ``None`` if its file is missing or damaged."""
         if self.folder is None or not self._file(view).is_file():
             return None
         samples, classes = self.shape
@@ -113,12 +117,12 @@ class OutputCache:
         return torch.from_numpy(content.view("<f2").reshape(self.shape))
 
     def _checksum(self, view: int, content: bytes | memoryview) -> int:
-        """Of the logits, and of what makes them those of this view."""
+        """Return the CRC-32 of logits together with their view and settings."""
         owner = json.dumps([view, *self.shape, self._fingerprint], sort_keys=True)
         return zlib.crc32(content, zlib.crc32(owner.encode()))
 
     def _recorded(self, folder: Path) -> dict[str, Any] | None:
-        """What the folder's logits were made of."""
+        """Return the settings of the logits in a folder, or ``None`` if there are no logits."""
         try:
             recorded = json.loads((folder / _RECORD).read_text())
         except (FileNotFoundError, NotADirectoryError):
@@ -129,23 +133,23 @@ class OutputCache:
             raise UserError(f"{str(folder / _RECORD)!r} is damaged; delete the folder or name another one.")
         return recorded
 
-    def _refuse_other(self, folder: Path) -> None:
+    def _check_folder(self, folder: Path) -> None:
         files = list(folder.iterdir()) if folder.is_dir() else []
         if (folder.exists() and not folder.is_dir()) or not all(
             file.name.startswith(("view-", _RECORD)) for file in files
         ):
-            raise UserError(f"{str(folder)!r} holds something else than a teacher's logits; name an empty folder.")
+            raise UserError(f"{str(folder)!r} contains other files than cached logits; name an empty folder.")
         recorded = self._recorded(folder)
         if recorded is None:
             return
         differ = [name for name, value in self._fingerprint.items() if recorded.get(name) != value]
         if differ:
             raise UserError(
-                f"The logits in {str(folder)!r} were made otherwise (different: {', '.join(differ)}); name another "
-                "folder with teacher_cache, or delete this one."
+                f"The logits in {str(folder)!r} were computed differently (different: {', '.join(differ)}); name "
+                "another folder with teacher_cache, or delete this one."
             )
 
 
-def halved(logits: Tensor) -> Tensor:
-    """In float16, the largest numbers cut off rather than infinite."""
+def to_float16(logits: Tensor) -> Tensor:
+    """Return logits in float16, with the largest numbers clipped rather than infinite."""
     return logits.float().clamp(-_LARGEST, _LARGEST).half()

@@ -1,4 +1,4 @@
-"""Has the view of an epoch in a cache, asking a network about each training image once."""
+"""Loads the view of an epoch into a cache; a network runs on each training image once a view."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,46 +9,46 @@ from torch import Tensor
 from kd_lightning.teacher.output_cache import OutputCache
 
 
-def load_view(cache: OutputCache, epoch: int, trainer: Any, ask: Callable[[Tensor], Tensor]) -> bool:
-    """Show the view of an epoch, which is made first if it is not there; the ranks share the work.
+def load_view(cache: OutputCache, epoch: int, trainer: Any, compute: Callable[[Tensor], Tensor]) -> bool:
+    """Make view ``epoch % cache.views`` the current one; if it is missing, all ranks compute it together.
 
     Args:
-        cache: Rows by image and view.
-        epoch: Shows view ``epoch % cache.views``.
-        trainer: Whose data module has ``view_dataloader``.
-        ask: Images ``(B, channels, H, W)`` to rows of the cache.
+        cache: Cache with a row for each image and view.
+        epoch: Number of the epoch.
+        trainer: Trainer whose data module has ``view_dataloader``.
+        compute: Function from images ``(B, channels, H, W)`` to rows of the cache, ``(B, C)``.
 
     Returns:
-        Whether another view than before is shown.
+        Whether the current view has changed.
     """
     view = epoch % cache.views
-    if view == cache.shown:
+    if view == cache.current_view:
         return False
     missing = torch.tensor(view not in cache, device=trainer.strategy.root_device)
     if trainer.strategy.reduce(missing.float(), reduce_op="sum") > 0:
-        rows = compute_view(cache, view, trainer, ask)
+        rows = compute_view(cache, view, trainer, compute)
         if cache.folder is None or trainer.is_global_zero or trainer.local_rank == 0:
             cache.put(view, rows)
         trainer.strategy.barrier()
-    cache.show(view, trainer.strategy.root_device)
+    cache.load(view, trainer.strategy.root_device)
     return True
 
 
 def uncacheable_reason(data: Any) -> str | None:
-    """Why training images are not the same again in a later epoch, and what to do; ``None`` if they are."""
+    """Return why training images differ between epochs and what to do, or ``None`` if they repeat."""
     if getattr(data, "views", None) is None:
-        return "each epoch shows new views; set views=V on a data module of this package"
+        return "each epoch has new views; set views=V on a data module of this package"
     if data.mixes_images:
-        return "mixup and CutMix make new images in each epoch; set both to 0"
+        return "mixup and CutMix create new images in each epoch; set both to 0"
     return None
 
 
 @torch.no_grad()
-def compute_view(cache: OutputCache, view: int, trainer: Any, ask: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the rows ``(N, C)`` of a view; each rank computes its share."""
+def compute_view(cache: OutputCache, view: int, trainer: Any, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the rows ``(N, C)`` of a view; each rank computes a part of them."""
     rows = torch.zeros(cache.shape, device=trainer.strategy.root_device)
     with trainer.precision_plugin.forward_context():
         for batch in trainer.datamodule.view_dataloader(view):
             images, _, ids = trainer.strategy.batch_to_device(batch)
-            rows[ids // cache.views] = ask(images).float()
-    return trainer.strategy.reduce(rows, reduce_op="sum")  # each row is another's zeros but for one rank
+            rows[ids // cache.views] = compute(images).float()
+    return trainer.strategy.reduce(rows, reduce_op="sum")  # every row is zero on all ranks but one

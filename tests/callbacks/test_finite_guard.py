@@ -323,7 +323,7 @@ def test_a_cached_teacher_that_says_nan(make_trainer: Trainers) -> None:
     class Break(pl.Callback):
         def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
             if trainer.current_epoch == 1:
-                pl_module.frozen_teacher.quick.calls = 0  # the copy that is asked
+                pl_module.frozen_teacher.inference_network.calls = 0  # the copy that is asked
 
     with pytest.raises(ValueError, match="No step of epoch 1 was finite"):
         make_trainer(max_epochs=2, limit_val_batches=0, callbacks=[Break()]).fit(module, data)

@@ -85,7 +85,7 @@ def test_what_cannot_be_cached_is_refused(make_trainer: Trainers, small: Network
     data = DigitsDataModule(batch_size=200, views=2)
     with pytest.raises(ValueError, match=r"Features change while 'conv1.weight' trains; add the callback FreezeLayers"):
         make_trainer().fit(TeacherModule(small(), feature_cache=True), data)
-    with pytest.raises(ValueError, match="Features cannot be cached: each epoch shows new views; set views=V"):
+    with pytest.raises(ValueError, match="Features cannot be cached: each epoch has new views; set views=V"):
         probe(make_trainer, True, views=None)
     layers = [name for name, _ in small().named_parameters() if not name.startswith("layer2")]
     trainer = make_trainer(callbacks=[FreezeLayers(layers)])
@@ -105,9 +105,9 @@ class Twice(nn.Module):
 
 
 def test_a_network_whose_last_layer_does_not_make_the_logits_is_refused() -> None:
-    with pytest.raises(ValueError, match="What Twice says is not what its last linear layer 'fc' makes"):
+    with pytest.raises(ValueError, match="The output of Twice is not that of its last linear layer 'fc'"):
         FeatureCache(Twice(), torch.randn(4, 1, 8, 8))
-    with pytest.raises(ValueError, match="Flatten has no linear layer on top of features"):
+    with pytest.raises(ValueError, match="Flatten does not have a linear layer whose input could be cached"):
         FeatureCache(nn.Flatten(), torch.randn(4, 1, 8, 8))
 
 

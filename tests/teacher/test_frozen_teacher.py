@@ -57,7 +57,7 @@ def test_a_folded_copy_says_what_the_network_says(build: Callable[[], nn.Module]
     teaching = FrozenTeacher(network, [])
     teaching.optimize_for_inference(torch.rand(4, 3, 32, 32), None, compile=False)
     assert teaching.folded
-    assert norms(teaching.quick) == left < norms(network)
+    assert norms(teaching.inference_network) == left < norms(network)
     images = torch.randn(16, 3, 32, 32)
     with torch.no_grad():
         expected = network(images)
@@ -65,7 +65,7 @@ def test_a_folded_copy_says_what_the_network_says(build: Callable[[], nn.Module]
     assert found.dtype == torch.float32
     assert not found.requires_grad
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-    assert teaching.quick is not teaching.network
+    assert teaching.inference_network is not teaching.network
     with torch.no_grad():
         assert torch.equal(teaching(images).logits, found)
     for held in (network, teaching.network):
@@ -132,7 +132,7 @@ def test_a_network_that_cannot_be_folded_is_asked_as_it_is(kind: type[nn.Module]
 def test_a_copy_is_not_made_where_layers_are_read(small: Networks) -> None:
     teaching = FrozenTeacher(small(), ["layer1"])
     teaching.optimize_for_inference(torch.rand(4, 1, 8, 8), torch.bfloat16, compile=False)
-    assert teaching.quick is None
+    assert teaching.inference_network is None
     assert not teaching.folded
     said = teaching(torch.rand(2, 1, 8, 8))
     assert said.logits.dtype == torch.float32
@@ -144,7 +144,7 @@ def test_a_loss_on_features_has_no_copy_made(small: Networks, make_trainer: Trai
     module = DistillationModule(small(), small(8), losses=losses, teacher_check="off")
     make_trainer(fast_dev_run=True).fit(module, DigitsDataModule(batch_size=128))
     assert module.frozen_teacher is not None
-    assert module.frozen_teacher.quick is None
+    assert module.frozen_teacher.inference_network is None
 
 
 def test_in_mixed_precision_the_copy_is_bfloat16_and_the_teacher_does_not_move(
@@ -158,15 +158,15 @@ def test_in_mixed_precision_the_copy_is_bfloat16_and_the_teacher_does_not_move(
     )
     teaching = module.frozen_teacher
     assert teaching is not None
-    assert teaching.quick is not None
+    assert teaching.inference_network is not None
     assert teaching.folded
-    assert {weight.dtype for weight in teaching.quick.parameters()} == {torch.bfloat16}
-    assert not any(weight.requires_grad for weight in teaching.quick.parameters())
+    assert {weight.dtype for weight in teaching.inference_network.parameters()} == {torch.bfloat16}
+    assert not any(weight.requires_grad for weight in teaching.inference_network.parameters())
     assert module.teacher is not None
     for name, value in module.teacher.state_dict().items():
         assert value.dtype == before[name].dtype
         assert torch.equal(value, before[name])
-    assert "quick" not in " ".join([*module.state_dict(), *dict(module.named_modules())])
+    assert "inference_network" not in " ".join([*module.state_dict(), *dict(module.named_modules())])
     images = torch.randn(32, 1, 8, 8)
     with torch.no_grad():
         expected = given(images)
@@ -207,7 +207,7 @@ class Watch(pl.Callback):
             self.asked_in_validation += 0 if trainer.training else len(logits)
 
         pl_module.teacher.register_forward_hook(count)  # not asked itself, or counted as well
-        pl_module.frozen_teacher.quick.register_forward_hook(count)
+        pl_module.frozen_teacher.inference_network.register_forward_hook(count)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(float(outputs["loss"]))
@@ -330,7 +330,7 @@ def test_the_cache_covers_what_drop_last_leaves_out_and_no_more(make_trainer: Tr
     assert run.watch.asked == 2 * TRAINING_IMAGES
     cache = run.module.frozen_teacher.cache  # type: ignore[union-attr]
     assert cache is not None
-    cache.show(1, CPU)
+    cache.load(1, CPU)
     train = run.data._train_samples
     said = cache(train * 2 + 1)
     assert (said.abs().sum(1) > 0).all()
@@ -402,7 +402,7 @@ def test_a_folder_of_other_logits_is_refused_with_the_reason(
     small_run: dict[str, Any] = {"epochs": 1, "limit_train_batches": 1}
     Run(make_trainer, teacher, folder, **small_run)
     watch = Steps()
-    with pytest.raises(ValueError, match=rf"were made otherwise \(different: {named}\); name another folder"):
+    with pytest.raises(ValueError, match=rf"were computed differently \(different: {named}\); name another folder"):
         Run(make_trainer, alter(teacher), folder, **small_run | options, callbacks=[watch])
     assert watch.steps == 0
 
@@ -428,7 +428,7 @@ def test_a_folder_of_a_teacher_of_the_same_weights_that_says_something_else_is_r
         teacher = EnsembleTeacher([teacher, seasoned(small(6))])
     folder = str(tmp_path / "logits")
     Run(make_trainer, teacher, folder, epochs=1)
-    with pytest.raises(ValueError, match="were made otherwise"):
+    with pytest.raises(ValueError, match="were computed differently"):
         Run(make_trainer, alter(teacher), folder, epochs=1)
 
 
@@ -449,9 +449,9 @@ class Steps(pl.Callback):
             {"losses": {"soft": SoftTargetLoss(), "hint": HintLoss(student_layers=["layer1"])}},
             "the loss 'hint' reads the teacher's layers, which are not cached",
         ),
-        ({"views": None}, "each epoch shows new views; set views=V on a data module of this package"),
-        ({"data": {"mixup": 0.2}}, "mixup and CutMix make new images in each epoch; set both to 0"),
-        ({"data": {"cutmix": 1.0}}, "mixup and CutMix make new images in each epoch; set both to 0"),
+        ({"views": None}, "each epoch has new views; set views=V on a data module of this package"),
+        ({"data": {"mixup": 0.2}}, "mixup and CutMix create new images in each epoch; set both to 0"),
+        ({"data": {"cutmix": 1.0}}, "mixup and CutMix create new images in each epoch; set both to 0"),
     ],
 )
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -481,7 +481,7 @@ def test_plain_loaders_cannot_be_cached(
         trainer.fit(module, loader, loader)
     assert "\n" not in str(caught.value)
     if not ours:
-        assert str(caught.value).startswith("The teacher's logits cannot be cached: each epoch shows new views")
+        assert str(caught.value).startswith("The teacher's logits cannot be cached: each epoch has new views")
     assert trainer.global_step == 0
 
 
@@ -518,7 +518,7 @@ class Keeper(pl.Callback):
         views = []
         for view in range(cache.views):
             assert view in cache
-            cache.show(view, CPU)
+            cache.load(view, CPU)
             views.append(cache(samples * cache.views + view))
         state = {"views": torch.stack(views), "asked": self.watch.asked, "put": self.put}
         torch.save(state, self.folder / f"{trainer.global_rank}.pt")

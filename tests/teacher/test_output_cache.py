@@ -36,7 +36,7 @@ def logits_of(view: int) -> Tensor:
 
 def read(cache: OutputCache, view: int, samples: Tensor | None = None) -> Tensor:
     samples = torch.arange(cache.shape[0]) if samples is None else samples
-    cache.show(view, CPU)
+    cache.load(view, CPU)
     return cache(samples * cache.views + view)
 
 
@@ -81,8 +81,8 @@ def test_logits_come_back_by_ids(folder: Path, on_disk: bool) -> None:
         assert view in cache
     assert 1 not in cache
     for view in (0, 3, 0):
-        cache.show(view, CPU)
-        assert cache.shown == view
+        cache.load(view, CPU)
+        assert cache.current_view == view
         samples = torch.tensor([5, 0, 0, 3])
         found = cache(samples * VIEWS + view)
         assert found.dtype == torch.float32
@@ -93,10 +93,10 @@ def test_logits_come_back_by_ids(folder: Path, on_disk: bool) -> None:
 def test_a_view_that_is_not_whole_cannot_be_shown(folder: Path, on_disk: bool) -> None:
     cache = opened(folder if on_disk else None)
     cache.put(1, logits_of(1))
-    cache.show(1, CPU)
+    cache.load(1, CPU)
     with pytest.raises(KeyError, match="2"):
-        cache.show(2, CPU)
-    assert cache.shown == 1
+        cache.load(2, CPU)
+    assert cache.current_view == 1
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -163,7 +163,7 @@ def test_two_that_are_open_see_what_each_other_puts(folder: Path) -> None:
 
 def test_a_view_is_mapped_and_what_is_shown_survives_a_replacement(kept: Path) -> None:
     cache = opened(kept)
-    cache.show(1, CPU)
+    cache.load(1, CPU)
     if Path("/proc/self/maps").exists():
         assert str(file_of(kept, 1)) in Path("/proc/self/maps").read_text()
     opened(kept).put(1, logits_of(3))
@@ -192,8 +192,8 @@ def test_files_are_synced_before_they_are_moved_to_their_place(folder: Path, mon
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(Path, "replace", note_replace)
     opened(folder).put(1, logits_of(1))
-    assert happened == ["sync", "made-of.json", "sync", "sync", "view-0001.float16", "sync"]  # file, move, folder
-    assert sorted(path.name for path in folder.iterdir()) == ["made-of.json", "view-0001.float16"]
+    assert happened == ["sync", "created_from.json", "sync", "sync", "view-0001.float16", "sync"]  # file, move, folder
+    assert sorted(path.name for path in folder.iterdir()) == ["created_from.json", "view-0001.float16"]
 
 
 # --- what is whole
@@ -204,7 +204,7 @@ def assert_only_view_2_is_whole(folder: Path) -> None:
     cache = opened(folder)
     assert [view in cache for view in range(VIEWS)] == [False, False, True, False]
     with pytest.raises(KeyError):
-        cache.show(1, CPU)
+        cache.load(1, CPU)
     cache.put(1, logits_of(1))
     for view in (1, 2):
         assert torch.equal(read(opened(folder), view), logits_of(view))
@@ -234,7 +234,7 @@ def flipped(content: bytes, bit: int) -> bytes:
 
 
 def test_a_file_without_the_record_is_not_believed(kept: Path) -> None:
-    (kept / "made-of.json").unlink()
+    (kept / "created_from.json").unlink()
     cache = opened(kept, fingerprint={"teacher": "b"})  # whoever made them
     assert not any(view in cache for view in range(VIEWS))
     cache.put(2, logits_of(3))
@@ -265,7 +265,7 @@ def test_left_over_temporary_files_do_not_count(folder: Path) -> None:
     """What a run that was cut in the very first view leaves: no index yet."""
     opened(folder).put(2, logits_of(2))
     file_of(folder, 2).rename(folder / "view-0002.float16.99.tmp")
-    (folder / "made-of.json").rename(folder / "made-of.json.99.tmp")
+    (folder / "created_from.json").rename(folder / "created_from.json.99.tmp")
     cache = opened(folder)
     assert not any(view in cache for view in range(VIEWS))
     cache.put(2, logits_of(2))
@@ -336,7 +336,7 @@ def _put_what_is_missing(folder: Path, views: Iterable[int]) -> None:
     for view in views:
         if view not in cache:
             cache.put(view, torch.full((1000, CLASSES), float(view)))
-        cache.show(view, CPU)
+        cache.load(view, CPU)
 
 
 @pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded).*")
@@ -371,20 +371,20 @@ def test_two_runs_share_a_folder(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_record_is_refused(kept: Path, content: bytes) -> None:
-    (kept / "made-of.json").write_bytes(content)
+    (kept / "created_from.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"is damaged; delete the folder or name another one\.$") as e:
         opened(kept)
-    assert repr(str(kept / "made-of.json")) in str(e.value)
+    assert repr(str(kept / "created_from.json")) in str(e.value)
     assert "\n" not in str(e.value)
-    (kept / "made-of.json").unlink()
+    (kept / "created_from.json").unlink()
     opened(kept).put(1, logits_of(1))
     assert 1 in opened(kept)
 
 
 def test_a_truncated_record_is_refused(kept: Path) -> None:
-    content = (kept / "made-of.json").read_bytes()
+    content = (kept / "created_from.json").read_bytes()
     for size in range(len(content)):
-        (kept / "made-of.json").write_bytes(content[:size])
+        (kept / "created_from.json").write_bytes(content[:size])
         with pytest.raises(ValueError, match="is damaged; delete the folder or name another one"):
             opened(kept)
 
@@ -394,14 +394,14 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(folder: Path, na
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_text("mine")
     (folder / "view-0001.float16").write_text("with a name as ours")
-    assert refused(folder).endswith("holds something else than a teacher's logits; name an empty folder.")
+    assert refused(folder).endswith("contains other files than cached logits; name an empty folder.")
     assert (folder / name).read_text() == "mine"
 
 
 def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "teacher.ckpt"
     path.write_text("mine")
-    assert "holds something else than a teacher's logits" in refused(path)
+    assert "contains other files than cached logits" in refused(path)
     assert path.read_text() == "mine"
 
 
@@ -428,7 +428,9 @@ def test_an_empty_folder_will_do(folder: Path) -> None:
 )
 def test_logits_that_were_made_otherwise_are_refused(kept: Path, fingerprint: dict[str, str], named: str) -> None:
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
-    assert f"were made otherwise (different: {named}); name another folder" in refused(kept, fingerprint=fingerprint)
+    assert f"were computed differently (different: {named}); name another folder" in refused(
+        kept, fingerprint=fingerprint
+    )
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
     assert 1 in opened(kept)
 
@@ -492,7 +494,7 @@ def test_32_views_of_cifar10_take_less_than_40_mb() -> None:
     logits = torch.randn(50_000, 10)
     for view in range(32):
         cache.put(view, logits + view)
-        cache.show(view, CPU)
+        cache.load(view, CPU)
     assert all(view in cache for view in range(32))
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(vars(cache))}
     assert 32_000_000 <= sum(storages.values()) <= 40_000_000
@@ -516,6 +518,12 @@ def _tensors(held: Any) -> Iterator[Tensor]:
 def test_a_folder_that_another_run_has_made_meanwhile_is_refused(folder: Path) -> None:
     first, second = opened(folder), opened(folder, fingerprint={"teacher": "b"})
     first.put(1, logits_of(1))
-    with pytest.raises(ValueError, match="were made otherwise \\(different: teacher\\)"):
+    with pytest.raises(ValueError, match="were computed differently \\(different: teacher\\)"):
         second.put(1, logits_of(2))
     assert torch.equal(read(opened(folder), 1), logits_of(1))
+
+
+def test_a_folder_of_another_format_is_refused(kept: Path) -> None:
+    record = kept / "created_from.json"
+    record.write_text(record.read_text().replace('"kd_lightning_format": 1,', ""))
+    assert "were computed differently (different: kd_lightning_format); name another folder" in refused(kept)
