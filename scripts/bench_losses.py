@@ -58,10 +58,11 @@ class Step:
     def __call__(self) -> float:
         start = time.perf_counter()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            said = self.student(self.images)
+            student = self.student(self.images)
             with torch.no_grad():
-                taught = self.teacher(self.images)
-            total = self.hard(said, taught, self.labels) + self.loss.weight * self.loss(said, taught, self.labels)
+                teacher = self.teacher(self.images)
+            total = self.hard(student, teacher, self.labels)
+            total = total + self.loss.weight * self.loss(student, teacher, self.labels)
         self.optimizer.zero_grad()
         total.backward()
         self.optimizer.step()

@@ -1,5 +1,7 @@
 """Products of features and predictions, the input of a conditional discriminator."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -39,8 +41,8 @@ def random_product(features: Tensor, probabilities: Tensor, feature_map: Tensor,
     Returns:
         ``(B, D)``.
     """
-    mapped = (features @ feature_map.to(features)) * (probabilities @ probability_map.to(probabilities))
-    return mapped / feature_map.shape[1] ** 0.5
+    mapped: Tensor = (features @ feature_map.to(features)) * (probabilities @ probability_map.to(probabilities))
+    return mapped / math.sqrt(feature_map.shape[1])
 
 
 class MultilinearMap(nn.Module):

@@ -164,5 +164,5 @@ class SafeBatchNorm2d(nn.Module):
         """Normalise ``(B, C, H, W)`` maps."""
         norm = self.norm
         if features.numel() > features.shape[1]:
-            return norm(features)
+            return norm.forward(features)
         return F.batch_norm(features, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)

@@ -59,7 +59,8 @@ def reverse_gradient(features: Tensor, *, strength: float | Tensor = 1.0) -> Ten
         >>> features.grad
         tensor([-0.5000, -0.5000])
     """
-    return _Reversed.apply(features, strength)
+    reversed_: Tensor = _Reversed.apply(features, strength)
+    return reversed_
 
 
 class _Reversed(torch.autograd.Function):

@@ -37,7 +37,7 @@ def contrastive_loss(
     Args:
         anchors: Unit vectors ``(B, n)``.
         positives: Unit vectors ``(B, n)``, pairwise.
-        negatives: Unit vectors ``(K, n)`` that all anchors share.
+        negatives: Unit vectors ``(K, n)`` of all anchors.
         excluded: Mask of the negatives that an anchor ignores, boolean ``(B, K)``.
         temperature: :math:`\tau` > 0.
         effective_negatives: Number of negatives to which those of an anchor are scaled, however many there are.

@@ -84,7 +84,7 @@ def _solve(gram: Array, kappa: Array, bound: float, tolerance: float) -> Array:
     limit = 1 + tolerance * np.sign(excess)
 
     def excess_mean(multiplier: float) -> float:
-        return float(_in_box(gram, kappa + multiplier, bound, weights).mean()) - limit
+        return float(_in_box(gram, kappa + multiplier, bound, weights).mean() - limit)
 
     # below the one all weights are 0, above the other all are at the bound
     lowest, highest = -kappa.max(), (bound * gram.sum(1) - kappa).max()
@@ -100,7 +100,10 @@ def _in_box(gram: Array, kappa: Array, bound: float, start: Array) -> Array:
         return float(product @ weights / 2 - kappa @ weights), product - kappa
 
     options = {"ftol": 1e-15, "gtol": 1e-9, "maxiter": 5000, "maxfun": 10000}
-    return minimize(objective, start, jac=True, bounds=Bounds(0, bound), method="L-BFGS-B", options=options).x
+    solution: Array = minimize(
+        objective, start, jac=True, bounds=Bounds(0, bound), method="L-BFGS-B", options=options
+    ).x
+    return solution
 
 
 def _check_arguments(bound: float, tolerance: float, ridge: float) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
 from kd_lightning.losses.base import AlignmentLoss, DistillationLoss
+from kd_lightning.networks.placement import weight_device
 
 Loss = DistillationLoss | AlignmentLoss
 _LOGGED = {"loss", "loss_step", "accuracy", "images_per_second", "skipped_steps"}
@@ -24,7 +25,7 @@ class Shapes(TypedDict):
 
 
 class Objective(nn.ModuleDict):
-    r"""The weighted sum of named terms, of one pair of outputs: student and teacher, or source and target.
+    r"""The weighted sum of named terms of one pair of outputs: student and teacher, or source and target.
 
     .. math:: L = \sum_k w_k(e) \, L_k
 
@@ -120,16 +121,14 @@ class Objective(nn.ModuleDict):
         *,
         network: nn.Module,
         teacher: nn.Module | None = None,
-        device: torch.device,
     ) -> None:
-        """Check what the terms read, and create their learned parts once.
+        """Check that the outputs fit the terms, and create the terms' learned parts once.
 
         Args:
             first: Outputs of a dry run for the student, or the source.
             second: Outputs for the teacher, or the target; ``None`` where no term needs a teacher.
-            network: The network that is trained.
+            network: The network that is trained, on whose device the learned parts are created.
             teacher: The frozen teacher.
-            device: Place of the learned parts.
 
         Raises:
             ValueError: If a layer's output does not fit its term, or a term compares the logits of different classes.
@@ -137,7 +136,7 @@ class Objective(nn.ModuleDict):
         shapes = _shapes_of(first), None if second is None else _shapes_of(second)
         self._check_outputs(*shapes)
         if self._shapes is None:
-            self._build(*shapes, network, teacher, device)
+            self._build(*shapes, network, teacher)
 
     def load_shapes(
         self,
@@ -145,20 +144,18 @@ class Objective(nn.ModuleDict):
         *,
         network: nn.Module,
         teacher: nn.Module | None = None,
-        device: torch.device,
     ) -> None:
         """Create the learned parts for a checkpoint's :attr:`shapes`, if there are any, so that weights can be loaded.
 
         Args:
-            shapes: What :attr:`shapes` was.
-            network: The network that is trained.
+            shapes: A checkpoint's shapes; ``None`` where it has none.
+            network: The network that is trained, on whose device the learned parts are created.
             teacher: The frozen teacher.
-            device: Place of the learned parts.
         """
         if shapes is not None and self._shapes is None:
             first, second = shapes
             assert first is not None
-            self._build(first, second, network, teacher, device)
+            self._build(first, second, network, teacher)
 
     def _check_outputs(self, first: Shapes, second: Shapes | None) -> None:
         for name, term in self.terms.items():
@@ -175,7 +172,6 @@ class Objective(nn.ModuleDict):
         second: Shapes | None,
         network: nn.Module,
         teacher: nn.Module | None,
-        device: torch.device,
     ) -> None:
         self._shapes = first, second
         for term in self.terms.values():
@@ -184,15 +180,15 @@ class Objective(nn.ModuleDict):
                 term.build(*outputs, network=network)
             else:
                 term.build(*outputs, student_network=network, teacher_network=teacher)
-            term.to(device)
+            term.to(weight_device(network))
 
     def begin_step(self, *, progress: float, epoch: int, device: torch.device) -> None:
-        """Set what the terms know of the training; nothing waits for the device.
+        """Set the terms' progress and epoch; nothing waits for the device.
 
         Args:
             progress: Fraction of the training that is done, in [0, 1].
             epoch: The current epoch, from 0.
-            device: Place of the batch.
+            device: Device of the batch.
         """
         if self._progress.device != device:
             self._progress, self._epoch = self._progress.to(device), self._epoch.to(device)
@@ -212,7 +208,7 @@ class Objective(nn.ModuleDict):
             labels: Class indices ``(B,)``, -1 where unlabelled, or class probabilities ``(B, C)``.
 
         Returns:
-            The sum, a scalar; and what is logged by name: the unweighted terms and their metrics.
+            The sum, a scalar; and the values to log by name: the unweighted terms and their metrics.
         """
         values = {name: term(first, second, labels) for name, term in self.terms.items()}
         stacked = torch.stack(list(values.values()))
@@ -221,7 +217,7 @@ class Objective(nn.ModuleDict):
         return loss, {**values, **metrics}
 
     def _weights_for(self, values: Tensor) -> Tensor:
-        """Return the weights on the device, which are sent there when they change and not in each step."""
+        """Return the weights on the device; they are sent there when they change, not in each step."""
         weights = [term.weight_at(self._current_epoch) for term in self.terms.values()]
         dtype = torch.promote_types(values.dtype, torch.float32)
         stale = self._weights
@@ -238,7 +234,7 @@ def _shapes_of(outputs: Outputs) -> Shapes:
 
 
 def _zeros(shapes: Shapes | None) -> Outputs:
-    """Return outputs of these shapes; without a teacher those of one that has no classes, which no term reads."""
+    """Return outputs of these shapes; without a teacher empty ones, which no term reads."""
     if shapes is None:
         return Outputs(torch.zeros(0, 0))
     features = {name: torch.zeros(shape) for name, shape in shapes["features"].items()}

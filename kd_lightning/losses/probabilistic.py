@@ -43,7 +43,7 @@ def probabilistic_loss(student_features: Tensor, teacher_features: Tensor) -> Te
 def _neighbours(features: Tensor) -> Tensor:
     rows = features.flatten(1)
     rows = rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + _EPSILON)
-    kernel = ((rows @ rows.T + 1) / 2).clamp(min=0)  # a cosine may be rounded below -1
+    kernel: Tensor = ((rows @ rows.T + 1) / 2).clamp(min=0)  # a cosine may be rounded below -1
     return kernel / kernel.sum(1, keepdim=True)
 
 

@@ -160,7 +160,7 @@ def _standardized(source: Tensor, target: Tensor) -> Tensor:
     rows = torch.cat([source, target])
     difference = rows - rows.mean(0)
     deviations = difference.square().mean(0).sqrt().clamp(min=torch.finfo(rows.dtype).tiny)
-    return difference / (deviations * rows.shape[1] ** 0.5)
+    return difference / (deviations * math.sqrt(rows.shape[1]))
 
 
 @in_full_precision

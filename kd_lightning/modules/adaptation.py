@@ -11,7 +11,6 @@ from kd_lightning.losses import AlignmentLoss, HardTargetLoss, Objective
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.modules.evaluation import Evaluation
 from kd_lightning.networks.dry_run import to_input_dtype, try_forward
-from kd_lightning.networks.placement import weight_device
 
 
 class AdaptationModule(ClassificationModule):
@@ -85,7 +84,7 @@ class AdaptationModule(ClassificationModule):
         outputs = try_forward(self, lambda: self._tap(inputs), "The network", images)
         if self._tap.layers:
             self._tap.check_not_overwritten(inputs)
-        self.losses.build(outputs, outputs, network=self.network, device=weight_device(self.network))
+        self.losses.build(outputs, outputs, network=self.network)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of the source's validation images, or (the second loader) of the target's."""
@@ -136,8 +135,7 @@ class AdaptationModule(ClassificationModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rebuild the learned parts of the losses, so that their weights can be loaded."""
         super().on_load_checkpoint(checkpoint)
-        device = weight_device(self.network)
-        self.losses.load_shapes(checkpoint.get("loss_shapes"), network=self.network, device=device)
+        self.losses.load_shapes(checkpoint.get("loss_shapes"), network=self.network)
 
 
 def _split(both: Outputs, first: int) -> tuple[Outputs, Outputs]:

@@ -152,8 +152,7 @@ class DistillationModule(ClassificationModule):
         if self._student_tap.layers:
             self._student_tap.check_not_overwritten(inputs)
         teacher = None if self.frozen_teacher is None else self._dry_run_teacher(self.frozen_teacher, images)
-        device = weight_device(self.network)
-        self.losses.build(student, teacher, network=self.network, teacher=self.teacher, device=device)
+        self.losses.build(student, teacher, network=self.network, teacher=self.teacher)
 
     def _dry_run_teacher(self, teacher: FrozenTeacher, images: Tensor) -> Outputs:
         outputs = try_forward(self, lambda: teacher(images), "The teacher", images)
@@ -221,9 +220,8 @@ class DistillationModule(ClassificationModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rebuild the learned parts of the losses, so that their weights can be loaded."""
         super().on_load_checkpoint(checkpoint)
-        device = weight_device(self.network)
         shapes = checkpoint.get("loss_shapes")
-        self.losses.load_shapes(shapes, network=self.network, teacher=self.teacher, device=device)
+        self.losses.load_shapes(shapes, network=self.network, teacher=self.teacher)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistillationModule":
         """Move the teacher along when the module is moved or cast (torch's hook for ``to``): it is not a sub-module."""

@@ -98,7 +98,7 @@ def test_rows_come_in_the_order_of_ranks(ranks: Ranks, sizes: tuple[int, ...]) -
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_the_mean_of_the_ranks_gradients_is_that_of_one_process(ranks: Ranks, sizes: tuple[int, ...]) -> None:
-    """DDP takes that mean over the weights that all ranks share."""
+    """DDP takes that mean over the weights, which are the same on all ranks."""
     images, weight = torch.randn(sum(sizes), 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     teacher = torch.randn(sum(sizes), 3, dtype=torch.float64)
 
@@ -113,12 +113,12 @@ def test_the_mean_of_the_ranks_gradients_is_that_of_one_process(ranks: Ranks, si
         dist.all_reduce(own.grad)
         return {"loss": loss.detach(), "gradient": own.grad / len(sizes)}
 
-    alone = weight.clone().requires_grad_()
-    loss = relation((images @ alone).tanh() - teacher)
+    single = weight.clone().requires_grad_()
+    loss = relation((images @ single).tanh() - teacher)
     loss.backward()
     for found in ranks(len(sizes), work):
         torch.testing.assert_close(found["loss"], loss.detach(), rtol=1e-12, atol=0)
-        torch.testing.assert_close(found["gradient"], alone.grad, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(found["gradient"], single.grad, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -236,7 +236,7 @@ def test_in_eval_mode_a_rank_is_alone(ranks: Ranks, loss: DistillationLoss) -> N
 def test_two_ranks_adapt_as_one_process_does(
     ranks: Ranks, loss: DistillationLoss, sizes: tuple[tuple[int, int], tuple[int, int]]
 ) -> None:
-    """Value, figures and the gradient of the network and of the learned parts, after DDP's averaging."""
+    """Value, metrics and the gradient of the network and of the learned parts, after DDP's averaging."""
     images, weight = torch.randn(2, 8, 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     labels = torch.tensor([0, 2, 1, 1, 0, 2, 2, 0])
     loss.progress = torch.tensor(0.3)
@@ -263,13 +263,13 @@ def test_two_ranks_adapt_as_one_process_does(
             tensor /= 2
         return found
 
-    alone = step(*images, labels)
+    single = step(*images, labels)
     for found in ranks(2, work):
-        for tensor, expected in zip(found, alone, strict=True):
+        for tensor, expected in zip(found, single, strict=True):
             torch.testing.assert_close(tensor, expected, rtol=1e-9, atol=1e-12)
     if type(loss) is not AdversarialLoss:  # which is a mean over samples
         loss.gather = False  # type: ignore[assignment]
-        assert not torch.allclose(ranks(2, work)[0][0], alone[0], rtol=1e-6)
+        assert not torch.allclose(ranks(2, work)[0][0], single[0], rtol=1e-6)
         loss.gather = True  # type: ignore[assignment]
 
 

@@ -1,4 +1,4 @@
-"""What the losses on features share, and what all of them promise."""
+"""Properties of all losses on features, and the pairs that they read."""
 
 import sys
 from collections.abc import Callable

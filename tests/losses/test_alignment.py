@@ -1,4 +1,4 @@
-"""What the losses of domain adaptation share, and what all of them promise."""
+"""Properties of all losses between domains, and the vectors that they read."""
 
 import copy
 import pickle
@@ -106,7 +106,7 @@ def test_all_read_layers_and_need_no_teacher(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(_MODULES))
 def test_who_gets_gradients(name: str) -> None:
-    """What aligns moves the features of both domains; what reweights moves the source's logits alone."""
+    """Alignment moves the features of both domains; reweighting moves only the source's logits."""
     loss, source, target = built(name), outputs(5), outputs(7)
     loss(source, target, labels_of(5)).backward()
     moved = [source.logits] if name in _REWEIGHTING else [o.features[n] for o in (source, target) for n in loss.layers]
@@ -146,7 +146,7 @@ def test_any_precision_and_sizes(
         assert term.dtype == (torch.float64 if features == torch.float64 else torch.float32)
     assert term.shape == ()
     assert term.isfinite()
-    assert all(figure.isfinite() for figure in loss.metrics.values())
+    assert all(value.isfinite() for value in loss.metrics.values())
     term.backward()
     gradients = [t.grad for o in (source, target) for t in (o.logits, *o.features.values()) if t.grad is not None]
     assert gradients
@@ -196,7 +196,7 @@ def test_labels_may_be_missing_or_probabilities(name: str) -> None:
 def test_after_a_step_they_can_be_copied_and_hold_no_graph(name: str) -> None:
     loss, source, target = built(name), outputs(5), outputs(7)
     term = loss(source, target, labels_of(5))
-    assert all(figure.shape == () and figure.grad_fn is None for figure in loss.metrics.values())
+    assert all(value.shape == () and value.grad_fn is None for value in loss.metrics.values())
     for copied in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         torch.testing.assert_close(copied(source, target, labels_of(5)), term)
         assert copied.progress == 0.5

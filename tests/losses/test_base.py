@@ -1,6 +1,7 @@
 """What both interfaces of a loss have in common, and what either adds."""
 
 import copy
+import inspect
 import pickle
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from kd_lightning import losses
 from kd_lightning.features import Outputs
 from kd_lightning.losses import AlignmentLoss, DistillationLoss, HardTargetLoss, SoftTargetLoss, Term
 
@@ -29,10 +31,21 @@ def test_is_abstract(kind: type[Term]) -> None:
         kind()
 
 
-@pytest.mark.parametrize("kind", [Difference, Shift, HardTargetLoss])
-def test_arguments_are_keyword_only(kind: type[Term]) -> None:
-    with pytest.raises(TypeError, match="positional argument"):
-        kind(1.0)  # type: ignore[misc]
+@pytest.mark.parametrize("name", [name for name in losses.__all__ if name.endswith("Loss")])
+def test_arguments_are_keyword_only_with_the_weight_first_and_the_warm_up_last(name: str) -> None:
+    parameters = list(inspect.signature(getattr(losses, name)).parameters.values())
+    main = {"SoftTargetLoss": "temperature", "DistLoss": "temperature"}.get(name)
+    assert [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY] == ([main] if main else [])
+    assert parameters[1 if main else 0].name == "weight"
+    assert parameters[-1].name == "warmup_epochs"
+
+
+@pytest.mark.parametrize("name", [name for name in losses.__all__ if name.endswith("_loss")])
+def test_what_follows_the_tensors_of_a_function_is_keyword_only(name: str) -> None:
+    parameters = inspect.signature(getattr(losses, name)).parameters.values()
+    tensors = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    assert all(p.annotation in (Tensor, Tensor | None) for p in parameters if p.name in tensors)
+    assert len(tensors) >= 2
 
 
 def test_a_subclass_is_a_module_with_a_constant_weight() -> None:

@@ -18,7 +18,7 @@ def pair(rows: int = 6, classes: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def test_a_value_by_hand() -> None:
-    """The teacher says 1/2, 1/4, 1/4, the student 1/3 each, and the label is the second class."""
+    """The teacher's probabilities are 1/2, 1/4, 1/4, the student's 1/3 each; the label is the second class."""
     teacher = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log()
     target = math.log(0.25 / (1 / 3)) / 4 + 3 * math.log(0.75 / (2 / 3)) / 4
     others = 2 * math.log((2 / 3) / (1 / 2)) / 3 + math.log((1 / 3) / (1 / 2)) / 3

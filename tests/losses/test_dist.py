@@ -50,12 +50,12 @@ def test_is_zero_at_equality_and_above_elsewhere() -> None:
 def test_a_shift_and_a_factor_on_the_probabilities_change_nothing() -> None:
     _, teacher = pair()
     probabilities = teacher.softmax(1)
-    share = torch.rand(6, 1, dtype=torch.float64) * 0.5 + 0.25
-    for factor in (share[:1], share):  # of all samples, or of each its own
+    fraction = torch.rand(6, 1, dtype=torch.float64) * 0.5 + 0.25
+    for factor in (fraction[:1], fraction):  # of all samples, or of each its own
         mixed = (factor * probabilities + (1 - factor) / 5).log()
         assert dist_loss(mixed, teacher, beta=1.0, gamma=0.0).item() == pytest.approx(0, abs=1e-6)
     assert dist_loss(mixed, teacher, beta=0.0, gamma=1.0) > 1e-3
-    mixed = (share[0] * probabilities + (1 - share[0]) / 5).log()
+    mixed = (fraction[0] * probabilities + (1 - fraction[0]) / 5).log()
     assert dist_loss(mixed, teacher, beta=0.0, gamma=1.0).item() == pytest.approx(0, abs=1e-5)
 
 

@@ -179,7 +179,7 @@ def test_learned_parts_are_built_once_and_rebuilt_from_shapes() -> None:
     student, teacher = outputs(a=(4, 2, 2)), outputs(a=(6, 2, 2))
     objective = distillation(hard=HardTargetLoss(), hint=HintLoss(student_layers=["a"]))
     assert objective.shapes is None
-    objective.build(student, teacher, network=nn.Identity(), device=CPU)
+    objective.build(student, teacher, network=nn.Identity())
     assert objective.shapes == [
         {"logits": [4, 3], "features": {"a": [4, 4, 2, 2]}},
         {"logits": [4, 3], "features": {"a": [4, 6, 2, 2]}},
@@ -187,13 +187,13 @@ def test_learned_parts_are_built_once_and_rebuilt_from_shapes() -> None:
     state = copy.deepcopy(objective.state_dict())
     assert state
     assert all(key.startswith("hint.") for key in state)
-    objective.build(student, teacher, network=nn.Identity(), device=CPU)
+    objective.build(student, teacher, network=nn.Identity())
     for key, value in objective.state_dict().items():
         assert torch.equal(value, state[key])
     other = distillation(hard=HardTargetLoss(), hint=HintLoss(student_layers=["a"]))
-    other.load_shapes(None, network=nn.Identity(), device=CPU)
+    other.load_shapes(None, network=nn.Identity())
     assert other.state_dict() == {}
-    other.load_shapes(objective.shapes, network=nn.Identity(), device=CPU)
+    other.load_shapes(objective.shapes, network=nn.Identity())
     other.load_state_dict(state)
     labels = torch.tensor([0, 1, 2, 0])
     assert torch.equal(other(student, teacher, labels)[0], objective(student, teacher, labels)[0])
@@ -211,8 +211,8 @@ def test_terms_get_the_networks() -> None:
             given["one"] = networks
 
     network, teacher = nn.Identity(), nn.Flatten()
-    distillation(pair=Pair()).build(outputs(), outputs(), network=network, teacher=teacher, device=CPU)
-    alignment(one=One(layers=["a"])).build(outputs(a=(2,)), outputs(a=(2,)), network=network, device=CPU)
+    distillation(pair=Pair()).build(outputs(), outputs(), network=network, teacher=teacher)
+    alignment(one=One(layers=["a"])).build(outputs(a=(2,)), outputs(a=(2,)), network=network)
     assert given == {"pair": {"student_network": network, "teacher_network": teacher}, "one": {"network": network}}
 
 
@@ -224,29 +224,27 @@ def test_only_shapes_are_given_to_terms() -> None:
         def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
             assert not student.logits.any()
 
-    distillation(mine=Look()).build(outputs(), outputs(), network=nn.Identity(), device=CPU)
+    distillation(mine=Look()).build(outputs(), outputs(), network=nn.Identity())
 
 
 def test_a_layer_that_does_not_fit_is_reported_before_anything_is_built() -> None:
     objective = distillation(hint=HintLoss(student_layers=["b"]), at=AttentionLoss(student_layers=["a"]))
     both = outputs(a=(4,), b=(4, 2, 2))
     with pytest.raises(ValueError, match="AttentionLoss compares maps"):
-        objective.build(both, both, network=nn.Identity(), device=CPU)
+        objective.build(both, both, network=nn.Identity())
     assert objective.state_dict() == {}
 
 
 def test_classes_must_match_where_logits_are_compared() -> None:
     other = Outputs(torch.randn(4, 7))
     with pytest.raises(ValueError, match="teacher has 7 classes and the student 3, but the loss 'soft' compares"):
-        distillation(hard=HardTargetLoss(), soft=SoftTargetLoss()).build(
-            outputs(), other, network=nn.Identity(), device=CPU
-        )
-    distillation(hard=HardTargetLoss()).build(outputs(), other, network=nn.Identity(), device=CPU)
+        distillation(hard=HardTargetLoss(), soft=SoftTargetLoss()).build(outputs(), other, network=nn.Identity())
+    distillation(hard=HardTargetLoss()).build(outputs(), other, network=nn.Identity())
 
 
 def test_no_teacher_is_needed_for_labels() -> None:
     objective = distillation(hard=HardTargetLoss())
-    objective.build(outputs(), None, network=nn.Identity(), device=CPU)
+    objective.build(outputs(), None, network=nn.Identity())
     assert objective.shapes == [{"logits": [4, 3], "features": {}}, None]
     total, _ = objective(Outputs(torch.zeros(2, 4)), None, torch.tensor([3, -1]))
     assert total.item() == pytest.approx(1.3863, abs=1e-4)

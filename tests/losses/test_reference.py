@@ -349,7 +349,7 @@ def pair(shapes: Shapes) -> tuple[Tensor, Tensor]:
 )
 def test_equals_the_formula(name: str, shapes: Shapes) -> None:
     student, teacher = pair(shapes)
-    if name == "standardized" and shapes == ((1, 2), (1, 2)):  # z-scores of two classes differ in order alone
+    if name == "standardized" and shapes == ((1, 2), (1, 2)):  # z-scores of two classes differ only in order
         student, teacher = torch.tensor([[[1.0, 3.0]], [[7.0, 2.0]]], dtype=torch.float64)
     value = _METHODS[name].loss(student, teacher)
     assert value.dtype == torch.float64

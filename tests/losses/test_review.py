@@ -88,10 +88,10 @@ def test_a_shallow_layers_term_reaches_the_deeper_layers(student: Outputs, teach
     for value in student.features.values():
         value.requires_grad_()
     (deepest,) = torch.autograd.grad(loss(student, teacher, _LABELS), student.features["c"], retain_graph=True)
-    alone = ReviewLoss(student_layers=["c"])
-    alone.build(student, teacher)
-    alone.fusions[0].load_state_dict(loss.fusions[2].state_dict())
-    (without,) = torch.autograd.grad(alone(student, teacher, _LABELS), student.features["c"])
+    single = ReviewLoss(student_layers=["c"])
+    single.build(student, teacher)
+    single.fusions[0].load_state_dict(loss.fusions[2].state_dict())
+    (without,) = torch.autograd.grad(single(student, teacher, _LABELS), student.features["c"])
     assert not torch.allclose(deepest, without)
 
 

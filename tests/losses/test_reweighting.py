@@ -108,13 +108,13 @@ def test_the_true_ratio_of_gaussians_is_recovered(trained: tuple[ReweightedLoss,
 
 
 def test_the_classifier_is_calibrated_on_fresh_samples(trained: tuple[ReweightedLoss, int]) -> None:
-    """Where it says that a share of samples is the source's, that share is."""
+    """The fraction of source samples in a bin is the predicted probability."""
     loss, width = trained
     odds = odds_of(loss, *gaussians(10_000, width))
-    said, is_source = odds.sigmoid(), torch.arange(20_000) < 10_000
+    predicted, is_source = odds.sigmoid(), torch.arange(20_000) < 10_000
     for low in torch.arange(0.1, 0.9, 0.1):
-        bin_ = (said >= low) & (said < low + 0.1)
-        assert is_source[bin_].float().mean().item() == pytest.approx(said[bin_].mean().item(), abs=0.05)
+        bin_ = (predicted >= low) & (predicted < low + 0.1)
+        assert is_source[bin_].float().mean().item() == pytest.approx(predicted[bin_].mean().item(), abs=0.05)
 
 
 def test_at_first_it_is_the_plain_cross_entropy_and_log_two() -> None:
