@@ -11,11 +11,11 @@ from kd_lightning.errors import UserError
 
 
 class Outputs(NamedTuple):
-    """What a network said about a batch.
+    """The outputs of a network for a batch.
 
     Attributes:
-        logits: What the network returned, ``(B, C)`` for a classifier.
-        features: The output of each tapped layer by its dotted name, for example ``(B, channels, H, W)``.
+        logits: Output of the network, ``(B, C)`` for a classifier.
+        features: Output of each tapped layer by its dotted name, for example ``(B, channels, H, W)``.
     """
 
     logits: Tensor
@@ -42,17 +42,16 @@ class FeatureTap:
     """Runs a network and returns its logits together with the outputs of named layers.
 
     Not an ``nn.Module``: the network's weights stay where they are, once. With no layers named no hook is installed.
-    A layer that runs several times gives its last output. An in-place operation that follows a tapped layer would
-    change what is read; :meth:`check_not_overwritten` finds it.
+    Of a layer that runs several times the last output is read. An in-place operation after a tapped layer would
+    change that output; :meth:`check_not_overwritten` finds it.
 
     Args:
         network: Any classifier. It is not changed apart from one forward hook for each named layer.
         layers: Dotted names as in ``network.named_modules()``, for example ``"layer2"`` or ``"layer3.0.conv1"``.
-
-        role: What the network is called in messages, for example ``"teacher"``.
+        role: Name of the network in messages, for example ``"teacher"``.
 
     Raises:
-        ValueError: If a name is not a layer of the network; the message lists the candidates with their shapes.
+        UserError: If a name is not a layer of the network; the message lists the candidates with their shapes.
 
     Example:
         >>> from kd_lightning.networks import resnet20
@@ -76,7 +75,7 @@ class FeatureTap:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The names that are read, each once."""
+        """Return the names of the tapped layers, each once."""
         return tuple(self._recorders)
 
     def __call__(self, images: Tensor) -> Outputs:
@@ -91,10 +90,10 @@ class FeatureTap:
                 recorder.reading, recorder.output = False, None
 
     def check_not_overwritten(self, images: Tensor) -> None:
-        """Run the network once and make sure that what is read is what the layers gave.
+        """Run the network once and make sure that later operations do not overwrite the layers' outputs.
 
         Raises:
-            ValueError: If an in-place operation changes the output of a layer afterwards.
+            UserError: If an in-place operation changes the output of a layer afterwards.
         """
         given: dict[str, Tensor] = {}
         hooks = [
@@ -115,19 +114,19 @@ class FeatureTap:
                 )
 
     def remove(self) -> None:
-        """Take the hooks out of the network."""
+        """Remove the hooks from the network."""
         for hook in self._hooks:
             hook.remove()
 
 
 def layer_shapes(network: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:
-    """The output shape of every layer that returns one tensor, in the order in which the layers finish.
+    """Return the output shape of every layer that returns one tensor, in the order in which the layers finish.
 
     The network runs once in eval mode and without gradient, so that its batch norms do not move; its mode is restored.
 
     Args:
         network: Any network.
-        images: A batch that it takes, ``(B, channels, H, W)``.
+        images: Batch of images for it, ``(B, channels, H, W)``.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     names = {module: name for name, module in network.named_modules() if name}
@@ -148,7 +147,7 @@ def layer_shapes(network: nn.Module, images: Tensor) -> dict[str, tuple[int, ...
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradient for a while; afterwards each layer is in its own mode again."""
+    """Switch to eval mode and no gradient while the context lasts, and restore the mode of each layer."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -164,10 +163,10 @@ def _named(network: nn.Module, role: str | None) -> str:
 
 
 def _candidates(network: nn.Module) -> str:
-    """The layers with their shapes for an image of a usual size, or without where the network takes none such."""
+    """Return the layers with their shapes for an image of 32 or 224 pixels, or without if the network takes neither."""
     filters = [weight for weight in network.parameters() if weight.dim() == 4]
     for size in (32, 224):
-        with suppress(Exception):  # whatever a user's network raises at a size that it was not made for
+        with suppress(Exception):  # a user's network may raise anything at an unexpected size
             shapes = layer_shapes(network, filters[0].new_zeros(2, filters[0].shape[1], size, size))
             listed = ", ".join(f"{name} {shape[1:]}" for name, shape in shapes.items())
             return f" (shapes for a {size}x{size} image): {listed}"

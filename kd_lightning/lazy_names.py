@@ -5,17 +5,17 @@ from importlib import import_module
 from typing import Any
 
 
-def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package.
+def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a package.
 
     Args:
-        package: Its name.
-        homes: The module inside it that holds each public name.
+        package: Name of the package.
+        modules: Module inside the package that defines each public name.
     """
 
-    def found(name: str) -> Any:
-        if name not in homes:
+    def import_name(name: str) -> Any:
+        if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
+        return getattr(import_module(f"{package}.{modules[name]}"), name)
 
-    return found
+    return import_name

@@ -137,7 +137,7 @@ def test_no_command_runs_code_from_a_file_that_fills_a_network(kd: Command, comm
         torch.save({"state_dict": {}, "kd_lightning_format": 1}, "own.ckpt")
         options = [*options, "--ckpt_path", "own.ckpt"]
     message = sentence(kd, command, "-c", recipe, *filled(path, role), *options)
-    assert "'evil.ckpt' is no checkpoint of tensors and plain data" in message
+    assert "'evil.ckpt' is not a checkpoint of tensors and plain data" in message
     assert not Path("ran").exists()
 
 
@@ -186,9 +186,9 @@ def test_no_trainer_runs_code(
     monkeypatch: pytest.MonkeyPatch, here: Path, make_trainer: Trainers, digits: DigitsDataModule, method: str
 ) -> None:
     path = bomb(here / "evil.ckpt", read_checkpoint(LAST))
-    with pytest.raises(ValueError, match=r"evil\.ckpt' is no checkpoint of tensors and plain data"):
+    with pytest.raises(ValueError, match=r"evil\.ckpt' is not a checkpoint of tensors and plain data"):
         getattr(make_trainer(), method)(TeacherModule(student()), datamodule=digits, ckpt_path=path)
-    with pytest.raises(ValueError, match=r"evil\.ckpt' is no checkpoint of tensors and plain data"):
+    with pytest.raises(ValueError, match=r"evil\.ckpt' is not a checkpoint of tensors and plain data"):
         getattr(make_trainer(), method)(TeacherModule(student()), datamodule=digits, ckpt_path=path, weights_only=False)
     assert not Path("ran").exists()
 
@@ -607,7 +607,7 @@ def test_keys_that_are_no_names_are_passed_over(tmp_path: Path) -> None:
     torch.save({0: torch.rand(2), **student().state_dict()}, tmp_path / "weights.pt")
     from_checkpoint(student(), tmp_path / "weights.pt")
     torch.save({0: torch.rand(2)}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match="holds no weights"):
+    with pytest.raises(ValueError, match="does not contain weights"):
         from_checkpoint(student(), tmp_path / "weights.pt")
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from kd_lightning.errors import MissingFileError, OutputExistsError, UserError
 from kd_lightning.export.onnx_classifier import OnnxClassifier
 from kd_lightning.files.atomic import atomic_write
-from kd_lightning.files.images import SUFFIXES, decoded
+from kd_lightning.files.images import SUFFIXES, load_image
 
 Row = tuple[str, str, str]
 
@@ -82,5 +82,5 @@ def _images_in(path: Path) -> list[Path]:
 
 def _pixels(file: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     channels, height, width = shape
-    pixels = np.asarray(decoded(file, "L" if channels == 1 else "RGB", (height, width)))
+    pixels = np.asarray(load_image(file, "L" if channels == 1 else "RGB", (height, width)))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

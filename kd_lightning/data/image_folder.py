@@ -10,7 +10,7 @@ import torch
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.data.module import ImageDataModule
 from kd_lightning.errors import MissingFileError, UserError
-from kd_lightning.files.images import SUFFIXES, opened
+from kd_lightning.files.images import SUFFIXES, open_image
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -141,5 +141,5 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def _header_size(file: Path) -> tuple[int, int]:
-    with opened(file) as image:
+    with open_image(file) as image:
         return image.height, image.width

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kd_lightning.data.batch import RawBatch
-from kd_lightning.files.images import decoded
+from kd_lightning.files.images import load_image
 
 
 class ImageSet(NamedTuple):
@@ -49,7 +49,7 @@ def read_image(file: Path, size: tuple[int, int] | None) -> Tensor:
     Raises:
         ValueError: If it is no readable image or one of 16 or 32 bits of grey; the message names it.
     """
-    rgb = decoded(file, "RGB", size)
+    rgb = load_image(file, "RGB", size)
     return torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(rgb.height, rgb.width, 3).permute(2, 0, 1)
 
 

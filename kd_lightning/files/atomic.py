@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all; needs no torch."""
+"""Atomic writing of files; importable without torch."""
 
 import os
 from collections.abc import Iterator
@@ -10,41 +10,41 @@ from kd_lightning.errors import WriteError
 
 
 @contextmanager
-def atomic_write(place: Path) -> Iterator[BinaryIO]:
-    """A file to write to, beside its place; it is moved there once it is on the disk.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file next to a path; it replaces the path once it is complete on the disk.
 
-    Whatever goes wrong before, a kill included, what was in the place stays.
+    If anything goes wrong before, a kill included, the previous file stays.
 
     Args:
-        place: Where the file will be; its folder is made if need be.
+        path: Path of the file; its folder is created if needed.
 
     Raises:
-        OSError: If it cannot be written (the disk is full, for example); the message says what to do.
+        WriteError: If the file cannot be written, for example because the disk is full.
 
     Example:
         >>> import tempfile
-        >>> place = Path(tempfile.mkdtemp(), "folder", "file.txt")
-        >>> with atomic_write(place) as file:
+        >>> path = Path(tempfile.mkdtemp(), "folder", "file.txt")
+        >>> with atomic_write(path) as file:
         ...     _ = file.write(b"all of it")
-        >>> place.read_text()
+        >>> path.read_text()
         'all of it'
     """
-    temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:  # never through a link that someone has put there
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(place)
-        _sync(place.parent)
+        temporary.replace(path)
+        _sync(path.parent)
     except (OSError, RuntimeError) as error:
-        reason = _refusal(error)
+        reason = _system_error(error)
         if reason is None:
             raise
         raise WriteError(
-            f"{str(place)!r} cannot be written ({reason.strerror or reason}); what was there before is as it was; "
+            f"{str(path)!r} cannot be written ({reason.strerror or reason}); what was there before is as it was; "
             "make room or choose another place."
         ) from error
     finally:
@@ -52,15 +52,15 @@ def atomic_write(place: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def _refusal(error: BaseException | None) -> OSError | None:
-    """What the system said; torch.save reports it as a broken archive."""
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Return the error of the system, which torch.save replaces by one about a broken archive."""
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error
 
 
 def _sync(folder: Path) -> None:
-    """The move itself to the disk, on systems that can do so."""
+    """Flush the renaming to the disk, on systems that can do so."""
     with suppress(OSError):
         entry = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Reads files of tensors and plain data; code in them is refused, never run."""
+"""Reading of files of tensors and plain data; code in them is never run."""
 
 import pickle
 import zipfile
@@ -11,15 +11,15 @@ from kd_lightning.errors import MissingFileError, UserError, first_line
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a file of tensors and plain data on any machine; code in it is refused, never run.
+    """Read a file of tensors and plain data on any machine; code in it is never run.
 
     Args:
-        path: ``.ckpt``, ``.pt``, ``.pth``, ``.th`` (anything of ``torch.save``) or ``.safetensors``.
+        path: Path of a ``.ckpt``, ``.pt``, ``.pth``, ``.th`` (anything of ``torch.save``) or ``.safetensors``
+            file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged (a flipped bit is found by the checksums in it), carries code, or is none of
-            the formats.
+        MissingFileError: If there is no such file.
+        UserError: If the file is damaged (its checksums reveal a flipped bit), contains code, or has another format.
     """
     path = Path(path)
     if not path.is_file():
@@ -31,16 +31,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             return load_file(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch writes a checksum for each record and never looks at it
-                # and what one bit in the index marks as a folder, it does not read but leaves as memory was
+                damaged = archive.testzip()  # torch writes a checksum for each record and never checks it
+                # a record that one flipped bit in the index marks as a folder is not read: its memory stays undefined
                 folders = [record.filename for record in archive.infolist() if record.external_attr & 0x10]
             if damaged or folders:
                 raise UserError(f"its record {damaged or folders[0]!r} does not match its checksum or its index")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{str(path)!r} is no checkpoint of tensors and plain data (it is damaged, of another format, or carries "
-            "code, which was not run); export its state dict with torch.save where it was made."
+            f"{str(path)!r} is not a checkpoint of tensors and plain data (it is damaged, has another format, or "
+            "contains code, which was not run); export its state dict with torch.save where it was made."
         ) from error
     except Exception as error:
         raise UserError(

@@ -26,8 +26,8 @@ from kd_lightning.files.format import FORMAT, KEY
 from kd_lightning.modules import optim
 from kd_lightning.modules.evaluation import Evaluation, Prediction
 from kd_lightning.modules.example_images import example_images
-from kd_lightning.networks import DataConfig, data_config
-from kd_lightning.networks.channel_slicing import slice_to
+from kd_lightning.networks import DataConfig, data_config, set_data_config
+from kd_lightning.networks.channel_slicing import slice_to, sliced_shapes
 from kd_lightning.networks.data_config import check_same_classes
 from kd_lightning.networks.dry_run import check_initialized, count_classes, to_input_dtype, try_forward
 from kd_lightning.networks.normalization import normalization_between
@@ -151,7 +151,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.convert_input = normalization_between(data, known).to(weight_device(self.network))
         if self.trainer.state.fn == "fit":  # from now on its weights are trained on these data
             statistics = data if known.mean is None else known
-            self.network.data_config = statistics._replace(classes=data.classes or known.classes)  # type: ignore[assignment]
+            set_data_config(self.network, statistics._replace(classes=data.classes or known.classes))
         else:
             check_same_classes("The network", known, data)
 
@@ -253,14 +253,14 @@ class ClassificationModule(pl.LightningModule, ABC):
         """Add what the network needs to be used elsewhere, as plain data: its input and classes, and its widths."""
         checkpoint[KEY] = FORMAT
         checkpoint["data_config"] = data_config(self.network)._asdict()
-        if hasattr(self.network, "sliced_shapes"):  # it was pruned
-            checkpoint["sliced_shapes"] = self.network.sliced_shapes
+        if (shapes := sliced_shapes(self.network)) is not None:
+            checkpoint["sliced_shapes"] = shapes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it."""
         if isinstance(checkpoint.get("sliced_shapes"), dict):
             slice_to(self.network, checkpoint["sliced_shapes"])
-        self.network.data_config = DataConfig.of(**checkpoint.get("data_config", {}))  # type: ignore[assignment]
+        set_data_config(self.network, DataConfig.of(**checkpoint.get("data_config", {})))
         if self._trainer is not None:
             self._match_data()
 

@@ -1,6 +1,6 @@
-"""Networks for small images and the reading of their weights; plain PyTorch."""
+"""Networks for small images, and loading of weights; plain PyTorch."""
 
-from kd_lightning.networks.data_config import DataConfig, data_config
+from kd_lightning.networks.data_config import DataConfig, data_config, set_data_config
 from kd_lightning.networks.ensemble import EnsembleTeacher
 from kd_lightning.networks.head import replace_head, reuse_teacher_classifier
 from kd_lightning.networks.lenet import LeNet
@@ -39,6 +39,7 @@ __all__ = [
     "resnet56",
     "resnet110",
     "reuse_teacher_classifier",
+    "set_data_config",
     "wrn_16_2",
     "wrn_28_10",
     "wrn_40_1",

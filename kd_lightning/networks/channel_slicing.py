@@ -1,4 +1,4 @@
-"""Networks whose layers have lost channels: how wide each is, and making another as narrow."""
+"""Networks with fewer channels: selects entries of their weights, or slices them to saved shapes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,21 +8,23 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 
+_ATTRIBUTE = "sliced_shapes"
+
 
 def tensor_shapes(network: nn.Module) -> dict[str, list[int]]:
-    """The shape of each weight and buffer by its name, plain."""
+    """Return the shape of each weight and buffer by its name, as plain data."""
     return {name: list(value.shape) for name, value in network.state_dict().items()}
 
 
 def slice_to(network: nn.Module, wanted: Mapping[str, Sequence[int]]) -> nn.Module:
-    """Cut weights and buffers to shapes, in place; which values remain is for a state dict to say.
+    """Slice weights and buffers to shapes, in place; their values must be loaded from a state dict afterwards.
 
     Args:
-        network: As wide as the network was before it was pruned.
-        wanted: What :func:`shapes` said of the pruned network.
+        network: Network with the widths from before pruning.
+        wanted: Result of :func:`tensor_shapes` for the pruned network.
 
     Raises:
-        ValueError: If a shape is no part of what is there.
+        UserError: If a tensor is smaller than its wanted shape.
 
     Example:
         >>> small = slice_to(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), {"0.weight": [3, 4], "0.bias": [3],
@@ -38,8 +40,8 @@ def slice_to(network: nn.Module, wanted: Mapping[str, Sequence[int]]) -> nn.Modu
                 f"{name!r} of {type(network).__name__} has the shape {tuple(value.shape)} and not {shape}; "
                 "build the network that was pruned."
             )
-        places = torch.arange(value.numel()).view(value.shape)
-        kept[name] = places[tuple(slice(side) for side in shape)]
+        indices = torch.arange(value.numel()).view(value.shape)
+        kept[name] = indices[tuple(slice(side) for side in shape)]
     return select(network, kept)
 
 
@@ -50,33 +52,44 @@ def _is_part(shape: Any, whole: Sequence[int]) -> bool:
 
 
 def select(network: nn.Module, kept: Mapping[str, Tensor]) -> nn.Module:
-    """Keep some entries of weights and buffers, in place.
+    """Keep only some entries of weights and buffers, in place.
 
     Args:
-        network: What is cut.
-        kept: For each name of the state dict the entries, as places in the flattened tensor, in the new shape.
+        network: Network to change.
+        kept: Indices into each flattened tensor by its name in the state dict, in the new shape.
     """
     for prefix, module in network.named_modules():
         for name, value in [*module._parameters.items(), *module._buffers.items()]:
-            places = kept.get(f"{prefix}.{name}" if prefix else name)
-            if value is None or places is None or places.shape == value.shape:
+            indices = kept.get(f"{prefix}.{name}" if prefix else name)
+            if value is None or indices is None or indices.shape == value.shape:
                 continue
-            cut = select_entries(value.detach(), places)
-            setattr(module, name, nn.Parameter(cut, value.requires_grad) if isinstance(value, nn.Parameter) else cut)
+            chosen = select_entries(value.detach(), indices)
+            setattr(
+                module, name, nn.Parameter(chosen, value.requires_grad) if isinstance(value, nn.Parameter) else chosen
+            )
         _update_layer_sizes(module)
-    network.sliced_shapes = tensor_shapes(network)  # type: ignore[assignment]  # a plain attribute, for checkpoints
+    setattr(network, _ATTRIBUTE, tensor_shapes(network))
     return network
 
 
-def select_entries(values: Tensor, places: Tensor) -> Tensor:
-    """Entries of a tensor by their places in it flattened, in the shape of the places, laid out in memory as it was."""
-    cut = values.flatten()[places.flatten().to(values.device)].view(places.shape)
+def sliced_shapes(network: nn.Module) -> dict[str, list[int]] | None:
+    """Return the shapes of a sliced network's weights and buffers for its checkpoint, or ``None`` if it was not sliced.
+
+    They are the plain attribute ``network.sliced_shapes``, so that copies keep them.
+    """
+    shapes: dict[str, list[int]] | None = getattr(network, _ATTRIBUTE, None)
+    return shapes
+
+
+def select_entries(values: Tensor, indices: Tensor) -> Tensor:
+    """Return entries of a tensor by their indices into the flattened tensor, in the tensor's memory format."""
+    chosen = values.flatten()[indices.flatten().to(values.device)].view(indices.shape)
     last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
-    return torch.empty_like(cut, memory_format=torch.channels_last).copy_(cut) if last else cut
+    return torch.empty_like(chosen, memory_format=torch.channels_last).copy_(chosen) if last else chosen
 
 
 def _update_layer_sizes(module: nn.Module) -> None:
-    """Have a layer say how wide it is now."""
+    """Update the attributes in which a layer keeps its sizes."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, Tensor):
         depthwise = module.groups > 1 and weight.shape[1] == 1

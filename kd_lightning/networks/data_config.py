@@ -1,4 +1,4 @@
-"""What a network's weights expect of their input, carried by the network itself."""
+"""The input statistics and classes that a network was trained with, attached to the network."""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -8,9 +8,11 @@ from torch import nn
 
 from kd_lightning.errors import UserError
 
+_ATTRIBUTE = "data_config"
+
 
 class DataConfig(NamedTuple):
-    """The data that a network's weights were trained on; ``None`` where it is not known.
+    """The data that a network's weights were trained on; ``None`` where unknown.
 
     Attributes:
         mean: Mean of each channel that was subtracted from images in [0, 1].
@@ -29,21 +31,21 @@ class DataConfig(NamedTuple):
         std: Sequence[float] | None = None,
         classes: Sequence[str] | None = None,
     ) -> "DataConfig":
-        """Check and convert.
+        """Return a checked configuration.
 
         Raises:
-            ValueError: If only one of the statistics is given, they differ in length or a deviation is not above 0.
+            UserError: If only one of the statistics is given, they differ in length or a deviation is not above 0.
         """
         if (mean is None) != (std is None):
             raise UserError("mean and std describe the input together; give both or neither.")
-        if mean is not None and std is not None and not _possible(mean, std):
+        if mean is not None and std is not None and not _is_valid(mean, std):
             raise UserError(
                 f"mean and std need one value for each channel and deviations above 0, got {mean} and {std}."
             )
         return cls(_floats(mean), _floats(std), None if classes is None else tuple(map(str, classes)))
 
 
-def _possible(mean: Sequence[float], std: Sequence[float]) -> bool:
+def _is_valid(mean: Sequence[float], std: Sequence[float]) -> bool:
     return 0 < len(mean) == len(std) and all(map(isfinite, [*mean, *std])) and min(std) > 0
 
 
@@ -55,12 +57,12 @@ def check_same_classes(who: str, known: DataConfig, data: DataConfig) -> None:
     """Make sure that a network and its data, where both are known, name the same classes in the same order.
 
     Args:
-        who: Names the network in the message.
-        known: What the network was trained on.
-        data: What it is about to see.
+        who: Name of the network in the message.
+        known: Data that the network was trained on.
+        data: Data that it is used on.
 
     Raises:
-        ValueError: If they differ.
+        UserError: If they differ.
     """
     if known.classes and data.classes and known.classes != data.classes:
         raise UserError(
@@ -70,7 +72,7 @@ def check_same_classes(who: str, known: DataConfig, data: DataConfig) -> None:
 
 
 def truncate(names: Sequence[str]) -> str:
-    """The first five names, and how many there are besides.
+    """Return the first five names, and the number of further ones.
 
     Example:
         >>> truncate("abcdefg")
@@ -80,5 +82,20 @@ def truncate(names: Sequence[str]) -> str:
 
 
 def data_config(network: nn.Module) -> DataConfig:
-    """What :func:`from_checkpoint` learned about a network's data; nothing for any other network."""
-    return getattr(network, "data_config", DataConfig())
+    """Return the configuration that is attached to a network, with ``None`` in all fields if there is none."""
+    known: DataConfig = getattr(network, _ATTRIBUTE, DataConfig())
+    return known
+
+
+def set_data_config(network: nn.Module, config: DataConfig) -> None:
+    """Attach a configuration to a network.
+
+    It is the plain attribute ``network.data_config``, so that copies keep it and the state dict does not contain it.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> set_data_config(network, DataConfig.of(classes=["cat", "dog"]))
+        >>> data_config(network).classes
+        ('cat', 'dog')
+    """
+    setattr(network, _ATTRIBUTE, config)

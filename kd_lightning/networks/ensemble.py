@@ -1,4 +1,4 @@
-"""Several teachers as one."""
+"""An ensemble of networks as one teacher."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,7 +13,7 @@ from kd_lightning.networks.placement import weight_device
 
 
 class EnsembleTeacher(nn.Module):
-    r"""The weighted average of what several networks say.
+    r"""The weighted average of the outputs of several networks.
 
     With ``average="logits"`` it is :math:`\sum_k w_k z_k`; with ``"probabilities"`` the logarithm of
     :math:`\sum_k w_k \, \mathrm{softmax}(z_k)`, whose softmax is that average. Each network gets its input with the
@@ -23,14 +23,14 @@ class EnsembleTeacher(nn.Module):
 
     Args:
         networks: Trained networks of the same classes.
-        average: What is averaged.
-        weights: One for each network, >= 0; they are divided by their sum. ``None`` for equal ones.
+        average: Quantity to average.
+        weights: Weight of each network, >= 0; they are divided by their sum. ``None`` for equal weights.
 
     Shapes:
         Images ``(B, channels, H, W)`` to logits ``(B, C)``.
 
     Raises:
-        ValueError: If there is no network, the weights do not fit, or the networks name different classes.
+        UserError: If there is no network, the weights do not fit, or the networks name different classes.
 
     Example:
         >>> from kd_lightning.networks import resnet20, resnet56
@@ -38,7 +38,7 @@ class EnsembleTeacher(nn.Module):
         torch.Size([2, 10])
     """
 
-    shares: Tensor
+    fractions: Tensor
 
     def __init__(
         self,
@@ -57,7 +57,6 @@ class EnsembleTeacher(nn.Module):
         known = [data_config(network) for network in networks]
         classes = next((one.classes for one in known if one.classes), None)
         statistics = next((one for one in known if one.mean is not None), known[0])
-        # a plain attribute, as from_checkpoint sets it: what the ensemble itself expects
         self.data_config = statistics._replace(classes=classes)
         for number, one in enumerate(known):
             check_same_classes(f"Network {number} of the ensemble", one, self.data_config)
@@ -65,17 +64,17 @@ class EnsembleTeacher(nn.Module):
         device = weight_device(self.networks)
         self.convert_input = nn.ModuleList(normalization_between(self.data_config, one) for one in known).to(device)
         self.average = average
-        self.register_buffer("shares", torch.tensor(weights, device=device) / sum(weights), persistent=False)
+        self.register_buffer("fractions", torch.tensor(weights, device=device) / sum(weights), persistent=False)
 
     def extra_repr(self) -> str:
-        """What is averaged."""
+        """Return the averaged quantity for the module's representation."""
         return self.average
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of the images."""
+        """Return logits ``(B, C)`` of images ``(B, channels, H, W)``."""
         members = zip(self.convert_input, self.networks, strict=True)
         logits = torch.stack([network(convert_input(images)).float() for convert_input, network in members])
-        shares = self.shares[:, None, None]
+        fractions = self.fractions[:, None, None]
         if self.average == "logits":
-            return (shares * logits).sum(0)
-        return (logits.log_softmax(2) + shares.log()).logsumexp(0)
+            return (fractions * logits).sum(0)
+        return (logits.log_softmax(2) + fractions.log()).logsumexp(0)

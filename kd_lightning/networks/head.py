@@ -6,19 +6,19 @@ from collections import OrderedDict
 from torch import nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.networks.data_config import data_config
+from kd_lightning.networks.data_config import data_config, set_data_config
 
 
 def replace_head(network: nn.Module, num_classes: int) -> nn.Module:
     """Give a network a new last linear layer for another number of classes, and return it.
 
     Args:
-        network: Any network whose last ``nn.Linear`` (in the order of ``named_modules``) makes the logits. It is
-            changed in place.
-        num_classes: Columns of the new logits.
+        network: Any network whose last ``nn.Linear`` (in the order of ``named_modules``) computes the logits. It
+            is changed in place.
+        num_classes: Number of columns of the new logits.
 
     Raises:
-        ValueError: If the network has no linear layer, or ``num_classes`` is below 1.
+        UserError: If the network has no linear layer, or ``num_classes`` is below 1.
 
     Example:
         >>> from kd_lightning.networks import resnet20
@@ -31,7 +31,7 @@ def replace_head(network: nn.Module, num_classes: int) -> nn.Module:
     new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
     network.set_submodule(name, new.to(head.weight))
     known = data_config(network)
-    network.data_config = known._replace(classes=None)  # type: ignore[assignment]
+    set_data_config(network, known._replace(classes=None))
     return network
 
 
@@ -49,14 +49,14 @@ def reuse_teacher_classifier(
     https://arxiv.org/abs/2203.14001; authors' code: https://github.com/DefangChen/SimKD
 
     Args:
-        backbone: A network that pools its last map ``(B, C, H, W)`` in a layer and makes the logits of the C values by
-            its last ``nn.Linear``. It is changed in place.
-        classifier: A trained network, whose last ``nn.Linear`` is copied, or such a layer.
-        pool: The dotted name of the backbone's pooling layer.
-        reduction: The bottleneck has 1/reduction of the teacher's channels; 2 as released.
+        backbone: Network that pools its last map ``(B, C, H, W)`` in a layer and computes the logits from the C
+            values by its last ``nn.Linear``. It is changed in place.
+        classifier: Trained network, whose last ``nn.Linear`` is copied, or such a layer.
+        pool: Dotted name of the backbone's pooling layer.
+        reduction: Factor by which the bottleneck is narrower than the teacher's map; 2 as released.
 
     Raises:
-        ValueError: If a network has no linear layer, or the backbone no such pooling layer.
+        UserError: If a network does not have a linear layer, or the backbone such a pooling layer.
 
     Example:
         >>> from kd_lightning.networks import resnet20, resnet32x4
@@ -71,17 +71,17 @@ def reuse_teacher_classifier(
             f"{', '.join(name for name in modules if name)}."
         )
     name, head = _head(backbone)
-    grafted = copy.deepcopy(classifier if isinstance(classifier, nn.Linear) else _head(classifier)[1])
-    projector = _projector(head.in_features, grafted.in_features, reduction).to(head.weight)
+    reused = copy.deepcopy(classifier if isinstance(classifier, nn.Linear) else _head(classifier)[1])
+    projector = _projector(head.in_features, reused.in_features, reduction).to(head.weight)
     backbone.set_submodule(pool, nn.Sequential(OrderedDict(projector=projector, pool=modules[pool])))
-    backbone.set_submodule(name, grafted.to(head.weight).requires_grad_(False))
+    backbone.set_submodule(name, reused.to(head.weight).requires_grad_(False))
     known = data_config(backbone)
-    backbone.data_config = known._replace(classes=data_config(classifier).classes)  # type: ignore[assignment]
+    set_data_config(backbone, known._replace(classes=data_config(classifier).classes))
     return backbone
 
 
 def head_of(network: nn.Module) -> tuple[str, nn.Linear] | None:
-    """The name of the last linear layer inside a network, and that layer; ``None`` where there is none."""
+    """Return the name of the last linear layer inside a network and the layer, or ``None`` if there is none."""
     heads = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear) and name]
     return heads[-1] if heads else None
 
@@ -89,7 +89,7 @@ def head_of(network: nn.Module) -> tuple[str, nn.Linear] | None:
 def _head(network: nn.Module) -> tuple[str, nn.Linear]:
     head = head_of(network)
     if head is None:
-        raise UserError(f"{type(network).__name__} has no linear layer to replace; give it a head of your own.")
+        raise UserError(f"{type(network).__name__} has no linear layer to replace; write its head yourself.")
     return head
 
 

@@ -1,4 +1,4 @@
-"""Input statistics: what a network expects against what it gets."""
+"""Conversion between input statistics."""
 
 from typing import cast
 
@@ -10,18 +10,18 @@ from kd_lightning.networks.data_config import DataConfig
 
 
 class ConvertNormalization(nn.Module):
-    """Turns images that were normalised with one mean and deviation into images normalised with another.
+    """Converts images that were normalized with one mean and deviation to another.
 
     Args:
-        given: What the images were normalised with.
-        expected: What the network was trained with.
+        given: Statistics that the images were normalized with.
+        expected: Statistics that the network was trained with.
 
     Raises:
-        ValueError: If the numbers of channels differ.
+        UserError: If the numbers of channels differ.
 
     Example:
-        >>> turn = ConvertNormalization(given=DataConfig.of([0.5], [0.5]), expected=DataConfig.of([0.0], [1.0]))
-        >>> turn(torch.ones(1, 1, 1, 1)).item()
+        >>> convert = ConvertNormalization(given=DataConfig.of([0.5], [0.5]), expected=DataConfig.of([0.0], [1.0]))
+        >>> convert(torch.ones(1, 1, 1, 1)).item()
         1.0
     """
 
@@ -43,12 +43,12 @@ class ConvertNormalization(nn.Module):
         self.register_buffer("shift", ((mean - wanted_mean) / wanted_std).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``(B, channels, H, W)``."""
+        """Return converted images ``(B, channels, H, W)``."""
         return (images * self.scale + self.shift).to(images.dtype)
 
 
 def normalization_between(given: DataConfig, expected: DataConfig) -> nn.Module:
-    """A :class:`ConvertNormalization` where both sides are known and differ, else nothing to do."""
+    """Return a :class:`ConvertNormalization` if both statistics are known and differ, else an identity."""
     if given.mean is None or expected.mean is None or given[:2] == expected[:2]:
         return nn.Identity()
     return ConvertNormalization(given, expected)

@@ -104,7 +104,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
 ) -> None:
     content = torch.load(saved, weights_only=True)
     torch.save({**content, "more": Code(saved.parent / "was run")}, saved)
-    with pytest.raises(ValueError, match="carries code, which was not run"):
+    with pytest.raises(ValueError, match="contains code, which was not run"):
         use(make_trainer(), command, saved, **options)
     assert not (saved.parent / "was run").exists()
 

@@ -179,7 +179,7 @@ def test_an_unreadable_image_is_named_before_the_first_step(
 ) -> None:
     bad = root / "train" / "bee" / ("05.ppm" if content[:1] == b"P" else "05.png")
     bad.write_bytes(content)
-    expected = f"{str(bad)!r} cannot be read as an image; mend it or take it away."
+    expected = f"{str(bad)!r} cannot be read as an image; fix or remove it."
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         ImageFolderDataModule(str(root), image_size=image_size, memory_limit=memory_limit).setup("fit")
 

@@ -55,7 +55,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, damage: str) -> None:
     content = path.read_bytes()
     damaged = {"empty": b"", "text": b"not an image", "half": content[: len(content) // 2], "header": content[:20]}
     path.write_bytes(damaged[damage])
-    expected = f"{str(path)!r} cannot be read as an image; mend it or take it away."
+    expected = f"{str(path)!r} cannot be read as an image; fix or remove it."
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         read_image(path, None)
 

@@ -245,7 +245,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(
         kd("classify", str(small), str(tmp_path), *(["-o", "folder/labels.csv"] if written else []))
     assert str(left.value).splitlines() == [
         "kd-lightning classify: 2 of 70 images are left out.",
-        f"{str(tmp_path / '03.png')!r} cannot be read as an image; mend it or take it away.",
+        f"{str(tmp_path / '03.png')!r} cannot be read as an image; fix or remove it.",
         f"{str(tmp_path / '68.png')!r} has more than 8 bits a pixel of grey; save it with 8 bits.",
     ]
     said = capsys.readouterr().out

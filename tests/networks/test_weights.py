@@ -116,7 +116,9 @@ def test_a_published_legacy_file_is_read(tmp_path: Path) -> None:
     )
     torch.save({"best_prec1": 92.6, "state_dict": weights}, tmp_path / "a.th", _use_new_zipfile_serialization=False)
     assert not zipfile.is_zipfile(tmp_path / "a.th")
-    from_checkpoint(filled, tmp_path / "a.th", {"linear.": "fc."}, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    from_checkpoint(
+        filled, tmp_path / "a.th", rename={"linear.": "fc."}, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
     assert same(filled, saved)
     assert data_config(filled) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None)
 
@@ -170,7 +172,7 @@ def test_a_deeper_network_is_refused_unless_layers_are_named(tmp_path: Path) -> 
     torch.save(deep(3, 4).state_dict(), tmp_path / "teacher.pt")
     with pytest.raises(ValueError, match=r"unexpected: layer1\.1"):
         from_checkpoint(deep(1, 2), tmp_path / "teacher.pt")
-    with pytest.raises(ValueError, match=r"layers names 'layer7', which ResNet has not"):
+    with pytest.raises(ValueError, match=r"layers names 'layer7', which ResNet does not have"):
         from_checkpoint(deep(1, 2), tmp_path / "teacher.pt", layers={"layer7": "layer1.0"})
     with pytest.raises(ValueError, match=r"missing: layer1\.0\.conv1\.weight"):
         from_checkpoint(deep(1, 2), tmp_path / "teacher.pt", layers={"layer1.0": "layer1.9"})
@@ -284,7 +286,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, layout: str) -> N
     trace.unlink()
     filled = network()
     before = copy.deepcopy(filled)
-    with pytest.raises(ValueError, match=r"is no checkpoint of tensors and plain data .* code, which was not run"):
+    with pytest.raises(ValueError, match=r"is not a checkpoint of tensors and plain data .* code, which was not run"):
         from_checkpoint(filled, path)
     assert not trace.exists()
     assert same(filled, before)
@@ -307,7 +309,7 @@ def test_a_tensor_alone_is_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}])
 def test_a_file_without_weights_is_refused(tmp_path: Path, content: dict) -> None:
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="holds no weights, neither bare nor under 'state_dict' or 'model'"):
+    with pytest.raises(ValueError, match="does not contain weights, neither bare nor under 'state_dict' or 'model'"):
         from_checkpoint(network(), tmp_path / "a.pt")
 
 
@@ -362,7 +364,7 @@ def test_the_head_is_the_last_linear_layer_of_any_network() -> None:
 
 
 def test_a_head_needs_a_linear_layer_and_a_class() -> None:
-    with pytest.raises(ValueError, match=r"^Sequential has no linear layer to replace; give it a head of your own\.$"):
+    with pytest.raises(ValueError, match=r"^Sequential has no linear layer to replace; write its head yourself\.$"):
         replace_head(nn.Sequential(nn.Conv2d(3, 3, 1)), num_classes=2)
     with pytest.raises(ValueError, match=r"^num_classes must be >= 1, got 0\.$"):
         replace_head(network(), num_classes=0)
@@ -401,6 +403,6 @@ def test_statistics_that_are_none_are_refused_before_a_weight_changes(tmp_path: 
     network = nn.Linear(2, 2)
     before = network.weight.detach().clone()
     torch.save({"state_dict": nn.Linear(2, 2).state_dict(), "data_config": {"colour": 1}}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"'data_config' in .* must hold mean, std and classes alone"):
+    with pytest.raises(ValueError, match=r"'data_config' in .* must contain only mean, std and classes"):
         from_checkpoint(network, tmp_path / "weights.pt")
     assert torch.equal(network.weight, before)
