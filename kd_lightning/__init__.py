@@ -10,6 +10,7 @@ from kd_lightning.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from kd_lightning.checkpoints.checkpoint import Checkpoint as Checkpoint
+    from kd_lightning.data.augmentation.settings import Augmentation as Augmentation
     from kd_lightning.data.cifar import CIFAR10DataModule as CIFAR10DataModule
     from kd_lightning.data.cifar import CIFAR100DataModule as CIFAR100DataModule
     from kd_lightning.data.digits import DigitsDataModule as DigitsDataModule
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from kd_lightning.runs.run import Run as Run
 
 _LAZY = {
+    "Augmentation": "data.augmentation.settings",
     "CIFAR10DataModule": "data.cifar",
     "CIFAR100DataModule": "data.cifar",
     "DigitsDataModule": "data.digits",
@@ -42,6 +44,7 @@ _LAZY = {
 __version__ = "0.1.0"
 __all__ = [
     "AdaptationModule",
+    "Augmentation",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "Checkpoint",

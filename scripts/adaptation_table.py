@@ -19,7 +19,7 @@ from kd_lightning.runs.commands import commands_left, process_words
 from kd_lightning.runs.run import Run
 
 METHODS = ["source_only", "reweight", "kmm", "mmd", "coral", "dann", "cdan"]
-TURNED = ["--data.rotation=15", "--data.scaling=0.2"]
+TURNED = ["--data.augmentation.rotation=15", "--data.augmentation.scaling=0.2"]
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import torch
 import torchvision
 from bench_baseline import MEAN, STD, endless, plain_loader, random_images
 
+from kd_lightning.data.augmentation import Augmentation
 from kd_lightning.data.batch import RawBatch
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.data.module import ImageDataModule
@@ -26,7 +27,8 @@ class RandomImages(ImageDataModule):
     """Images in memory, as CIFAR-10's are."""
 
     def __init__(self, batch_size: int, views: int | None = None, count: int = COUNT) -> None:
-        super().__init__(batch_size, 0.1, 0, 0, 4, True, MEAN, STD, 0.0, 0.0, 0, views)
+        augmentation = Augmentation(padding=4, flip=True)
+        super().__init__(mean=MEAN, std=STD, augmentation=augmentation, batch_size=batch_size, views=views)
         self.count = count
 
     @property
@@ -68,7 +70,7 @@ def main() -> None:
     def batched() -> object:
         stored = next(ours)
         assert isinstance(stored, RawBatch)
-        return data.view(stored._replace(labels=stored.labels.to(device), ids=stored.ids.to(device)))
+        return data.augment(stored._replace(labels=stored.labels.to(device), ids=stored.ids.to(device)))
 
     sides: dict[str, tuple[Callable[[], object], int]] = {
         "batched (ours)": (batched, 100),

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning import networks
-from kd_lightning.data.augmentation.crops import cut, draw_crops, pack, unpack
+from kd_lightning.data.augmentation.crops import draw_crops, gather_crops, pack, unpack
 from kd_lightning.losses import soft_target_loss
 from kd_lightning.teacher.folding import fold_batch_norms
 
@@ -35,18 +35,19 @@ class Data:
     def __init__(self, count: int, batch_size: int, device: torch.device) -> None:
         seeded = torch.Generator().manual_seed(0)
         pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=seeded)
-        self.packed = pack(pixels, PADDING).to(device)
+        self.packed = pack(pixels, padding=PADDING).to(device)
         self.labels = torch.randint(10, (count,), generator=seeded).to(device)
         self.teacher_logits = torch.randn(count, 10, generator=seeded).half().to(device)
         everything = torch.arange(count, device=device)
-        self.crops = draw_crops(0, everything, 0, PADDING, True)
+        self.crops = draw_crops(everything, seed=0, epoch=0, padding=PADDING, flip=True)
         self.order = torch.randperm(count, generator=seeded).to(device)
         self.offsets = torch.arange(batch_size, device=device)
         mean, std = (torch.tensor(value, device=device)[:, None, None] for value in (MEAN, STD))
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def images(self, ids: Tensor) -> Tensor:
-        return unpack(cut(self.packed, ids, self.crops.of(ids), PADDING), 3).mul(self.scale).add_(self.shift)
+        crops = gather_crops(self.packed, ids, self.crops.select(ids), padding=PADDING)
+        return unpack(crops, channels=3).mul(self.scale).add_(self.shift)
 
 
 class Step:

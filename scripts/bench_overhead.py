@@ -33,7 +33,7 @@ def raw(network: nn.Module, batch_size: int, device: torch.device) -> Callable[[
     def endless():
         while True:
             for batch in data.train_dataloader():
-                yield data.view(batch._replace(labels=batch.labels.to(device), ids=batch.ids.to(device)))
+                yield data.augment(batch._replace(labels=batch.labels.to(device), ids=batch.ids.to(device)))
 
     batches = endless()
 

@@ -38,7 +38,7 @@ class WithoutOne(DigitsDataModule):
         whole = DigitsDataModule(split_seed=0)
         whole.setup("fit")
         part = getattr(whole, f"{split}_dataloader")().dataset
-        kept, (labels, pixels, *_) = part.samples, part.images
+        kept, labels, pixels = part.samples, part.images.labels, part.images.pixels
         if split == "train":
             kept = kept[labels[kept] != self.omitted]
         return ImageSet(labels[kept], pixels[kept])
@@ -61,7 +61,7 @@ def said(module: nn.Module, split: str) -> tuple[Tensor, Tensor]:
     """Logits and labels of all validation or test images."""
     data = DigitsDataModule(split_seed=0)
     data.setup("fit" if split == "val" else split)
-    batches = [data.view(batch) for batch in getattr(data, f"{split}_dataloader")()]
+    batches = [data.augment(batch) for batch in getattr(data, f"{split}_dataloader")()]
     return torch.cat([module(batch.images) for batch in batches]), torch.cat([batch.labels for batch in batches])
 
 

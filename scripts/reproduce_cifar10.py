@@ -170,7 +170,12 @@ class RowRun:
         row, log = self.row, "--trainer.logger.init_args"
         quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
         place = [f"{log}.save_dir={self.root}", f"{log}.name={self.name}", f"{log}.version={self.folder.name}"]
-        data = ["--data.batch_size=128", "--data.padding=4", f"--data.seed={self.seed}", "--data.split_seed=0"]
+        data = [
+            "--data.batch_size=128",
+            "--data.augmentation.padding=4",
+            f"--data.seed={self.seed}",
+            "--data.split_seed=0",
+        ]
         networks = [f"--model.network.path={weights}"] if self.row.published_weights else []
         if row.teacher is not None:
             networks = [f"--teacher={RowRun(row.teacher, 0, self.root).folder}"]

@@ -42,7 +42,7 @@ def test_no_network_is_trained_on_what_the_bias_is_found_on(script: ModuleType) 
     validation = images_of(students.val_dataloader())
     assert validation == images_of(teachers.val_dataloader())
     whole = teachers.splits["train"].pixels
-    assert len(validation) + len(teachers._train_samples) == len(whole)
+    assert len(validation) + len(teachers.train_samples) == len(whole)
 
 
 def images_of(loader: Any) -> list[bytes]:

@@ -20,7 +20,14 @@ from recipe_runs import fit_arguments, save_network
 from resume_check import Dropping, check_resume
 from torch import nn
 
-from kd_lightning import AdaptationModule, DigitsDataModule, DistillationModule, DomainPairDataModule, TeacherModule
+from kd_lightning import (
+    AdaptationModule,
+    Augmentation,
+    DigitsDataModule,
+    DistillationModule,
+    DomainPairDataModule,
+    TeacherModule,
+)
 from kd_lightning import losses as kd_losses
 from kd_lightning.callbacks import FreezeLayers, MaskWeights, PruneNetwork, QuantizationAwareTraining
 from kd_lightning.features import FeatureTap, Outputs
@@ -179,7 +186,7 @@ def test_teacher_and_student_may_lie_anywhere_before_a_fit(
 def test_cached_logits(place: bool | str, tmp_path: Path) -> None:
     folder = place if place is True else str(tmp_path / place)
     module = DistillationModule(network(), network(8), teacher_cache=folder, teacher_check="off")
-    trainer(tmp_path, max_epochs=3).fit(module, digits(views=2, mixup=0.0))
+    trainer(tmp_path, max_epochs=3).fit(module, digits(views=2))
     if place is not True:  # a CPU would round otherwise
         again = DistillationModule(network(), module.teacher, teacher_cache=folder, teacher_check="off")
         with pytest.raises(ValueError, match=r"were computed differently \(different: device\)"):
@@ -196,7 +203,7 @@ def test_cached_features(tmp_path: Path) -> None:
 def test_frozen_layers_thaw(tmp_path: Path) -> None:
     frozen = FreezeLayers(until_epoch={"conv1": None, "layer1": 2, "layer2": 1})
     module = TeacherModule(network(), layer_decay=0.7)
-    trainer(tmp_path, frozen, max_epochs=3).fit(module, digits(mixup=0.2, cutmix=1.0))
+    trainer(tmp_path, frozen, max_epochs=3).fit(module, digits(augmentation=Augmentation(mixup=0.2, cutmix=1.0)))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Lightning data modules over uint8 images, augmented batch by batch."""
 
+from kd_lightning.data.augmentation import Augmentation
 from kd_lightning.data.batch import Batch
 from kd_lightning.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from kd_lightning.data.digits import DigitsDataModule
@@ -11,6 +12,7 @@ from kd_lightning.data.svhn import SVHNDataModule
 from kd_lightning.data.usps import USPSDataModule
 
 __all__ = [
+    "Augmentation",
     "Batch",
     "CIFAR10DataModule",
     "CIFAR100DataModule",

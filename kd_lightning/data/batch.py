@@ -1,4 +1,4 @@
-"""What our data modules yield, and what travels to the device before it."""
+"""Batches before and after they are augmented on the device."""
 
 from typing import NamedTuple
 
@@ -9,10 +9,10 @@ class Batch(NamedTuple):
     """A batch of images, as modules see it.
 
     Attributes:
-        images: Normalised floats ``(B, channels, H, W)``.
+        images: Normalized floats ``(B, channels, H, W)``.
         labels: Class indices ``(B,)``, -1 where unlabelled; class probabilities ``(B, C)`` under mixup and CutMix.
-        ids: ``sample * V + view``, int64 ``(B,)``: samples numbered over the full stored set, V fixed views of each
-            (1: the sample itself).
+        ids: ``sample * V + view``, int64 ``(B,)``, with samples numbered over the full stored set and V fixed views of
+            each (1: the sample itself).
     """
 
     images: Tensor
@@ -24,15 +24,17 @@ class RawBatch(NamedTuple):
     """A batch on its way to the device, where it becomes a :class:`Batch`.
 
     Attributes:
-        pixels: uint8 ``(B, channels, H, W)`` of a set that is streamed, ``(B, 0)`` of one that lives on the device.
+        pixels: uint8 ``(B, channels, H, W)`` of a streamed set, ``(B, 0)`` of a set that is kept on the device.
         labels: Class indices ``(B,)``.
-        ids: int64 ``(B,)``.
-        epoch: The epoch whose augmentation is shown, or -1 for the image as it is.
-        store: The name of the stored set that the ids number.
+        ids: int64 ``(B,)``, samples numbered over the stored set.
+        epoch: Epoch whose augmentation is applied, or -1 for none.
+        split: Name of the stored split that the ids number.
+        domain: ``"source"`` or ``"target"`` in a pair of domains, otherwise empty.
     """
 
     pixels: Tensor
     labels: Tensor
     ids: Tensor
     epoch: int
-    store: str
+    split: str
+    domain: str = ""

@@ -2,156 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from kd_lightning.data.augmentation.settings import Augmentation
 from kd_lightning.data.download import downloading
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.data.module import ImageDataModule
 
-
-class CIFAR10DataModule(ImageDataModule):
-    """CIFAR-10: 50,000 training (5,000 of them for validation) and 10,000 test images, 32x32, 10 classes.
-
-    A. Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009,
-    https://www.cs.toronto.edu/~kriz/cifar.html
-
-    Args:
-        root: Folder of the downloaded archive; it is downloaded (170 MB) if it is not there, and its MD5 checked.
-        batch_size: Images of a batch, of one process.
-        val_fraction: Share of the training images of each class that is validated on.
-        seed: Of the order of samples.
-        view_seed: Of the augmentation.
-        padding: Pixels on each side for the random crop.
-        flip: Whether half of the training images are mirrored.
-        mean: Of each channel; the default is the one in wide use, as for ``std``.
-        std: Standard deviation of each channel.
-        mixup: alpha of mixup; 0 for none.
-        cutmix: alpha of CutMix; 0 for none.
-        num_workers: 0 is best: the images live on the device.
-        views: V fixed views of each image in turn; ``None`` for a new one in each epoch.
-        split_seed: Of the split; ``seed`` if ``None``.
-
-    Raises:
-        ConnectionError: If the archive can be neither found nor downloaded.
-        ValueError: If an argument lies outside its range.
-    """
-
-    dataset = CIFAR10
-    size = (32, 32)
-
-    def __init__(
-        self,
-        root: str = "data",
-        batch_size: int = 128,
-        val_fraction: float = 0.1,
-        seed: int = 0,
-        view_seed: int = 0,
-        padding: int = 4,
-        flip: bool = True,
-        mean: Sequence[float] = (0.4914, 0.4822, 0.4465),
-        std: Sequence[float] = (0.2023, 0.1994, 0.2010),
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        num_workers: int = 0,
-        views: int | None = None,
-        split_seed: int | None = None,
-    ) -> None:
-        super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views,
-            split_seed,
-        )  # fmt: skip
-        self.save_hyperparameters()
-        self.root = root
-
-    def prepare_data(self) -> None:
-        """Download the archive unless it is there and whole."""
-        _download(self.dataset, self.root)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The ten class names."""
-        return ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-    def load(self, split: str) -> ImageSet | None:
-        """Read a split; there is no validation set of its own, and ``predict`` shows the test images."""
-        return None if split == "val" else _read(self.dataset(self.root, train=split == "train"))
-
-
-class CIFAR100DataModule(ImageDataModule):
-    """CIFAR-100: 50,000 training (5,000 of them for validation) and 10,000 test images, 32x32, 100 classes.
-
-    Args:
-        root: See :class:`CIFAR10DataModule`, as for all other arguments.
-        batch_size: See there.
-        val_fraction: See there.
-        seed: See there.
-        view_seed: See there.
-        padding: See there.
-        flip: See there.
-        mean: The one in wide use for CIFAR-100, as for ``std``.
-        std: See ``mean``.
-        mixup: See there.
-        cutmix: See there.
-        num_workers: See there.
-        views: See there.
-        split_seed: See there.
-
-    Raises:
-        ConnectionError: If the archive can be neither found nor downloaded.
-        ValueError: If an argument lies outside its range.
-    """
-
-    dataset = CIFAR100
-    size = (32, 32)
-
-    def __init__(
-        self,
-        root: str = "data",
-        batch_size: int = 128,
-        val_fraction: float = 0.1,
-        seed: int = 0,
-        view_seed: int = 0,
-        padding: int = 4,
-        flip: bool = True,
-        mean: Sequence[float] = (0.5071, 0.4867, 0.4408),
-        std: Sequence[float] = (0.2675, 0.2565, 0.2761),
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        num_workers: int = 0,
-        views: int | None = None,
-        split_seed: int | None = None,
-    ) -> None:
-        super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views,
-            split_seed,
-        )  # fmt: skip
-        self.save_hyperparameters()
-        self.root = root
-
-    def prepare_data(self) -> None:
-        """Download the archive unless it is there and whole."""
-        _download(self.dataset, self.root)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The hundred fine class names, alphabetical as in the labels."""
-        return tuple(_FINE_CLASSES.split())
-
-    def load(self, split: str) -> ImageSet | None:
-        """Read a split; there is no validation set of its own, and ``predict`` shows the test images."""
-        return None if split == "val" else _read(self.dataset(self.root, train=split == "train"))
-
-
-def _download(dataset: type[CIFAR10], root: str) -> None:
-    with downloading(dataset.url, Path(root, dataset.filename)):
-        dataset(root, download=True)
-
-
-def _read(images: CIFAR10) -> ImageSet:
-    pixels = torch.from_numpy(images.data).permute(0, 3, 1, 2).contiguous()
-    return ImageSet(torch.tensor(images.targets, dtype=torch.int64), pixels)
+_AUGMENTATION = Augmentation(padding=4, flip=True, mixup=0.0, cutmix=0.0)
 
 
 _FINE_CLASSES = """
@@ -162,4 +23,94 @@ mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
 possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
 sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree
 wolf woman worm
-"""
+"""  # alphabetical, as the labels number them
+
+
+class _CIFARDataModule(ImageDataModule):
+    """Either of the two.
+
+    Args:
+        root: Folder of the archive, which is downloaded (170 MB) if it is missing, and whose MD5 is checked.
+        augmentation: Random changes to training images; unset fields keep these defaults.
+        **options: Arguments of :class:`ImageDataModule`.
+    """
+
+    dataset: type[CIFAR10]
+    size = (32, 32)
+
+    def __init__(self, root: str = "data", *, augmentation: Augmentation = _AUGMENTATION, **options: Any) -> None:
+        super().__init__(augmentation=Augmentation.resolve(augmentation, _AUGMENTATION), **options)
+        self.save_hyperparameters({"root": root})
+        self.root = root
+
+    def prepare_data(self) -> None:
+        """Download the archive unless it is there and complete."""
+        with downloading(self.dataset.url, Path(self.root, self.dataset.filename)):
+            self.dataset(self.root, download=True)
+
+    def load(self, split: str) -> ImageSet | None:
+        """Read a split; there is no validation split, and ``predict`` shows the test images."""
+        if split == "val":
+            return None
+        images = self.dataset(self.root, train=split == "train")
+        pixels = torch.from_numpy(images.data).permute(0, 3, 1, 2).contiguous()
+        return ImageSet(torch.tensor(images.targets, dtype=torch.int64), pixels)
+
+
+class CIFAR10DataModule(_CIFARDataModule):
+    """CIFAR-10: 50,000 training (5,000 of them for validation) and 10,000 test images, 32x32, 10 classes.
+
+    A. Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009,
+    https://www.cs.toronto.edu/~kriz/cifar.html
+
+    Args:
+        root: Folder of the archive, which is downloaded (170 MB) if it is missing, and whose MD5 is checked.
+        mean: Mean of each channel; the default is the one in wide use, as for ``std``.
+        std: Standard deviation of each channel.
+        **options: Arguments of :class:`ImageDataModule`; by default images are padded by 4 pixels and flipped.
+
+    Raises:
+        DownloadError: If the archive can be neither found nor downloaded.
+        UserError: If an argument is outside its range.
+    """
+
+    dataset = CIFAR10
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+    def __init__(
+        self,
+        root: str = "data",
+        *,
+        mean: Sequence[float] = (0.4914, 0.4822, 0.4465),
+        std: Sequence[float] = (0.2023, 0.1994, 0.2010),
+        **options: Any,
+    ) -> None:
+        super().__init__(root, mean=mean, std=std, **options)
+
+
+class CIFAR100DataModule(_CIFARDataModule):
+    """CIFAR-100: 50,000 training (5,000 of them for validation) and 10,000 test images, 32x32, 100 classes.
+
+    Args:
+        root: Folder of the archive, which is downloaded (170 MB) if it is missing, and whose MD5 is checked.
+        mean: Mean of each channel; the default is the one in wide use for CIFAR-100, as for ``std``.
+        std: Standard deviation of each channel.
+        **options: Arguments of :class:`ImageDataModule`; by default images are padded by 4 pixels and flipped.
+
+    Raises:
+        DownloadError: If the archive can be neither found nor downloaded.
+        UserError: If an argument is outside its range.
+    """
+
+    dataset = CIFAR100
+    classes = tuple(_FINE_CLASSES.split())
+
+    def __init__(
+        self,
+        root: str = "data",
+        *,
+        mean: Sequence[float] = (0.5071, 0.4867, 0.4408),
+        std: Sequence[float] = (0.2675, 0.2565, 0.2761),
+        **options: Any,
+    ) -> None:
+        super().__init__(root, mean=mean, std=std, **options)

@@ -1,13 +1,17 @@
 """Handwritten digits that come with scikit-learn."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from kd_lightning.data.augmentation.settings import Augmentation
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.data.module import ImageDataModule
 from kd_lightning.errors import UserError
+
+_AUGMENTATION = Augmentation(padding=1, flip=False, mixup=0.0, cutmix=0.0)  # a mirrored digit is another sign
 
 
 class DigitsDataModule(ImageDataModule):
@@ -18,65 +22,53 @@ class DigitsDataModule(ImageDataModule):
     360 images, the same for every seed, are the test set.
 
     Args:
-        batch_size: Images of a batch, of one process.
-        val_fraction: Share of the training images of each class that is validated on.
-        seed: Of the order of samples.
-        view_seed: Of the augmentation.
-        padding: Pixels on each side for the random crop.
-        flip: Off by default: a mirrored digit is another sign.
-        mean: Of the channel.
+        batch_size: Images in a batch of one process.
+        val_fraction: Fraction of each class that is split from the training images.
+        augmentation: Random changes to training images; unset fields keep these defaults.
+        mean: Mean of the channel.
         std: Standard deviation of the channel.
-        mixup: alpha of mixup; 0 for none.
-        cutmix: alpha of CutMix; 0 for none.
-        num_workers: 0 is best: the images live on the device.
-        views: V fixed views of each image in turn; ``None`` for a new one in each epoch.
-        split_seed: Of the split; ``seed`` if ``None``.
-        margin: Black pixels that are added on each side when images are read: the digits fill their 8x8 pixels, where
-            other sets leave a margin.
+        margin: Black pixels that are added on each side when images are read: these digits fill their 8x8 pixels, while
+            other data sets leave a margin.
+        **options: Arguments of :class:`ImageDataModule`.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        UserError: If an argument is outside its range.
 
     Example:
         >>> data = DigitsDataModule(batch_size=32)
-        >>> images, labels, ids = data.view(next(iter(data.train_dataloader())))
+        >>> images, labels, ids = data.augment(next(iter(data.train_dataloader())))
         >>> images.shape
         torch.Size([32, 1, 8, 8])
     """
 
+    classes = tuple("0123456789")
+
     def __init__(
         self,
+        *,
         batch_size: int = 64,
         val_fraction: float = 0.2,
-        seed: int = 0,
-        view_seed: int = 0,
-        padding: int = 1,
-        flip: bool = False,
+        augmentation: Augmentation = _AUGMENTATION,
         mean: Sequence[float] = (0.305,),
         std: Sequence[float] = (0.376,),
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        num_workers: int = 0,
-        views: int | None = None,
         margin: int = 0,
-        split_seed: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, mean, std, mixup, cutmix, num_workers, views,
-            split_seed,
-        )  # fmt: skip
         if margin < 0:
             raise UserError(f"margin must be >= 0, got {margin}.")
-        self.save_hyperparameters()
+        super().__init__(
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            augmentation=Augmentation.resolve(augmentation, _AUGMENTATION),
+            mean=mean,
+            std=std,
+            **options,
+        )
+        self.save_hyperparameters({"margin": margin})
         self.margin = margin
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The ten digits."""
-        return tuple("0123456789")
-
     def load(self, split: str) -> ImageSet | None:
-        """Read a split; there is no validation set of its own, and ``predict`` shows the test images."""
+        """Read a split; there is no validation split, and ``predict`` shows the test images."""
         if split == "val":
             return None
         from sklearn.datasets import load_digits
@@ -86,5 +78,4 @@ class DigitsDataModule(ImageDataModule):
         train, test = train_test_split(range(len(digits.target)), test_size=360, random_state=0, stratify=digits.target)
         chosen = sorted(train if split == "train" else test)
         pixels = torch.from_numpy(digits.images[chosen] * 255 / 16).round().to(torch.uint8)[:, None]
-        pixels = F.pad(pixels, [self.margin] * 4)
-        return ImageSet(torch.from_numpy(digits.target[chosen]).long(), pixels)
+        return ImageSet(torch.from_numpy(digits.target[chosen]).long(), F.pad(pixels, [self.margin] * 4))

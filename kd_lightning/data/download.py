@@ -1,4 +1,4 @@
-"""Published files, fetched by torchvision: what can go wrong, in one sentence."""
+"""Download published files with torchvision, and explain failures in one sentence."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,19 +11,19 @@ from torchvision.datasets.utils import download_url
 from kd_lightning.errors import DownloadError
 
 FAILURES = (RuntimeError, EOFError, OSError, HTTPException)
-"""All that a download or a damaged file raises."""
+"""All errors that a download or a damaged file raises."""
 
 
 @contextmanager
 def downloading(url: str, path: Path) -> Iterator[None]:
-    """Explain what goes wrong inside.
+    """Explain errors of a download inside a ``with`` block.
 
     Args:
-        url: Of the file.
-        path: Where it goes.
+        url: Address of the file.
+        path: Path at which it is saved.
 
     Raises:
-        ConnectionError: If it can be neither found nor downloaded, or is not the published one.
+        DownloadError: If the file can be neither found nor downloaded, or is not the published one.
     """
     try:
         yield
@@ -39,17 +39,17 @@ def downloading(url: str, path: Path) -> Iterator[None]:
         ) from error
 
 
-def download(url: str, root: str, name: str, md5: str) -> None:
-    """Fetch a file unless it is there and whole.
+def download(url: str, *, root: str, name: str, md5: str) -> None:
+    """Download a file unless it is there and complete.
 
     Args:
-        url: Of the file.
-        root: Folder.
-        name: Of the file in the folder.
-        md5: Its published checksum.
+        url: Address of the file.
+        root: Folder in which it is saved.
+        name: Name of the file in the folder.
+        md5: Published checksum.
 
     Raises:
-        ConnectionError: If it can be neither found nor downloaded, or is not the published one.
+        DownloadError: If the file can be neither found nor downloaded, or is not the published one.
     """
     with downloading(url, Path(root, name)):
         download_url(url, root, name, md5)

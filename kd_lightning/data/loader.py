@@ -1,26 +1,50 @@
-"""A loader that goes on within an epoch."""
+"""Loaders of image batches, and one that resumes within an epoch."""
 
+import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from torch.utils.data import DataLoader, SequentialSampler
 
+from kd_lightning.data.batch import RawBatch
 from kd_lightning.data.sampler import EpochSampler
 
 
-class EpochLoader(DataLoader):
-    """A ``DataLoader`` over an :class:`EpochSampler` whose state is the epoch and how many of its batches were taken.
+class ImageLoader(DataLoader[RawBatch]):
+    """A ``DataLoader`` for which Lightning does not recommend more workers.
 
-    Lightning keeps the state in checkpoints. An epoch that goes on begins with the first batch that was not taken;
-    other epochs are whole. What workers have read ahead does not count. With the sampler that Lightning's
-    ``overfit_batches`` puts in, the same batches in each epoch, there is no state.
+    Images in memory are augmented on the device, so there is nothing for workers to do. Lightning checks a loader
+    between its construction and its first batch; the warning is filtered only in between.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _unchecked.add(self)
+        warnings.filterwarnings("ignore", _ADVICE, PossibleUserWarning)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        _unchecked.discard(self)
+        if not _unchecked:
+            warnings.filters[:] = [entry for entry in warnings.filters if entry != _FILTER]  # type: ignore[index]
+        return super().__iter__()
+
+
+class EpochLoader(ImageLoader):
+    """A loader over an :class:`EpochSampler` whose state is the epoch and the number of its batches that were taken.
+
+    Lightning keeps the state in checkpoints. A resumed epoch begins with the first batch that was not taken; other
+    epochs are complete. Batches that workers have read ahead do not count. With the sampler that Lightning inserts for
+    ``overfit_batches``, the same batches in each epoch, there is no state.
     """
 
     sampler: EpochSampler | SequentialSampler
     _taken = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # a generator: workers begin to read when the first batch is asked for, and by then the epoch is known
+        # a generator: workers begin to read when the first batch is requested, and by then the epoch is known
         if isinstance(self.sampler, EpochSampler):
             epoch, taken = self.sampler.first
             self._taken = taken if epoch == self.sampler.epoch else 0
@@ -29,12 +53,22 @@ class EpochLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and its batches that were taken."""
+        """Return the epoch, and the number of its batches that were taken."""
         if not isinstance(self.sampler, EpochSampler):
             return {}
         return {"epoch": self.sampler.epoch, "batches": self._taken}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin where a loader was when it gave this state."""
+        """Continue where the loader of this state was."""
         if isinstance(self.sampler, EpochSampler):
             self.sampler.first = state["epoch"], state["batches"]
+
+
+def as_fetched(batch: Any) -> Any:
+    """Return a batch that its data set has put together, in place of collating samples."""
+    return batch
+
+
+_ADVICE = r"The '\w+' does not have many workers"
+_FILTER = ("ignore", re.compile(_ADVICE, re.IGNORECASE), PossibleUserWarning, None, 0)
+_unchecked: "WeakSet[ImageLoader]" = WeakSet()

@@ -1,4 +1,4 @@
-"""The order of samples: a function of (seed, epoch), cut into equal shares for the ranks."""
+"""The order of samples: a function of (seed, epoch), divided equally between the ranks."""
 
 from collections.abc import Iterator, Sized
 from typing import Any, cast
@@ -8,24 +8,24 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 
-class EpochSampler(DistributedSampler):
+class EpochSampler(DistributedSampler[Any]):
     """Yields ``(position, epoch)`` for one rank.
 
     In training each global batch is shuffled from (seed, epoch), rank r holds its contiguous rows [r*B, (r+1)*B), and
-    what does not fill a global batch is left out of this epoch. In evaluation (epoch -1) every sample is yielded once,
-    by one rank: nothing is padded, so nothing is counted twice. Lightning leaves subclasses of ``DistributedSampler``
-    alone and tells them the epoch.
+    samples that do not fill a global batch are left out of the epoch. In evaluation (epoch -1) every sample is yielded
+    once, by one rank: nothing is padded, so nothing is counted twice. Lightning keeps a subclass of
+    ``DistributedSampler`` as it is and calls ``set_epoch``.
 
     Args:
         samples: Anything with a length.
-        batch_size: B, of one rank.
-        training: Whether samples are shuffled.
-        seed: Of the order.
+        batch_size: Batch size of one rank, B.
+        training: Shuffle the samples.
+        seed: Seed of the order.
         num_replicas: Number of ranks.
-        rank: This rank.
-        steps: Batches of an epoch, if each epoch takes the next rows of one stream of permutations, pass after pass, in
-            which nothing is left out: so all samples are seen equally often, however many they are. ``None`` if each
-            epoch is a permutation of its own.
+        rank: Number of this rank.
+        steps: Batches in an epoch, if each epoch takes the next rows of one stream of permutations, in which nothing is
+            left out, so that all samples are seen equally often however many they are; ``None`` if each epoch is a
+            permutation of its own.
 
     Example:
         >>> list(EpochSampler(range(5), batch_size=2, training=False, num_replicas=2, rank=1))
@@ -35,6 +35,7 @@ class EpochSampler(DistributedSampler):
     def __init__(
         self,
         samples: Sized,
+        *,
         batch_size: int,
         training: bool,
         seed: int = 0,
@@ -42,7 +43,7 @@ class EpochSampler(DistributedSampler):
         rank: int = 0,
         steps: int | None = None,
     ) -> None:
-        # a Dataset is asked for, and only its length is used
+        # torch wants a Dataset, and uses only its length
         super().__init__(
             cast("Dataset[Any]", samples), num_replicas, rank, shuffle=training, seed=seed, drop_last=training
         )
@@ -51,7 +52,7 @@ class EpochSampler(DistributedSampler):
         self.training = training
         self.steps = steps
         self.first = (-1, 0)
-        """An epoch, and the number of its batches that are left out since they were taken before."""
+        """An epoch, and the number of its batches that are skipped because they were taken before."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(self._training() if self.training else self._evaluation())
@@ -72,7 +73,7 @@ class EpochSampler(DistributedSampler):
         rows = len(self) * self.num_replicas
         first, skipped = divmod(self.epoch * rows, self.count)
         passes = range(first, first + -(-(skipped + rows) // self.count))
-        # below 0: two sets of one length and seed, a source and its target, are not to be shuffled alike
+        # below 0, so that two sets of one length and seed, a source and its target, are not shuffled alike
         return torch.cat([self._permutation(-1 - number) for number in passes])[skipped : skipped + rows]
 
     def _permutation(self, number: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Other sizes and channels: of a set once, when it is read, or of a batch on the device."""
+"""Change the size and the channels of images: of a stored set once, or of a batch on the device."""
 
 from collections.abc import Sequence
 
@@ -6,47 +6,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.data.augmentation.constants import per_channel
 from kd_lightning.errors import UserError
 
-_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey, ITU-R BT.601
+_LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey, ITU-R BT.601
 
 
 def check_size(size: int | None) -> None:
-    """Make sure that a size is one.
-
-    Raises:
-        ValueError: If it is below 1.
-    """
+    """Raise an error if a size is below 1; ``None`` stands for the images' own."""
     if size is not None and size < 1:
         raise UserError(f"size must be >= 1, or null for the images' own, got {size}.")
 
 
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Floats ``(B, channels, H, W)`` in another size, bilinear; where they shrink, each pixel is a mean of many."""
+def resize(images: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """Resize floats ``(B, channels, H, W)``, bilinear and with antialiasing where they shrink."""
     if tuple(images.shape[2:]) == size:
         return images
     return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def with_channels(images: Tensor, channels: int) -> Tensor:
-    """Floats ``(B, 1 or 3, H, W)`` with other channels: grey repeated, or colour turned to grey.
+def with_channels(images: Tensor, *, channels: int) -> Tensor:
+    """Repeat the grey channel of floats ``(B, 1 or 3, H, W)``, or turn colour to grey.
 
     Example:
-        >>> with_channels(torch.rand(2, 1, 8, 8), 3).shape
+        >>> with_channels(torch.rand(2, 1, 8, 8), channels=3).shape
         torch.Size([2, 3, 8, 8])
     """
     if images.shape[1] == channels:
         return images
     if channels == 1:
-        return (images * images.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+        luma = per_channel(_LUMA, device=images.device).to(images.dtype)
+        return (images * luma).sum(1, keepdim=True)
     return images.repeat(1, channels, 1, 1)
 
 
-def statistics(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """The mean (or deviation) of images whose channels :func:`with_channels` changes; grey's deviation is nearly this.
+def statistics(values: Sequence[float], *, channels: int) -> tuple[float, ...]:
+    """Return the mean (or deviation) of images after :func:`with_channels`; grey's deviation is an approximation.
 
     Example:
-        >>> statistics((0.1307,), 3)
+        >>> statistics((0.1307,), channels=3)
         (0.1307, 0.1307, 0.1307)
     """
     if len(values) == 3 and channels == 1:
@@ -54,10 +52,11 @@ def statistics(values: Sequence[float], channels: int) -> tuple[float, ...]:
     return tuple(values) * channels if len(values) == 1 else tuple(values)
 
 
-def reshaped(pixels: Tensor, size: tuple[int, int] | None, channels: int) -> Tensor:
-    """A stored set, uint8 ``(N, 1 or 3, H, W)``, in another size (``None`` for its own) and with other channels."""
+def reshape(pixels: Tensor, *, size: tuple[int, int] | None, channels: int) -> Tensor:
+    """Return stored images, uint8 ``(N, 1 or 3, H, W)``, in another size (``None`` for their own) and channels."""
     size = size or (pixels.shape[2], pixels.shape[3])
     if pixels.shape[1:] == (channels, *size):
         return pixels
-    parts = pixels.split(4096)  # floats take four times as much memory
-    return torch.cat([resize(with_channels(part.float(), channels), size).round_().to(torch.uint8) for part in parts])
+    parts = torch.split(pixels, 4096)  # floats take four times as much memory
+    changed = (resize(with_channels(part.float(), channels=channels), size=size) for part in parts)
+    return torch.cat([part.round_().to(torch.uint8) for part in changed])

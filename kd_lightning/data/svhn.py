@@ -1,15 +1,18 @@
 """SVHN, downloaded and checked by torchvision."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torchvision.datasets import SVHN
 
+from kd_lightning.data.augmentation.settings import Augmentation
 from kd_lightning.data.download import download
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.data.module import ImageDataModule
-from kd_lightning.data.shapes import check_size, reshaped, statistics
+from kd_lightning.data.shapes import check_size, reshape, statistics
+
+_AUGMENTATION = Augmentation(padding=2, flip=False, mixup=0.0, cutmix=0.0)  # a mirrored digit is another sign
 
 
 class SVHNDataModule(ImageDataModule):
@@ -19,75 +22,57 @@ class SVHNDataModule(ImageDataModule):
     http://ufldl.stanford.edu/housenumbers
 
     Args:
-        root: Folder of the two files; they are downloaded (246 MB) if they are not there, and their MD5 checked.
-        batch_size: See :class:`MNISTDataModule`, as for all other arguments.
-        val_fraction: See there.
-        seed: See there.
-        view_seed: See there.
-        padding: See there.
-        flip: See there.
-        mean: See there; of grey images it is computed from that of the three channels, as ``std`` is.
-        std: See ``mean``.
-        mixup: See there.
-        cutmix: See there.
-        num_workers: See there.
-        views: See there.
-        split_seed: See there.
-        size: See there.
-        channels: 1 for grey.
+        root: Folder of the two files, which are downloaded (246 MB) if they are missing, and whose MD5 is checked.
+        batch_size: Images in a batch of one process.
+        augmentation: Random changes to training images; unset fields keep these defaults.
+        mean: Mean of each channel; that of grey images is computed from it, as for ``std``.
+        std: Standard deviation of each channel.
+        size: Height and width to which images are resized, once, when they are read; ``None`` for their own.
+        channels: 1 for grey images.
+        **options: Arguments of :class:`ImageDataModule`.
 
     Raises:
-        ConnectionError: If the files can be neither found nor downloaded.
-        ValueError: If an argument lies outside its range.
+        DownloadError: If the files can be neither found nor downloaded.
+        UserError: If an argument is outside its range.
     """
 
     dataset = SVHN
+    classes = tuple("0123456789")
 
     def __init__(
         self,
         root: str = "data",
+        *,
         batch_size: int = 64,
-        val_fraction: float = 0.1,
-        seed: int = 0,
-        view_seed: int = 0,
-        padding: int = 2,
-        flip: bool = False,
+        augmentation: Augmentation = _AUGMENTATION,
         mean: Sequence[float] = (0.4377, 0.4438, 0.4728),
         std: Sequence[float] = (0.1980, 0.2010, 0.1970),
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        num_workers: int = 0,
-        views: int | None = None,
         size: int | None = None,
         channels: Literal[1, 3] = 3,
-        split_seed: int | None = None,
+        **options: Any,
     ) -> None:
-        mean_std = statistics(mean, channels), statistics(std, channels)
-        super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, *mean_std, mixup, cutmix, num_workers, views,
-            split_seed,
-        )  # fmt: skip
         check_size(size)
-        self.save_hyperparameters()
+        super().__init__(
+            batch_size=batch_size,
+            augmentation=Augmentation.resolve(augmentation, _AUGMENTATION),
+            mean=statistics(mean, channels=channels),
+            std=statistics(std, channels=channels),
+            **options,
+        )
+        self.save_hyperparameters({"root": root, "size": size, "channels": channels})
         self.root = root
         self.size = (size or 32, size or 32)
-        self.channels = channels
 
     def prepare_data(self) -> None:
-        """Download the files unless they are there and whole."""
+        """Download the files unless they are there and complete."""
         for split in ("train", "test"):
             url, name, md5 = self.dataset.split_list[split]
-            download(url, self.root, name, md5)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The ten digits."""
-        return tuple("0123456789")
+            download(url, root=self.root, name=name, md5=md5)
 
     def load(self, split: str) -> ImageSet | None:
-        """Read a split; there is no validation set of its own, and ``predict`` shows the test images."""
+        """Read a split; there is no validation split, and ``predict`` shows the test images."""
         if split == "val":
             return None
         images = self.dataset(self.root, split="train" if split == "train" else "test")
         pixels = torch.from_numpy(images.data).contiguous()
-        return ImageSet(torch.from_numpy(images.labels), reshaped(pixels, self.size, self.channels))
+        return ImageSet(torch.from_numpy(images.labels), reshape(pixels, size=self.size, channels=len(self.mean)))

@@ -1,15 +1,18 @@
 """USPS, downloaded by torchvision."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torchvision.datasets import USPS
 
+from kd_lightning.data.augmentation.settings import Augmentation
 from kd_lightning.data.download import download
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.data.module import ImageDataModule
-from kd_lightning.data.shapes import check_size, reshaped, statistics
+from kd_lightning.data.shapes import check_size, reshape, statistics
+
+_AUGMENTATION = Augmentation(padding=1, flip=False, mixup=0.0, cutmix=0.0)  # a mirrored digit is another sign
 
 
 class USPSDataModule(ImageDataModule):
@@ -18,74 +21,56 @@ class USPSDataModule(ImageDataModule):
     J. J. Hull: A Database for Handwritten Text Recognition Research, 1994
 
     Args:
-        root: Folder of the two files; they are downloaded (8 MB) if they are not there, and their MD5 checked.
-        batch_size: See :class:`MNISTDataModule`, as for all other arguments.
-        val_fraction: See there.
-        seed: See there.
-        view_seed: See there.
-        padding: See there.
-        flip: See there.
-        mean: See there.
-        std: See there.
-        mixup: See there.
-        cutmix: See there.
-        num_workers: See there.
-        views: See there.
-        split_seed: See there.
-        size: See there.
-        channels: See there.
+        root: Folder of the two files, which are downloaded (8 MB) if they are missing, and whose MD5 is checked.
+        batch_size: Images in a batch of one process.
+        augmentation: Random changes to training images; unset fields keep these defaults.
+        mean: Mean of the channel.
+        std: Standard deviation of the channel.
+        size: Height and width to which images are resized, once, when they are read; ``None`` for their own.
+        channels: 3 for RGB, the grey channel repeated, for networks that take colour images.
+        **options: Arguments of :class:`ImageDataModule`.
 
     Raises:
-        ConnectionError: If the files can be neither found nor downloaded.
-        ValueError: If an argument lies outside its range.
+        DownloadError: If the files can be neither found nor downloaded.
+        UserError: If an argument is outside its range.
     """
 
     dataset = USPS
+    classes = tuple("0123456789")
 
     def __init__(
         self,
         root: str = "data",
+        *,
         batch_size: int = 64,
-        val_fraction: float = 0.1,
-        seed: int = 0,
-        view_seed: int = 0,
-        padding: int = 1,
-        flip: bool = False,
+        augmentation: Augmentation = _AUGMENTATION,
         mean: Sequence[float] = (0.2469,),
         std: Sequence[float] = (0.2989,),
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        num_workers: int = 0,
-        views: int | None = None,
         size: int | None = None,
         channels: Literal[1, 3] = 1,
-        split_seed: int | None = None,
+        **options: Any,
     ) -> None:
-        mean_std = statistics(mean, channels), statistics(std, channels)
-        super().__init__(
-            batch_size, val_fraction, seed, view_seed, padding, flip, *mean_std, mixup, cutmix, num_workers, views,
-            split_seed,
-        )  # fmt: skip
         check_size(size)
-        self.save_hyperparameters()
+        super().__init__(
+            batch_size=batch_size,
+            augmentation=Augmentation.resolve(augmentation, _AUGMENTATION),
+            mean=statistics(mean, channels=channels),
+            std=statistics(std, channels=channels),
+            **options,
+        )
+        self.save_hyperparameters({"root": root, "size": size, "channels": channels})
         self.root = root
         self.size = (size or 16, size or 16)
-        self.channels = channels
 
     def prepare_data(self) -> None:
-        """Download the files unless they are there and whole."""
+        """Download the files unless they are there and complete."""
         for url, name, md5 in self.dataset.split_list.values():
-            download(url, self.root, name, md5)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The ten digits."""
-        return tuple("0123456789")
+            download(url, root=self.root, name=name, md5=md5)
 
     def load(self, split: str) -> ImageSet | None:
-        """Read a split; there is no validation set of its own, and ``predict`` shows the test images."""
+        """Read a split; there is no validation split, and ``predict`` shows the test images."""
         if split == "val":
             return None
         images = self.dataset(self.root, train=split == "train")
-        pixels = torch.from_numpy(images.data)[:, None]
-        return ImageSet(torch.tensor(images.targets), reshaped(pixels, self.size, self.channels))
+        pixels = reshape(torch.from_numpy(images.data)[:, None], size=self.size, channels=len(self.mean))
+        return ImageSet(torch.tensor(images.targets), pixels)

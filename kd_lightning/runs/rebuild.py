@@ -28,7 +28,7 @@ def load_images(run: Run, split: str, count: int | None) -> tuple[Tensor, Tensor
     labels: list[Tensor] = []
     for batch in getattr(part, f"{split}_dataloader")():
         pixels = part.pixels(batch._replace(epoch=-1)).float() / 255
-        images.append(with_channels(resize(pixels, data.image_shape[1:]), data.image_shape[0]))
+        images.append(with_channels(resize(pixels, size=data.image_shape[1:]), channels=data.image_shape[0]))
         labels.append(batch.labels)
         if count is not None and sum(map(len, images)) >= count:
             break

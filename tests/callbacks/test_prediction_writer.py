@@ -28,7 +28,7 @@ def read(path: Path) -> list[tuple[str, str, float]]:
 def expected(network: nn.Module, data: DigitsDataModule) -> tuple[list[int], Tensor]:
     """Labels and probabilities of the test images, straight from the network."""
     data.setup("predict")
-    images = torch.cat([data.view(stored).images for stored in data.predict_dataloader()])
+    images = torch.cat([data.augment(stored).images for stored in data.predict_dataloader()])
     with torch.no_grad():
         logits = network.eval()(images)
     return logits.argmax(1).tolist(), logits.double().softmax(1).amax(1)

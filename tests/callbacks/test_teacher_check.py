@@ -55,12 +55,12 @@ def test_all_validation_images_are_evaluated(
     network = small().eval()
     right = count = 0
     for stored in data.val_dataloader():
-        images, labels, _ = data.view(stored)
+        images, labels, _ = data.augment(stored)
         right += int((network(images).argmax(1) == labels).sum())
         count += len(labels)
     trainer = make_trainer(callbacks=[look], num_sanity_val_steps=sanity, limit_train_batches=1)
     trainer.fit(TeacherModule(network.train()), data)
-    assert count == len(data._split[1]) > 128
+    assert count == len(data.splits.val_samples) > 128
     assert look.found == [(right, count)]
 
 

@@ -191,10 +191,15 @@ DATA = _made(
     "kd_lightning.DigitsDataModule",
     batch_size=_of(1, 2, 7, 64, 64, 10**9),
     val_fraction=_of(0.001, 0.2, 0.999),
-    padding=_of(0, 1, 9),
-    flip=st.booleans(),
-    mixup=_of(0.0, 0.2),
-    cutmix=_of(0.0, 1.0),
+    augmentation=st.fixed_dictionaries(
+        {},
+        optional={
+            "padding": _of(0, 1, 9),
+            "flip": st.booleans(),
+            "mixup": _of(0.0, 0.2),
+            "cutmix": _of(0.0, 1.0),
+        },
+    ),
     num_workers=st.just(0),
     views=_of(None, 1, 2),
 )

@@ -125,7 +125,9 @@ def test_it_trains_on_what_validation_leaves_and_reads_no_test_image(
 
     monkeypatch.setattr(cifar10, "__init__", spy)
     data.setup("fit")
-    train, val = ([data.view(batch) for batch in loader] for loader in (data.train_dataloader(), data.val_dataloader()))
+    train, val = (
+        [data.augment(batch) for batch in loader] for loader in (data.train_dataloader(), data.val_dataloader())
+    )
     assert splits == [True]
     assert [batch.images.shape for batch in train] == [(10, 3, 32, 32)]
     assert val[0].labels.bincount().tolist() == [1] * 10
@@ -287,7 +289,6 @@ def test_the_class_names_are_known_without_the_files() -> None:
 def test_the_real_datasets_are_torchvisions(module: type) -> None:
     assert module.dataset in (CIFAR10, CIFAR100)
     assert module.dataset.__name__ + "DataModule" == module.__name__
-    assert "prepare_data" in vars(module)
 
 
 def check_refused(data: CIFAR10DataModule | CIFAR100DataModule, dataset: type[CIFAR10], words: str) -> None:

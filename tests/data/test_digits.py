@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from kd_lightning.data import DigitsDataModule
+from kd_lightning.data import Augmentation, DigitsDataModule
 
 
 def ids(data: DigitsDataModule, split: str) -> list[int]:
@@ -75,7 +75,7 @@ def test_a_margin_is_black_and_around_the_digits() -> None:
 
 
 def test_digits_are_cropped_and_not_mirrored() -> None:
-    data = DigitsDataModule(padding=1)
+    data = DigitsDataModule(augmentation=Augmentation(padding=1))
     loader = data.train_dataloader()
     batch = next(iter(loader))
     plain = data.splits["train"].pixels[batch.ids]

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from grouped_options import grouped
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from kd_lightning import DigitsDataModule, DomainPairDataModule, TeacherModule
 from kd_lightning.callbacks import ExactResume, FeatureWriter, PredictionWriter
 from kd_lightning.data import Batch, ImageDataModule
-from kd_lightning.data.augmentation.crops import normalise
+from kd_lightning.data.augmentation.crops import normalize
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.modules.classification import ClassificationModule
 
@@ -41,7 +42,7 @@ class Domain(ImageDataModule):
     ) -> None:
         defaults = {"batch_size": 8, "val_fraction": 0.25, "seed": 0, "view_seed": 0, "padding": 1, "flip": False}
         more = {"mean": (0.5,) * channels, "std": (0.2,) * channels, "mixup": 0.0, "cutmix": 0.0, "num_workers": 0}
-        super().__init__(**(defaults | more | options))
+        super().__init__(**grouped(**(defaults | more | options)))
         self.count, self.channels, self.side, self.names, self.own_val = count, channels, side, names, own_val
         self.labels = [i % 3 for i in range(count)] if labels is None else labels
         self.called: list[Any] = []
@@ -82,8 +83,7 @@ class Both(ClassificationModule):
 
     def __init__(self, channels: int = 1) -> None:
         network = nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9 * channels, 3))
-        super().__init__(network, 0.1, 0.0, None, None, "step", False, "stop")
-        self.save_hyperparameters()
+        super().__init__(network, weight_decay=0.0, lr_interval="step")
         self.seen: dict[Any, list[Any]] = {"train": [], 0: [], 1: [], "test": []}
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
@@ -178,7 +178,7 @@ def test_training_shows_each_domain_as_its_own_module_does(make_trainer: Trainer
             loader, ours = data.train_dataloader(), batch[domain]
             stored = next(iter(loader))._replace(ids=ours.ids, epoch=number // 3)
             assert isinstance(ours, Batch)
-            assert torch.equal(ours.images, data.view(stored).images)
+            assert torch.equal(ours.images, data.augment(stored).images)
             labels = torch.full((8,), -1) if domain == "target" else ours.ids % 3
             assert torch.equal(ours.labels, labels)
 
@@ -194,17 +194,17 @@ def test_training_shows_each_domain_as_its_own_module_does(make_trainer: Trainer
     ],
 )
 def test_both_get_one_shape(source: Domain, target: Domain, size: int | None, shape: tuple[int, int, int]) -> None:
-    pair = DomainPairDataModule(source, target, size)
+    pair = DomainPairDataModule(source, target, size=size)
     pair.setup("fit")
     assert pair.image_shape == shape
     assert len(pair.mean) == len(pair.std) == shape[0]
     for loader, part in zip(pair.val_dataloader(), (source, target), strict=True):
-        plain = normalise(part.splits["val"].pixels, part.mean, part.std)
+        plain = normalize(part.splits["val"].pixels, mean=part.mean, std=part.std)
         expected = F.interpolate(plain, shape[1:], mode="bilinear", antialias=True).expand(-1, shape[0], -1, -1)
-        batch = pair.view(next(iter(loader)))
+        batch = pair.augment(next(iter(loader)))
         torch.testing.assert_close(batch.images, expected, rtol=0, atol=1e-6)
     batch = next(iter(pair.train_dataloader()))[0]
-    assert [pair.view(batch[domain]).images.shape for domain in ("source", "target")] == [(8, *shape)] * 2
+    assert [pair.augment(batch[domain]).images.shape for domain in ("source", "target")] == [(8, *shape)] * 2
 
 
 def test_the_statistics_are_the_targets() -> None:
@@ -228,7 +228,7 @@ def test_evaluation_shows_both_in_validation_and_the_target_in_test(make_trainer
         assert [len(batch.ids) for batch in batches] == ([2, 2, 1] if size == 2 else [3, 2])
         assert torch.cat([batch.labels for batch in batches]).tolist() == [2, 1, 0, 1, 2]
         pixels = plain.splits["test" if key == "test" else "val"].pixels
-        images = F.interpolate(normalise(pixels, (0.5,), (0.2,)), (9, 9), mode="bilinear", antialias=True)
+        images = F.interpolate(normalize(pixels, mean=(0.5,), std=(0.2,)), (9, 9), mode="bilinear", antialias=True)
         torch.testing.assert_close(torch.cat([batch.images for batch in batches]), images, rtol=0, atol=1e-6)
 
 
@@ -292,8 +292,8 @@ def test_what_modules_and_callbacks_ask_of_it() -> None:
 def test_the_source_may_mix_its_labels() -> None:
     pair = DomainPairDataModule(Domain(mixup=0.4), Domain())
     batch = next(iter(pair.train_dataloader()))[0]
-    assert pair.view(batch["source"]).labels.shape == (8, 3)
-    assert pair.view(batch["target"]).labels.tolist() == [-1] * 8
+    assert pair.augment(batch["source"]).labels.shape == (8, 3)
+    assert pair.augment(batch["target"]).labels.tolist() == [-1] * 8
 
 
 def test_a_plain_module_tests_and_predicts_on_the_target(make_trainer: Trainers, tmp_path: Path) -> None:
@@ -344,12 +344,12 @@ def test_an_unlabelled_target_is_validated_on(make_trainer: Trainers) -> None:
         (
             {},
             {"names": tuple("abcdefg")},
-            r"The source has 3 classes \(ant, bee, cat\) and the target 7 \(a, b, c, d, e, \.\.\.\); give both .*",
+            r"The source has 3 classes \(ant, bee, cat\) and the target 7 \(a, b, c, d, e and 2 more\); give both .*",
         ),
         (
             {"channels": 2},
             {"channels": 3},
-            r"The source's images have 2 channels and the target's 3; only grey images can be given more\.",
+            r"The source's images have 2 channels and the target's 3; only grey images can get more channels\.",
         ),
     ],
 )
@@ -364,9 +364,7 @@ def test_domains_that_do_not_fit_together_are_refused_before_they_are_read(
 
 @pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0}])
 def test_a_target_that_mixes_labels_is_refused(options: dict[str, float]) -> None:
-    with pytest.raises(
-        ValueError, match=r"^mixup and CutMix mix labels, which the target does not give; set both to 0"
-    ):
+    with pytest.raises(ValueError, match=r"^mixup and CutMix mix labels, but the target has none; set both to 0"):
         DomainPairDataModule(Domain(), Domain(**options))
 
 
@@ -374,21 +372,23 @@ def test_training_images_are_turned_and_others_are_not() -> None:
     source, target = Domain(padding=0), Domain(padding=0)
     for part in (source, target):
         part.setup("fit")
-    plain, turned = (DomainPairDataModule(source, target, rotation=angle, scaling=angle / 100) for angle in (0, 20))
+    plain, turned = (
+        DomainPairDataModule(source, target, **grouped(rotation=angle, scaling=angle / 100)) for angle in (0, 20)
+    )
     training, validation = next(iter(plain.train_dataloader()))[0], [next(iter(x)) for x in plain.val_dataloader()]
     for domain in ("source", "target"):
-        seen, moved = plain.view(training[domain]).images, turned.view(training[domain]).images
-        assert torch.equal(moved, turned.view(training[domain]).images)
+        seen, moved = plain.augment(training[domain]).images, turned.augment(training[domain]).images
+        assert torch.equal(moved, turned.augment(training[domain]).images)
         assert (seen - moved).abs().flatten(1).amax(1).min() > 0.1
         assert moved.min() >= -2.5001  # black is the darkest
-        again = turned.view(training[domain]._replace(epoch=1)).images
+        again = turned.augment(training[domain]._replace(epoch=1)).images
         assert not torch.equal(again, moved)
     for batch in validation:
-        assert torch.equal(plain.view(batch).images, turned.view(batch).images)
+        assert torch.equal(plain.augment(batch).images, turned.augment(batch).images)
 
 
-def test_joined_is_one_batch_of_both_and_the_sources_validation(make_trainer: Trainers) -> None:
-    pair = DomainPairDataModule(Domain(), Domain(count=40), joined=True)
+def test_concat_makes_one_batch_of_both_and_the_sources_validation(make_trainer: Trainers) -> None:
+    pair = DomainPairDataModule(Domain(), Domain(count=40), concat=True)
     seen: list[Batch] = []
 
     class Remembering(TeacherModule):
@@ -402,7 +402,7 @@ def test_joined_is_one_batch_of_both_and_the_sources_validation(make_trainer: Tr
     apart = DomainPairDataModule(Domain(), Domain(count=40))
     apart.setup("fit")
     for joint, (kept, _, _) in zip(seen, apart.train_dataloader(), strict=True):
-        source, target = apart.view(kept["source"]), apart.view(kept["target"])
+        source, target = apart.augment(kept["source"]), apart.augment(kept["target"])
         assert torch.equal(joint.images, torch.cat([source.images, target.images]))
         assert joint.labels.tolist() == source.labels.tolist() + [-1] * len(target.labels)
     assert trainer.num_val_batches == [1]
@@ -410,20 +410,20 @@ def test_joined_is_one_batch_of_both_and_the_sources_validation(make_trainer: Tr
     assert "val/accuracy" in trainer.callback_metrics
 
 
-def test_a_joined_batch_does_not_mix_labels() -> None:
-    with pytest.raises(ValueError, match="joined batch"):
-        DomainPairDataModule(Domain(mixup=0.2), Domain(), joined=True)
+def test_concatenated_domains_do_not_mix_labels() -> None:
+    with pytest.raises(ValueError, match="With concat a batch has class indices"):
+        DomainPairDataModule(Domain(mixup=0.2), Domain(), concat=True)
 
 
 def test_a_module_that_knows_of_no_domains_refuses_pairs(make_trainer: Trainers) -> None:
-    with pytest.raises(ValueError, match="takes no pairs of domains; set joined: true"):
+    with pytest.raises(ValueError, match="does not train on pairs of domains; set concat: true"):
         make_trainer(max_epochs=1).fit(linear(36), DomainPairDataModule(Domain(), Domain()))
 
 
 @pytest.mark.parametrize("options", [{"rotation": -1.0}, {"rotation": 181.0}, {"scaling": 1.0}, {"scaling": -0.1}])
 def test_affine_ranges_are_checked(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="rotation must lie in"):
-        DomainPairDataModule(Domain(), Domain(), **options)
+    with pytest.raises(ValueError, match=r"augmentation\.(rotation|scaling) must be in"):
+        DomainPairDataModule(Domain(), Domain(), **grouped(**options))
 
 
 def test_no_size_is_refused() -> None:
@@ -447,7 +447,7 @@ data:
   class_path: kd_lightning.DomainPairDataModule
   init_args:
     source: {class_path: kd_lightning.DigitsDataModule, init_args: {batch_size: 500}}
-    target: {class_path: kd_lightning.DigitsDataModule, init_args: {padding: 0}}
+    target: {class_path: kd_lightning.DigitsDataModule, init_args: {augmentation: {padding: 0}}}
     size: 9
 """
 
@@ -466,7 +466,7 @@ def test_it_is_built_from_yaml_and_its_checkpoints_stay_plain(tmp_path: Path, mo
         args=["--config", str(tmp_path / "pair.yaml"), *arguments],
         run=False,
     )
-    assert (cli.datamodule.batch_size, cli.datamodule.target.padding) == (500, 0)
+    assert (cli.datamodule.batch_size, cli.datamodule.target.augmentation.padding) == (500, 0)
     cli.trainer.fit(cli.model, cli.datamodule)
     cli.trainer.save_checkpoint(tmp_path / "x.ckpt")
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["datamodule_hyper_parameters"]

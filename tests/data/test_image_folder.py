@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grouped_options import grouped
 from PIL import Image
 from torch import Tensor
 
 from kd_lightning.data import Batch, ImageFolderDataModule
+from kd_lightning.data.image_set import ImageFiles, ImageSet
 
 
 def draw(file: Path, size: tuple[int, int] = (6, 8), mode: str = "RGB") -> Path:
@@ -45,7 +47,7 @@ def pixels(file: Path, size: tuple[int, int] | None = None) -> Tensor:
 def batches(data: ImageFolderDataModule, split: str, epoch: int = 0) -> list[Batch]:
     loader = getattr(data, f"{split}_dataloader")()
     loader.sampler.set_epoch(epoch)
-    return [data.view(batch) for batch in loader]
+    return [data.augment(batch) for batch in loader]
 
 
 def test_folders_become_labels_and_files_keep_their_pixels(root: Path) -> None:
@@ -112,7 +114,9 @@ def test_images_of_any_size_are_resized_if_asked(root: Path, memory_limit: float
     data = ImageFolderDataModule(str(root), image_size=7, memory_limit=memory_limit)
     data.setup("fit")
     assert data.image_shape == (3, 7, 7)
-    assert torch.equal(data.splits["train"].read(torch.tensor([6]))[0], pixels(odd, (7, 7)))
+    images = data.splits["train"]
+    shown = images.pixels[6] if isinstance(images, ImageSet) else images.stream(torch.tensor([6]))[0]
+    assert torch.equal(shown, pixels(odd, (7, 7)))
     assert {batch.images.shape[2:] for batch in batches(data, "train")} == {(7, 7)}
 
 
@@ -132,7 +136,7 @@ def test_images_of_other_colours_become_rgb(root: Path, mode: str) -> None:
 def test_a_set_that_streams_gives_the_same_batches_to_the_bit(
     root: Path, workers: int, alphas: dict[str, float]
 ) -> None:
-    options: dict[str, Any] = {"batch_size": 4, "val_fraction": 0.3, "padding": 2, **alphas}
+    options: dict[str, Any] = grouped(batch_size=4, val_fraction=0.3, padding=2, **alphas)
     resident = ImageFolderDataModule(str(root), **options)
     streamed = ImageFolderDataModule(str(root), memory_limit=0.0, num_workers=workers, **options)
     for split, epoch in (("train", 0), ("train", 3), ("val", 0), ("test", 0), ("predict", 0)):
@@ -140,16 +144,16 @@ def test_a_set_that_streams_gives_the_same_batches_to_the_bit(
         assert len(ours) == len(theirs) > 0
         for first, second in zip(ours, theirs, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert [images.pixels is None for images in resident.splits.values()] == [False] * 3
-    assert [images.pixels is None for images in streamed.splits.values()] == [True] * 3
+    assert [isinstance(images, ImageSet) for images in resident.splits.values()] == [True] * 3
+    assert [isinstance(images, ImageFiles) for images in streamed.splits.values()] == [True] * 3
     assert resident.image_shape == streamed.image_shape == (3, 6, 8)
 
 
 def test_what_fits_into_the_memory_limit_counts_padding_and_four_bytes(root: Path) -> None:
     needed = 16 * (6 + 2) * (8 + 2) * 4 / 2**30
     for limit, resident in ((needed, True), (needed * 0.999, False)):
-        images = ImageFolderDataModule(str(root), padding=1, memory_limit=limit).load("train")
-        assert (images.pixels is not None) == resident
+        images = ImageFolderDataModule(str(root), **grouped(padding=1, memory_limit=limit)).load("train")
+        assert isinstance(images, ImageSet) == resident
 
 
 @pytest.mark.parametrize("memory_limit", [4.0, 0.0])
@@ -164,7 +168,7 @@ def test_mixed_sizes_are_refused_by_name(root: Path, memory_limit: float) -> Non
 def test_an_empty_class_folder_is_refused(root: Path) -> None:
     (root / "train" / "cat").mkdir()
     (root / "train" / "cat" / "notes.txt").write_text("no image")
-    expected = f"The class folder {str(root / 'train' / 'cat')!r} holds no images; fill it or take it away."
+    expected = f"The class folder {str(root / 'train' / 'cat')!r} holds no images; fill or remove it."
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         ImageFolderDataModule(str(root)).setup("fit")
 

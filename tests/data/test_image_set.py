@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kd_lightning.data.image_set import ImageSet, Part, read_image
+from kd_lightning.data.image_set import ImageFiles, ImageSet, Subset, read_image
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -28,25 +28,25 @@ def saved(folder: Path, pixels: np.ndarray, name: str = "a.png") -> Path:
 @pytest.mark.parametrize("suffix", ["png", "bmp", "ppm", "tiff"])
 def test_a_lossless_file_is_read_to_the_bit(tmp_path: Path, suffix: str) -> None:
     pixels = picture(5, 7)
-    assert torch.equal(read_image(saved(tmp_path, pixels, f"a.{suffix}"), None), as_tensor(pixels))
+    assert torch.equal(read_image(saved(tmp_path, pixels, f"a.{suffix}")), as_tensor(pixels))
 
 
 def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     pixels = picture(4, 6, channels=4)
-    assert torch.equal(read_image(saved(tmp_path, pixels), None), as_tensor(pixels[:, :, :3]))
-    grey = read_image(saved(tmp_path, pixels[:, :, 0]), None)
+    assert torch.equal(read_image(saved(tmp_path, pixels)), as_tensor(pixels[:, :, :3]))
+    grey = read_image(saved(tmp_path, pixels[:, :, 0]))
     assert torch.equal(grey, as_tensor(pixels[:, :, :1]).expand(3, -1, -1))
     palette = Image.fromarray(pixels[:, :, :3]).quantize(16)
     palette.save(tmp_path / "p.png")
-    assert torch.equal(read_image(tmp_path / "p.png", None), as_tensor(np.array(palette.convert("RGB"))))
+    assert torch.equal(read_image(tmp_path / "p.png"), as_tensor(np.array(palette.convert("RGB"))))
 
 
 def test_files_are_resized_to_height_and_width(tmp_path: Path) -> None:
     pixels = picture(4, 6)
     path = saved(tmp_path, pixels)
     expected = Image.fromarray(pixels).resize((9, 5), Image.Resampling.BILINEAR)
-    assert torch.equal(read_image(path, (5, 9)), as_tensor(np.array(expected)))
-    assert torch.equal(read_image(path, (4, 6)), as_tensor(pixels))
+    assert torch.equal(read_image(path, size=(5, 9)), as_tensor(np.array(expected)))
+    assert torch.equal(read_image(path, size=(4, 6)), as_tensor(pixels))
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "half", "header"])
@@ -57,14 +57,14 @@ def test_an_unreadable_file_is_named(tmp_path: Path, damage: str) -> None:
     path.write_bytes(damaged[damage])
     expected = f"{str(path)!r} cannot be read as an image; fix or remove it."
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
-        read_image(path, None)
+        read_image(path)
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
 def test_more_than_eight_bits_of_grey_are_refused_and_not_cut_off(tmp_path: Path, kind: type) -> None:
     path = saved(tmp_path, (picture(4, 4, 1)[:, :, 0] * 200.0).astype(kind), "deep.tiff")
     with pytest.raises(ValueError, match=r"deep\.tiff' has more than 8 bits a pixel of grey; save it with 8 bits\.$"):
-        read_image(path, None)
+        read_image(path)
 
 
 @pytest.fixture
@@ -73,25 +73,25 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def test_in_memory_and_read_agree(files: list[Path]) -> None:
-    images = ImageSet(torch.arange(5), None, files, (4, 5))
+    images = ImageFiles(torch.arange(5), files, (4, 5))
     resident = images.in_memory()
     assert torch.equal(resident.pixels, torch.stack([as_tensor(picture(4, 5, seed=i)) for i in range(5)]))
-    assert torch.equal(images.read(torch.tensor([3, 0, 3])), resident.pixels[[3, 0, 3]])
+    assert torch.equal(images.stream(torch.tensor([3, 0, 3])), resident.pixels[[3, 0, 3]])
     assert (resident.labels is images.labels, resident.files, resident.size) == (True, files, (4, 5))
 
 
 def test_samples_are_named_by_file_or_number(files: list[Path]) -> None:
-    assert ImageSet(torch.arange(5), None, files).name(2) == str(files[2])
+    assert ImageFiles(torch.arange(5), files, (4, 5)).name(2) == str(files[2])
     assert ImageSet(torch.arange(5), torch.zeros(5, 1, 2, 2, dtype=torch.uint8)).name(2) == "2"
 
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_part_numbers_its_samples_over_the_full_set(files: list[Path], resident: bool) -> None:
-    images = ImageSet(torch.arange(5) * 10, None, files, (4, 5))
-    part = Part(images.in_memory() if resident else images, torch.tensor([4, 2, 1]), "train")
+    images = ImageFiles(torch.arange(5) * 10, files, (4, 5))
+    part = Subset(images.in_memory() if resident else images, torch.tensor([4, 2, 1]), split="train")
     batch = part.__getitems__([(2, 7), (0, 7)])
     assert len(part) == 3
-    assert (batch.ids.tolist(), batch.labels.tolist(), batch.epoch, batch.store) == ([1, 4], [10, 40], 7, "train")
-    assert batch.pixels.numel() == 0 if resident else torch.equal(batch.pixels, images.read(torch.tensor([1, 4])))
+    assert (batch.ids.tolist(), batch.labels.tolist(), batch.epoch, batch.split) == ([1, 4], [10, 40], 7, "train")
+    assert batch.pixels.numel() == 0 if resident else torch.equal(batch.pixels, images.stream(torch.tensor([1, 4])))
     assert part[1, -1].ids.tolist() == [2]
     assert part[1, -1].epoch == -1

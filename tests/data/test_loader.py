@@ -25,7 +25,7 @@ def as_listed(places: list[Any]) -> list[Any]:
 
 
 def loader(workers: int = 0, **options: Any) -> EpochLoader:
-    sampler = EpochSampler(range(COUNT), SIZE, training=True)
+    sampler = EpochSampler(range(COUNT), batch_size=SIZE, training=True)
     options = {"collate_fn": as_listed, "num_workers": workers, "persistent_workers": workers > 0, **options}
     return EpochLoader(Places(), batch_size=SIZE, sampler=sampler, **options)
 

@@ -15,7 +15,7 @@ from local_server import Server
 from torchvision.datasets import MNIST
 
 from kd_lightning.data import DigitsDataModule, MNISTDataModule, USPSDataModule
-from kd_lightning.data.augmentation.crops import normalise
+from kd_lightning.data.augmentation.crops import normalize
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "lay_out_mnist.py"
 RANDOM = np.random.default_rng(0)
@@ -83,9 +83,9 @@ def test_views_are_cropped_normalised_and_not_mirrored(laid_out: Path) -> None:
     shifts = torch.stack([padded[:, :, y : y + 28, x : x + 28] for y in range(5) for x in range(5)])
     assert (shifts == data.pixels(stored)).flatten(2).all(2).any(0).all()
     expected = (data.pixels(stored).double() / 255 - 0.1307) / 0.3081
-    torch.testing.assert_close(data.view(stored).images.double(), expected, rtol=0, atol=1e-6)
-    val = data.view(next(iter(data.val_dataloader())))
-    assert torch.equal(val.images, normalise(data.splits["train"].pixels[val.ids], (0.1307,), (0.3081,)))
+    torch.testing.assert_close(data.augment(stored).images.double(), expected, rtol=0, atol=1e-6)
+    val = data.augment(next(iter(data.val_dataloader())))
+    assert torch.equal(val.images, normalize(data.splits["train"].pixels[val.ids], mean=(0.1307,), std=(0.3081,)))
     assert not set(val.ids.tolist()) & set(stored.ids.tolist())
 
 
@@ -94,13 +94,13 @@ def test_ids_number_views(laid_out: Path) -> None:
     loader = data.train_dataloader()
     loader.sampler.set_epoch(4)
     stored = next(iter(loader))
-    assert torch.equal(data.view(stored).ids, stored.ids * 3 + 1)
+    assert torch.equal(data.augment(stored).ids, stored.ids * 3 + 1)
 
 
 def test_images_are_resized_and_coloured_when_they_are_read(laid_out: Path) -> None:
     data = MNISTDataModule(str(laid_out), size=32, channels=3)
     data.setup("test")
-    batch = data.view(next(iter(data.test_dataloader())))
+    batch = data.augment(next(iter(data.test_dataloader())))
     assert data.splits["test"].pixels.shape == (9, 3, 32, 32)
     assert batch.images.shape[1:] == data.image_shape == (3, 32, 32)
     assert torch.equal(batch.images[:, 0], batch.images[:, 2])
@@ -159,7 +159,7 @@ def test_images_without_labels_are_refused(laid_out: Path) -> None:
     (laid_out / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").write_bytes(idx(LABELS["t10k"][:8]))
     data = MNISTDataModule(str(laid_out))
     data.load("train")
-    with pytest.raises(ValueError, match=r"has 9 images and 8 labels for 'test'; take its files away to have them"):
+    with pytest.raises(ValueError, match=r"has 9 images and 8 labels for 'test'; remove its files to have them"):
         data.load("test")
 
 

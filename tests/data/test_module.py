@@ -8,12 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from grouped_options import grouped
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from kd_lightning.data import Batch, ImageDataModule
-from kd_lightning.data.augmentation.crops import normalise
+from kd_lightning.data.augmentation.crops import normalize
 from kd_lightning.data.batch import RawBatch
 from kd_lightning.data.image_set import ImageSet
 
@@ -28,7 +29,7 @@ class Toy(ImageDataModule):
     def __init__(self, labels: list[int] = LABELS, own_val: bool = False, tests: int = 9, **options: Any) -> None:
         defaults = {"batch_size": 4, "val_fraction": 0.25, "seed": 0, "view_seed": 0, "padding": 1, "flip": True}
         more = {"mean": (0.5, 0.4), "std": (0.2, 0.3), "mixup": 0.0, "cutmix": 0.0, "num_workers": 0}
-        super().__init__(**(defaults | more | options))
+        super().__init__(**grouped(**(defaults | more | options)))
         self.labels, self.own_val, self.tests = labels, own_val, tests
         self.loaded: list[str] = []
 
@@ -65,12 +66,13 @@ def ids(loader: DataLoader) -> list[int]:
     ("options", "message"),
     [
         ({"batch_size": 0}, r"batch_size must be >= 1, got 0\."),
-        ({"val_fraction": 0.0}, r"val_fraction must lie between 0 and 1, got 0\.0\."),
-        ({"val_fraction": 1.0}, r"val_fraction must lie between 0 and 1, got 1\.0\."),
-        ({"padding": -1}, r"padding, mixup, cutmix and num_workers must be >= 0\."),
-        ({"mixup": -0.1}, r"padding, mixup, cutmix and num_workers must be >= 0\."),
-        ({"cutmix": -0.1}, r"padding, mixup, cutmix and num_workers must be >= 0\."),
-        ({"num_workers": -1}, r"padding, mixup, cutmix and num_workers must be >= 0\."),
+        ({"val_fraction": 0.0}, r"val_fraction must be between 0 and 1, got 0\.0\."),
+        ({"val_fraction": 1.0}, r"val_fraction must be between 0 and 1, got 1\.0\."),
+        ({"padding": -1}, r"augmentation\.padding must be >= 0, got -1\."),
+        ({"mixup": -0.1}, r"augmentation\.mixup must be >= 0, got -0\.1\."),
+        ({"cutmix": -0.1}, r"augmentation\.cutmix must be >= 0, got -0\.1\."),
+        ({"rotation": 5.0}, r"Toy does not apply augmentation\.rotation; set it in a DomainPairDataModule\."),
+        ({"num_workers": -1}, r"num_workers must be >= 0, got -1\."),
         ({"mean": (0.5,)}, r"mean and std need one value for each channel, std above 0; got \(0\.5,\) and .*"),
         ({"std": (0.5, 0.0)}, r"mean and std need one value for each channel, std above 0; got .*"),
     ],
@@ -188,7 +190,7 @@ def test_a_trainer_sees_batches_of_the_epoch_and_no_test_image_before_test(train
     assert "predict" not in data.loaded
     assert len(probe.seen["train"]) == 14
     for epoch, half in enumerate((probe.seen["train"][:7], probe.seen["train"][7:])):
-        expected = [data.view(batch) for batch in train_batches(Toy(), epoch)]
+        expected = [data.augment(batch) for batch in train_batches(Toy(), epoch)]
         for ours, theirs in zip(half, expected, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     trainer.test(probe, data, verbose=False)
@@ -206,8 +208,8 @@ def test_overfitting_shows_the_same_batches_in_each_epoch(make_trainer: Callable
         for ours, theirs in zip(probe.seen[stage][:2], probe.seen[stage][2:], strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     shown = torch.cat([batch.ids for batch in probe.seen["train"][:2]])
-    assert shown.tolist() == [2 * sample for sample in data._train_samples[:8].tolist()], "the first of two views"
-    plain = [data.view(batch) for batch in list(Toy().val_dataloader())[:2]]
+    assert shown.tolist() == [2 * sample for sample in data.train_samples[:8].tolist()], "the first of two views"
+    plain = [data.augment(batch) for batch in list(Toy().val_dataloader())[:2]]
     assert torch.equal(
         torch.cat([batch.images for batch in probe.seen["val"][:2]]), torch.cat([b.images for b in plain])
     )
@@ -217,9 +219,9 @@ def test_ids_number_the_full_stored_set() -> None:
     data = Toy(padding=0, flip=False)
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for stored in loader:
-            batch = data.view(stored)
+            batch = data.augment(stored)
             pixels = data.splits["train"].pixels[batch.ids]
-            assert torch.equal(batch.images, normalise(pixels, data.mean, data.std))
+            assert torch.equal(batch.images, normalize(pixels, mean=data.mean, std=data.std))
             assert batch.labels.tolist() == [LABELS[sample] for sample in batch.ids]
             assert batch.ids.dtype == torch.int64
 
@@ -228,8 +230,8 @@ def test_evaluation_shows_plain_images_in_order() -> None:
     data = Toy(own_val=True)
     for split in ("val", "test", "predict"):
         loader = getattr(data, f"{split}_dataloader")()
-        batches = [data.view(batch) for batch in loader]
-        expected = normalise(data.splits[split].pixels, data.mean, data.std)
+        batches = [data.augment(batch) for batch in loader]
+        expected = normalize(data.splits[split].pixels, mean=data.mean, std=data.std)
         assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
         assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(9))
 
@@ -289,10 +291,10 @@ def test_mixed_labels_are_shares_in_training_only(alphas: dict[str, float]) -> N
     data, plain = Toy(**alphas), Toy()
     for loader in (data.val_dataloader(), data.test_dataloader()):
         for stored in loader:
-            assert data.view(stored).labels.dtype == torch.int64
+            assert data.augment(stored).labels.dtype == torch.int64
     differing = 0
     for stored, unmixed in zip(data.train_dataloader(), plain.train_dataloader(), strict=True):
-        batch, images = data.view(stored), plain.view(unmixed).images
+        batch, images = data.augment(stored), plain.augment(unmixed).images
         assert (batch.labels.dtype, batch.labels.shape) == (torch.float32, (4, 3))
         torch.testing.assert_close(batch.labels.sum(1), torch.ones(4))
         assert batch.ids.tolist() == unmixed.ids.tolist()
@@ -313,7 +315,9 @@ def test_labels_outside_the_classes_are_refused_at_setup(label: int) -> None:
 
 
 def test_a_set_that_is_not_there_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^Toy has no 'test' images\.$"):
+    with pytest.raises(
+        ValueError, match=r"^The data module has no 'test' images; use another command or other data\.$"
+    ):
         Toy(tests=0).setup("test")
 
 
@@ -327,7 +331,7 @@ def test_a_share_without_an_image_is_refused() -> None:
 def test_more_processes_than_images_are_refused() -> None:
     data = Toy()
     data.trainer = SimpleNamespace(world_size=10, global_rank=0, strategy=ON_CPU)
-    with pytest.raises(ValueError, match=r"^9 'test' images cannot be shared by 10 processes; use fewer\.$"):
+    with pytest.raises(ValueError, match=r"^9 'test' images are too few for 10 processes; use fewer\.$"):
         data.test_dataloader()
 
 
@@ -348,9 +352,9 @@ def test_batches_of_other_loaders_pass_untouched() -> None:
 def test_views_on_a_gpu_are_those_on_the_cpu() -> None:
     data = Toy(own_val=True, padding=2)
     for stored in train_batches(data, 3):
-        there = RawBatch(stored.pixels, stored.labels, stored.ids.cuda(), stored.epoch, stored.store)
+        there = RawBatch(stored.pixels, stored.labels, stored.ids.cuda(), stored.epoch, stored.split)
         assert torch.equal(data.pixels(there).cpu(), data.pixels(stored))
-        torch.testing.assert_close(data.view(there).images.cpu(), data.view(stored).images, rtol=1.2e-7, atol=0)
+        torch.testing.assert_close(data.augment(there).images.cpu(), data.augment(stored).images, rtol=1.2e-7, atol=0)
 
 
 def assert_equal(first: dict[int, Tensor], second: dict[int, Tensor]) -> None:

@@ -14,7 +14,7 @@ def order(
     count: int, size: int, training: bool, seed: int = 0, epoch: int = 0, world: int = 1, rank: int = 0
 ) -> list[int]:
     """The positions that a rank sees; their epochs are checked on the way."""
-    sampler = EpochSampler(range(count), size, training, seed, world, rank)
+    sampler = EpochSampler(range(count), batch_size=size, training=training, seed=seed, num_replicas=world, rank=rank)
     sampler.set_epoch(epoch)
     places = list(sampler)
     assert len(places) == len(sampler)
@@ -71,12 +71,14 @@ def test_evaluation_counts_every_sample_once(count: int, size: int, world: int, 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_lightning_leaves_it_alone(training: bool) -> None:
-    assert isinstance(EpochSampler(range(4), 2, training), DistributedSampler)
+    assert isinstance(EpochSampler(range(4), batch_size=2, training=training), DistributedSampler)
 
 
 def stream(count: int, size: int, steps: int, epoch: int, seed: int = 0, world: int = 1, rank: int = 0) -> list[int]:
     """The positions of an epoch that takes the next rows of a stream."""
-    sampler = EpochSampler(range(count), size, True, seed, world, rank, steps=steps)
+    sampler = EpochSampler(
+        range(count), batch_size=size, training=True, seed=seed, num_replicas=world, rank=rank, steps=steps
+    )
     sampler.set_epoch(epoch)
     places = list(sampler)
     assert len(places) == len(sampler) == steps * size
@@ -114,7 +116,7 @@ def test_the_passes_of_a_stream_are_other_permutations_for_each_pass_seed_and_fr
 
 
 def test_a_stream_goes_on_within_an_epoch() -> None:
-    sampler = EpochSampler(range(5), 2, True, steps=4)
+    sampler = EpochSampler(range(5), batch_size=2, training=True, steps=4)
     sampler.set_epoch(3)
     whole = list(sampler)
     sampler.first = (3, 1)

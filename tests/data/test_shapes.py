@@ -6,14 +6,14 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
-from kd_lightning.data.shapes import check_size, reshaped, resize, statistics, with_channels
+from kd_lightning.data.shapes import check_size, reshape, resize, statistics, with_channels
 
 PIXELS = torch.randint(0, 256, (3, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("size", [(16, 16), (32, 32), (9, 40)])
 def test_resizing_is_pillows(size: tuple[int, int]) -> None:
-    for image, ours in zip(PIXELS, reshaped(PIXELS, size, 3), strict=True):
+    for image, ours in zip(PIXELS, reshape(PIXELS, size=size, channels=3), strict=True):
         pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
         theirs = torch.from_numpy(np.asarray(pillow).copy()).permute(2, 0, 1)
         assert ours.dtype == torch.uint8
@@ -22,33 +22,33 @@ def test_resizing_is_pillows(size: tuple[int, int]) -> None:
 
 
 def test_a_size_that_is_there_changes_nothing() -> None:
-    assert reshaped(PIXELS, (28, 28), 3) is PIXELS
-    assert reshaped(PIXELS, None, 3) is PIXELS
+    assert reshape(PIXELS, size=(28, 28), channels=3) is PIXELS
+    assert reshape(PIXELS, size=None, channels=3) is PIXELS
     images = torch.rand(2, 1, 8, 8)
-    assert resize(images, (8, 8)) is images
-    assert with_channels(images, 1) is images
+    assert resize(images, size=(8, 8)) is images
+    assert with_channels(images, channels=1) is images
 
 
 def test_large_sets_are_resized_as_small_ones_are() -> None:
     many = torch.randint(0, 256, (5000, 1, 4, 4), dtype=torch.uint8)
-    ours = reshaped(many, (2, 2), 1)
-    assert torch.equal(ours[[0, 4095, 4096, 4999]], reshaped(many[[0, 4095, 4096, 4999]], (2, 2), 1))
+    ours = reshape(many, size=(2, 2), channels=1)
+    assert torch.equal(ours[[0, 4095, 4096, 4999]], reshape(many[[0, 4095, 4096, 4999]], size=(2, 2), channels=1))
 
 
 def test_grey_is_repeated_and_colour_turned_to_grey() -> None:
     grey = PIXELS[:, :1]
-    assert torch.equal(reshaped(grey, None, 3), grey.repeat(1, 3, 1, 1))
+    assert torch.equal(reshape(grey, size=None, channels=3), grey.repeat(1, 3, 1, 1))
     expected = reference.rgb_to_grayscale(PIXELS).int()
-    assert (reshaped(PIXELS, None, 1).int() - expected).abs().max() <= 1
-    assert reshaped(PIXELS, (9, 9), 1).shape == (3, 1, 9, 9)
+    assert (reshape(PIXELS, size=None, channels=1).int() - expected).abs().max() <= 1
+    assert reshape(PIXELS, size=(9, 9), channels=1).shape == (3, 1, 9, 9)
 
 
 def test_statistics_are_those_of_the_changed_images() -> None:
-    assert statistics((0.1, 0.2, 0.3), 3) == (0.1, 0.2, 0.3)
-    assert statistics((0.1,), 3) == (0.1, 0.1, 0.1)
+    assert statistics((0.1, 0.2, 0.3), channels=3) == (0.1, 0.2, 0.3)
+    assert statistics((0.1,), channels=3) == (0.1, 0.1, 0.1)
     images = PIXELS.float() / 255
-    mean = statistics(images.mean((0, 2, 3)).tolist(), 1)
-    assert mean == pytest.approx([with_channels(images, 1).mean().item()], abs=1e-6)
+    mean = statistics(images.mean((0, 2, 3)).tolist(), channels=1)
+    assert mean == pytest.approx([with_channels(images, channels=1).mean().item()], abs=1e-6)
 
 
 @pytest.mark.parametrize("size", [0, -4])

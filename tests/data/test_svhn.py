@@ -11,7 +11,7 @@ import torch
 from local_server import Server
 from torchvision.datasets import SVHN
 
-from kd_lightning.data import SVHNDataModule
+from kd_lightning.data import Augmentation, SVHNDataModule
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (29, 3, 32, 32), dtype=np.uint8)
 LABELS = [i % 10 for i in range(29)]  # 20 training images, 9 test images
@@ -87,15 +87,15 @@ def test_without_a_network_the_message_says_where_a_file_goes(tmp_path: Path, sv
 
 
 def test_views_are_normalised_resized_and_not_mirrored(tmp_path: Path, svhn: type[SVHN]) -> None:
-    data = SVHNDataModule(str(tmp_path), batch_size=10, padding=0, val_fraction=0.5)
+    data = SVHNDataModule(str(tmp_path), batch_size=10, augmentation=Augmentation(padding=0), val_fraction=0.5)
     data.prepare_data()
     stored = next(iter(data.train_dataloader()))
     mean, std = torch.tensor([[0.4377, 0.4438, 0.4728], [0.1980, 0.2010, 0.1970]]).double()[:, :, None, None]
     expected = (data.splits["train"].pixels[stored.ids].double() / 255 - mean) / std
-    torch.testing.assert_close(data.view(stored).images.double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(data.augment(stored).images.double(), expected, rtol=0, atol=1e-6)
     assert data.image_shape == (3, 32, 32)
     data = SVHNDataModule(str(tmp_path), size=28, channels=1)
-    images = data.view(next(iter(data.test_dataloader()))).images
+    images = data.augment(next(iter(data.test_dataloader()))).images
     assert images.shape[1:] == data.image_shape == (1, 28, 28)
     assert data.splits["test"].pixels.shape == (9, 1, 28, 28)
     assert data.mean == pytest.approx((0.4453,), abs=1e-4)

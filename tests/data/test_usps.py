@@ -10,7 +10,7 @@ import torch
 from local_server import Server
 from torchvision.datasets import USPS
 
-from kd_lightning.data import USPSDataModule
+from kd_lightning.data import Augmentation, USPSDataModule
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (29, 256), dtype=np.uint8)
 LABELS = [i % 10 for i in range(29)]  # 20 training images, 9 test images
@@ -85,18 +85,18 @@ def test_without_a_network_the_message_says_where_a_file_goes(tmp_path: Path, se
 
 
 def test_views_are_normalised_resized_and_not_mirrored(tmp_path: Path, usps: type[USPS]) -> None:
-    data = USPSDataModule(str(tmp_path), batch_size=10, padding=0, val_fraction=0.5)
+    data = USPSDataModule(str(tmp_path), batch_size=10, augmentation=Augmentation(padding=0), val_fraction=0.5)
     data.prepare_data()
     stored = next(iter(data.train_dataloader()))
     expected = (data.splits["train"].pixels[stored.ids].double() / 255 - 0.2469) / 0.2989
-    torch.testing.assert_close(data.view(stored).images.double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(data.augment(stored).images.double(), expected, rtol=0, atol=1e-6)
     assert data.image_shape == (1, 16, 16)
     data = USPSDataModule(str(tmp_path), size=28, channels=3)
-    images = data.view(next(iter(data.test_dataloader()))).images
+    images = data.augment(next(iter(data.test_dataloader()))).images
     assert images.shape[1:] == data.image_shape == (3, 28, 28)
     assert data.splits["test"].pixels.shape == (9, 3, 28, 28)
 
 
 def test_the_real_dataset_is_torchvisions() -> None:
     assert USPSDataModule.dataset is USPS
-    assert USPSDataModule(padding=0).classes == tuple("0123456789")
+    assert USPSDataModule(augmentation=Augmentation(padding=0)).classes == tuple("0123456789")

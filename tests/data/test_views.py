@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grouped_options import grouped
 from PIL import Image
 from torch import Tensor
 
 from kd_lightning.data import Batch, DigitsDataModule, ImageDataModule, ImageFolderDataModule
-from kd_lightning.data.augmentation.crops import normalise
+from kd_lightning.data.augmentation.crops import normalize
+from kd_lightning.data.image_set import ImageFiles, ImageSet
 
 ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))
 
@@ -20,7 +22,7 @@ Views = dict[int, Tensor]
 
 
 def digits(**options: Any) -> DigitsDataModule:
-    return DigitsDataModule(**{"batch_size": 115} | options)
+    return DigitsDataModule(**grouped(**{"batch_size": 115} | options))
 
 
 def on_rank(data: ImageDataModule, world: int, rank: int) -> ImageDataModule:
@@ -31,7 +33,7 @@ def on_rank(data: ImageDataModule, world: int, rank: int) -> ImageDataModule:
 def batches(data: ImageDataModule, epoch: int) -> list[Batch]:
     loader = data.train_dataloader()
     loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-    return [data.view(batch) for batch in loader]
+    return [data.augment(batch) for batch in loader]
 
 
 def shown(data: ImageDataModule, epoch: int) -> Views:
@@ -41,7 +43,7 @@ def shown(data: ImageDataModule, epoch: int) -> Views:
 
 def shown_in_view(data: ImageDataModule, view: int) -> Views:
     """What a teacher is asked about."""
-    return by_ids([data.view(batch) for batch in data.view_dataloader(view)])
+    return by_ids([data.augment(batch) for batch in data.view_dataloader(view)])
 
 
 def by_ids(seen: list[Batch]) -> Views:
@@ -102,7 +104,7 @@ def test_one_view_is_shown_in_every_epoch() -> None:
 
 def test_views_without_augmentation_are_the_images() -> None:
     data = digits(views=2, padding=0)
-    pixels = normalise(data.load("train").pixels, data.mean, data.std)  # type: ignore[union-attr, arg-type]
+    pixels = normalize(data.load("train").pixels, mean=data.mean, std=data.std)  # type: ignore[union-attr, arg-type]
     for epoch in (0, 1):
         for name, image in shown(data, epoch).items():
             assert torch.equal(image, pixels[name // 2])
@@ -144,11 +146,11 @@ def test_ids_of_evaluation_are_the_samples(views: int | None) -> None:
     data, plain = digits(views=views), digits()
     for split in ("val", "test", "predict"):
         ours, theirs = (
-            [module.view(batch) for batch in getattr(module, f"{split}_dataloader")()] for module in (data, plain)
+            [module.augment(batch) for batch in getattr(module, f"{split}_dataloader")()] for module in (data, plain)
         )
         for batch, expected in zip(ours, theirs, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
-    ids = torch.cat([data.view(batch).ids for batch in data.test_dataloader()])
+    ids = torch.cat([data.augment(batch).ids for batch in data.test_dataloader()])
     assert ids.tolist() == list(range(360))
 
 
@@ -173,7 +175,7 @@ def test_a_view_holds_each_training_image_once(batch_size: int) -> None:
     data = digits(views=3, batch_size=batch_size)
     for view in range(3):
         asked = shown_in_view(data, view)
-        assert sorted(asked) == [sample * 3 + view for sample in data._train_samples.tolist()]
+        assert sorted(asked) == [sample * 3 + view for sample in data.train_samples.tolist()]
         assert same(asked, shown(data, view + 3)) == 1
 
 
@@ -256,7 +258,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def folder(root: Path, **options: Any) -> ImageFolderDataModule:
-    return ImageFolderDataModule(str(root), **{"batch_size": 7, "val_fraction": 0.3, "padding": 2} | options)
+    return ImageFolderDataModule(str(root), **grouped(**{"batch_size": 7, "val_fraction": 0.3, "padding": 2} | options))
 
 
 def test_a_streamed_set_shows_the_same_views(root: Path) -> None:
@@ -265,8 +267,8 @@ def test_a_streamed_set_shows_the_same_views(root: Path) -> None:
         first, second = shown(memory, epoch), shown(stream, epoch)
         assert first.keys() == second.keys()
         assert same(first, second) == 1
-    assert stream.splits["train"].pixels is None
-    assert memory.splits["train"].pixels is not None
+    assert isinstance(stream.splits["train"], ImageFiles)
+    assert isinstance(memory.splits["train"], ImageSet)
     for view in range(2):
         asked = shown_in_view(stream, view)
         assert len(asked) == 14

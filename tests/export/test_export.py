@@ -56,7 +56,7 @@ def test_images(best: Path) -> tuple[Tensor, Tensor]:
     (batch,) = data.test_dataloader()
     network = DistillationModule.load_from_checkpoint(best, teacher=None).eval()
     with torch.no_grad():
-        return data.pixels(batch).float() / 255, network(data.view(batch).images)
+        return data.pixels(batch).float() / 255, network(data.augment(batch).images)
 
 
 def network_of(blocks: list[int], widths: list[int]) -> ResNet:

@@ -51,9 +51,9 @@ class Other(DigitsDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
-        assert self._split
-        images = self.splits["train"]
-        self.splits["train"] = images._replace(labels=(images.labels + 3) % 10)
+        assert self.splits.val_samples is not None
+        labels = self.splits["train"].labels
+        labels.copy_((labels + 3) % 10)
 
 
 def test_a_step_is_the_sum_of_the_weighted_terms(make_trainer: Trainers) -> None:
@@ -113,8 +113,8 @@ def test_the_criterion_is_the_source_s_accuracy_plus_the_information(make_traine
     module.eval()
     source, target = data.val_dataloader()
     with torch.no_grad():
-        said = torch.cat([module(data.view(batch).images) for batch in target]).softmax(1).double().numpy()
-        right = [module(seen.images).argmax(1) == seen.labels for seen in map(data.view, source)]
+        said = torch.cat([module(data.augment(batch).images) for batch in target]).softmax(1).double().numpy()
+        right = [module(seen.images).argmax(1) == seen.labels for seen in map(data.augment, source)]
     mean = said.mean(0)
     information = (-(mean * np.log(mean)).sum() + (said * np.log(said)).sum(1).mean()) / np.log(10)
     figures = trainer.callback_metrics
@@ -122,7 +122,7 @@ def test_the_criterion_is_the_source_s_accuracy_plus_the_information(make_traine
     assert figures["val/criterion"].item() == pytest.approx(
         information + float(torch.cat(right).double().mean()), abs=1e-4
     )
-    labels = torch.cat([data.view(batch).labels for batch in target]).numpy()
+    labels = torch.cat([data.augment(batch).labels for batch in target]).numpy()
     assert figures["oracle/accuracy"].item() == pytest.approx((said.argmax(1) == labels).mean(), abs=1e-4)
 
 
@@ -179,10 +179,10 @@ def test_a_layer_that_is_not_there_is_refused() -> None:
         AdaptationModule(nn.Flatten(), {})
 
 
-@pytest.mark.parametrize("joined", [None, True])
-def test_data_of_one_domain_are_refused(make_trainer: Trainers, joined: bool | None) -> None:
+@pytest.mark.parametrize("concat", [None, True])
+def test_data_of_one_domain_are_refused(make_trainer: Trainers, concat: bool | None) -> None:
     digits = DigitsDataModule()
-    data = digits if joined is None else DomainPairDataModule(digits, DigitsDataModule(), joined=True)
+    data = digits if concat is None else DomainPairDataModule(digits, DigitsDataModule(), concat=True)
     with pytest.raises(ValueError, match="AdaptationModule trains on a source and a target"):
         make_trainer(max_epochs=1).fit(AdaptationModule(network()), data)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
+from kd_lightning import Augmentation, DigitsDataModule, DistillationModule, TeacherModule
 from kd_lightning.features import Outputs
 from kd_lightning.losses import AttentionLoss, DistillationLoss, HardTargetLoss, MMDLoss, SoftTargetLoss
 from kd_lightning.networks import DataConfig, ResNet, from_checkpoint, resnet18
@@ -212,7 +212,7 @@ def test_the_teacher_gets_the_statistics_that_it_expects(
         module.setup("test")
         correct = [
             (module.reference_logits(images).argmax(1) == labels).float().mean()  # type: ignore[union-attr]
-            for images, labels, _ in map(data.view, data.test_dataloader())
+            for images, labels, _ in map(data.augment, data.test_dataloader())
         ]
         agreement[name] = float(torch.stack(correct).mean())
     assert agreement["known"] > 0.9
@@ -425,7 +425,10 @@ def test_networks_of_torchvision_and_plain_loaders(make_trainer: Trainers) -> No
 
 def test_mixed_labels_are_learned_from(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
     trainer = make_trainer()
-    trainer.fit(DistillationModule(small(), trained), DigitsDataModule(batch_size=256, mixup=0.2, cutmix=1.0))
+    trainer.fit(
+        DistillationModule(small(), trained),
+        DigitsDataModule(batch_size=256, augmentation=Augmentation(mixup=0.2, cutmix=1.0)),
+    )
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
+from kd_lightning import Augmentation, DigitsDataModule, DistillationModule, TeacherModule
 from kd_lightning.losses import ContrastiveLoss, HardTargetLoss, HintLoss
 from kd_lightning.networks import ResNet
 
@@ -112,7 +112,7 @@ CONFIGURATIONS: dict[str, tuple[Modules, dict[str, Any], dict[str, Any]]] = {
     "accumulation over the end of an epoch": (distilled, {}, {"accumulate_grad_batches": 3}),
     "no validation, a schedule of epochs": (partial(taught, **steps), {}, {"limit_val_batches": 0}),  # type: ignore[arg-type]
     "AdamW": (partial(taught, optimizer=torch.optim.AdamW, **steps), {}, {}),  # type: ignore[arg-type]
-    "mixup": (taught, {"mixup": 0.2}, {}),
+    "mixup": (taught, {"augmentation": Augmentation(mixup=0.2)}, {}),
     "bfloat16": (distilled, {}, {"precision": "bf16-mixed"}),
     "validation within an epoch": (distilled, {}, {"val_check_interval": 2}),
 }

@@ -124,7 +124,7 @@ class Odd(DigitsDataModule):
 
     def labels(self, stage: str) -> Tensor:
         self.setup("fit" if stage == "validate" else stage)
-        return self.splits["test"].labels if stage == "test" else self.splits["train"].labels[self._split[1]]
+        return self.splits["test"].labels if stage == "test" else self.splits["train"].labels[self.splits.val_samples]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

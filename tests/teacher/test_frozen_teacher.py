@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kd_lightning import DigitsDataModule, DistillationModule
+from kd_lightning import Augmentation, DigitsDataModule, DistillationModule
 from kd_lightning.features import Outputs
 from kd_lightning.losses import DistillationLoss, HardTargetLoss, HintLoss, SoftTargetLoss
 from kd_lightning.networks import DataConfig, EnsembleTeacher, ResNet, resnet20, wrn_16_2
@@ -317,7 +317,7 @@ def test_the_teacher_is_asked_once_about_each_view(
 
 def test_the_teacher_is_asked_once_about_each_validation_image(make_trainer: Trainers, teacher: nn.Module) -> None:
     online, cached = (Run(make_trainer, teacher, where, limit_val_batches=1.0) for where in (False, True))
-    images = len(cached.data._split[1])
+    images = len(cached.data.splits.val_samples)
     assert (online.watch.asked_in_validation, cached.watch.asked_in_validation) == (3 * images, images)
     for name in ("val/agreement", "val/kl"):
         expected = float(online.trainer.callback_metrics[name])
@@ -331,10 +331,10 @@ def test_the_cache_covers_what_drop_last_leaves_out_and_no_more(make_trainer: Tr
     cache = run.module.frozen_teacher.cache  # type: ignore[union-attr]
     assert cache is not None
     cache.load(1, CPU)
-    train = run.data._train_samples
+    train = run.data.train_samples
     said = cache(train * 2 + 1)
     assert (said.abs().sum(1) > 0).all()
-    shown = run.data.view(next(iter(run.data.view_dataloader(1))))
+    shown = run.data.augment(next(iter(run.data.view_dataloader(1))))
     with torch.no_grad():
         expected = teacher(shown.images[:3])  # a few at a time
     torch.testing.assert_close(cache(shown.ids[:3]), expected, rtol=1e-3, atol=1e-3)
@@ -387,7 +387,7 @@ def another_running_mean(teacher: nn.Module) -> nn.Module:
         (changed, {}, "teacher"),
         (another_running_mean, {}, "teacher"),
         (copy.deepcopy, {"data": {"view_seed": 1}}, "view_seed"),
-        (copy.deepcopy, {"data": {"padding": 2}}, "augmentation"),
+        (copy.deepcopy, {"data": {"augmentation": Augmentation(padding=2)}}, "augmentation"),
         (copy.deepcopy, {"data": {"mean": (0.3,)}}, "statistics"),
         (copy.deepcopy, {"data": {"val_fraction": 0.3}}, "images"),
         (copy.deepcopy, {"data": {"seed": 1}}, "images"),
@@ -450,8 +450,14 @@ class Steps(pl.Callback):
             "the loss 'hint' reads the teacher's layers, which are not cached",
         ),
         ({"views": None}, "each epoch has new views; set views=V on a data module of this package"),
-        ({"data": {"mixup": 0.2}}, "mixup and CutMix create new images in each epoch; set both to 0"),
-        ({"data": {"cutmix": 1.0}}, "mixup and CutMix create new images in each epoch; set both to 0"),
+        (
+            {"data": {"augmentation": Augmentation(mixup=0.2)}},
+            "mixup and CutMix create new images in each epoch; set both to 0",
+        ),
+        (
+            {"data": {"augmentation": Augmentation(cutmix=1.0)}},
+            "mixup and CutMix create new images in each epoch; set both to 0",
+        ),
     ],
 )
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -514,7 +520,7 @@ class Keeper(pl.Callback):
         cache.put = put
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        cache, samples = pl_module.frozen_teacher.cache, trainer.datamodule._train_samples  # type: ignore[attr-defined]
+        cache, samples = pl_module.frozen_teacher.cache, trainer.datamodule.train_samples  # type: ignore[attr-defined]
         views = []
         for view in range(cache.views):
             assert view in cache

@@ -9,29 +9,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kd_lightning.data.augmentation.constants import per_channel
 from kd_lightning.errors import UserError
 
 
 class Crops(NamedTuple):
-    """Where each view of a batch is cut out of its padded image: int64 ``(B,)`` and bool ``(B,)``."""
+    """The position of the crop in each padded image, int64 ``(B,)``, and whether it is mirrored, bool ``(B,)``."""
 
     top: Tensor
     left: Tensor
     flipped: Tensor
 
-    def of(self, rows: Tensor) -> "Crops":
-        """Those of some rows."""
+    def select(self, rows: Tensor) -> "Crops":
+        """Return the crops of some rows."""
         return Crops(*(values.index_select(0, rows) for values in self))
 
 
-def random_bits(seed: int, samples: Tensor, epoch: int, stream: int = 0) -> Tensor:
-    """48 random bits for each sample, the same on every device and in every batch (SplitMix64 over the four keys).
+def random_bits(samples: Tensor, *, seed: int, epoch: int, stream: int = 0) -> Tensor:
+    """Return 48 random bits for each sample, equal on every device and in every batch (SplitMix64 over the four keys).
 
     G. Steele, D. Lea, C. Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014
 
     Args:
-        seed: Any integer.
         samples: int64, any shape.
+        seed: Any integer.
         epoch: Any integer.
         stream: A number for each independent use.
 
@@ -39,8 +40,8 @@ def random_bits(seed: int, samples: Tensor, epoch: int, stream: int = 0) -> Tens
         int64 of the same shape, in [0, 2^48).
 
     Example:
-        >>> bits = random_bits(0, torch.arange(4), epoch=0)
-        >>> torch.equal(bits[2:], random_bits(0, torch.tensor([2, 3]), epoch=0))
+        >>> bits = random_bits(torch.arange(4), seed=0, epoch=0)
+        >>> torch.equal(bits[2:], random_bits(torch.tensor([2, 3]), seed=0, epoch=0))
         True
     """
     state = torch.zeros_like(samples)
@@ -49,35 +50,42 @@ def random_bits(seed: int, samples: Tensor, epoch: int, stream: int = 0) -> Tens
     return (state >> 16) & ((1 << 48) - 1)
 
 
-def uniform(seed: int, samples: Tensor, epoch: int, stream: int = 0) -> Tensor:
-    """A float32 in [0, 1) for each sample, see :func:`random_bits`."""
-    return (random_bits(seed, samples, epoch, stream) >> 24).float() / (1 << 24)
+def uniform(samples: Tensor, *, seed: int, epoch: int, stream: int = 0) -> Tensor:
+    """Return a float32 in [0, 1) for each sample; see :func:`random_bits`."""
+    return (random_bits(samples, seed=seed, epoch=epoch, stream=stream) >> 24).float() / (1 << 24)
 
 
-def draw_crops(seed: int, samples: Tensor, epoch: int, padding: int, flip: bool) -> Crops:
-    """The augmentation of each sample in an epoch.
+def draw_crops(samples: Tensor, *, seed: int, epoch: int, padding: int, flip: bool) -> Crops:
+    """Draw the crop and the flip of each sample in an epoch.
 
     Args:
-        seed: The data module's ``view_seed``.
         samples: int64 ``(B,)``.
-        epoch: From 0; -1 for the centre and no flip.
+        seed: The data module's ``view_seed``.
+        epoch: Number of the epoch, from 0; -1 for the centre without a flip.
         padding: Pixels by which an image was padded on each side.
-        flip: Whether half of the views are mirrored left to right.
+        flip: Mirror half of the views left to right.
     """
     if epoch < 0:
         centre = torch.full_like(samples, padding)
         return Crops(centre, centre, torch.zeros_like(samples, dtype=torch.bool))
-    bits = random_bits(seed, samples, epoch)
-    places = 2 * padding + 1
+    bits = random_bits(samples, seed=seed, epoch=epoch)
+    positions = 2 * padding + 1
     mirrored = (bits >> 40) & 1 == 1 if flip else torch.zeros_like(samples, dtype=torch.bool)
-    return Crops((bits & 0xFFFFF) % places, ((bits >> 20) & 0xFFFFF) % places, mirrored)
+    return Crops((bits & 0xFFFFF) % positions, ((bits >> 20) & 0xFFFFF) % positions, mirrored)
 
 
-def pack(images: Tensor, padding: int) -> Tensor:
-    """uint8 ``(N, channels, H, W)`` with 1 to 4 channels, zero-padded, to int32 ``(N, H + 2p, W + 2p)``.
+def pack(images: Tensor, *, padding: int) -> Tensor:
+    """Pad images with zeros and pack the channels of each pixel into one integer.
+
+    Args:
+        images: uint8 ``(N, channels, H, W)`` with 1 to 4 channels.
+        padding: Pixels on each side, p.
+
+    Returns:
+        int32 ``(N, H + 2p, W + 2p)``.
 
     Raises:
-        ValueError: If the images are of another type or have more than four channels.
+        UserError: If the images are of another type or have more than four channels.
     """
     if images.dtype != torch.uint8 or images.dim() != 4 or not 1 <= images.shape[1] <= 4:
         raise UserError(f"Images are stored as uint8 (N, 1 to 4, H, W), got {images.dtype} {tuple(images.shape)}.")
@@ -88,40 +96,46 @@ def pack(images: Tensor, padding: int) -> Tensor:
     return packed.view(torch.int32).squeeze(-1)
 
 
-def cut(packed: Tensor, rows: Tensor, crops: Crops, padding: int) -> Tensor:
-    """The views of a batch in one gather.
+def gather_crops(packed: Tensor, rows: Tensor, crops: Crops, *, padding: int) -> Tensor:
+    """Cut the crops of a batch out of packed images in one gather.
 
     Args:
-        packed: What :func:`pack` made, ``(N, H + 2p, W + 2p)``.
-        rows: int64 ``(B,)``, which images.
-        crops: Where to cut them.
-        padding: p.
+        packed: Images of :func:`pack`, ``(N, H + 2p, W + 2p)``.
+        rows: int64 ``(B,)``, the row of each image in ``packed``.
+        crops: Positions of the crops, ``(B,)``.
+        padding: Pixels on each side, p.
 
     Returns:
         Packed as well, int32 ``(B, H, W)``.
     """
     _, padded_height, padded_width = packed.shape
     height, width = padded_height - 2 * padding, padded_width - 2 * padding
-    kind = torch.int32 if packed.numel() < 2**31 else torch.int64  # half the memory to go through
+    kind = torch.int32 if packed.numel() < 2**31 else torch.int64  # half the memory traffic where it fits
     lines = torch.arange(height, dtype=kind, device=packed.device)[:, None] * padded_width
     across = torch.arange(width, dtype=kind, device=packed.device)
-    windows = torch.stack([(lines + across).flatten(), (lines + across.flip(0)).flatten()])  # as it is, and mirrored
+    windows = torch.stack([(lines + across).flatten(), (lines + across.flip(0)).flatten()])  # plain and mirrored
     starts = (rows * padded_height + crops.top) * padded_width + crops.left
     index = windows.index_select(0, crops.flipped.int()).add_(starts.to(kind)[:, None])
     return packed.flatten().index_select(0, index.flatten()).view(-1, height, width)
 
 
-def unpack(pixels: Tensor, channels: int) -> Tensor:
-    """int32 ``(B, H, W)`` of :func:`cut` to int32 ``(B, channels, H, W)`` with values from 0 to 255."""
-    # a pixel's first byte is its lowest: shifts are far quicker than a strided view of the bytes
+def unpack(pixels: Tensor, *, channels: int) -> Tensor:
+    """Return packed pixels ``(B, H, W)`` as int32 ``(B, channels, H, W)`` with values from 0 to 255."""
+    # a pixel's first byte is its lowest: shifts are far faster than a strided view of the bytes
     shifts = 8 * torch.arange(channels, dtype=torch.int32, device=pixels.device)[:, None, None]
     return torch.bitwise_right_shift(pixels[:, None], shifts).bitwise_and_(255)
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Integers ``(B, channels, H, W)`` from 0 to 255 to float32: ``(image / 255 - mean) / std`` for each channel."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)[:, None, None]
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)[:, None, None]
+def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return ``(image / 255 - mean) / std`` for each channel, as float32.
+
+    Args:
+        images: Integers ``(B, channels, H, W)`` from 0 to 255.
+        mean: Mean of each channel of images in [0, 1].
+        std: Standard deviation of each channel.
+    """
+    scale = per_channel(tuple(1 / (255 * s) for s in std), device=images.device)
+    shift = per_channel(tuple(-m / s for m, s in zip(mean, std, strict=True)), device=images.device)
     return images.to(torch.float32, copy=True).mul_(scale).add_(shift)
 
 

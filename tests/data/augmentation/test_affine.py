@@ -19,31 +19,31 @@ def turn(degrees: float) -> Tensor:
 
 def test_without_range_nothing_moves() -> None:
     images = torch.rand(3, 2, 9, 9)
-    still = draw_affine(0, torch.arange(3), epoch=1, rotation=0.0, scaling=0.0)
-    torch.testing.assert_close(transform(images, still, [0.5, -1.0]), images)
+    still = draw_affine(torch.arange(3), seed=0, epoch=1, rotation=0.0, scaling=0.0)
+    torch.testing.assert_close(transform(images, still, background=[0.5, -1.0]), images)
 
 
 @pytest.mark.parametrize("degrees", [90, 30, -45])
 def test_a_turn_is_torchvisions(degrees: float) -> None:
     images = torch.rand(2, 1, 11, 11)
-    turned = transform(images, turn(degrees).expand(2, -1, -1), [0.0])
+    turned = transform(images, turn(degrees).expand(2, -1, -1), background=[0.0])
     expected = reference.rotate(images, degrees, interpolation=reference.InterpolationMode.BILINEAR)
     inside = slice(3, 8)  # torchvision's border is another
     torch.testing.assert_close(turned[..., inside, inside], expected[..., inside, inside], atol=1e-5, rtol=0)
 
 
 def test_what_comes_into_view_is_background() -> None:
-    turned = transform(torch.full((1, 2, 8, 8), 3.0), turn(45), [-1.0, 2.0])
+    turned = transform(torch.full((1, 2, 8, 8), 3.0), turn(45), background=[-1.0, 2.0])
     torch.testing.assert_close(turned[0, :, 0, 0], torch.tensor([-1.0, 2.0]))
 
 
 def test_the_ranges_are_filled_and_kept() -> None:
-    turned = draw_affine(0, SAMPLES, epoch=0, rotation=15.0, scaling=0.0)
+    turned = draw_affine(SAMPLES, seed=0, epoch=0, rotation=15.0, scaling=0.0)
     angles = torch.rad2deg(torch.atan2(turned[:, 1, 0], turned[:, 0, 0]))
     assert 14 < angles.max() <= 15
     assert -15 <= angles.min() < -14
     assert abs(angles.mean()) < 1
-    scaled = draw_affine(0, SAMPLES, epoch=0, rotation=0.0, scaling=0.2)
+    scaled = draw_affine(SAMPLES, seed=0, epoch=0, rotation=0.0, scaling=0.2)
     for axis in range(2):
         logarithms = scaled[:, axis, axis].log()
         assert 0.19 < logarithms.max() < 0.2001
@@ -54,7 +54,7 @@ def test_the_ranges_are_filled_and_kept() -> None:
 
 def test_it_depends_on_seed_sample_and_epoch_alone() -> None:
     def drawn(seed: int, samples: Tensor, epoch: int) -> Tensor:
-        return draw_affine(seed, samples, epoch, rotation=10.0, scaling=0.1)
+        return draw_affine(samples, seed=seed, epoch=epoch, rotation=10.0, scaling=0.1)
 
     some = torch.tensor([7, 3, 99])
     assert torch.equal(drawn(1, some, 2), drawn(1, SAMPLES, 2)[some])

@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kd_lightning.data.augmentation.crops import Crops, cut, draw_crops, normalise, pack, random_bits, uniform, unpack
+from kd_lightning.data.augmentation.crops import (
+    Crops,
+    draw_crops,
+    gather_crops,
+    normalize,
+    pack,
+    random_bits,
+    uniform,
+    unpack,
+)
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
@@ -34,7 +43,9 @@ def test_cut_is_the_plain_loop_to_the_bit(data: st.DataObject) -> None:
         torch.randint(0, 2 * padding + 1, (rows_wanted,), generator=generator),
         torch.rand(rows_wanted, generator=generator) < 0.5,
     )
-    views = unpack(cut(pack(images, padding), rows, crops, padding), channels).to(torch.uint8)
+    views = unpack(gather_crops(pack(images, padding=padding), rows, crops, padding=padding), channels=channels).to(
+        torch.uint8
+    )
     expected = [
         plain(images[row], top, left, flipped, padding)
         for row, top, left, flipped in zip(rows.tolist(), *(values.tolist() for values in crops), strict=True)
@@ -47,20 +58,23 @@ def test_cut_is_the_plain_loop_to_the_bit(data: st.DataObject) -> None:
 @given(padding=st.integers(0, 4), seed=st.integers(-(2**40), 2**40), flip=st.booleans())
 def test_epoch_minus_one_is_the_plain_image(padding: int, seed: int, flip: bool) -> None:
     images = torch.randint(0, 256, (3, 2, 5, 6), dtype=torch.uint8)
-    crops = draw_crops(seed, torch.arange(3), -1, padding, flip)
-    assert torch.equal(unpack(cut(pack(images, padding), torch.arange(3), crops, padding), 2), images.int())
+    crops = draw_crops(torch.arange(3), seed=seed, epoch=-1, padding=padding, flip=flip)
+    assert torch.equal(
+        unpack(gather_crops(pack(images, padding=padding), torch.arange(3), crops, padding=padding), channels=2),
+        images.int(),
+    )
 
 
 @pytest.mark.parametrize("images", [torch.rand(2, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8)])
 def test_only_batches_of_bytes_are_packed(images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"^Images are stored as uint8 \(N, 1 to 4, H, W\), got torch\.\w+ \("):
-        pack(images, 1)
+        pack(images, padding=1)
 
 
 @pytest.mark.parametrize("channels", [0, 5])
 def test_only_one_to_four_channels_are_packed(channels: int) -> None:
     with pytest.raises(ValueError, match=rf"got torch\.uint8 \(2, {channels}, 4, 4\)\.$"):
-        pack(torch.zeros(2, channels, 4, 4, dtype=torch.uint8), 1)
+        pack(torch.zeros(2, channels, 4, 4, dtype=torch.uint8), padding=1)
 
 
 def test_the_bits_are_splitmix64s() -> None:
@@ -79,23 +93,24 @@ def test_the_bits_are_splitmix64s() -> None:
             for key in (seed, epoch, stream, sample):
                 state = finalise((state + key + 0x9E3779B97F4A7C15) % 2**64)
             expected.append(state >> 16)
-        assert random_bits(seed, torch.tensor(samples), epoch, stream).tolist() == expected
+        assert random_bits(torch.tensor(samples), seed=seed, epoch=epoch, stream=stream).tolist() == expected
 
 
 @few
 @given(seed=st.integers(-(2**62), 2**62), epoch=st.integers(0, 10**6), order=st.permutations(range(12)))
 def test_draws_depend_on_nothing_but_the_sample(seed: int, epoch: int, order: list[int]) -> None:
-    whole = draw_crops(seed, torch.arange(12), epoch, 4, True)
+    whole = draw_crops(torch.arange(12), seed=seed, epoch=epoch, padding=4, flip=True)
     for part in (order, order[:5], order[5:6]):
-        alone = draw_crops(seed, torch.tensor(part), epoch, 4, True)
+        alone = draw_crops(torch.tensor(part), seed=seed, epoch=epoch, padding=4, flip=True)
         assert all(torch.equal(ours, all_of_them[part]) for ours, all_of_them in zip(alone, whole, strict=True))
 
 
 def test_seeds_epochs_streams_and_samples_give_different_draws() -> None:
     samples = torch.arange(1000)
-    draws = [random_bits(*keys) for keys in [(0, samples, 0), (1, samples, 0), (0, samples, 1), (0, samples, 0, 1)]]
+    keys = [{"seed": 0, "epoch": 0}, {"seed": 1, "epoch": 0}, {"seed": 0, "epoch": 1}]
+    draws = [random_bits(samples, **key) for key in [*keys, {"seed": 0, "epoch": 0, "stream": 1}]]
     assert torch.cat(draws).unique().numel() == 4000
-    crops = [draw_crops(*keys, 4, True) for keys in [(0, samples, 0), (1, samples, 0), (0, samples, 1)]]
+    crops = [draw_crops(samples, **key, padding=4, flip=True) for key in keys]
     for first, second in ((0, 1), (0, 2), (1, 2)):
         for ours, theirs in zip(crops[first], crops[second], strict=True):
             assert (ours != theirs).float().mean() > 0.4
@@ -104,17 +119,17 @@ def test_seeds_epochs_streams_and_samples_give_different_draws() -> None:
 @pytest.mark.parametrize("padding", [1, 2])
 def test_places_and_flips_are_uniform_and_independent(padding: int) -> None:
     samples = torch.arange(20_000)
-    top, left, flipped = draw_crops(7, samples, 3, padding, True)
+    top, left, flipped = draw_crops(samples, seed=7, epoch=3, padding=padding, flip=True)
     places = 2 * padding + 1
     assert chi_square((top * places + left) * 2 + flipped, 2 * places**2) < 1
-    later = draw_crops(7, samples, 4, padding, True)
+    later = draw_crops(samples, seed=7, epoch=4, padding=padding, flip=True)
     assert chi_square((top * places + later.top) * 2 + (flipped ^ later.flipped), 2 * places**2) < 1
     assert chi_square(top[:-1] * places + top[1:], places**2) < 1
 
 
 def test_without_flips_nothing_is_mirrored_and_the_crops_stay() -> None:
     samples = torch.arange(500)
-    still, mirrored = (draw_crops(0, samples, 0, 4, flip) for flip in (False, True))
+    still, mirrored = (draw_crops(samples, seed=0, epoch=0, padding=4, flip=flip) for flip in (False, True))
     assert not still.flipped.any()
     assert mirrored.flipped.any()
     assert torch.equal(still.top, mirrored.top)
@@ -122,7 +137,7 @@ def test_without_flips_nothing_is_mirrored_and_the_crops_stay() -> None:
 
 
 def test_uniform_lies_in_the_unit_interval_evenly() -> None:
-    values = uniform(0, torch.arange(20_000), 0)
+    values = uniform(torch.arange(20_000), seed=0, epoch=0)
     assert values.dtype == torch.float32
     assert values.min() >= 0
     assert values.max() < 1
@@ -132,17 +147,17 @@ def test_uniform_lies_in_the_unit_interval_evenly() -> None:
 @pytest.mark.parametrize(
     ("mean", "std"), [((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), ((0.305,), (0.376,)), ((0, 0), (1, 1))]
 )
-def test_normalise_is_torchvisions(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def test_normalize_is_torchvisions(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     images = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8).repeat(1, len(mean), 1, 1)
     expected = torchvision.transforms.Normalize(mean, std)(images.double() / 255)
-    ours = normalise(images, mean, std)
+    ours = normalize(images, mean=mean, std=std)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-6)
 
 
-def test_normalise_wants_one_value_a_channel() -> None:
+def test_normalize_wants_one_value_a_channel() -> None:
     with pytest.raises(ValueError, match=r"shorter|longer"):
-        normalise(torch.zeros(1, 2, 2, 2, dtype=torch.uint8), (0.5, 0.5), (0.5,))
+        normalize(torch.zeros(1, 2, 2, 2, dtype=torch.uint8), mean=(0.5, 0.5), std=(0.5,))
 
 
 def chi_square(cells: Tensor, number: int) -> float:

@@ -61,11 +61,15 @@ def test_cutmix_pastes_a_box_of_the_promised_area() -> None:
     assert torch.equal(mixed[1], images[1])
 
 
+def mixing(mixup_alpha: float, cutmix_alpha: float) -> dict[str, float]:
+    return {"mixup_alpha": mixup_alpha, "cutmix_alpha": cutmix_alpha}
+
+
 @pytest.mark.parametrize(("alphas", "kinds"), [((0.4, 0.0), "m"), ((0.0, 1.0), "c"), ((0.4, 1.0), "mc")])
 def test_mix_labels_what_it_shows(alphas: tuple[float, float], kinds: str) -> None:
     count = 200
     images, labels = batch(count)
-    mixed, targets = mix(images, labels, torch.arange(count) + 7, 3, 2, *alphas)
+    mixed, targets = mix(images, labels, torch.arange(count) + 7, seed=3, epoch=2, **mixing(*alphas))
     torch.testing.assert_close(targets.sum(1), torch.ones(count))
     seen = []
     for i in range(count):
@@ -87,7 +91,7 @@ def test_what_is_drawn_depends_on_seed_sample_and_epoch_alone() -> None:
     samples = torch.arange(50)
 
     def drawn(seed: int, epoch: int, start: int = 0) -> Tensor:
-        return mix(images[start:], labels[start:], samples[start:], seed, epoch, 1.0, 1.0)[0]
+        return mix(images[start:], labels[start:], samples[start:], seed=seed, epoch=epoch, **mixing(1.0, 1.0))[0]
 
     first = drawn(0, 0)
     assert torch.equal(first, drawn(0, 0))
@@ -101,7 +105,7 @@ def test_what_is_drawn_depends_on_seed_sample_and_epoch_alone() -> None:
 def test_shares_follow_the_beta_distribution(alpha: float) -> None:
     count = 20_000
     labels = F.one_hot(torch.arange(count) % 2, 2).float()
-    _, targets = mix(torch.zeros(count, 1, 1, 1), labels, torch.arange(count), 0, 0, alpha, 0.0)
+    _, targets = mix(torch.zeros(count, 1, 1, 1), labels, torch.arange(count), seed=0, epoch=0, **mixing(alpha, 0.0))
     shares = (targets * labels).sum(1).double()
     assert abs(shares.mean() - 0.5) < 0.01
     assert abs(shares.var() - 1 / (4 * (2 * alpha + 1))) < 0.005
