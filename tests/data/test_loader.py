@@ -1,10 +1,17 @@
 """A loader that goes on within an epoch."""
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
-from torch.utils.data import Dataset
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from kd_lightning import DigitsDataModule, TeacherModule
 from kd_lightning.data.loader import EpochLoader
 from kd_lightning.data.sampler import EpochSampler
 
@@ -99,3 +106,17 @@ def test_nothing_was_taken() -> None:
     made = loader()
     made.load_state_dict({"epoch": 0, "batches": 0})
     assert epoch_of(made, 0) == epoch_of(loader(), 0)
+
+
+def test_lightning_recommends_no_workers_and_the_users_filters_stay(
+    make_trainer: Callable[..., pl.Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.data_connector.suggested_max_num_workers", lambda _: 8)
+    before = list(warnings.filters)
+    data = DigitsDataModule(batch_size=256)
+    assert list(warnings.filters) == before
+    make_trainer(limit_train_batches=1).fit(TeacherModule(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), data)
+    assert list(warnings.filters) == before
+    plain = DataLoader(TensorDataset(torch.rand(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64)), batch_size=4)
+    with pytest.warns(PossibleUserWarning, match="does not have many workers"):
+        make_trainer().validate(TeacherModule(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), plain, verbose=False)

@@ -1,0 +1,64 @@
+"""The way of a batch on its device."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kd_lightning import Augmentation, DigitsDataModule, DomainPairDataModule
+from kd_lightning.data.image_set import ImageFiles
+
+
+class HostConstants(TorchDispatchMode):
+    """Counts tensors that are created from Python numbers, each of which is a copy from the host on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "lift_fresh" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_no_step_after_the_first_copies_constants_to_the_device(pair: bool) -> None:
+    source = DigitsDataModule(augmentation=Augmentation(mixup=0.2, cutmix=1.0))
+    data: Any = source
+    if pair:
+        turned = Augmentation(rotation=10.0, scaling=0.1)
+        data = DomainPairDataModule(source, DigitsDataModule(mean=(0.4,)), augmentation=turned)
+    first, second, *_ = data.train_dataloader()
+    batches = [list(batch[0].values()) if pair else [batch] for batch in (first, second)]
+    for batch in batches[0]:
+        data.augment(batch)
+    with HostConstants() as control:
+        torch.tensor([1.0])
+    assert control.count == 1
+    with HostConstants() as constants:
+        for batch in batches[1]:
+            data.augment(batch)
+    assert constants.count == 0
+
+
+def test_images_are_packed_and_crops_are_drawn_once() -> None:
+    data = DigitsDataModule(views=2)
+    batches = list(data.train_dataloader())[:3]
+    kept = []
+    for batch in batches:
+        data.augment(batch)
+        kept.append((*data.augmenter.device_images.values(), data.augmenter.crop_cache["train"][1]))
+    assert all(images is kept[0][0] and crops is kept[0][1] for images, crops in kept)
+    data.augment(batches[0]._replace(epoch=2))  # the same view
+    assert data.augmenter.crop_cache["train"][1] is kept[0][1]
+    data.augment(batches[0]._replace(epoch=1))
+    assert data.augmenter.crop_cache["train"][1] is not kept[0][1]
+
+
+def test_a_batch_without_pixels_of_a_streamed_split_is_a_fault() -> None:
+    data = DigitsDataModule()
+    batch = next(iter(data.train_dataloader()))
+    data.augmenter.splits = {"train": ImageFiles(batch.labels, [], (8, 8))}
+    with pytest.raises(RuntimeError, match="not in memory"):
+        data.augment(batch)
