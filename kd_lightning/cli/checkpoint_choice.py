@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from kd_lightning.checkpoints.trust import check_trusted_classes
+from kd_lightning.checkpoints.trust import check_trusted_classes, is_from_checkpoint
 from kd_lightning.cli.echo import echo
 from kd_lightning.errors import MissingFileError
 from kd_lightning.files.read import read_checkpoint
@@ -74,4 +74,4 @@ def _newest(options: Namespace) -> Path | None:
 
 
 def _is_pretrained(options: Namespace) -> bool:
-    return str(options.get("model.init_args.network.class_path", "")).endswith("from_checkpoint")
+    return is_from_checkpoint(options.get("model.init_args.network.class_path"))

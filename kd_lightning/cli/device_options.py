@@ -15,7 +15,7 @@ def choose_accelerator(accelerator: Any) -> Any:
 
 
 def set_matmul_precision(trainer: pl.Trainer) -> None:
-    """Have float32 matrices multiplied in TF32, if the Trainer's device is a CUDA GPU."""
+    """Multiply float32 matrices in TF32 if the Trainer's device is a CUDA GPU."""
     if isinstance(trainer.accelerator, CUDAAccelerator):
         torch.set_float32_matmul_precision("high")
 

@@ -16,7 +16,7 @@ def exit_on_error(command: str, *others: type[Exception]) -> Iterator[None]:
 
     Args:
         command: Name of the command, printed before the sentence.
-        others: Types besides :class:`~kd_lightning.errors.UserError` that report a user's mistake.
+        others: Further types, next to :class:`~kd_lightning.errors.UserError` that report a user's mistake.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The files of trained networks that a configuration names, found before anything is built."""
+"""Files of trained networks that a configuration names, found before anything is built."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +13,20 @@ from kd_lightning.runs.run import find_checkpoint
 
 
 def find_teacher(options: Namespace, command: str) -> Iterator[str]:
-    """Fill in the teacher's path, and that of what a student takes from it, where a recipe is named; tell what is done.
+    """Fill in the path of the teacher, and of what a student takes from it, where a run or recipe is named.
 
-    What is missing is refused by ``fit``; in ``layers`` an untrained network of the same shape stands in for it. The
-    other commands need no teacher: it is left out, and a student gets all its weights from its own checkpoint.
+    A missing file is an error in ``fit``; in ``layers`` an untrained network of the same shape replaces it. The other
+    commands need no teacher: it is left out, and a student gets all its weights from its own checkpoint.
 
     Args:
-        options: The arguments of the module; they are changed.
-        command: For example ``"fit"``.
+        options: Arguments of the module, which are changed.
+        command: Name of the command, for example ``"fit"``.
+
+    Yields:
+        Sentences that report what was filled in or left out.
 
     Raises:
-        FileNotFoundError: If ``fit`` misses a file.
+        FileNotFoundError: If a file that ``fit`` needs is missing.
     """
     teachers = list(_from_checkpoints(options.get("teacher")))
     missing = None
@@ -31,7 +34,7 @@ def find_teacher(options: Namespace, command: str) -> Iterator[str]:
         name = node.init_args.path
         try:
             node.init_args.path = str(find_checkpoint(name))
-        except FileNotFoundError as error:
+        except MissingFileError as error:
             missing = str(error)
         if node.init_args.path != name:
             yield f"The teacher is {node.init_args.path}."

@@ -1,4 +1,4 @@
-"""`kd-lightning compress`: a chain of commands that goes on where it was stopped."""
+"""`kd-lightning compress`: a chain of commands that resumes where it was interrupted."""
 
 import os
 import re
@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from kd_lightning.cli.compress import compress as compress_here
-from kd_lightning.cli.compress import read_stages
+from kd_lightning.cli.stages import read_stages
 from kd_lightning.recipes import compress_stages
 from kd_lightning.report.model import onnx_size
 
@@ -71,7 +71,7 @@ def test_every_stage_is_a_command_that_can_be_run_by_hand(tmp_path: Path) -> Non
     [
         ("- fit", "must hold lines of the form `stage: command`"),
         ("a: [fit]", "must hold lines of the form"),
-        ("a: 'fit", "is no YAML file"),
+        ("a: 'fit", "is not a YAML file"),
         ("a: rm -r x", "must begin with fit, export or report"),
         ("a: ''", "must begin with fit, export or report"),
         ("a: export {b}", "names {b}, which is not a stage before it"),
@@ -85,18 +85,18 @@ def test_every_stage_is_a_command_that_can_be_run_by_hand(tmp_path: Path) -> Non
         ("a: fit --model.network.num_classes {num_classes}", "needs the number of classes; add --num_classes"),
     ],
 )
-def test_a_chain_that_cannot_work_is_refused(chain: str, message: str, tmp_path: Path) -> None:
+def test_an_invalid_chain_is_an_error(chain: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "chain.yaml").write_text(chain)
     with pytest.raises(ValueError, match=re.escape(message)):
         read_stages(tmp_path / "chain.yaml")
 
 
-def test_an_unknown_chain_is_refused(kd: Callable[..., str]) -> None:
+def test_an_unknown_chain_is_an_error(kd: Callable[..., str]) -> None:
     with pytest.raises(SystemExit, match="'transfer' is neither a YAML file of stages nor a folder of recipes with"):
         kd("compress", "-c", "transfer")
 
 
-def test_all_stages_of_a_packaged_chain_name_what_is_there() -> None:
+def test_the_stages_of_a_packaged_chain_name_earlier_ones() -> None:
     for recipes in ("digits", "cifar10", "folder"):
         file, values = compress_stages(recipes)
         assert values["folder"] == recipes
@@ -105,29 +105,29 @@ def test_all_stages_of_a_packaged_chain_name_what_is_there() -> None:
         assert set(stages[-1].needs) == {s.name for s in stages if s.name.endswith(".onnx")}
 
 
-def test_what_is_there_stays_and_what_was_made_otherwise_is_refused(tmp_path: Path) -> None:
+def test_results_stay_and_those_of_other_inputs_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "chain.yaml").write_text("student: fit -c digits/student\nstudent.onnx: export {student}\n")
     chain = ["-c", "chain.yaml", "-o", "out", *QUICK[:-1]]
     first = compress(tmp_path, *chain)
-    assert "All 2 stages are done; what they made is in out." in first.stdout, first.stderr
+    assert "All 2 stages are done; their results are in out." in first.stdout, first.stderr
     assert yaml.safe_load((tmp_path / "out/student/config.yaml").read_text())["trainer"]["limit_train_batches"] == 2
     made = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.*") if file.is_file()}
 
     again = compress(tmp_path, *chain)
-    assert "It is there: out/student.onnx" in again.stdout
+    assert "It exists: out/student.onnx" in again.stdout
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.*") if file.is_file()} == made
 
     other = compress(tmp_path, *chain, "--seed_everything=1")
     assert other.returncode == 1
-    assert "'out/student' was made from something else (different: the options)" in other.stderr
+    assert "'out/student' was created from different inputs (changed: the options)" in other.stderr
 
     shutil.rmtree(tmp_path / "out/student")  # and made again, to the same weights
-    assert "It is there: out/student.onnx" in compress(tmp_path, *chain).stdout
+    assert "It exists: out/student.onnx" in compress(tmp_path, *chain).stdout
 
     best = tmp_path / "out/student/checkpoints/best.ckpt"
     best.write_bytes(b"another network")
     stale = compress(tmp_path, *chain)
-    assert "'out/student.onnx' was made from something else (different: student)" in stale.stderr
+    assert "'out/student.onnx' was created from different inputs (changed: student)" in stale.stderr
 
     (tmp_path / "out/student.onnx").unlink()
     said = compress(tmp_path, *chain).stderr  # it runs again, and says what it finds
@@ -140,18 +140,18 @@ def test_what_is_there_stays_and_what_was_made_otherwise_is_refused(tmp_path: Pa
     assert "'out/stages.json' is damaged" in compress(tmp_path, *chain).stderr
 
 
-def test_what_was_made_from_another_recipe_is_refused(tmp_path: Path) -> None:
+def test_a_result_of_another_recipe_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "chain.yaml").write_text("student: fit -c digits/student -c my.yaml\n")
     recipe = tmp_path / "my.yaml"
     recipe.write_text("trainer: {max_epochs: 1}\n")
     chain = ["-c", "chain.yaml", "-o", "out", *QUICK[1:-1]]
     assert compress(tmp_path, *chain).returncode == 0
-    assert "It is there" in compress(tmp_path, *chain[:2], "-o", str(tmp_path / "out"), *chain[4:]).stdout
+    assert "It exists" in compress(tmp_path, *chain[:2], "-o", str(tmp_path / "out"), *chain[4:]).stdout
     recipe.write_text("trainer: {max_epochs: 2}\n")
-    assert "'out/student' was made from something else (different: my.yaml)" in compress(tmp_path, *chain).stderr
+    assert "'out/student' was created from different inputs (changed: my.yaml)" in compress(tmp_path, *chain).stderr
 
 
-def test_a_page_is_made_again_until_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_is_written_again_until_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "chain.yaml").write_text("report: report student.onnx\n")
     page, called = tmp_path / "out/report", []
 
@@ -182,46 +182,46 @@ def test_a_training_that_outlives_the_chain_keeps_others_out(tmp_path: Path) -> 
         process.wait()
         refused = compress(tmp_path, *chain)
         assert refused.returncode == 1
-        assert "is at work in 'out'; end it, or wait until it has ended" in refused.stderr
+        assert "works in 'out'; end it, or wait until it ends" in refused.stderr
         os.kill(left, signal.SIGTERM)
     for _ in range(600):
-        if "is at work" not in compress(tmp_path, "-c", "chain.yaml", "-o", "out").stderr:
+        if "Another process" not in compress(tmp_path, "-c", "chain.yaml", "-o", "out").stderr:
             break
     else:
         pytest.fail("the lock was never let go")
 
 
-def test_what_the_chain_did_not_make_is_left_alone(tmp_path: Path) -> None:
+def test_files_of_others_stay_unchanged(tmp_path: Path) -> None:
     (tmp_path / "out/teacher").mkdir(parents=True)
     refused = compress(tmp_path, "-c", "digits", "-o", "out", *QUICK)
-    assert "'out/teacher' is there and was not made by this chain" in refused.stderr
+    assert "'out/teacher' exists and was not created by this chain" in refused.stderr
     assert not any((tmp_path / "out/teacher").iterdir())
 
 
 @pytest.mark.parametrize(
-    ("told", "number", "code"),
+    ("receiver", "number", "code"),
     [
         ("chain", signal.SIGTERM, 143),
         pytest.param("chain", signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param("training", signal.SIGKILL, 137, marks=pytest.mark.slow),
     ],
 )
-def test_a_chain_that_is_stopped_goes_on_from_its_checkpoint(
-    told: str, number: signal.Signals, code: int, tmp_path: Path
+def test_an_interrupted_chain_resumes_from_its_checkpoint(
+    receiver: str, number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
     (tmp_path / "chain.yaml").write_text("student: fit -c digits/student\n")
     chain = ["-c", "chain.yaml", "-o", "out", *QUICK[1:-1], "--trainer.max_epochs=40"]
     command = [sys.executable, "-m", "kd_lightning", "compress", *chain]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         wait_for(tmp_path / "out/student/checkpoints/last.ckpt")
-        os.kill(process.pid if told == "chain" else child_of(process.pid), number)
+        os.kill(process.pid if receiver == "chain" else child_of(process.pid), number)
         printed = process.communicate()[0]
     assert process.returncode == code
-    assert "stage 'student' was not finished; the same command goes on from there" in printed
+    assert "stage 'student' was interrupted; run the same command to resume" in printed
     assert not (tmp_path / "out/student/test.json").exists()
 
     on = compress(tmp_path, *chain)
-    assert on.stdout.count("The checkpoint is out/student/checkpoints/") == 2, "one to go on from, one to test"
+    assert on.stdout.count("The checkpoint is out/student/checkpoints/") == 2, "one to resume from, one to test"
     assert "All 1 stages are done" in on.stdout
     assert (tmp_path / "out/student/test.json").is_file()
 

@@ -285,13 +285,13 @@ def _refusal(configuration: Configuration) -> str | None:
     from kd_lightning.cli.lightning_cli import run
 
     TwoSteps.taken = 0
-    told = io.StringIO()
+    errors = io.StringIO()
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.chdir(folder),
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(told),
+        contextlib.redirect_stderr(errors),
     ):
         Path("random.yaml").write_text(yaml.safe_dump(configuration))
         arguments = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
@@ -302,7 +302,7 @@ def _refusal(configuration: Configuration) -> str | None:
         except SystemExit as stop:
             if stop.code in (None, 0):
                 return None
-            return stop.code if isinstance(stop.code, str) else told.getvalue()
+            return stop.code if isinstance(stop.code, str) else errors.getvalue()
         finally:
             os.environ.pop("PL_GLOBAL_SEED", None)
     return None

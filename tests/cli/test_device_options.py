@@ -40,14 +40,14 @@ def test_only_a_gpu_multiplies_in_tf32(accelerator: Any, monkeypatch: pytest.Mon
     assert chosen == (["high"] if accelerator is CUDAAccelerator else [])
 
 
-@pytest.mark.parametrize(("flags", "asked"), [([], True), (["--tf32=false"], False)])
+@pytest.mark.parametrize(("flags", "expected"), [([], True), (["--tf32=false"], False)])
 def test_the_flag_leaves_the_precision(
-    flags: list[str], asked: bool, kd: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    flags: list[str], expected: bool, kd: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainers: list[Any] = []
     monkeypatch.setattr("kd_lightning.cli.lightning_cli.set_matmul_precision", trainers.append)
     kd("fit", "-c", "digits/student", "--trainer.accelerator=cpu", *QUICK, *flags)
-    assert bool(trainers) == asked
+    assert bool(trainers) == expected
     assert torch.get_float32_matmul_precision() == "highest"
 
 

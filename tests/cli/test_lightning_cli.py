@@ -292,9 +292,9 @@ data: kd_lightning.DigitsDataModule
         (["test", "--ckpt_path", "x.ckpt"], "No model is named; add -c"),
         (["compare", "digits/teacher"], "The recipe 'digits/teacher' is not trained yet"),
         (["fit", "-c", "folder/teacher", "--data.root=nowhere"], "There is no folder 'nowhere/train'"),
-        (["fit", "-c", "digits/student", "--model.label_smoothing=2"], "label_smoothing must lie in [0, 1]"),
+        (["fit", "-c", "digits/student", "--model.label_smoothing=2"], "label_smoothing must be in [0, 1]"),
         (["fit", "-c", "digits/student", "--data.batch_size=0"], "batch_size must be >= 1, got 0"),
-        (["fit", "-c", "digits/student", "--model.network.num_classes=7"], "tells 7 classes apart and the data"),
+        (["fit", "-c", "digits/student", "--model.network.num_classes=7"], "has 7 classes but the data have 10"),
     ],
 )
 def test_refusals_are_one_sentence(kd: Command, arguments: list[str], message: str) -> None:
