@@ -110,7 +110,7 @@ class StepCheckpoint(pl.Callback):
         self._asked = signum
 
     def _who_died(self, trainer: pl.Trainer) -> str | None:
-        processes: list[subprocess.Popen] = getattr(trainer.strategy.launcher, "procs", [])
+        processes: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
         for _ in range(20):
             for rank, process in enumerate(processes, start=trainer.global_rank + 1):
                 if process.poll():

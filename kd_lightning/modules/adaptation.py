@@ -63,6 +63,7 @@ class AdaptationModule(ClassificationModule):
         self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=source_images.device)
         both = self._tap(self.convert_input(torch.cat([source_images, target_images])))
         source, target = _split(both, len(source_images))
+        loss: Tensor
         loss, terms = self.losses(source, target, labels)
         inputs = {"the source's images": source_images, "the target's images": target_images}
         self.log_step(loss, terms, source.logits, labels, inputs)

@@ -93,7 +93,8 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(B, C)`` of images ``(B, channels, H, W)`` that are normalized by the data module."""
-        return self.network(self.convert_input(images))
+        logits: Tensor = self.network(self.convert_input(images))
+        return logits
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -95,6 +95,7 @@ class DistillationModule(ClassificationModule):
         self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=images.device)
         student = self._student_tap(self.convert_input(images))
         teacher = None if self.frozen_teacher is None else self.frozen_teacher(images, *ids)
+        loss: Tensor
         loss, terms = self.losses(student, teacher, labels)
         inputs = {"images": images} if teacher is None else {"images": images, "the teacher's logits": teacher.logits}
         self.log_step(loss, terms, student.logits, labels, inputs)
