@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kd_lightning.errors import MissingFileError, UserError
-from kd_lightning.report.contents import all_pictures, row, write
-from kd_lightning.report.measuring import measured
-from kd_lightning.report.model import Model, opened, teacher_of
+from kd_lightning.report.contents import all_pictures, table, write
+from kd_lightning.report.measuring import measure
+from kd_lightning.report.model import Model, load_model, teacher_of
 from kd_lightning.report.page import MARKS
 
 
@@ -19,62 +19,60 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
 
     Args:
         models: Runs, trained recipes, checkpoints and ONNX files; the data are those of the first that has a run.
-        output: The folder to write index.html, report.md and its pictures to.
-        teacher: The model that the others are compared with; by default the one that a run was taught by, else the
-            largest.
+        output: Folder to write index.html, report.md and its pictures to.
+        teacher: Model that the others are compared with; by default the teacher of a run, otherwise the largest.
 
     Raises:
-        FileNotFoundError: If a model, or the test images, are not there.
-        ValueError: If models take other images or tell other classes apart, or the folder holds files that are not a
-            report's.
+        MissingFileError: If a model or the test images do not exist.
+        UserError: If models take different images or have different classes, or the folder contains files that are
+            not a report's.
     """
     folder = Path(output)
-    _refuse_foreign(folder)
-    found = _opened(models, teacher)
-    lead = found[0]
+    _check_folder(folder)
+    found = _load(models, teacher)
     images, labels = _test_images(found)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        figures = [measured(lead, images, labels, None)]
-        figures += [measured(model, images, labels, figures[0].logits) for model in found[1:]]
+        metrics = [measure(found[0], images, labels, None)]
+        metrics += [measure(model, images, labels, metrics[0].logits) for model in found[1:]]
     finally:
         torch.set_num_threads(threads)
-    rows = [row(model, f, lead, figures[0]) for model, f in zip(found, figures, strict=True)]
     preface = (
-        f"{len(images):,} test images. Latency at batch 1, images a second at batch 64, on one thread of {_machine()}, "
-        "medians and quartiles; accuracy with its 95% interval (Wilson). Size is a file's, or that of a run's weights. "
-        f"Smaller (size) and faster (latency, in the same runtime) are factors against {lead.name}, and agreement is "
-        "with it. Each model was run itself."
+        f"{len(images):,} test images. Latency at batch size 1 and images per second at batch size 64, on one thread "
+        f"of {_machine()}: medians and quartiles. Accuracy with its 95% interval (Wilson). Size is that of the exported "
+        "file, or of a run's weights. Smaller (size) and faster (latency, in the same runtime) are factors relative to "
+        f"{found[0].name}; agreement is the fraction of images that get its label. Every model was run to measure it."
     )
     if any(model.file.suffix == ".onnx" for model in found):
         preface += (
             " The parameters of a .onnx file are those of its convolutions and linear layers, into which batch norms "
-            "are folded: a few less than its run's."
+            "are folded: slightly fewer than those of its run."
         )
-    pictures = all_pictures(found, figures, images, labels)
-    write(folder, "What the students bought", preface, rows, found, figures, pictures)
+    pictures = all_pictures(found, metrics, images, labels)
+    write(folder, "Teacher and students compared", preface, table(found, metrics), pictures)
     print(f"The report is {folder / 'index.html'}.")
 
 
-def _opened(names: list[str], teacher: str | None) -> list[Model]:
-    """The models, the teacher first, under names of their own."""
+def _load(names: list[str], teacher: str | None) -> list[Model]:
+    """Load the models, the teacher first, and give them unique names."""
     wanted = list(dict.fromkeys([*([teacher] if teacher else []), *names]))
-    shape = next((s for s in (_shape(opened(name)) for name in wanted) if s), None)
-    found = [opened(name, shape) for name in wanted]
+    shape = next((s for s in (_shape(load_model(name)) for name in wanted) if s), None)
+    found = [load_model(name, shape) for name in wanted]
     if teacher is None:
-        taught_by = next((t for t in (teacher_of(model.run, shape) for model in found) if t), None)
-        lead = max(found, key=lambda model: model.parameters)
-        if taught_by is not None:
-            lead = next((m for m in found if m.file.resolve() == taught_by.file.resolve()), taught_by)
-        found = [lead, *(model for model in found if model is not lead)]
+        configured = next((t for t in (teacher_of(model.run, shape) for model in found) if t), None)
+        largest = max(found, key=lambda model: model.parameters)
+        first = largest
+        if configured is not None:
+            first = next((m for m in found if m.file.resolve() == configured.file.resolve()), configured)
+        found = [first, *(model for model in found if model is not first)]
     for i, model in enumerate(found):
         same = sum(other.name == model.name for other in found[:i])
         if same:
             model.name += f" ({same + 1})"
         if model.classes and found[0].classes and model.classes != found[0].classes:
             raise UserError(
-                f"{model.name} and {found[0].name} do not tell the same classes apart; report models of the same data."
+                f"{model.name} and {found[0].name} do not have the same classes; report models of the same data."
             )
     return found
 
@@ -91,12 +89,12 @@ def _test_images(models: list[Model]) -> tuple[Tensor, Tensor]:
         if source.run is not None:
             shown = source.run.images("test")
             if shown is not None:
-                _refuse_other_images(models, source, tuple(shown[0].shape[1:]))
+                _check_shapes(models, source, tuple(shown[0].shape[1:]))
                 return shown
-    raise MissingFileError("None of the models comes from a run whose test images are there; add such a run.")
+    raise MissingFileError("No model comes from a run whose test images exist; add such a run.")
 
 
-def _refuse_other_images(models: list[Model], source: Model, shape: tuple[int, ...]) -> None:
+def _check_shapes(models: list[Model], source: Model, shape: tuple[int, ...]) -> None:
     for model in models:
         if model.shape not in (None, shape):
             raise UserError(
@@ -105,9 +103,9 @@ def _refuse_other_images(models: list[Model], source: Model, shape: tuple[int, .
             )
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _check_folder(folder: Path) -> None:
     if folder.is_file() or (folder.is_dir() and not all(map(_is_ours, folder.iterdir()))):
-        raise UserError(f"{str(folder)!r} holds something that is not a report; name a new folder with -o.")
+        raise UserError(f"{str(folder)!r} contains files that are not a report's; name a new folder with -o.")
 
 
 def _is_ours(file: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a report says of its models: rows, pictures, files."""
+"""The contents of a report: its table, its pictures, its files."""
 
 from math import inf
 from pathlib import Path
@@ -8,105 +8,110 @@ from torch import Tensor
 
 from kd_lightning.files.atomic import atomic_write
 from kd_lightning.report import drawing
-from kd_lightning.report.measuring import Figures
+from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Model
-from kd_lightning.report.page import html, markdown
-
-HEAD = [
-    "model",
-    "runtime",
-    "parameters",
-    "MACs (M)",
-    "size (MB)",
-    "test accuracy (%)",
-    "ECE",
-    "agreement (%)",
-    "latency (ms)",
-    "images/s",
-    "smaller",
-    "faster",
-]
-_LOW_IS_BEST, _HIGH_IS_BEST = (2, 3, 4, 6, 8), (5, 7, 9)
+from kd_lightning.report.page import Table, render_html, render_markdown
 
 
-def row(model: Model, f: Figures, lead: Model, base: Figures) -> list[str]:
-    """A line of the table, under the titles of ``HEAD``."""
-    size, whole = model.size, lead.size
-    low, middle, high = (1000 * seconds for seconds in f.latency)
-    slow, usual, quick = f.throughput
-    return [
-        model.name,
-        "\n".join(model.runtime.rsplit(" ", 1)),
-        f"{model.parameters:,}",
-        "-" if model.macs is None else f"{model.macs / 1e6:.2f}",
-        f"{size / 1e6:.3f}",
-        f"{100 * f.accuracy:.2f}\n{100 * f.interval[0]:.1f} to {100 * f.interval[1]:.1f}",
-        f"{f.ece:.3f}",
-        f"{100 * f.agreement:.2f}",
-        f"{middle:.3f}\n{low:.3f} to {high:.3f}",
-        f"{usual:,.0f}\n{slow:,.0f} to {quick:,.0f}",
-        f"{whole / size:.1f}x",
-        f"{base.latency[1] / f.latency[1]:.1f}x" if model.runtime == lead.runtime else "-",
-    ]
+def table(models: list[Model], metrics: list[Metrics]) -> Table:
+    """Return the table; the first model is the one that the others are compared with.
+
+    Args:
+        models: The models.
+        metrics: Their metrics.
+    """
+    rows = [_row(model, m, models[0], metrics[0]) for model, m in zip(models, metrics, strict=True)]
+    lowest: dict[str, list[float]] = {
+        "parameters": [model.parameters for model in models],
+        "MACs (M)": [inf if model.macs is None else model.macs for model in models],
+        "size (MB)": [model.size for model in models],
+        "ECE": [m.ece for m in metrics],
+        "latency (ms)": [m.latency[1] for m in metrics],
+    }
+    highest: dict[str, list[float]] = {
+        "test accuracy (%)": [m.accuracy for m in metrics],
+        "agreement (%)": [0.0, *(m.agreement for m in metrics[1:])],
+        "images/s": [m.throughput[1] for m in metrics],
+    }
+    numbers = range(len(models))
+    best = {name: min(numbers, key=values.__getitem__) for name, values in lowest.items()}
+    best |= {name: max(numbers, key=values.__getitem__) for name, values in highest.items()}
+    return Table(list(rows[0]), rows, best)
+
+
+def _row(model: Model, metrics: Metrics, teacher: Model, teacher_metrics: Metrics) -> dict[str, str]:
+    low, middle, high = (1000 * seconds for seconds in metrics.latency)
+    slow, usual, fast = metrics.throughput
+    low_end, high_end = metrics.interval
+    speed_up = teacher_metrics.latency[1] / metrics.latency[1]
+    return {
+        "model": model.name,
+        "runtime": "\n".join(model.runtime.rsplit(" ", 1)),
+        "parameters": f"{model.parameters:,}",
+        "MACs (M)": "-" if model.macs is None else f"{model.macs / 1e6:.2f}",
+        "size (MB)": f"{model.size / 1e6:.3f}",
+        "test accuracy (%)": f"{100 * metrics.accuracy:.2f}\n{100 * low_end:.1f} to {100 * high_end:.1f}",
+        "ECE": f"{metrics.ece:.3f}",
+        "agreement (%)": f"{100 * metrics.agreement:.2f}",
+        "latency (ms)": f"{middle:.3f}\n{low:.3f} to {high:.3f}",
+        "images/s": f"{usual:,.0f}\n{slow:,.0f} to {fast:,.0f}",
+        "smaller": f"{teacher.size / model.size:.1f}x",
+        "faster": f"{speed_up:.1f}x" if model.runtime == teacher.runtime else "-",
+    }
 
 
 @rc_context({"text.parse_math": False})  # $ in a name is a dollar
 def all_pictures(
-    models: list[Model], figures: list[Figures], images: Tensor, labels: Tensor
+    models: list[Model], metrics: list[Metrics], images: Tensor, labels: Tensor
 ) -> dict[str, dict[str, str]]:
-    """SVG by title, by section of the page."""
+    """Return SVG by caption, by section of the page.
+
+    Args:
+        models: The models, the teacher first.
+        metrics: Their metrics.
+        images: Test images in [0, 1], ``(N, channels, H, W)``.
+        labels: Their labels ``(N,)``.
+    """
     names = [model.name for model in models]
-    sizes, times = [m.size / 1e6 for m in models], [1000 * f.latency[1] for f in figures]
+    sizes, times = [model.size / 1e6 for model in models], [1000 * m.latency[1] for m in metrics]
     pictures = {
         "Accuracy against cost": {
-            "accuracy and size": drawing.trade_off(names, sizes, figures, "size (MB)"),
-            "accuracy and latency": drawing.trade_off(names, times, figures, "latency at batch 1 (ms)"),
+            "accuracy and size": drawing.trade_off(names, sizes, metrics, "size (MB)"),
+            "accuracy and latency": drawing.trade_off(names, times, metrics, "latency at batch 1 (ms)"),
         }
     }
     training = drawing.curves(models)
     if training is not None:
         pictures["Training"] = {"training loss and validation accuracy": training}
-    classes = models[0].classes or tuple(map(str, range(figures[0].logits.shape[1])))
-    pictures["Calibration"] = {"reliability": drawing.reliability(names, figures, labels)}
+    classes = models[0].classes or tuple(map(str, range(metrics[0].logits.shape[1])))
+    pictures["Calibration"] = {"reliability": drawing.reliability(names, metrics, labels)}
     pictures["Confusion, in per cent of a class"] = {
-        f"confusion of {name}": drawing.confusion(f.confusion, classes) for name, f in zip(names, figures, strict=True)
+        f"confusion of {name}": drawing.confusion(m.confusion, classes) for name, m in zip(names, metrics, strict=True)
     }
     if len(models) > 1:
         pictures["Where a student differs most from the teacher"] = {
-            f"disagreements of {name}": drawing.disagreements(images, labels, figures[0].logits, f.logits, classes)
-            for name, f in list(zip(names, figures, strict=True))[1:]
+            f"disagreements of {name}": drawing.disagreements(images, labels, metrics[0].logits, m.logits, classes)
+            for name, m in list(zip(names, metrics, strict=True))[1:]
         }
     return pictures
 
 
-def write(
-    folder: Path,
-    title: str,
-    preface: str,
-    rows: list[list[str]],
-    models: list[Model],
-    figures: list[Figures],
-    pictures: dict[str, dict[str, str]],
-) -> None:
-    """Put the page, its Markdown and its pictures into a folder."""
-    columns: dict[int, list[float]] = {
-        2: [m.parameters for m in models],
-        3: [inf if m.macs is None else m.macs for m in models],
-        4: [m.size for m in models],
-        5: [f.accuracy for f in figures],
-        6: [f.ece for f in figures],
-        7: [0.0, *(f.agreement for f in figures[1:])],
-        8: [f.latency[1] for f in figures],
-        9: [f.throughput[1] for f in figures],
-    }
-    best = {c: min(range(len(rows)), key=columns[c].__getitem__) for c in _LOW_IS_BEST}
-    best |= {c: max(range(len(rows)), key=columns[c].__getitem__) for c in _HIGH_IS_BEST}
+def write(folder: Path, title: str, preface: str, table: Table, pictures: dict[str, dict[str, str]]) -> None:
+    """Write the page, its Markdown and its pictures into a folder, in place of an earlier report's.
+
+    Args:
+        folder: Folder to write to; it is created if necessary.
+        title: Plain text.
+        preface: Plain text.
+        table: The table.
+        pictures: SVG by caption, by section.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [(text, svg) for section in pictures.values() for text, svg in section.items()]
     files = {text: f"picture-{number}.svg" for number, (text, _) in enumerate(drawn, 1)}
     contents = {files[text]: svg for text, svg in drawn}
-    contents["report.md"] = markdown(title, preface, HEAD, rows, pictures, files)
-    contents["index.html"] = html(title, preface, HEAD, rows, best, pictures)
+    contents["report.md"] = render_markdown(title, preface, table, pictures, files)
+    contents["index.html"] = render_html(title, preface, table, pictures)
     for old in folder.glob("picture-*.svg"):
         old.unlink()
     for name, content in contents.items():

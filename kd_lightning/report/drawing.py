@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG."""
+"""Draws the pictures of a report, as SVG."""
 
 import io
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from kd_lightning.report.measuring import Figures
+from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Model
 
 PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000", "#999999"]  # Okabe and Ito
 
 
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
-    """Those that no other beats in both, a low cost and a high value, in the order of the costs.
+    """Return the points that no other one beats in both, a low cost and a high value, in the order of their costs.
 
     Example:
         >>> pareto([3.0, 1.0, 2.0, 4.0], [0.9, 0.5, 0.4, 0.9])
@@ -32,17 +32,17 @@ def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     return front
 
 
-def trade_off(names: Sequence[str], costs: Sequence[float], figures: Sequence[Figures], unit: str) -> str:
-    """Accuracy against a cost, with intervals and the Pareto front."""
+def trade_off(names: Sequence[str], costs: Sequence[float], metrics: Sequence[Metrics], unit: str) -> str:
+    """Draw accuracy against a cost, with intervals and the Pareto front."""
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()
-    accuracies = [f.accuracy * 100 for f in figures]
+    accuracies = [m.accuracy * 100 for m in metrics]
     front = pareto(costs, accuracies)
     axes.plot(
         [costs[i] for i in front], [accuracies[i] for i in front], color="#bbbbbb", zorder=1, label="Pareto front"
     )
-    for i, (name, cost, f) in enumerate(zip(names, costs, figures, strict=True)):
-        low, high = (100 * end for end in f.interval)
+    for i, (name, cost, m) in enumerate(zip(names, costs, metrics, strict=True)):
+        low, high = (100 * end for end in m.interval)
         spread = [[accuracies[i] - low], [high - accuracies[i]]]
         axes.errorbar(
             cost, accuracies[i], spread, fmt="o", color=PALETTE[i % len(PALETTE)], capsize=3, label=_label(name)
@@ -60,7 +60,7 @@ def trade_off(names: Sequence[str], costs: Sequence[float], figures: Sequence[Fi
 
 
 def curves(models: Sequence[Model]) -> str | None:
-    """Training loss and validation accuracy of the runs, from what TensorBoard reads."""
+    """Draw training loss and validation accuracy of the runs, read from their TensorBoard files."""
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     panels = dict(zip(("train/loss", "val/accuracy"), figure.subplots(1, 2), strict=True))
     drawn: dict[Path, str] = {}
@@ -71,9 +71,9 @@ def curves(models: Sequence[Model]) -> str | None:
         events = EventAccumulator(str(model.run.folder)).Reload()
         for tag, axes in panels.items():
             if tag in events.Tags()["scalars"]:
-                seen = events.Scalars(tag)
+                scalars = events.Scalars(tag)
                 colour = PALETTE[(len(drawn) - 1) % len(PALETTE)]
-                axes.plot([e.step for e in seen], [e.value for e in seen], color=colour, label=_label(model.name))
+                axes.plot([e.step for e in scalars], [e.value for e in scalars], color=colour, label=_label(model.name))
     for tag, axes in panels.items():
         axes.set_xlabel("step")
         axes.set_ylabel(tag)
@@ -84,42 +84,42 @@ def curves(models: Sequence[Model]) -> str | None:
 
 
 def confusion(counts: Tensor, classes: Sequence[str]) -> str:
-    """Shares of each true class, in per cent."""
+    """Draw a confusion matrix, in per cent of each true class."""
     side = 2.2 + 0.34 * len(classes)
     figure = Figure(figsize=(side, side * 0.9), layout="constrained")
     axes = figure.subplots()
-    shares = (100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    percentages = (100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
+    axes.imshow(percentages, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(len(classes)), classes, rotation=90)
     axes.set_yticks(range(len(classes)), classes)
-    axes.set_xlabel("answer")
+    axes.set_xlabel("predicted")
     axes.set_ylabel("label")
     if len(classes) <= 20:
-        for row, column in np.argwhere(shares >= 0.5):
-            dark = "white" if shares[row, column] > 50 else "black"
-            axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=7, color=dark)
+        for row, column in np.argwhere(percentages >= 0.5):
+            dark = "white" if percentages[row, column] > 50 else "black"
+            axes.text(column, row, f"{percentages[row, column]:.0f}", ha="center", va="center", fontsize=7, color=dark)
     return svg(figure)
 
 
-def reliability(names: Sequence[str], figures: Sequence[Figures], labels: Tensor) -> str:
-    """How often answers are right, by how sure they are, in ten bins."""
+def reliability(names: Sequence[str], metrics: Sequence[Metrics], labels: Tensor) -> str:
+    """Draw the accuracy of predictions by their confidence, in ten bins."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", label="calibrated")
-    for i, (name, f) in enumerate(zip(names, figures, strict=True)):
-        sure, answers = f.logits.softmax(1).max(1)
-        bins = (sure * 10).long().clamp(max=9)
+    for i, (name, m) in enumerate(zip(names, metrics, strict=True)):
+        confidence, predicted = m.logits.softmax(1).max(1)
+        bins = (confidence * 10).long().clamp(max=9)
         used = [b for b in range(10) if (bins == b).any()]
         axes.plot(
-            [float(sure[bins == b].mean()) for b in used],
-            [float((answers == labels)[bins == b].float().mean()) for b in used],
+            [float(confidence[bins == b].mean()) for b in used],
+            [float((predicted == labels)[bins == b].float().mean()) for b in used],
             marker="o",
             markersize=4,
             color=PALETTE[i % len(PALETTE)],
             label=_label(name),
         )
-    axes.set_xlabel("probability of the answer")
-    axes.set_ylabel("share that is right")
+    axes.set_xlabel("probability of the predicted class")
+    axes.set_ylabel("fraction that is correct")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return svg(figure)
@@ -128,28 +128,28 @@ def reliability(names: Sequence[str], figures: Sequence[Figures], labels: Tensor
 def disagreements(
     images: Tensor, labels: Tensor, teacher: Tensor, student: Tensor, classes: Sequence[str], count: int = 12
 ) -> str:
-    """The images on which two models differ most, by the divergence of their answers."""
+    """Draw the images on which two models differ most, by the divergence of their predictions."""
     divergence = (teacher.softmax(1) * (teacher.log_softmax(1) - student.log_softmax(1))).sum(1)
     worst = divergence.topk(min(count, len(images))).indices
     figure = Figure(figsize=(11, 2.3 * -(-len(worst) // 6)), layout="constrained")
     for axes, i in zip(figure.subplots(-(-len(worst) // 6), 6, squeeze=False).flat, worst.tolist(), strict=False):
         picture = images[i, :3].permute(1, 2, 0).numpy()
         axes.imshow(picture.squeeze(-1) if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=1)
-        said = [classes[int(logits[i].argmax())] for logits in (teacher, student)]
+        predicted = [classes[int(logits[i].argmax())] for logits in (teacher, student)]
         label = classes[int(labels[i])] if labels[i] >= 0 else "?"
-        axes.set_title(f"{label}\nteacher: {said[0]}\nstudent: {said[1]}", fontsize=8)
+        axes.set_title(f"{label}\nteacher: {predicted[0]}\nstudent: {predicted[1]}", fontsize=8)
     for axes in figure.axes:
         axes.axis("off")
     return svg(figure)
 
 
 def _label(name: str) -> str:
-    """A legend leaves out what begins with an underscore."""
+    """Return a label that a legend shows: it leaves out those that begin with an underscore."""
     return f" {name}" if name.startswith("_") else name
 
 
 def svg(figure: Figure) -> str:
-    """A figure as text that stands in a page; text stays text."""
+    """Return a figure as SVG that can be embedded in a page, with its text as text."""
     with io.StringIO() as file, rc_context({"svg.fonttype": "none", "svg.hashsalt": "kd_lightning"}), torch.no_grad():
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": "kd-lightning report"})
         drawn = file.getvalue()

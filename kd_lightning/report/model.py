@@ -1,4 +1,4 @@
-"""A model of a report: a run, a checkpoint or an exported file, as something that is run."""
+"""A model of a report: a run, a checkpoint or an exported file, ready to classify images."""
 
 import hashlib
 from argparse import ArgumentError
@@ -26,19 +26,19 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass
 class Model:
-    """What is reported.
+    """A model of a report.
 
     Attributes:
-        name: Unlike every other's.
+        name: Name, unique in a report.
         file: The checkpoint or the ONNX file.
-        run: The folder of the run that it comes from, if that is known.
-        parameters: Weights that are multiplied or added.
+        run: The run that it comes from, if that is known.
+        parameters: Number of parameters.
         macs: Multiply-accumulates for one image, where they can be counted.
-        size: Bytes: of the file, or of the weights in a checkpoint, which holds more than them.
-        classes: Names in the order of the logits.
-        shape: Of the images that an exported file takes; a network itself may take others as well.
-        runtime: What runs it, and its version.
-        classify: Images in [0, 1], float32 ``(B, channels, H, W)``, to logits, on one thread.
+        size: Bytes of an exported file, or of the weights in a checkpoint, which contains more than them.
+        classes: Class names in the order of the logits.
+        shape: Shape of the images that an exported file takes; a network itself may take others too.
+        runtime: Name and version of the runtime.
+        classify: Function from images in [0, 1], float32 ``(B, channels, H, W)``, to logits, on one thread.
     """
 
     name: str
@@ -53,16 +53,16 @@ class Model:
     classify: Callable[[Floats], Floats]
 
 
-def opened(where: str, shape: tuple[int, int, int] | None = None) -> Model:
-    """The model of a run, a recipe (its newest run), a checkpoint or an ONNX file.
+def load_model(where: str, shape: tuple[int, int, int] | None = None) -> Model:
+    """Load the model of a run, a recipe (its newest run), a checkpoint or an ONNX file.
 
     Args:
-        where: Its path or name.
-        shape: Of an image, where the file does not tell.
+        where: Path or name.
+        shape: Shape of an image, to count multiply-accumulates where the file does not have it.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it cannot be read, or takes no images of that shape.
+        MissingFileError: If there is none.
+        UserError: If it cannot be read, or does not take images of that shape.
     """
     path = Path(where)
     if path.suffix == ".onnx":
@@ -82,7 +82,8 @@ def _of_network(
 
     def classify(images: Floats) -> Floats:
         with torch.inference_mode():
-            return model(torch.from_numpy(images)).numpy()
+            logits: Floats = model(torch.from_numpy(images)).numpy()
+            return logits
 
     macs = None if shape is None else _macs(model, name, shape)
     parameters = sum(weight.numel() for weight in model.network.parameters())
@@ -92,7 +93,7 @@ def _of_network(
 
 
 def _macs(model: Inference, name: str, shape: tuple[int, int, int]) -> int:
-    """Attention included, which the counter does not see in fused kernels."""
+    """Count multiply-accumulates, including those of attention, which the counter does not see in fused kernels."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -100,10 +101,12 @@ def _macs(model: Inference, name: str, shape: tuple[int, int, int]) -> int:
             model(torch.zeros(1, *shape))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise UserError(f"{name} takes no images {shape} ({reason}); report models of the same data.") from error
+        raise UserError(
+            f"{name} does not take images of shape {shape} ({reason}); report models of the same data."
+        ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def _of_onnx(path: Path) -> Model:
@@ -115,7 +118,7 @@ def _of_onnx(path: Path) -> Model:
 
 
 def _exported_run(metadata: Mapping[str, str]) -> Run | None:
-    """The run that a file was exported from, unless its checkpoint is gone or has become another."""
+    """Return the run that a file was exported from, unless its checkpoint is gone or has changed."""
     checkpoint = Path(metadata.get("checkpoint", ""))
     if not checkpoint.is_file():
         return None
@@ -124,10 +127,10 @@ def _exported_run(metadata: Mapping[str, str]) -> Run | None:
 
 
 def onnx_size(path: Path) -> tuple[int, int | None]:
-    """Weights of an ONNX file's convolutions and linear layers, with biases that they hold, and multiply-accumulates.
+    """Count the parameters of an ONNX file's convolutions and linear layers, and the multiply-accumulates of one image.
 
-    Batch norms are folded into them, and a weight in 8 bits counts once, without its scales. Multiply-accumulates are
-    those of one image, in products of activations as well; ``None`` where shapes depend on values.
+    Batch norms are folded into them, and a weight in 8 bits counts once, without its scales. Products of activations
+    count too; the multiply-accumulates are ``None`` where shapes depend on values.
     """
     onnx = require_extra("onnx")
     model = onnx.load(path)
@@ -141,8 +144,8 @@ def onnx_size(path: Path) -> tuple[int, int | None]:
     parameters, macs = 0, []
     for node in graph.node:
         if node.op_type in ("Conv", "Gemm", "MatMul"):
-            held = (stored.get(source.get(name, name)) for name in node.input)
-            parameters += sum(int(np.prod(dims)) for dims in held if dims)
+            inputs = (stored.get(source.get(name, name)) for name in node.input)
+            parameters += sum(int(np.prod(dims)) for dims in inputs if dims)
             left, right, out = (shapes.get(name, [0]) for name in (*node.input[:2], node.output[0]))
             macs.append(int(np.prod(out)) * (int(np.prod(right[1:])) if node.op_type == "Conv" else left[-1]))
     return parameters, sum(macs) if all(macs) else None
@@ -155,11 +158,11 @@ def _name(path: Path) -> str:
 
 
 def teacher_of(run: Run | None, shape: tuple[int, int, int] | None) -> Model | None:
-    """The teacher that a run's configuration names, if its files are there; of any network.
+    """Load the teacher that a run's configuration names, if its files exist.
 
     Args:
         run: The run, if it is known.
-        shape: Of an image.
+        shape: Shape of an image.
     """
     if run is None:
         return None

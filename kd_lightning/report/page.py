@@ -2,122 +2,80 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import count
-from string import Template
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 MARKS = {
     ".html": '<meta name="generator" content="kd-lightning report">',
     ".md": "<!-- generator: kd-lightning report -->",
     ".svg": "<dc:title>kd-lightning report</dc:title>",
 }
-"""What every file of a report carries, by its suffix; another file is not ours to write over."""
-
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-$mark
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.7rem; } h2 { margin-top: 2.5rem; font-size: 1.25rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .45rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
-th { white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
-td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
-td.best { font-weight: 700; } small { color: #666; font-weight: 400; } td { vertical-align: top; }
-figure { display: inline-block; margin: .5rem 1rem .5rem 0; max-width: 100%; vertical-align: top; }
-figure svg { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<p>$preface</p>
-<div class="scroll">$table</div>
-$sections
-</body>
-</html>
-""")
-_BEST = ' class="best"'
+"""Text in every file of a report, by its suffix; other files are not overwritten."""
 
 
-def html(
-    title: str,
-    preface: str,
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    best: Mapping[int, int],
-    pictures: Mapping[str, Mapping[str, str]],
-) -> str:
-    """The page.
+@dataclass(frozen=True)
+class Table:
+    """The table of a report.
+
+    Attributes:
+        columns: Names of the columns.
+        rows: Cells by column, plain text; a second line is shown smaller.
+        best: Number of the best row, by column.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Mapping[str, str]]
+    best: Mapping[str, int]
+
+
+def render_html(title: str, preface: str, table: Table, pictures: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the HTML page.
 
     Args:
         title: Plain text.
         preface: Plain text.
-        head: The table's columns.
-        rows: Its cells, plain text; a second line is smaller.
-        best: For a column the row that is best.
+        table: The table.
         pictures: SVG by caption, by section.
     """
-    cells = [
-        "".join(
-            f"<td{_BEST if best.get(column) == i else ''}>{_two_lines(cell)}</td>" for column, cell in enumerate(row)
-        )
-        for i, row in enumerate(rows)
-    ]
-    titles = "".join(f"<th>{escape(name)}</th>" for name in head)
-    table = f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(f'<tr>{c}</tr>' for c in cells)}</tbody></table>"
-    number = count(1)
-    sections = "\n".join(
-        f"<h2>{escape(section)}</h2>\n"
-        + "\n".join(
-            f"<figure>{_own_ids(svg, next(number))}<figcaption>{escape(text)}</figcaption></figure>"
-            for text, svg in drawn.items()
-        )
-        for section, drawn in pictures.items()
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    return _PAGE.substitute(
-        title=escape(title), mark=MARKS[".html"], preface=escape(preface), table=table, sections=sections
+    numbers = count(1)
+    return environment.get_template("page.html").render(
+        mark=MARKS[".html"],
+        title=title,
+        preface=preface,
+        table=table,
+        pictures=pictures,
+        unique_ids=lambda svg: _unique_ids(svg, next(numbers)),
     )
 
 
-def _own_ids(svg: str, number: int) -> str:
-    """A picture whose ids are no other picture's of the page."""
+def _unique_ids(svg: str, number: int) -> str:
+    """Return a picture whose ids differ from those of the page's other pictures."""
     named = re.compile(r'(\sid="|href="#|url\(#)')
     return re.sub(r"<[^>]+>", lambda tag: named.sub(rf"\1picture-{number}-", tag[0]), svg)
 
 
-def _two_lines(cell: str) -> str:
-    first, _, second = escape(cell).partition("\n")
-    return f"{first}<br><small>{second}</small>" if second else first
-
-
-def markdown(
-    title: str,
-    preface: str,
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    pictures: Mapping[str, Mapping[str, str]],
-    files: Mapping[str, str],
+def render_markdown(
+    title: str, preface: str, table: Table, pictures: Mapping[str, Mapping[str, str]], files: Mapping[str, str]
 ) -> str:
-    """The same as Markdown.
+    """Return the same as Markdown.
 
     Args:
-        title: See :func:`html`.
-        preface: See :func:`html`.
-        head: See :func:`html`.
-        rows: See :func:`html`.
-        pictures: See :func:`html`.
-        files: Where the picture of each caption is.
+        title: Plain text.
+        preface: Plain text.
+        table: The table.
+        pictures: SVG by caption, by section.
+        files: Name of the file of each picture, by caption.
     """
     lines = [MARKS[".md"], f"# {_plain(title)}", "", _plain(preface), ""]
-    lines += [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
-    lines += [f"| {' | '.join(_one_line(_plain(cell)) for cell in row)} |" for row in rows]
+    lines += [f"| {' | '.join(table.columns)} |", f"| --- |{' ---: |' * (len(table.columns) - 1)}"]
+    lines += [f"| {' | '.join(_one_line(_plain(row[name])) for name in table.columns)} |" for row in table.rows]
     for section, drawn in pictures.items():
         lines += ["", f"## {section}", "", *(f"![{_plain(text)}]({files[text]})" for text in drawn)]
     return "\n".join([*lines, ""])
@@ -129,5 +87,5 @@ def _one_line(cell: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Return text that Markdown shows literally."""
     return re.sub(r"([\\`*_\[\]|$])", r"\\\1", escape(text, quote=False))

@@ -20,10 +20,11 @@ from torchvision.models import VisionTransformer
 
 from kd_lightning.export import export_network
 from kd_lightning.networks import DataConfig, ResNet, read_checkpoint
-from kd_lightning.report.contents import all_pictures, row, write
+from kd_lightning.report.contents import all_pictures, table, write
 from kd_lightning.report.drawing import pareto, trade_off
-from kd_lightning.report.measuring import Figures, measured
-from kd_lightning.report.model import Model, onnx_size, opened, teacher_of
+from kd_lightning.report.measuring import measure
+from kd_lightning.report.metrics import Metrics
+from kd_lightning.report.model import Model, load_model, onnx_size, teacher_of
 from kd_lightning.runs.run import Run
 
 Command = Callable[..., str]
@@ -149,7 +150,7 @@ def test_work_of_attention_is_counted_alike(int8: bool, tmp_path: Path, monkeypa
     tokens, width = 17, 16
     layer = tokens * width * (3 * width + width + 2 * 32) + 2 * tokens * tokens * width
     expected = 16 * width * 3 * 4 * 4 + 2 * layer + 5 * width
-    assert opened(str(tmp_path / "vit.ckpt"), (3, 16, 16)).macs == expected
+    assert load_model(str(tmp_path / "vit.ckpt"), (3, 16, 16)).macs == expected
     assert onnx_size(tmp_path / "vit.onnx")[1] == expected
 
 
@@ -160,38 +161,38 @@ def test_latency_is_compared_within_one_runtime(report: Path, place: Path, monke
     assert all(cells[-2].endswith("x") for cells in said.values())
     assert "batch norms are folded" in (report / "index.html").read_text()
     monkeypatch.chdir(place)
-    file, figures = opened("student.onnx"), figures_of(torch.randn(4, 10))
-    assert row(file, figures, file, figures)[-1] == "1.0x"
+    file, figures = load_model("student.onnx"), figures_of(torch.randn(4, 10))
+    assert table([file], [figures]).rows[0]["faster"] == "1.0x"
 
 
 def test_a_file_outlives_its_run(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shutil.copytree(place / "lightning_logs", tmp_path / "lightning_logs")
     monkeypatch.chdir(tmp_path)
     file = str(place / "student.onnx")
-    run = opened(file).run
+    run = load_model(file).run
     assert run is not None
     assert run.folder == Path("lightning_logs/digits/distill/version_0")
     shutil.copy("lightning_logs/digits/teacher/version_0/checkpoints/best.ckpt", run.best)
-    assert opened(file).run is None, "another network was trained in that folder"
+    assert load_model(file).run is None, "another network was trained in that folder"
     (run.best).unlink()
-    assert opened(file).run is None
+    assert load_model(file).run is None
 
 
 def test_work_of_a_run_is_counted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    model, file = opened("digits/distill", (1, 8, 8)), opened("student.onnx")
+    model, file = load_model("digits/distill", (1, 8, 8)), load_model("student.onnx")
     assert model.macs == file.macs > 1000
     assert model.parameters == sum(w.numel() for w in ResNet([1, 1, 1], [2, 4, 8], in_channels=1).parameters())
-    figures = measured(model, torch.rand(65, 1, 8, 8), torch.arange(65) % 10, None)
+    figures = measure(model, torch.rand(65, 1, 8, 8), torch.arange(65) % 10, None)
     assert figures.latency[0] <= figures.latency[1] <= figures.latency[2]
     assert figures.agreement == 1
-    with pytest.raises(ValueError, match=r"digits/distill takes no images \(3, 8, 8\)"):
-        opened("digits/distill", (3, 8, 8))
+    with pytest.raises(ValueError, match=r"digits/distill does not take images of shape \(3, 8, 8\)"):
+        load_model("digits/distill", (3, 8, 8))
 
 
 def test_a_teacher_of_plain_weights_leads(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(place)
-    teacher = opened("digits/teacher", (1, 8, 8))
+    teacher = load_model("digits/teacher", (1, 8, 8))
     weights = read_checkpoint(teacher.file)["state_dict"]
     published = {name.removeprefix("network."): value for name, value in weights.items() if name.startswith("network.")}
     torch.save(published, tmp_path / "published.pt")
@@ -227,13 +228,13 @@ def test_what_cannot_be_reported_is_refused(
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("mine")
-    with pytest.raises(SystemExit, match="holds something that is not a report"):
+    with pytest.raises(SystemExit, match="contains files that are not a report's"):
         kd("report", "digits/distill", "-o", str(mine))
     assert [file.name for file in mine.iterdir()] == ["thesis.tex"]
     network = ResNet([1], [4], num_classes=3, in_channels=1).eval()
     network.data_config = DataConfig.of([0.5], [0.5], ["a", "b", "c"])  # type: ignore[assignment]
     export_network(network, tmp_path / "other.onnx", torch.rand(64, 1, 8, 8))
-    with pytest.raises(SystemExit, match="do not tell the same classes apart"):
+    with pytest.raises(SystemExit, match="do not have the same classes"):
         kd("report", "digits/distill", str(tmp_path / "other.onnx"), "-o", str(tmp_path / "b"))
     with pytest.raises(SystemExit, match="add such a run"):
         kd("report", str(tmp_path / "other.onnx"), "-o", str(tmp_path / "c"))
@@ -246,7 +247,7 @@ def test_only_a_report_is_written_over(report: Path, kd: Command, tmp_path: Path
         mine = tmp_path / name / name
         mine.parent.mkdir()
         mine.write_text("made with kd-lightning report, by hand")
-        with pytest.raises(SystemExit, match="holds something that is not a report"):
+        with pytest.raises(SystemExit, match="contains files that are not a report's"):
             kd("report", "nowhere", "-o", str(mine.parent))
 
 
@@ -284,8 +285,8 @@ def test_a_broken_configuration_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def figures_of(logits: torch.Tensor) -> Figures:
-    return Figures(logits, 0.5, (0.4, 0.6), 0.1, 1.0, (1e-3, 1e-3, 1e-3), (64, 64, 64), torch.eye(logits.shape[1]))
+def figures_of(logits: torch.Tensor) -> Metrics:
+    return Metrics(logits, 0.5, (0.4, 0.6), 0.1, 1.0, (1e-3, 1e-3, 1e-3), (64, 64, 64), torch.eye(logits.shape[1]))
 
 
 def test_any_name_is_shown_as_it_is(tmp_path: Path) -> None:
@@ -297,8 +298,7 @@ def test_any_name_is_shown_as_it_is(tmp_path: Path) -> None:
         assert ">$x_{$</text>" in legend
         assert "> _hidden</text>" in legend
     assert ">$_{$</text>" in pictures["Confusion, in per cent of a class"]["confusion of $x_{$"]
-    lines = [row(model, f, models[0], figures[0]) for model, f in zip(models, figures, strict=True)]
-    write(tmp_path, names[2], names[2], lines, models, figures, pictures)
+    write(tmp_path, names[2], names[2], table(models, figures), pictures)
     assert "<img" not in (tmp_path / "index.html").read_text()
     text = (tmp_path / "report.md").read_text()
     assert "<img" not in text
