@@ -201,7 +201,7 @@ def test_a_signal_saves_and_the_run_goes_on(
     run = fit(tmp_path, CONFIGURATIONS[name], plan=[{"hook": hook, "batch": batch, "signal": number}])
     assert run.wait() == 128 + number, run.output
     assert f"Stopped by {signal.Signals(number).name} in epoch" in run.output
-    assert "checkpoints/last-step.ckpt, go on from there with --ckpt_path last." in run.output
+    assert "checkpoints/last-step.ckpt, resume it with --ckpt_path last." in run.output
     assert "Traceback" not in run.output
     reached = run.batches[-1]
     run = fit(tmp_path, CONFIGURATIONS[name], "--ckpt_path=last")

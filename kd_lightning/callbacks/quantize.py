@@ -68,7 +68,8 @@ class FakeQuantize:
             images = fake_quantize_activation(images, *self.range)
         weight = fake_quantize_weight(layer.weight)  # type: ignore[arg-type]
         if isinstance(layer, nn.Conv2d):
-            return layer._conv_forward(images, weight, layer.bias)
+            output: Tensor = layer._conv_forward(images, weight, layer.bias)
+            return output
         return F.linear(images, weight, layer.bias)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints within an epoch, and a stop that loses nothing."""
+"""Checkpoints within an epoch, and a stop on signals that loses nothing."""
 
 import os
 import signal
@@ -17,17 +17,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from kd_lightning.errors import UserError, add_user_message
 
 _NAME = "last-step.ckpt"
-"""Lightning, too, looks for ``last*`` where it is told to go on from the last checkpoint."""
+"""Lightning also looks for ``last*`` where it resumes from the last checkpoint."""
 
 
 class StepCheckpoint(pl.Callback):
-    """Writes ``last-step.ckpt`` beside the other checkpoints: every N steps, and when the run is asked to stop.
+    """Writes ``last-step.ckpt`` beside the other checkpoints: every N steps, and when the run receives a signal to stop.
 
-    SIGTERM and Ctrl-C (SIGINT) end the run after the batch in hand, in all processes at the same one, with the exit
-    codes 143 and 130; a second one ends it at once. Where a process of several died, the others' error names it.
+    SIGTERM and Ctrl-C (SIGINT) stop the run after the current batch, the same one in all processes, with the exit codes
+    143 and 130; a second signal stops it immediately. If one of several processes dies, the others' error names it.
 
     Args:
-        every_n_train_steps: Steps of the optimizer between two checkpoints; 0 for none but when the run is stopped.
+        every_n_train_steps: Optimizer steps between two checkpoints; 0 to save only when the run is stopped.
 
     Raises:
         ValueError: If ``every_n_train_steps`` is negative.
@@ -37,45 +37,45 @@ class StepCheckpoint(pl.Callback):
         if every_n_train_steps < 0:
             raise UserError(f"every_n_train_steps must be >= 0, got {every_n_train_steps}.")
         self.every_n_train_steps = every_n_train_steps
-        self._asked = 0
+        self._signal = 0
         self._saved_at = 0
         self._parent = os.getppid()
         self._handlers: dict[signal.Signals, Any] = {}
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over (Lightning's answer to SIGTERM speaks to other processes in the midst of a step)."""
-        self._take_over()
+        """Install the signal handlers (Lightning's own communicates with other processes within a step)."""
+        self._install_handlers()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over."""
-        self._take_over()
+        """Install the signal handlers."""
+        self._install_handlers()
         self._saved_at = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time to, or if a process was asked to stop."""
-        asked = self._asked
+        """Save if it is due, or if a process received a signal."""
+        signum = self._signal
         if trainer.world_size > 1:
-            votes = torch.tensor(asked, device=trainer.strategy.root_device)
-            asked = int(trainer.strategy.reduce(votes, reduce_op="max"))
+            votes = torch.tensor(signum, device=trainer.strategy.root_device)
+            signum = int(trainer.strategy.reduce(votes, reduce_op="max"))
         steps = trainer.global_step - self._saved_at
-        if asked or (self.every_n_train_steps and steps >= self.every_n_train_steps):
+        if signum or (self.every_n_train_steps and steps >= self.every_n_train_steps):
             self._save(trainer)
-        if asked:
-            self._leave(trainer, asked)
+        if signum:
+            self._leave(trainer, signum)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the signals back."""
-        self._give_back()
+        """Restore the signal handlers."""
+        self._restore_handlers()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Name a process that died, and give the signals back."""
+        """Name a process that died, and restore the signal handlers."""
         if isinstance(exception, Exception) and trainer.world_size > 1:
-            died = self._who_died(trainer)
+            died = self._dead_process(trainer)
             if died:
                 add_user_message(exception, f"{died}, so the run has ended; resume it with --ckpt_path last.")
-        self._give_back()  # not before: torchrun sends SIGTERM meanwhile, on which Lightning speaks to who died
+        self._restore_handlers()  # not before: torchrun sends SIGTERM meanwhile, and Lightning would wait for the dead process
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._saved_at = trainer.global_step
@@ -88,28 +88,28 @@ class StepCheckpoint(pl.Callback):
     def _leave(self, trainer: pl.Trainer, signum: int) -> None:
         rank_zero_info(
             f"Stopped by {signal.Signals(signum).name} in epoch {trainer.current_epoch} after step "
-            f"{trainer.global_step}; saved in {self._place(trainer)}, go on from there with --ckpt_path last."
+            f"{trainer.global_step}; saved in {self._place(trainer)}, resume it with --ckpt_path last."
         )
-        # Lightning's launcher takes another code of one that it has launched for a failure, and kills the rest
+        # Lightning's launcher treats any other exit code of a process as a failure, and kills the others
         raise SystemExit(0 if trainer.local_rank > 0 and not _external(trainer) else 128 + signum)
 
-    def _take_over(self) -> None:
+    def _install_handlers(self) -> None:
         if self._handlers or threading.current_thread() is not threading.main_thread():
             return
-        self._asked = 0
-        self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._signal = 0
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def _give_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self._asked:
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self._signal:
             raise SystemExit(128 + signum)
-        self._asked = signum
+        self._signal = signum
 
-    def _who_died(self, trainer: pl.Trainer) -> str | None:
+    def _dead_process(self, trainer: pl.Trainer) -> str | None:
         processes: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
         for _ in range(20):
             for rank, process in enumerate(processes, start=trainer.global_rank + 1):

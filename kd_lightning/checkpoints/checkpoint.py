@@ -65,12 +65,14 @@ class Checkpoint:
     @property
     def state_dict(self) -> Mapping[str, Tensor]:
         """Return the weights and buffers of the module."""
-        return self.content.get("state_dict", {})
+        weights: Mapping[str, Tensor] = self.content.get("state_dict", {})
+        return weights
 
     @property
     def hyper_parameters(self) -> dict[str, Any]:
         """Return the plain arguments of the module, which a run of the command line saves in full."""
-        return self.content.get("hyper_parameters", {})
+        saved: dict[str, Any] = self.content.get("hyper_parameters", {})
+        return saved
 
     @property
     def data_config(self) -> DataConfig:

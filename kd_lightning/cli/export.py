@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.errors import MissingFileError, UserError
-from kd_lightning.export.network import FEWEST_CALIBRATED, SUFFIXES, Format, export_network
+from kd_lightning.export.network import MIN_CALIBRATION_IMAGES, SUFFIXES, ExportResult, Format, export_network
 from kd_lightning.runs.run import Run, find_checkpoint
 
 
@@ -17,41 +17,60 @@ def export(
     output: str | None = None,
     format: Format = "onnx",
     int8: bool = False,
-    half: bool = False,
+    fp16: bool = False,
     uint8: bool = False,
     calibration_images: int = 512,
 ) -> None:
-    """Write the trained network of a checkpoint to a file that serves, and check the file against it.
+    """Export the trained network of a checkpoint to a file for inference, and compare the file with it.
 
     Args:
         checkpoint: A checkpoint file, or a run or recipe (the best of its newest run).
-        output: The file to write; by default beside the checkpoint, as best.onnx or best-int8.onnx.
-        format: onnx (ONNX Runtime), torch (torch.export) or safetensors (weights alone).
+        output: File to write; by default beside the checkpoint, as best.onnx or best-int8.onnx.
+        format: onnx (ONNX Runtime), torch (torch.export) or safetensors (only weights).
         int8: Quantize to 8 bits, calibrated on training images of the run.
-        half: Weights and arithmetic in float16 (onnx) or bfloat16 (torch).
-        uint8: Images are bytes from 0 to 255, and not floats in [0, 1].
-        calibration_images: How many, for int8.
+        fp16: Store weights and compute in float16 (onnx) or bfloat16 (torch).
+        uint8: Take images as bytes from 0 to 255 in place of floats in [0, 1].
+        calibration_images: Number of images to calibrate int8 on.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint, or its training images are not there (int8).
-        ValueError: If the options do not fit together, the network cannot be exported, or the file disagrees with it.
+        MissingFileError: If there is no such checkpoint, or its training images do not exist (int8).
+        UserError: If the options cannot be combined, the network cannot be exported, or the file disagrees with it.
     """
     file = find_checkpoint(checkpoint)
     run = Run.of_checkpoint(file)
-    if int8 and calibration_images < FEWEST_CALIBRATED:
-        raise UserError(f"calibration_images must be >= {FEWEST_CALIBRATED}, got {calibration_images}.")
-    marks = [name for name, given in {"int8": int8, "half": half, "uint8": uint8}.items() if given]
+    if int8 and calibration_images < MIN_CALIBRATION_IMAGES:
+        raise UserError(f"calibration_images must be >= {MIN_CALIBRATION_IMAGES}, got {calibration_images}.")
+    marks = [name for name, given in {"int8": int8, "fp16": fp16, "uint8": uint8}.items() if given]
     path = Path(output) if output else file.with_name("-".join([file.stem, *marks]) + SUFFIXES[format])
     network = Checkpoint(file).network()
     calibration = _images(run, "train", calibration_images) if int8 else None
     if int8 and calibration is None:
         raise MissingFileError(
-            f"int8 is calibrated on training images, and those of {str(file)!r} are not there; keep it in its run."
+            f"int8 is calibrated on training images, and those of {str(file)!r} do not exist; keep the file in its run."
         )
     images = _images(run, "val", 256)
-    difference = export_network(network, path, images, format, half, uint8, calibration, _identity(file))
-    where = "validation images of the run" if images is not None else "random images"
-    print(f"{path} ({path.stat().st_size / 1e6:.3f} MB) {difference} on {where}.")
+    result = export_network(
+        network,
+        path,
+        images,
+        format=format,
+        fp16=fp16,
+        uint8=uint8,
+        calibration=calibration,
+        metadata=_provenance(file),
+    )
+    print(_describe(result, "validation images of the run" if images is not None else "random images"))
+
+
+def _describe(result: ExportResult, images: str) -> str:
+    larger = ""
+    if result.float32_size is not None and result.size > result.float32_size:
+        # fewer bits save less in a tiny network than their operators take
+        larger = f"is larger than it would be in float32 ({result.float32_size / 1e6:.3f} MB); it "
+    return (
+        f"{result.path} ({result.size / 1e6:.3f} MB) {larger}differs from the checkpoint by {result.difference:.2g} in "
+        f"the logits and agrees in {result.agreement:.2%} of the labels on {images}."
+    )
 
 
 def _images(run: Run | None, split: str, count: int) -> Tensor | None:
@@ -59,7 +78,7 @@ def _images(run: Run | None, split: str, count: int) -> Tensor | None:
     return None if found is None else found[0]
 
 
-def _identity(checkpoint: Path) -> dict[str, str]:
+def _provenance(checkpoint: Path) -> dict[str, str]:
     run = Run.of_checkpoint(checkpoint)
     known = None
     with suppress(UserError, TypeError):  # a damaged test.json adds nothing

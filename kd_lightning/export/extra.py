@@ -1,4 +1,4 @@
-"""Libraries that not every user has."""
+"""Imports libraries of the optional extra."""
 
 from importlib import import_module
 from typing import Any
@@ -10,7 +10,7 @@ def require_extra(name: str) -> Any:
     """Import a library of the extra ``export``.
 
     Raises:
-        ValueError: If it is not installed.
+        UserError: If it is not installed.
     """
     try:
         return import_module(name)

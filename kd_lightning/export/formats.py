@@ -1,10 +1,7 @@
-"""The files that a network is exported to."""
+"""Writes a network in each of the formats."""
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,25 +10,26 @@ from torch import Tensor
 from kd_lightning.errors import UserError
 from kd_lightning.export.extra import require_extra
 from kd_lightning.export.inference import Inference
+from kd_lightning.export.silence import silenced
 
 
 def write_onnx(model: Inference, images: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-    """An ONNX file with one input ``images`` of any batch size and one output ``logits``.
+    """Write an ONNX file with one input ``images`` of any batch size and one output ``logits``.
 
     Args:
-        model: What is exported.
-        images: Two or more, as the model takes them.
-        path: Of the file.
-        metadata: Plain text that the file says about itself.
+        model: Network to export.
+        images: Two or more images, in the form that the model takes.
+        path: Path of the file.
+        metadata: Plain text for the file's metadata.
 
     Raises:
-        ValueError: If an operator cannot be exported; it is named.
+        UserError: If an operator cannot be exported; the message names it.
     """
     require_extra("onnx")
     require_extra("onnxscript")
     batch = torch.export.Dim("batch", min=1, max=4096)
     try:
-        with _quiet():
+        with silenced():
             program = torch.onnx.export(
                 model,
                 (images,),
@@ -48,7 +46,7 @@ def write_onnx(model: Inference, images: Tensor, path: Path, metadata: Mapping[s
             "the network, or use --format torch."
         ) from error
     assert program is not None
-    for node in program.model.graph:  # where in the source it came from, which is larger than a small network
+    for node in program.model.graph:  # source locations, which are larger than a small network
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()
@@ -57,10 +55,10 @@ def write_onnx(model: Inference, images: Tensor, path: Path, metadata: Mapping[s
 
 
 def write_program(model: Inference, images: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-    """A ``torch.export`` program, for ``torch.export.load``; see :func:`write_onnx`."""
+    """Write a ``torch.export`` program, for ``torch.export.load``; see :func:`write_onnx`."""
     batch = torch.export.Dim("batch", min=1, max=4096)
     try:
-        with _quiet():
+        with silenced():
             program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: batch}})
     except Exception as error:
         raise UserError(
@@ -71,28 +69,15 @@ def write_program(model: Inference, images: Tensor, path: Path, metadata: Mappin
 
 
 def write_weights(model: Inference, images: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-    """The weights under the network's own names, ``.safetensors``, for ``from_checkpoint``; see :func:`write_onnx`."""
+    """Write the weights under their names, ``.safetensors``, for ``from_checkpoint``; see :func:`write_onnx`."""
     from safetensors.torch import save_file
 
     weights = {name: value.detach().clone().contiguous() for name, value in model.network.state_dict().items()}
     save_file(weights, path, metadata=dict(metadata))
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters speak of their own affairs, which users cannot change."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def _reason(error: BaseException) -> str:
-    """The first line of what an error came from."""
+    """Return the first line of the innermost cause of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

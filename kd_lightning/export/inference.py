@@ -1,4 +1,4 @@
-"""A network as its users see it: plain images in, logits out."""
+"""A network for inference: plain images in, logits out."""
 
 import copy
 
@@ -10,16 +10,16 @@ from kd_lightning.networks import DataConfig, data_config
 
 
 class Inference(nn.Module):
-    """A network with the normalisation of its input inside.
+    """A network that normalizes its input by itself.
 
     Args:
-        network: A classifier; what it was trained on (``data_config``) says how its input is normalised.
-        uint8: Whether images are bytes from 0 to 255 and not floats in [0, 1].
-        dtype: In which a copy of the network computes, where it is not the network itself in its own type; images are
-            normalised, and logits given, in float32.
+        network: A classifier; its ``data_config`` has the mean and standard deviation of its input.
+        uint8: Take bytes from 0 to 255 in place of floats in [0, 1].
+        dtype: Type in which a copy of the network computes; ``None`` for the network itself in its own type. Images
+            are normalized, and logits returned, in float32.
 
     Raises:
-        ValueError: If it is not known how the network's input is normalised.
+        UserError: If the mean and standard deviation of the network's input are not known.
 
     Example:
         >>> from kd_lightning.networks import resnet20
@@ -37,8 +37,8 @@ class Inference(nn.Module):
         known = data_config(network)
         if known.mean is None or known.std is None:
             raise UserError(
-                "It is not known how the network's input is normalised; pass mean and std to from_checkpoint, or set "
-                "network.data_config = DataConfig.of(mean, std, classes)."
+                "The mean and standard deviation of the network's input are not known; pass mean and std to "
+                "from_checkpoint, or set network.data_config = DataConfig.of(mean, std, classes)."
             )
         self.network = network if dtype is None else copy.deepcopy(network).to(dtype)
         self.dtype = dtype
@@ -49,10 +49,11 @@ class Inference(nn.Module):
         self.register_buffer("scale", 1 / (torch.tensor(known.std)[:, None, None] * unit))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, C)`` of images ``(B, channels, H, W)``."""
-        normalised = (images.to(self.mean.dtype) - self.mean) * self.scale
-        return self.network(normalised) if self.dtype is None else self.network(normalised.to(self.dtype)).float()
+        """Return logits ``(B, C)`` of images ``(B, channels, H, W)``."""
+        normalized = (images.to(self.mean.dtype) - self.mean) * self.scale
+        logits: Tensor = self.network(normalized if self.dtype is None else normalized.to(self.dtype))
+        return logits if self.dtype is None else logits.float()
 
-    def taken(self, images: Tensor) -> Tensor:
-        """Floats in [0, 1] in the form in which this takes images."""
+    def to_input(self, images: Tensor) -> Tensor:
+        """Convert floats in [0, 1] to the form in which this takes images."""
         return (images * 255).round().to(torch.uint8) if self.uint8 else images

@@ -1,9 +1,10 @@
-"""A network as a file, which takes its place only after it was compared with the network."""
+"""Exports a network to a file, which is put in place only after it was compared with the network."""
 
 import copy
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -15,138 +16,157 @@ from kd_lightning.errors import UserError
 from kd_lightning.export.formats import write_onnx, write_program, write_weights
 from kd_lightning.export.inference import Inference
 from kd_lightning.export.onnx_classifier import OnnxClassifier
-from kd_lightning.export.onnx_precision import halve, quantize
+from kd_lightning.export.onnx_precision import quantize, to_float16
 from kd_lightning.files.atomic import atomic_write
 from kd_lightning.networks.placement import weight_device
 
 Format = Literal["onnx", "torch", "safetensors"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
-FEWEST_CALIBRATED = 32
+MIN_CALIBRATION_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A written file, compared with the network.
+
+    Attributes:
+        path: The file.
+        size: Its bytes.
+        float32_size: Bytes of the same file in float32, where it was written in fewer bits; otherwise ``None``.
+        difference: Largest absolute difference of the logits.
+        agreement: Fraction of the images that get the same label.
+    """
+
+    path: Path
+    size: int
+    float32_size: int | None
+    difference: float
+    agreement: float
 
 
 def export_network(
     network: nn.Module,
     path: str | Path,
     images: Tensor | None = None,
+    *,
     format: Format = "onnx",
-    half: bool = False,
+    fp16: bool = False,
     uint8: bool = False,
     calibration: Tensor | None = None,
-    identity: Mapping[str, str] | None = None,
-) -> str:
-    """Write a network to a file; the file takes its place only after it was compared with the network.
+    metadata: Mapping[str, str] | None = None,
+) -> ExportResult:
+    """Write a network to a file, which is put in place only after it was compared with the network.
 
     Args:
-        network: A classifier with ``data_config`` (of :func:`from_checkpoint` or a training).
-        path: Of the file, with the suffix of its format.
-        images: In [0, 1], ``(N, channels, H, W)``, to compare on; random ones of 3x32x32 if ``None``.
+        network: A classifier with a ``data_config`` (from :func:`from_checkpoint` or a training).
+        path: Path of the file, with the suffix of its format.
+        images: Images in [0, 1], ``(N, channels, H, W)``, to compare on; random ones of 32x32 pixels if ``None``.
         format: ``"onnx"``, ``"torch"`` (``.pt2``) or ``"safetensors"``.
-        half: Weights and arithmetic in float16 (``"onnx"``) or bfloat16 (``"torch"``).
-        uint8: Whether the file takes bytes from 0 to 255.
-        calibration: Images in [0, 1] by which an ONNX file is quantized to 8 bits.
-        identity: More to keep in the file's metadata.
-
-    Returns:
-        How far the file's logits are from the network's, and whether fewer bits made it larger.
+        fp16: Store weights and compute in float16 (``"onnx"``) or bfloat16 (``"torch"``).
+        uint8: Take bytes from 0 to 255 in place of floats in [0, 1].
+        calibration: Images in [0, 1] with which an ONNX file is quantized to 8 bits.
+        metadata: Further entries of the file's metadata.
 
     Raises:
         IsADirectoryError: If the path is that of a folder.
-        ValueError: If the options do not fit together, the network cannot be exported, or the file disagrees with it.
+        UserError: If the options cannot be combined, the network cannot be exported, or the file disagrees with it.
     """
     path = Path(path)
-    _refuse_unfit(path, format, half, calibration)
+    _check_options(path, format, fp16, calibration)
     if weight_device(network).type != "cpu":  # where files are written and compared
         network = copy.deepcopy(network).cpu()
     model = Inference(network, uint8).eval()
-    channels = len(model.mean)
-    seeded = torch.Generator().manual_seed(0)
-    images = model.taken(torch.rand(64, channels, 32, 32, generator=seeded) if images is None else images)
-    metadata = {
+    if images is None:
+        images = torch.rand(64, len(model.mean), 32, 32, generator=torch.Generator().manual_seed(0))
+    images = model.to_input(images)
+    entries = {
         "classes": json.dumps(model.known.classes),
         "input": f"{'uint8' if uint8 else '[0, 1]'} {list(images.shape[1:])}",
         "kd_lightning": version("kd-lightning"),
-        **(identity or {}),
+        **(metadata or {}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         written = Path(folder, path.name)
         {"onnx": write_onnx, "torch": write_program, "safetensors": write_weights}[format](
-            Inference(network, uint8, torch.bfloat16).eval() if half and format == "torch" else model,
+            Inference(network, uint8, torch.bfloat16).eval() if fp16 and format == "torch" else model,
             images[:2],
             written,
-            metadata,
+            entries,
         )
-        larger = ""
-        if format == "onnx" and (half or calibration is not None):
-            whole = written.rename(Path(folder, "float32.onnx"))
-            if calibration is None:
-                halve(whole, written)
-            else:
-                quantize(whole, written, model.taken(calibration).numpy())
-            larger = _if_larger(written, whole)
-        exact = not half and calibration is None
-        said = _compare(model, images, _runner(written, format, network), exact)
+        float32_size = None
+        if format == "onnx" and (fp16 or calibration is not None):
+            float32_size = _reduce_precision(written, None if calibration is None else model.to_input(calibration))
+        exact = not fp16 and calibration is None
+        difference, agreement = _compare(model, images, _runner(written, format, network), exact)
         with atomic_write(path) as file:
             file.write(written.read_bytes())
-    return larger + said
+    return ExportResult(path, path.stat().st_size, float32_size, difference, agreement)
 
 
-def _if_larger(written: Path, whole: Path) -> str:
-    """Of a tiny network, what fewer bits take away is less than the operators that they add."""
-    if written.stat().st_size <= whole.stat().st_size:
-        return ""
-    return f"is larger than it would be in float32 ({whole.stat().st_size / 1e6:.3f} MB); it "
+def _reduce_precision(file: Path, calibration: Tensor | None) -> int:
+    """Quantize an ONNX file to 8 bits, or convert it to float16; return the size that it had."""
+    original = file.rename(file.with_name("float32.onnx"))
+    if calibration is None:
+        to_float16(original, file)
+    else:
+        quantize(original, file, calibration.numpy())
+    return original.stat().st_size
 
 
-def _refuse_unfit(path: Path, format: Format, half: bool, calibration: Tensor | None) -> None:
+def _check_options(path: Path, format: Format, fp16: bool, calibration: Tensor | None) -> None:
     if path.suffix != SUFFIXES[format]:
         raise UserError(f"A file of the format {format} ends in {SUFFIXES[format]}, got {str(path)!r}.")
     if path.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder; name a file.")
     if calibration is not None and format != "onnx":
-        raise UserError("int8 is for the format onnx; leave it out, or choose onnx.")
-    if half and format == "safetensors":
-        raise UserError("half is for the formats onnx and torch; weights alone are kept as they are.")
-    if half and calibration is not None:
-        raise UserError("Choose int8 or half, not both.")
-    if calibration is not None and len(calibration) < FEWEST_CALIBRATED:
+        raise UserError("int8 is only available for the format onnx; remove it, or choose onnx.")
+    if fp16 and format == "safetensors":
+        raise UserError("fp16 is only available for the formats onnx and torch; safetensors stores weights unchanged.")
+    if fp16 and calibration is not None:
+        raise UserError("int8 and fp16 cannot be combined; choose one.")
+    if calibration is not None and len(calibration) < MIN_CALIBRATION_IMAGES:
         raise UserError(
-            f"There are {len(calibration)} training images to calibrate on; int8 needs {FEWEST_CALIBRATED} or more."
+            f"There are {len(calibration)} training images to calibrate on; int8 needs at least "
+            f"{MIN_CALIBRATION_IMAGES}."
         )
 
 
-def _compare(model: Inference, images: Tensor, run: Callable[[Tensor], Tensor], exact: bool) -> str:
+def _compare(model: Inference, images: Tensor, run: Callable[[Tensor], Tensor], exact: bool) -> tuple[float, float]:
+    """Return the largest difference of the logits, and the fraction of equal labels."""
     with torch.no_grad():
         expected = model(images)
-    got = run(images)
-    difference = float((got - expected).abs().max()) if got.shape == expected.shape else float("nan")
-    agreement = float((got.argmax(1) == expected.argmax(1)).float().mean()) if got.shape == expected.shape else 0.0
+    logits = run(images)
+    same_shape = logits.shape == expected.shape
+    difference = float((logits - expected).abs().max()) if same_shape else float("nan")
+    agreement = float((logits.argmax(1) == expected.argmax(1)).float().mean()) if same_shape else 0.0
     close = difference <= 1e-4 * max(1.0, float(expected.abs().max()))
     if not (close if exact else agreement >= 0.9 and difference == difference):
         raise UserError(
             f"The file disagrees with the checkpoint (logits differ by up to {difference:.3g}, {agreement:.1%} of the "
-            "answers are the same); nothing was written."
+            "labels are equal); nothing was written."
         )
-    return f"differs from the checkpoint by {difference:.2g} in the logits and agrees in {agreement:.2%} of the answers"
+    return difference, agreement
 
 
 def _runner(written: Path, format: Format, network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What runs the file itself."""
+    """Return a function that runs the file."""
     if format == "onnx":
         classifier = OnnxClassifier(written)
         return lambda images: torch.from_numpy(classifier(images.numpy()))
     if format == "torch":
         program = torch.export.load(written).module()
         return lambda images: program(images).detach()
-    return lambda images: _filled(written, network, images)
+    return lambda images: _reload(written, network, images)
 
 
-def _filled(written: Path, network: nn.Module, images: Tensor) -> Tensor:
+def _reload(written: Path, network: nn.Module, images: Tensor) -> Tensor:
     from safetensors.torch import load_file
 
-    again = copy.deepcopy(network)
-    for weight in again.parameters():
+    reloaded = copy.deepcopy(network)
+    for weight in reloaded.parameters():
         torch.nn.init.zeros_(weight.detach())
-    again.load_state_dict(load_file(written))
+    reloaded.load_state_dict(load_file(written))
     with torch.no_grad():
-        return Inference(again, images.dtype == torch.uint8).eval()(images)
+        logits: Tensor = Inference(reloaded, images.dtype == torch.uint8).eval()(images)
+        return logits

@@ -1,4 +1,4 @@
-"""Runs an exported ONNX file; needs ONNX Runtime, NumPy and Pillow, and no torch."""
+"""Runs an exported ONNX file; needs ONNX Runtime and NumPy, but not torch."""
 
 import json
 from pathlib import Path
@@ -15,17 +15,17 @@ class OnnxClassifier:
     """An ONNX file of ``kd-lightning export``.
 
     Args:
-        path: Of the file.
-        threads: That ONNX Runtime uses; 0 for all cores.
+        path: Path of the file.
+        threads: Number of threads of ONNX Runtime; 0 for all cores.
 
     Attributes:
-        classes: The names, in the order of the logits.
-        shape: Channels, height and width of its images.
-        metadata: What the file says about itself.
+        classes: Class names in the order of the logits.
+        shape: Channels, height and width of the images.
+        metadata: Metadata of the file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no ONNX file, or not one that takes images.
+        MissingFileError: If there is no such file.
+        UserError: If it is not an ONNX file, or does not take images.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
@@ -33,7 +33,7 @@ class OnnxClassifier:
 
         runtime = require_extra("onnxruntime")
         if not Path(path).is_file():
-            raise MissingFileError(f"There is no file {str(path)!r}; make one with `kd-lightning export`.")
+            raise MissingFileError(f"There is no file {str(path)!r}; create one with `kd-lightning export`.")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -41,20 +41,21 @@ class OnnxClassifier:
             self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise UserError(f"{str(path)!r} cannot be read as an ONNX file; export it again.") from error
-        (taken, *more) = self.session.get_inputs()
-        if more or len(taken.shape) != 4 or not all(isinstance(side, int) for side in taken.shape[1:]):
-            raise UserError(f"{str(path)!r} does not take images (batch, channels, height, width) alone.")
-        self._input = taken.name
-        self._uint8 = taken.type == "tensor(uint8)"
-        self.shape: tuple[int, int, int] = tuple(taken.shape[1:])
+        (accepted, *more) = self.session.get_inputs()
+        if more or len(accepted.shape) != 4 or not all(isinstance(side, int) for side in accepted.shape[1:]):
+            raise UserError(f"{str(path)!r} must have one input, images (batch, channels, height, width).")
+        self._input = accepted.name
+        self._uint8 = accepted.type == "tensor(uint8)"
+        self.shape: tuple[int, int, int] = tuple(accepted.shape[1:])
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         logits = self.session.get_outputs()[0].shape[-1]
         self.classes: list[str] = json.loads(self.metadata.get("classes", "null")) or [str(i) for i in range(logits)]
 
     def __call__(self, images: Images) -> npt.NDArray[np.float32]:
-        """Logits ``(B, C)`` of images ``(B, channels, H, W)``: bytes, or floats in [0, 1]."""
+        """Return logits ``(B, C)`` of images ``(B, channels, H, W)``: bytes, or floats in [0, 1]."""
         if self._uint8 and images.dtype != np.uint8:
             images = np.rint(images * 255).astype(np.uint8)
         elif not self._uint8:
             images = images.astype(np.float32) / np.float32(255 if images.dtype == np.uint8 else 1)
-        return self.session.run(None, {self._input: np.ascontiguousarray(images)})[0]
+        logits: npt.NDArray[np.float32] = self.session.run(None, {self._input: np.ascontiguousarray(images)})[0]
+        return logits

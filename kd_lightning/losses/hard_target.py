@@ -62,7 +62,7 @@ class HardTargetLoss(DistillationLoss):
     def __init__(self, *, weight: float = 1.0, label_smoothing: float = 0.0, warmup_epochs: int = 0) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)
         if not 0 <= label_smoothing <= 1:
-            raise UserError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
+            raise UserError(f"label_smoothing must be in [0, 1], got {label_smoothing}.")
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ class KernelMeanMatchingLoss(AlignmentLoss):
     ) -> None:
         super().__init__(weight=weight, layers=[layer], warmup_epochs=warmup_epochs)
         if not 0 <= label_smoothing <= 1:
-            raise UserError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
+            raise UserError(f"label_smoothing must be in [0, 1], got {label_smoothing}.")
         if not bandwidths or not all(bandwidth > 0 for bandwidth in bandwidths):
             raise UserError(f"bandwidths must be numbers above 0, got {list(bandwidths)}.")
         _check_arguments(bound, tolerance, ridge)

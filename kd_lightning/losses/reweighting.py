@@ -115,7 +115,7 @@ class ReweightedLoss(AlignmentLoss):
     ) -> None:
         super().__init__(weight=weight, layers=[layer], warmup_epochs=warmup_epochs)
         if not 0 <= label_smoothing <= 1:
-            raise UserError(f"label_smoothing must lie in [0, 1], got {label_smoothing}.")
+            raise UserError(f"label_smoothing must be in [0, 1], got {label_smoothing}.")
         if not bound >= 1:
             raise UserError(f"bound must be >= 1, got {bound}.")
         if not penalty >= 0 or hidden < 0:

@@ -226,7 +226,7 @@ class DistillationModule(ClassificationModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistillationModule":
         """Move the teacher along when the module is moved or cast (torch's hook for ``to``): it is not a sub-module."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.frozen_teacher is not None:
             self.frozen_teacher.move(fn)
         return self

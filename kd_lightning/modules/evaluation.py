@@ -1,4 +1,4 @@
-"""What is measured on validation and test images."""
+"""Metrics of validation and test images."""
 
 from typing import Any, NamedTuple, cast
 
@@ -21,11 +21,11 @@ class Prediction(NamedTuple):
 class Evaluation(nn.Module):
     """Accuracy, loss and calibration over a data set, and the agreement with a teacher.
 
-    Rows are counted one by one, so uneven batches and several processes give the figures of one pass over the set.
-    Rows that are labelled -1 count only for the agreement.
+    Every row counts once, so uneven batches and several processes give the metrics of one pass over the set. Rows
+    labelled -1 only count for the agreement.
 
     Args:
-        num_classes: Columns of the logits, C.
+        num_classes: Number of classes, C.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -44,12 +44,12 @@ class Evaluation(nn.Module):
 
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> None:
-        """Count a batch.
+        """Add a batch.
 
         Args:
             logits: ``(B, C)``.
             labels: ``(B,)``, -1 where unlabelled.
-            teacher_logits: ``(B, C)`` where there is a teacher to compare with.
+            teacher_logits: Logits ``(B, C)`` of a teacher to compare with, if there is one.
         """
         logits = logits.float()
         labelled = (labels >= 0).sum()
@@ -66,14 +66,14 @@ class Evaluation(nn.Module):
             self.kl.update(soft_target_loss(logits, teacher_logits.float(), temperature=1.0), len(labels))
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures of all ranks by name, without those that nothing was counted for."""
-        figures = {}
+        """Return the metrics of all ranks by name, without those that have no data."""
+        metrics = {}
         if self.labelled.compute() > 0:
-            figures = {name: metric.compute() for name, metric in self._metrics().items()}
-            figures["loss"] = self.loss.compute()
+            metrics = {name: metric.compute() for name, metric in self._metrics().items()}
+            metrics["loss"] = self.loss.compute()
         if self.agreement.update_called:
-            figures["agreement"], figures["kl"] = self.agreement.compute(), self.kl.compute()
-        return figures
+            metrics["agreement"], metrics["kl"] = self.agreement.compute(), self.kl.compute()
+        return metrics
 
     def _metrics(self) -> dict[str, Metric]:
         return cast("dict[str, Metric]", dict(self.by_label.items()))

@@ -9,14 +9,14 @@ from kd_lightning.errors import UserError
 
 
 def example_images(trainer: Any) -> Tensor | None:
-    """Two images of the shape that a trainer is about to show, without disturbing what it will show.
+    """Return two images of the shape of the training images, without advancing the loader.
 
     Args:
         trainer: A ``Trainer`` whose data module, if it has one, is set up.
 
     Returns:
-        ``(2, channels, H, W)``: of a data module that tells its ``image_shape``, else from the first training batch;
-        ``None`` if neither is there.
+        ``(2, channels, H, W)``: random for a data module with an ``image_shape``, otherwise from the first training
+        batch; ``None`` if there is neither.
     """
     shape = getattr(trainer.datamodule, "image_shape", None)
     if shape is not None:

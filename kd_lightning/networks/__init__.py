@@ -1,5 +1,6 @@
 """Networks for small images, and loading of weights; plain PyTorch."""
 
+from kd_lightning.files.read import read_checkpoint
 from kd_lightning.networks.data_config import DataConfig, data_config, set_data_config
 from kd_lightning.networks.ensemble import EnsembleTeacher
 from kd_lightning.networks.head import replace_head, reuse_teacher_classifier
@@ -16,7 +17,7 @@ from kd_lightning.networks.resnet import (
     resnet56,
     resnet110,
 )
-from kd_lightning.networks.weights import from_checkpoint, read_checkpoint
+from kd_lightning.networks.weights import from_checkpoint
 from kd_lightning.networks.wide_resnet import WideResNet, wrn_16_2, wrn_28_10, wrn_40_1, wrn_40_2
 
 __all__ = [

@@ -39,4 +39,5 @@ class LeNet(nn.Module):
         """Logits ``(B, C)`` of images ``(B, channels, H, W)``."""
         maps = F.max_pool2d(F.relu(self.conv1(images)), 2)
         maps = F.max_pool2d(F.relu(self.conv2(maps)), 2)
-        return self.fc(self.embedding(maps.flatten(1)))
+        logits: Tensor = self.fc(self.embedding(maps.flatten(1)))
+        return logits

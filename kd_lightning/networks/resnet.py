@@ -71,7 +71,8 @@ class ResNet(nn.Module):
         maps = F.relu(self.bn1(self.conv1(images)))
         for stage in self.stages:
             maps = self.get_submodule(stage)(maps)
-        return self.fc(self.avgpool(maps).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(maps).flatten(1))
+        return logits
 
 
 class _Block(nn.Module):

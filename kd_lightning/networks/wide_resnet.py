@@ -48,7 +48,8 @@ class WideResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the images."""
         maps = self.layer3(self.layer2(self.layer1(self.conv1(images))))
-        return self.fc(self.avgpool(F.relu(self.bn1(maps))).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(F.relu(self.bn1(maps))).flatten(1))
+        return logits
 
 
 class _Block(nn.Module):
@@ -64,7 +65,8 @@ class _Block(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         active = F.relu(self.bn1(maps))
         shortcut = maps if self.downsample is None else self.downsample(active)
-        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut
+        output: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut
+        return output
 
 
 def _stage(in_width: int, width: int, blocks: int, stride: int) -> nn.Sequential:

@@ -211,7 +211,8 @@ class Run:
         """
         from kd_lightning.runs.rebuild import build_data
 
-        return build_data(self)
+        data: ImageDataModule | None = build_data(self)
+        return data
 
     def images(self, split: str, *, count: int | None = None) -> "tuple[Tensor, Tensor] | None":
         """Return images of a split, not augmented and not normalized, and their labels.

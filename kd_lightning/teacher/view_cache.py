@@ -51,4 +51,5 @@ def compute_view(cache: OutputCache, view: int, trainer: Any, compute: Callable[
         for batch in trainer.datamodule.view_dataloader(view):
             images, _, ids = trainer.strategy.batch_to_device(batch)
             rows[ids // cache.views] = compute(images).float()
-    return trainer.strategy.reduce(rows, reduce_op="sum")  # every row is zero on all ranks but one
+    total: Tensor = trainer.strategy.reduce(rows, reduce_op="sum")  # every row is zero on all ranks but one
+    return total

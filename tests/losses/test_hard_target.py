@@ -136,7 +136,7 @@ def test_the_module_reads_the_students_logits_alone() -> None:
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
 def test_refuses_a_smoothing_outside_its_range(smoothing: float) -> None:
-    with pytest.raises(ValueError, match=rf"^label_smoothing must lie in \[0, 1\], got {smoothing}\.$"):
+    with pytest.raises(ValueError, match=rf"^label_smoothing must be in \[0, 1\], got {smoothing}\.$"):
         HardTargetLoss(label_smoothing=smoothing)
 
 

@@ -241,7 +241,7 @@ def test_errors(options: dict[str, float], message: str) -> None:
 def test_more_errors() -> None:
     with pytest.raises(ValueError, match="got 2 numbers per sample of the source and 3 per sample of the target"):
         kernel_mean_matching(torch.randn(4, 2), torch.randn(4, 3))
-    with pytest.raises(ValueError, match=r"^label_smoothing must lie in \[0, 1\], got -0\.1\.$"):
+    with pytest.raises(ValueError, match=r"^label_smoothing must be in \[0, 1\], got -0\.1\.$"):
         KernelMeanMatchingLoss(label_smoothing=-0.1)
     with pytest.raises(ValueError, match=r"^bandwidths must be numbers above 0, got \[0\.0\]\.$"):
         KernelMeanMatchingLoss(bandwidths=[0.0])

@@ -231,7 +231,7 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label_smoothing": 1.1}, r"^label_smoothing must lie in \[0, 1\], got 1\.1\.$"),
+        ({"label_smoothing": 1.1}, r"^label_smoothing must be in \[0, 1\], got 1\.1\.$"),
         ({"bound": 0.5}, r"^bound must be >= 1, got 0\.5\.$"),
         ({"bound": float("nan")}, r"^bound must be >= 1, got nan\.$"),
         ({"penalty": -1.0}, r"^penalty and hidden must be >= 0, got -1\.0 and 0\.$"),

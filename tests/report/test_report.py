@@ -132,7 +132,7 @@ def test_work_and_weights_of_a_file_are_counted(numbers: str, tmp_path: Path) ->
     network = Plain().eval()
     network.data_config = DataConfig.of([0.5, 0.5], [0.25, 0.25])  # type: ignore[assignment]
     images = torch.rand(64, 2, 8, 8)
-    options = {"half": numbers == "float16", "calibration": images if numbers == "int8" else None}
+    options = {"fp16": numbers == "float16", "calibration": images if numbers == "int8" else None}
     export_network(network, tmp_path / "a.onnx", images, **options)
     parameters, macs = onnx_size(tmp_path / "a.onnx")
     assert parameters == 5 * 2 * 9 + 5 + 180 * 4 + 4
