@@ -13,7 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning
 import lightning.pytorch as pl
@@ -99,7 +99,8 @@ class Clock(pl.Callback):
 
 def epochs(module: pl.LightningModule, views: int | None, options: argparse.Namespace) -> list[float]:
     clock = Clock()
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    names = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    quiet: dict[str, Any] = dict.fromkeys(names, False)
     trainer = pl.Trainer(
         accelerator=options.device,
         devices=1,

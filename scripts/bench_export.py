@@ -13,6 +13,7 @@ from pathlib import Path
 from platform import processor
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -37,7 +38,8 @@ def main() -> None:
     print(f"ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__}, {processor() or 'CPU'}, one thread")
     with tempfile.TemporaryDirectory() as folder:
         sessions = {}
-        for name, more in {"float32": {}, "float16": {"half": True}, "int8": {"calibration": images}}.items():
+        files: dict[str, dict[str, Any]] = {"float32": {}, "float16": {"fp16": True}, "int8": {"calibration": images}}
+        for name, more in files.items():
             file = Path(folder, f"{name}.onnx")
             export_network(network, file, images, **more)
             sessions[name] = OnnxClassifier(file, threads=1), file.stat().st_size

@@ -56,7 +56,7 @@ class Step:
     def __init__(self, data: Data, teacher: nn.Module | None, cached: bool, compiled: str | None = None) -> None:
         self.data, self.teacher, self.cached = data, teacher, cached
         device = data.packed.device
-        self.student = networks.resnet20().to(device, memory_format=torch.channels_last).train()
+        self.student = networks.resnet20().to(device).to(memory_format=torch.channels_last).train()
         rate = torch.tensor(0.1, device=device) if device.type == "cuda" else 0.1
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True

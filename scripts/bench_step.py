@@ -50,7 +50,8 @@ class Turns(pl.Callback):
 def fitted(module: pl.LightningModule, views: int | None, options: argparse.Namespace) -> Callable[[int], None]:
     """A fit that is under way, as a function that makes so many steps."""
     turns, data = Turns(), RandomImages(options.batch_size, views)
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    names = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    quiet: dict[str, Any] = dict.fromkeys(names, False)
     trainer = pl.Trainer(
         accelerator=options.device,
         devices=1,

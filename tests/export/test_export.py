@@ -282,7 +282,10 @@ def test_a_grafted_student_takes_the_classifier_along(tmp_path: Path) -> None:
     [
         (["--format", "torch", "-o", "good.onnx"], "ends in .pt2"),
         (["--int8", "--format", "torch", "-o", "good.pt2"], "for the format onnx"),
-        (["--fp16", "--format", "safetensors", "-o", "good.safetensors"], "fp16 is only available for the formats onnx and torch"),
+        (
+            ["--fp16", "--format", "safetensors", "-o", "good.safetensors"],
+            "fp16 is only available for the formats onnx and torch",
+        ),
         (["--int8", "--fp16", "-o", "good.onnx"], "cannot be combined"),
         (["--int8", "--calibration_images", "5", "-o", "good.onnx"], "calibration_images must be >= 32"),
     ],
