@@ -176,7 +176,7 @@ def _candidates(network: nn.Module) -> str:
 def _logits(output: Any) -> Tensor:
     if not isinstance(output, Tensor):
         raise UserError(
-            f"The network returns a {type(output).__name__} and not its logits alone; wrap it in one that does."
+            f"The network returns a {type(output).__name__} and not only its logits; wrap it in a network that does."
         )
     return output
 

@@ -16,7 +16,7 @@ def check_initialized(network: nn.Module) -> None:
     """Make sure that all weights are there.
 
     Raises:
-        ValueError: If a lazy layer has not seen a batch yet.
+        UserError: If a lazy layer has not seen a batch yet.
     """
     lazy = [name for name, weight in network.named_parameters() if is_lazy(weight)]
     if lazy:
@@ -27,16 +27,16 @@ def check_initialized(network: nn.Module) -> None:
 
 
 def try_forward(module: nn.Module, forward: Callable[[], Result], who: str, images: Tensor) -> Result:
-    """What a forward pass gives in eval mode and without gradient.
+    """Return the result of a forward pass in eval mode and without gradient.
 
     Args:
-        module: Holds what runs.
-        forward: Runs it.
-        who: Names it in the message.
-        images: What it is run on, for the message.
+        module: Module that contains the network.
+        forward: Function that runs the network.
+        who: Name of the network in the message.
+        images: Input of the network, for the message.
 
     Raises:
-        ValueError: If the network cannot take the images.
+        UserError: If the network cannot take the images.
     """
     try:
         with evaluating(module):

@@ -7,18 +7,18 @@ from kd_lightning.errors import UserError
 
 
 class LeNet(nn.Module):
-    """Two 5x5 convolutions and two linear layers, without norms: small and quick, for grey digits.
+    """Two 5x5 convolutions and two linear layers, without norms: small and fast, for grey digits.
 
     Y. LeCun et al.: Gradient-Based Learning Applied to Document Recognition, 1998, in the widths in use today
 
     Args:
         num_classes: Number of outputs, C.
-        in_channels: Channels of the images.
-        image_size: Their height and width; a multiple of 4.
-        width: Of the ``embedding``, the layer before the last.
+        in_channels: Number of image channels.
+        image_size: Height and width of the images; a multiple of 4.
+        width: Width of the ``embedding``, the layer before the last.
 
     Raises:
-        ValueError: If the size is no multiple of 4.
+        UserError: If the size is not a multiple of 4.
 
     Example:
         >>> import torch
@@ -36,7 +36,7 @@ class LeNet(nn.Module):
         self.fc = nn.Linear(width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, C)`` of images ``(B, channels, H, W)``."""
+        """Return logits ``(B, C)`` of images ``(B, channels, H, W)``."""
         maps = F.max_pool2d(F.relu(self.conv1(images)), 2)
         maps = F.max_pool2d(F.relu(self.conv2(maps)), 2)
         logits: Tensor = self.fc(self.embedding(maps.flatten(1)))

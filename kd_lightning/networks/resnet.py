@@ -19,19 +19,19 @@ class ResNet(nn.Module):
     K. He et al.: Deep Residual Learning for Image Recognition, CVPR 2016, https://arxiv.org/abs/1512.03385
 
     Args:
-        blocks: Blocks in each stage.
-        widths: Channels of each stage.
-        num_classes: Columns of the logits, C.
-        shortcut: Where a block changes the shape: ``"A"`` takes every second pixel and pads with zero channels (no
+        blocks: Number of blocks in each stage.
+        widths: Number of channels of each stage.
+        num_classes: Number of columns of the logits, C.
+        shortcut: Kind of shortcut where the shape changes: ``"A"`` takes every second pixel and pads with zeros (no
             parameters, the paper's choice for CIFAR-10), ``"B"`` is a 1x1 convolution and a batch norm.
-        in_channels: Channels of the images.
-        stem_width: Channels of the stem; by default those of the first stage.
+        in_channels: Number of image channels.
+        stem_width: Number of channels of the stem; by default that of the first stage.
 
     Shapes:
         Images ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``.
 
     Raises:
-        ValueError: If ``blocks`` and ``widths`` differ in length, or the shortcut is unknown.
+        UserError: If ``blocks`` and ``widths`` differ in length, or the shortcut is unknown.
 
     Example:
         >>> import torch
@@ -67,7 +67,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of the images."""
+        """Return logits of the images."""
         maps = F.relu(self.bn1(self.conv1(images)))
         for stage in self.stages:
             maps = self.get_submodule(stage)(maps)

@@ -12,16 +12,16 @@ class WideResNet(nn.Module):
     S. Zagoruyko, N. Komodakis: Wide Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146
 
     Args:
-        depth: Layers, ``6n + 4``.
+        depth: Number of layers, ``6n + 4``.
         widen: Factor on the widths 16-32-64.
-        num_classes: Columns of the logits, C.
-        in_channels: Channels of the images.
+        num_classes: Number of columns of the logits, C.
+        in_channels: Number of image channels.
 
     Shapes:
         Images ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``.
 
     Raises:
-        ValueError: If the depth is not ``6n + 4``.
+        UserError: If the depth is not ``6n + 4``.
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of the images."""
+        """Return logits of the images."""
         maps = self.layer3(self.layer2(self.layer1(self.conv1(images))))
         logits: Tensor = self.fc(self.avgpool(F.relu(self.bn1(maps))).flatten(1))
         return logits
