@@ -21,7 +21,7 @@ _NAME = "last-step.ckpt"
 
 
 class StepCheckpoint(pl.Callback):
-    """Writes ``last-step.ckpt`` beside the other checkpoints: every N steps, and when the run receives a signal to stop.
+    """Writes ``last-step.ckpt`` beside the other checkpoints: every N steps, and when a signal stops the run.
 
     SIGTERM and Ctrl-C (SIGINT) stop the run after the current batch, the same one in all processes, with the exit codes
     143 and 130; a second signal stops it immediately. If one of several processes dies, the others' error names it.
@@ -75,7 +75,8 @@ class StepCheckpoint(pl.Callback):
             died = self._dead_process(trainer)
             if died:
                 add_user_message(exception, f"{died}, so the run has ended; resume it with --ckpt_path last.")
-        self._restore_handlers()  # not before: torchrun sends SIGTERM meanwhile, and Lightning would wait for the dead process
+        # not before: torchrun sends SIGTERM meanwhile, and Lightning would wait for the dead process
+        self._restore_handlers()
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._saved_at = trainer.global_step

@@ -801,6 +801,7 @@ def test_a_gpu_stops(bad: int, precision: Any, make_trainer: Trainers) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["stop", "skip"])
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_nothing_waits_for_a_gpu(mode: Any) -> None:
     layer, metrics = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).cuda(), EpochMetrics()
     guard = FiniteGuard(mode, metrics)
