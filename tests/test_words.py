@@ -1,4 +1,4 @@
-"""The words that docstrings, comments, messages and pages are written in: those of the field, in plain modern English."""
+"""Docstrings, comments, messages and pages are written in plain modern English."""
 
 import re
 import subprocess

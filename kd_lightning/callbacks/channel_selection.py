@@ -1,4 +1,4 @@
-"""Which channels of a network go, found on a copy of it by torch-pruning."""
+"""Selects the channels to remove from a network, on a copy of it, with torch-pruning."""
 
 import copy
 import warnings
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, first_line
 from kd_lightning.features import FeatureTap
 from kd_lightning.networks.head import head_of
 
@@ -20,10 +20,10 @@ _STEPS = 100
 
 
 def torch_pruning() -> Any:
-    """The library.
+    """Import torch-pruning.
 
     Raises:
-        ValueError: If it is not installed.
+        UserError: If it is not installed.
     """
     try:
         with warnings.catch_warnings():
@@ -38,7 +38,7 @@ def torch_pruning() -> Any:
 
 
 def cost(network: nn.Module, image: Tensor, measure: Measure) -> float:
-    """Multiply-accumulates for one image, weights, or the median seconds of 20 runs on it."""
+    """Return the multiply-accumulates of one image, the number of weights, or the median seconds of 20 runs."""
     if measure != "latency":
         return float(torch_pruning().utils.count_ops_and_params(network, image)[measure == "parameters"])
     seconds = []
@@ -53,6 +53,7 @@ def cost(network: nn.Module, image: Tensor, measure: Measure) -> float:
 def channels_to_keep(
     network: nn.Module,
     image: Tensor,
+    *,
     budget: float,
     measure: Measure,
     importance: Importance,
@@ -60,54 +61,37 @@ def channels_to_keep(
     gradients: Mapping[str, Tensor] | None = None,
     round_to: int = 1,
 ) -> dict[str, Tensor]:
-    """The entries of each weight and buffer that remain where the least important channels go until a budget is met.
+    """Select the entries of each weight and buffer that are kept when the least important channels are removed.
 
-    Groups of channels that depend on each other (residual sums, norms, the next layer's inputs) go together.
+    Channels that depend on each other (residual sums, norms, the next layer's inputs) are removed together, until the
+    network meets the budget.
 
     G. Fang et al.: DepGraph: Towards Any Structural Pruning, CVPR 2023, https://arxiv.org/abs/2301.12900
 
     Args:
-        network: Is not changed.
-        image: ``(1, channels, H, W)``.
-        budget: Most that the network may cost, in the unit of the measure.
-        measure: See :func:`cost`.
+        network: The network, which is not changed.
+        image: An input of shape ``(1, channels, H, W)``.
+        budget: The maximum cost of the pruned network, in the unit of ``measure``.
+        measure: The cost; see :func:`cost`.
         importance: ``"magnitude"`` of weights, ``"bn_scale"`` (Liu 2017) or ``"taylor"`` (weight times gradient,
             Molchanov 2019).
-        layers: Whose outputs stay as wide as they are, besides the classifier's.
-        gradients: Of the weights by name, for ``"taylor"``.
-        round_to: Widths are multiples of it where that is possible.
+        layers: Layers whose outputs keep their width, in addition to the classifier.
+        gradients: The gradients of the weights by name, for ``"taylor"``.
+        round_to: Divisor of the remaining widths, where possible.
 
     Returns:
-        For each name of the state dict the places in the flattened tensor, in the new shape.
+        For each name of the state dict the indices into the flattened tensor, in the new shape.
 
     Raises:
-        ValueError: If the network cannot be traced, or cannot become so cheap with a channel left in each layer.
+        UserError: If the network cannot be traced, or exceeds the budget with one channel left in each layer.
     """
-    library = torch_pruning()
-    small = copy.deepcopy(network).cpu().float().eval().requires_grad_(True)
+    small = _trainable_copy(network, gradients)
     image = image.cpu().float()
-    for name, weight in small.named_parameters():
-        weight.grad = None if gradients is None else gradients[name].cpu().float().clone()
-    by = {
-        "magnitude": library.importance.GroupMagnitudeImportance,
-        "bn_scale": library.importance.BNScaleImportance,
-        "taylor": library.importance.GroupTaylorImportance,
-    }[importance]()
     before = cost(small, image, measure)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pruner = library.pruner.BasePruner(
-                small,
-                image,
-                importance=by,
-                global_pruning=True,
-                pruning_ratio=0.99,
-                max_pruning_ratio=0.99,
-                iterative_steps=_STEPS,
-                ignored_layers=_untouched(small, image, layers),
-                round_to=round_to,
-            )
+            pruner = _pruner(small, image, importance, layers, round_to)
             for _ in range(_STEPS):
                 if cost(small, image, measure) <= budget:
                     break
@@ -115,55 +99,84 @@ def channels_to_keep(
         reached = cost(small, image, measure)
     except Exception as error:
         raise UserError(
-            f"{type(network).__name__} cannot be pruned ({(str(error).splitlines() or [type(error).__name__])[0]}); "
-            "torch-pruning has to trace it, which parameter-free shortcuts and the like prevent."
+            f"{type(network).__name__} cannot be pruned ({first_line(error)}); torch-pruning has to trace it, which "
+            "parameter-free shortcuts and the like prevent."
         ) from error
     if reached > budget:
+        read = " and the layers that losses read" if layers else ""
         raise UserError(
-            f"{type(network).__name__} cannot shrink to {budget / before:.0%} of its {measure}: with a channel left in "
-            f"each layer{' and the layers that are read' if layers else ''} {reached / before:.0%} remain; keep more."
+            f"{type(network).__name__} cannot be reduced to {budget / before:.0%} of its {measure}: with one channel "
+            f"left in each layer{read} {reached / before:.0%} remain; keep more."
         )
-    return _places(network, image, pruner.pruning_history())
+    return _kept_indices(network, image, pruner.pruning_history())
 
 
-def _places(network: nn.Module, image: Tensor, history: Any) -> dict[str, Tensor]:
-    """Where the entries of the pruned network lay: those of a copy that holds its own places, pruned alike."""
-    tagged = copy.deepcopy(network).cpu().double().eval()  # exact for whole numbers
-    tagged.requires_grad_(True)
+def _trainable_copy(network: nn.Module, gradients: Mapping[str, Tensor] | None) -> nn.Module:
+    """Return a float32 copy on the CPU whose weights have the given gradients."""
+    copied = copy.deepcopy(network).cpu().float().eval().requires_grad_(True)
+    for name, weight in copied.named_parameters():
+        weight.grad = None if gradients is None else gradients[name].cpu().float().clone()
+    return copied
+
+
+def _pruner(network: nn.Module, image: Tensor, importance: Importance, layers: Sequence[str], round_to: int) -> Any:
+    """Return a pruner that removes about a hundredth of the channels of a network in each step."""
+    library = torch_pruning()
+    importances = {
+        "magnitude": library.importance.GroupMagnitudeImportance,
+        "bn_scale": library.importance.BNScaleImportance,
+        "taylor": library.importance.GroupTaylorImportance,
+    }
+    return library.pruner.BasePruner(
+        network,
+        image,
+        importance=importances[importance](),
+        global_pruning=True,
+        pruning_ratio=0.99,
+        max_pruning_ratio=0.99,
+        iterative_steps=_STEPS,
+        ignored_layers=_ignored_layers(network, image, layers),
+        round_to=round_to,
+    )
+
+
+def _kept_indices(network: nn.Module, image: Tensor, history: Any) -> dict[str, Tensor]:
+    """Return the indices of the kept entries: prune a copy whose entries are their own indices in the same way."""
+    indexed = copy.deepcopy(network).cpu().double().eval()  # exact for integers
+    indexed.requires_grad_(True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = torch_pruning().DependencyGraph().build_dependency(tagged, image.double())
-        for value in tagged.state_dict(keep_vars=True).values():
+        graph = torch_pruning().DependencyGraph().build_dependency(indexed, image.double())
+        for value in indexed.state_dict(keep_vars=True).values():
             value.data = torch.arange(value.numel(), dtype=torch.float64).view(value.shape)
         graph.load_pruning_history(history)
-    return {name: value.long() for name, value in tagged.state_dict().items()}
+    return {name: value.long() for name, value in indexed.state_dict().items()}
 
 
-def _untouched(network: nn.Module, image: Tensor, layers: Sequence[str]) -> list[nn.Module]:
-    """The classifier, and of each layer that is read the last weighted layer that made its output."""
+def _ignored_layers(network: nn.Module, image: Tensor, layers: Sequence[str]) -> list[nn.Module]:
+    """Return the classifier, and for each layer that is read the last layer with weights that ran before its output."""
     head = head_of(network)
-    spared = [] if head is None else [network.get_submodule(head[0])]
+    ignored = [] if head is None else [network.get_submodule(head[0])]
     ran: list[nn.Module] = []
-    weighted = (nn.Conv2d, nn.Linear)
     hooks = [
         module.register_forward_hook(lambda module, *_: ran.append(module))
         for module in network.modules()
-        if isinstance(module, weighted)
+        if isinstance(module, nn.Conv2d | nn.Linear)
     ]
-    hooks += [network.get_submodule(name).register_forward_hook(lambda *_: spared.extend(ran[-1:])) for name in layers]
+    hooks += [network.get_submodule(name).register_forward_hook(lambda *_: ignored.extend(ran[-1:])) for name in layers]
     with torch.no_grad():
         network(image)
     for hook in hooks:
         hook.remove()
-    return spared
+    return ignored
 
 
 def same_features(network: nn.Module, pruned: nn.Module, image: Tensor, layers: Sequence[str]) -> bool:
-    """Whether layers of both say something of the same shape."""
-    said = []
+    """Return whether the outputs of layers have the same shapes in both networks."""
+    shapes = []
     with torch.no_grad():
         for each in (network, pruned):
             tap = FeatureTap(each, layers)
-            said.append({name: value.shape for name, value in tap(image).features.items()})
+            shapes.append({name: value.shape for name, value in tap(image).features.items()})
             tap.remove()
-    return said[0] == said[1]
+    return shapes[0] == shapes[1]

@@ -1,4 +1,4 @@
-"""What a callback owes to others when it makes another network of the one that trains."""
+"""Duties of a callback that changes the network while it trains."""
 
 import lightning.pytorch as pl
 import torch
@@ -7,25 +7,30 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from kd_lightning.errors import UserError
 
 
-def check_epoch(trainer: pl.Trainer, what: str, epoch: int) -> None:
-    """Before the first step.
+def check_epoch(trainer: pl.Trainer, action: str, epoch: int) -> None:
+    """Raise if the training ends before a callback acts.
+
+    Args:
+        trainer: The trainer, before the first step.
+        action: The callback and its verb, for the message.
+        epoch: The epoch of the action, counted from 0.
 
     Raises:
-        ValueError: If the training ends before that epoch, counted from 0.
+        UserError: If the training ends before that epoch.
     """
     last = trainer.max_epochs
     if last is not None and 0 <= last <= epoch:
         raise UserError(
-            f"{what} in epoch {epoch}, counted from 0, but the training ends after {last}; set trainer.max_epochs to "
-            f"{epoch + 1} or more, or let it be earlier."
+            f"{action} in epoch {epoch}, counted from 0, but the training ends after {last} epochs; set "
+            f"trainer.max_epochs to {epoch + 1} or more, or choose an earlier epoch."
         )
 
 
 def reset_best(trainer: pl.Trainer) -> None:
-    """Epochs before are not compared with those to come, which are of a smaller or coarser network.
+    """Reset the best score of checkpoints and early stopping, because the network is smaller or coarser from now on.
 
-    Else the best checkpoint would be one of the network as it was, which is nearly always more accurate. Its file stays
-    until the next epoch takes its place.
+    Otherwise the best checkpoint would be one of the unchanged network, which is nearly always more accurate. Its file
+    is kept until the next epoch replaces it.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if not isinstance(callback, ModelCheckpoint | EarlyStopping):

@@ -1,12 +1,12 @@
-"""Quantization-aware training: a network learns with the rounding that its int8 export will have."""
+"""Quantization-aware training: a network trains with the rounding errors that its int8 export will have."""
 
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kd_lightning.callbacks.network_change import check_epoch, reset_best
 from kd_lightning.callbacks.prune import PruneNetwork
@@ -14,9 +14,9 @@ from kd_lightning.errors import UserError
 
 
 def fake_quantize_weight(weight: Tensor) -> Tensor:
-    """A weight as 8 bits hold it: symmetric, a scale for each output channel; its gradient passes through.
+    """Round a weight to 8 bits, symmetrically and with one scale per output channel; its gradient passes through.
 
-    Folding a batch norm multiplies output channels, so that it does not change which values these scales can hold.
+    Folding a batch norm multiplies output channels, so it does not change which values these scales can represent.
 
     Example:
         >>> fake_quantize_weight(torch.tensor([[1.27, 0.004], [0.0, 254.0]]))
@@ -29,12 +29,12 @@ def fake_quantize_weight(weight: Tensor) -> Tensor:
 
 
 def fake_quantize_activation(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Activations as bytes hold a range that includes zero; what lies beyond is cut off.
+    """Round activations to 256 values of a range, extended to include zero, and clip what is outside.
 
     Args:
-        images: Any shape.
-        low: The least value, a scalar.
-        high: The greatest.
+        images: Activations of any shape.
+        low: The lower end of the range, a scalar.
+        high: The upper end of the range, a scalar.
 
     Example:
         >>> fake_quantize_activation(torch.tensor([-3.0, 0.1, 0.5, 9.0]), torch.tensor(-1.0), torch.tensor(1.55))
@@ -47,10 +47,13 @@ def fake_quantize_activation(images: Tensor, low: Tensor, high: Tensor) -> Tenso
 
 
 class FakeQuantize:
-    """Runs a convolution or a linear layer with a rounded weight and a rounded input, and follows the input's range.
+    """A pair of hooks that fake-quantizes the input and the weight of a layer and tracks the range of its input.
+
+    For the time of ``forward`` an instance attribute hides the parameter ``weight``; parameters, state dict, optimizer
+    and DDP never see the rounded weight.
 
     Args:
-        range: The least and the greatest input, ``(2,)``, smoothed over batches; empty before the first.
+        range: The smallest and largest input, shape ``(2,)``, smoothed over batches; empty before the first batch.
     """
 
     smoothing = 0.05
@@ -58,96 +61,111 @@ class FakeQuantize:
     def __init__(self, range: Tensor) -> None:
         self.range = range
 
-    def __call__(self, layer: nn.Module, images: Tensor) -> Tensor:
-        """What the layer says of its input."""
+    def attach(self, layer: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
+        """Register both hooks on a convolution or a linear layer and return their handles."""
+        # `always_call`: the parameter is visible again after an error in `forward`, too
+        return layer.register_forward_pre_hook(self.quantize), layer.register_forward_hook(restore, always_call=True)
+
+    def quantize(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the rounded input, and set the rounded weight."""
+        images, *others = inputs
         images = images.float()
         if layer.training:
-            seen = torch.stack(images.detach().aminmax())
-            self.range = seen if not len(self.range) else self.range.lerp(seen, self.smoothing)
+            batch_range = torch.stack(images.detach().aminmax())
+            self.range = batch_range if not len(self.range) else self.range.lerp(batch_range, self.smoothing)
         if len(self.range):
             images = fake_quantize_activation(images, *self.range)
-        weight = fake_quantize_weight(layer.weight)  # type: ignore[arg-type]
-        if isinstance(layer, nn.Conv2d):
-            output: Tensor = layer._conv_forward(images, weight, layer.bias)
-            return output
-        return F.linear(images, weight, layer.bias)  # type: ignore[arg-type]
+        vars(layer)["weight"] = fake_quantize_weight(layer.get_parameter("weight"))
+        return images, *others
+
+
+def restore(layer: nn.Module, inputs: Any, output: Any) -> None:
+    """Make a layer's parameter ``weight`` visible again."""
+    vars(layer).pop("weight", None)
 
 
 class QuantizationAwareTraining(pl.Callback):
-    """From an epoch on the trained network computes as it will in 8 bits, in training and in validation.
+    """Trains and validates the network with int8 rounding errors from an epoch on.
 
-    Convolutions and linear layers get weights rounded for each output channel and inputs rounded over the range that
-    they had lately. Names and weights stay those of the float network, and so does a checkpoint; `kd-lightning export
-    --int8` quantizes it as any other. The teacher stays as it is, and the best checkpoint is of an epoch that rounded.
-    For students that lose accuracy without it.
+    Weights of convolutions and linear layers are rounded per output channel, and their inputs over their recent range.
+    Names and weights stay those of the float network, in checkpoints, too: `kd-lightning export --int8` quantizes them
+    as usual. The teacher is not changed, and the best checkpoint is taken from the epochs with rounding. Useful for
+    students that lose accuracy in int8 otherwise.
 
     B. Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
     CVPR 2018, https://arxiv.org/abs/1712.05877
 
     Args:
-        from_epoch: The first epoch, counted from 0; rather the last third of a training.
+        from_epoch: The first epoch with rounding, counted from 0; the last third of a training is usually enough.
 
     Raises:
-        ValueError: If the epoch is negative; in ``fit``, before the first step, if the network is compiled, or pruned
-            after it began to round, or if the training ends before that epoch.
+        UserError: If the epoch is negative; in ``fit``, before the first step, if the network is compiled, if it is
+            pruned in an epoch with rounding, or if the training ends before ``from_epoch``.
 
     Example:
-        >>> aware = QuantizationAwareTraining(from_epoch=20)
+        >>> quantization = QuantizationAwareTraining(from_epoch=20)
     """
 
     def __init__(self, from_epoch: int = 0) -> None:
         if from_epoch < 0:
             raise UserError(f"from_epoch must be >= 0, got {from_epoch}.")
         self.from_epoch = from_epoch
-        self._rounding: dict[str, FakeQuantize] = {}
+        self._active: dict[str, FakeQuantize] = {}
+        self._handles: list[RemovableHandle] = []
         self._ranges: dict[str, Tensor] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Refuse a compiled network, and one that is pruned later."""
+        """Raise if the network is compiled, or pruned too late."""
         if stage != "fit":
             return
-        check_epoch(trainer, "QuantizationAwareTraining begins", self.from_epoch)
+        check_epoch(trainer, "QuantizationAwareTraining starts", self.from_epoch)
         if pl_module.compiles:
-            raise UserError("The forward of a compiled network cannot be changed; set compile=false.")
+            raise UserError("QuantizationAwareTraining does not support a compiled network; set compile=false.")
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         pruned = [epoch for callback in callbacks if isinstance(callback, PruneNetwork) for epoch in callback.epochs]
         if pruned and max(pruned) >= self.from_epoch:
             raise UserError(
-                f"PruneNetwork prunes in epoch {max(pruned)}, but a network that is rounded cannot be traced; let "
-                f"QuantizationAwareTraining begin after it, from_epoch={max(pruned) + 1}."
+                f"PruneNetwork prunes in epoch {max(pruned)}, but a fake-quantized network cannot be traced; start "
+                f"QuantizationAwareTraining later, with from_epoch={max(pruned) + 1}."
             )
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Begin to round, if it is time."""
-        if self._rounding or trainer.current_epoch < self.from_epoch:
+        """Attach the hooks in the first epoch with rounding."""
+        if self._active or trainer.current_epoch < self.from_epoch:
             return
         if not self._ranges:
             reset_best(trainer)
-        for name, layer in pl_module.network.named_modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                self._rounding[name] = FakeQuantize(self._ranges.get(name, torch.empty(0)).to(layer.weight.device))
-                layer.forward = partial(self._rounding[name], layer)  # type: ignore[method-assign]
+        for name, layer in _quantizable(pl_module.network):
+            self._active[name] = FakeQuantize(self._ranges.get(name, torch.empty(0)).to(layer.weight.device))
+            self._handles += self._active[name].attach(layer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Several processes go on with the ranges of the first."""
-        for rounding in self._rounding.values():
-            rounding.range = trainer.strategy.broadcast(rounding.range.cpu()).to(rounding.range.device)
+        """Replace the ranges of all processes with those of rank 0."""
+        for hooks in self._active.values():
+            hooks.range = trainer.strategy.broadcast(hooks.range.cpu()).to(hooks.range.device)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Leave the network as it was."""
-        self._ranges = {name: rounding.range for name, rounding in self._rounding.items()}
-        for name in self._rounding:
-            del pl_module.network.get_submodule(name).forward
-        self._rounding = {}
+        """Remove the hooks."""
+        self._ranges = {name: hooks.range for name, hooks in self._active.items()}
+        for handle in self._handles:
+            handle.remove()
+        self._active, self._handles = {}, []
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Leave the network as it was."""
+        """Remove the hooks."""
         self.teardown(trainer, pl_module, "fit")
 
     def state_dict(self) -> dict[str, Any]:
-        """The ranges, for a run that is cut."""
-        return {"ranges": {name: rounding.range for name, rounding in self._rounding.items()} or dict(self._ranges)}
+        """Return the ranges, to resume an interrupted run."""
+        return {"ranges": {name: hooks.range for name, hooks in self._active.items()} or dict(self._ranges)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See :meth:`state_dict`."""
+        """Restore the ranges."""
         self._ranges = dict(state_dict["ranges"])
+
+
+def _quantizable(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
+    """Yield the layers whose weights and inputs are quantized, by name."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            yield name, layer

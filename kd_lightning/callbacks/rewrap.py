@@ -1,4 +1,4 @@
-"""DDP around a module whose trained weights have changed."""
+"""Wraps a module in DDP again after its trained weights have changed."""
 
 from typing import Any
 
@@ -8,24 +8,24 @@ from kd_lightning.errors import UserError
 
 
 def rewrap(strategy: Strategy) -> None:
-    """Have the processes average the gradients of what trains now; nothing in one process.
+    """Average the gradients of the weights that train now over all processes; do nothing in a single process.
 
-    DDP decides which weights it averages when it wraps a module: one that begins to train later, or takes another's
-    place, would go its own way on each rank. The new wrapper has the options of the old one, and begins as that did by
-    sending the weights and buffers of rank 0 to all others. To be called by all ranks, between two steps.
+    DDP decides which weights it averages when it wraps a module: a weight that starts to train later, or that replaces
+    another, would diverge between ranks. The new wrapper has the options of the old one and, like the old one, first
+    broadcasts the weights and buffers of rank 0. All ranks have to call this, between two steps.
 
     Raises:
-        ValueError: If another strategy than DDP has wrapped the module.
+        UserError: If a strategy other than DDP has wrapped the module.
     """
     if strategy.model is strategy.lightning_module:
         return
     if not isinstance(strategy, DDPStrategy):
         raise UserError(
-            f"{type(strategy).__name__} cannot have other weights train than those that it began with; use "
-            "trainer.strategy=ddp, or one device."
+            f"{type(strategy).__name__} cannot change which weights train during a run; use trainer.strategy=ddp, or "
+            "one device."
         )
     state: Any = strategy._ddp_comm_state
-    for kept in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, of buckets that are no more
-        getattr(state, kept, {}).clear()
+    for name in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, of buckets that no longer exist
+        getattr(state, name, {}).clear()
     strategy.model = strategy.lightning_module
     strategy.configure_ddp()

@@ -456,15 +456,15 @@ def test_batch_norms_thaw_on_all_ranks(small: Networks, make_trainer: Trainers, 
     ("layers", "until", "message"),
     [
         (["layer1"], {"layer2": 1}, r"^Give either layers and one until_epoch, or until_epoch with .*; not both\.$"),
-        ([], None, r"^FreezeLayers got no layer to freeze; name one, or leave layers out for all but the head\.$"),
-        (None, {}, r"^FreezeLayers got no layer to freeze; name one, or leave layers out for all but the head\.$"),
-        (None, -1, r"^until_epoch must be >= 0, or null for ever, got -1\.$"),
-        (None, {"layer1": -2}, r"^until_epoch must be >= 0, or null for ever, got {'layer1': -2}\.$"),
+        ([], None, r"^FreezeLayers got no layer to freeze; name one, or omit layers to freeze all but the head\.$"),
+        (None, {}, r"^FreezeLayers got no layer to freeze; name one, or omit layers to freeze all but the head\.$"),
+        (None, -1, r"^until_epoch must be >= 0, or null for the whole training, got -1\.$"),
+        (None, {"layer1": -2}, r"^until_epoch must be >= 0, or null for the whole training, got {'layer1': -2}\.$"),
     ],
 )
 def test_wrong_arguments_are_refused(layers: list[str] | None, until: Until, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FreezeLayers(layers, until)
+        FreezeLayers(layers, until_epoch=until)
 
 
 class NoHead(nn.Module):
@@ -486,8 +486,12 @@ class NoHead(nn.Module):
             None,
             r"^FreezeLayers leaves nothing of ResNet to t",
         ),
-        (FreezeLayers(["body"], 2), NoHead(), r"^FreezeLayers leaves nothing of NoHead to train in epoch 0; freeze "),
-        (FreezeLayers(), NoHead(), r"^NoHead has no linear layer that would be its head; name the layers to freeze\.$"),
+        (
+            FreezeLayers(["body"], until_epoch=2),
+            NoHead(),
+            r"^FreezeLayers leaves nothing of NoHead to train in epoch 0; freeze ",
+        ),
+        (FreezeLayers(), NoHead(), r"^NoHead does not have a linear layer as its head; name the layers to freeze\.$"),
     ],
 )
 def test_what_cannot_be_frozen_is_refused_before_the_first_step(

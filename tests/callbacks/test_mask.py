@@ -94,11 +94,11 @@ def test_a_run_that_is_cut_goes_on_to_the_same_bits(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "Give a sparsity"),
-        ({"sparsity": 0.5, "pattern": "2:4"}, "Give a sparsity"),
-        ({"sparsity": 1.0}, "must lie between 0 and 1"),
+        ({}, "needs a sparsity"),
+        ({"sparsity": 0.5, "pattern": "2:4"}, "must not have one"),
+        ({"sparsity": 1.0}, "must be between 0 and 1"),
         ({"sparsity": 0.5, "epochs": [-1]}, "different numbers >= 0"),
-        ({"pattern": "2:4", "epochs": [0, 1]}, "2:4 comes at once"),
+        ({"pattern": "2:4", "epochs": [0, 1]}, "is applied in a single epoch"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
@@ -108,5 +108,5 @@ def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: st
 
 def test_channels_and_weights_are_not_pruned_in_one_run(small: Networks, make_trainer: Trainers) -> None:
     trainer = make_trainer(callbacks=[MaskWeights(0.5), PruneNetwork()])
-    with pytest.raises(ValueError, match="use one of them in a run"):
+    with pytest.raises(ValueError, match="use only one of them in a run"):
         trainer.fit(TeacherModule(small()), DigitsDataModule(batch_size=256))

@@ -71,9 +71,12 @@ def test_the_best_checkpoint_is_of_the_network_as_it_became(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("pruned", r"PruneNetwork prunes in epoch 2, counted from 0, but the training ends after 2; set trainer"),
+        (
+            "pruned",
+            r"PruneNetwork prunes in epoch 2, counted from 0, but the training ends after 2 epochs; set trainer",
+        ),
         ("masked", r"MaskWeights masks in epoch 2"),
-        ("rounded", r"QuantizationAwareTraining begins in epoch 2"),
+        ("rounded", r"QuantizationAwareTraining starts in epoch 2"),
     ],
 )
 def test_a_training_that_ends_before_is_refused(

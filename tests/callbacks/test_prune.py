@@ -98,7 +98,9 @@ def test_the_weakest_channels_go() -> None:
             weights.mul_(0.01)
             weights[strong] *= 1000
     image = torch.zeros(1, 1, 8, 8)
-    kept = channels_to_keep(network, image, 0.8 * cost(network, image, "macs"), "macs", "magnitude")
+    kept = channels_to_keep(
+        network, image, budget=0.8 * cost(network, image, "macs"), measure="macs", importance="magnitude"
+    )
     assert set(strong) <= set(kept["layer1.0.bn1.weight"].tolist()) < set(range(8))
     assert torch.equal(kept["layer1.0.bn1.weight"], kept["layer1.0.bn1.running_var"])
 
@@ -225,12 +227,12 @@ def test_two_processes_stay_alike(importance: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": 0.0}, "must lie between 0 and 1"),
-        ({"keep": 1.0}, "must lie between 0 and 1"),
+        ({"keep": 0.0}, "must be between 0 and 1"),
+        ({"keep": 1.0}, "must be between 0 and 1"),
         ({"epochs": []}, "one or several different numbers"),
         ({"epochs": [1, 1]}, "one or several different numbers"),
         ({"round_to": 0}, "round_to must be >= 1"),
-        ({"importance": "taylor"}, "gradients of the epoch before"),
+        ({"importance": "taylor"}, "gradients of the previous epoch"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
@@ -241,9 +243,9 @@ def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: st
 @pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier).*")
 def test_what_cannot_be_pruned_is_refused_before_the_first_step(small: Networks, make_trainer: Trainers) -> None:
     cases: list[tuple[pl.LightningModule, list[pl.Callback], str]] = [
-        (TeacherModule(small(4)), [PruneNetwork(0.0001)], r"ResNet cannot shrink to 0% of its macs"),
-        (TeacherModule(small()), [PruneNetwork(), EMAWeightAveraging()], "averaged weights do not go together"),
-        (TeacherModule(small(), compile=True), [PruneNetwork()], "A compiled network cannot be pruned"),
+        (TeacherModule(small(4)), [PruneNetwork(0.0001)], r"ResNet cannot be reduced to 0% of its macs"),
+        (TeacherModule(small()), [PruneNetwork(), EMAWeightAveraging()], "does not support averaged weights"),
+        (TeacherModule(small(), compile=True), [PruneNetwork()], "does not support a compiled network"),
     ]
     with pytest.raises(ProcessRaisedException, match=r"set trainer\.strategy=ddp"):
         fitted(make_trainer, TeacherModule(small()), PruneNetwork(), strategy="ddp_fork", devices=1)
@@ -269,7 +271,10 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_resnet20_loses_half_of_its_work() -> None:
     network, image = resnet20().eval(), torch.zeros(1, 3, 32, 32)
     whole = cost(network, image, "macs")
-    pruned = select(copy.deepcopy(network), channels_to_keep(network, image, whole / 2, "macs", "magnitude"))
+    pruned = select(
+        copy.deepcopy(network),
+        channels_to_keep(network, image, budget=whole / 2, measure="macs", importance="magnitude"),
+    )
     assert 0.4 < macs(pruned, (1, 3, 32, 32)) / macs(network, (1, 3, 32, 32)) <= 0.51
     assert pruned(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 

@@ -1,6 +1,7 @@
 """Training with the rounding of 8 bits."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
 from kd_lightning.callbacks import PruneNetwork, QuantizationAwareTraining
-from kd_lightning.callbacks.quantize import fake_quantize_activation, fake_quantize_weight
+from kd_lightning.callbacks.quantize import FakeQuantize, fake_quantize_activation, fake_quantize_weight
 from kd_lightning.losses import HardTargetLoss, HintLoss, SoftTargetLoss
 from kd_lightning.networks import ResNet
 
@@ -46,6 +47,45 @@ def test_an_input_is_rounded_to_256_values_that_hold_zero_and_gradients_stop_at_
     assert (images.grad[(images < -0.01) | (images > 2.57)] == 0).all()
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(6, 4, 3, padding="same", padding_mode="reflect")])
+def test_a_layer_computes_with_rounded_weight_and_input_and_its_parameters_stay(layer: nn.Module) -> None:
+    parameters, weight = list(layer.parameters()), layer.get_parameter("weight").detach().clone()
+    images = torch.randn(2, 6) if isinstance(layer, nn.Linear) else torch.randn(2, 6, 5, 5)
+    FakeQuantize(torch.empty(0)).attach(layer)
+    got = layer(images)
+    got.square().sum().backward()
+    assert [id(value) for value in layer.parameters()] == [id(value) for value in parameters]
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    assert torch.equal(layer.get_parameter("weight"), weight)
+    expected = {"weight": fake_quantize_weight(weight).requires_grad_(), "bias": layer.get_parameter("bias")}
+    rounded = fake_quantize_activation(images, images.min(), images.max())
+    plain = copy.deepcopy(layer)
+    plain._forward_pre_hooks.clear()
+    plain._forward_hooks.clear()
+    output = torch.func.functional_call(plain, expected, (rounded,))
+    assert torch.equal(got, output)
+    output.square().sum().backward()
+    assert torch.equal(layer.get_parameter("weight").grad, expected["weight"].grad)
+
+
+def test_an_error_in_a_layer_leaves_its_parameter(recwarn: pytest.WarningsRecorder) -> None:
+    layer = nn.Linear(6, 4)
+    FakeQuantize(torch.empty(0)).attach(layer)
+    with pytest.raises(RuntimeError, match="shapes"):
+        layer(torch.rand(2, 5))
+    assert layer.weight is layer.get_parameter("weight")
+
+
+def test_a_rounding_layer_can_be_pickled() -> None:
+    layer, images = nn.Linear(6, 4), torch.rand(2, 6)
+    FakeQuantize(torch.tensor([0.0, 1.0])).attach(layer.eval())
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(images), layer(images))
+
+
+def has_hooks(layer: nn.Module) -> bool:
+    return bool(layer._forward_pre_hooks) or bool(layer._forward_hooks)
+
+
 def fit(make_trainer: Trainers, module: pl.LightningModule, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     trainer = make_trainer(**{"max_epochs": 2, "callbacks": list(callbacks), **options})
     trainer.fit(module, DigitsDataModule(batch_size=256))
@@ -56,22 +96,22 @@ def fit(make_trainer: Trainers, module: pl.LightningModule, *callbacks: pl.Callb
 def test_the_student_rounds_from_its_epoch_on_and_the_teacher_never(
     precision: Any, small: Networks, make_trainer: Trainers
 ) -> None:
-    patched: list[bool] = []
+    rounds: list[bool] = []
 
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-            patched.append("forward" in vars(pl_module.network.conv1))
-            assert "forward" not in vars(pl_module.teacher.conv1)
+            rounds.append(has_hooks(pl_module.network.conv1))
+            assert not has_hooks(pl_module.teacher.conv1)
 
     losses = {"hard": HardTargetLoss(), "soft": SoftTargetLoss(), "hint": HintLoss(student_layers=["layer2"])}
     teacher = small()
     before, keys = copy.deepcopy(teacher.state_dict()), set(teacher.state_dict())
     module = DistillationModule(small(), teacher, losses=losses, teacher_check="off")
     fit(make_trainer, module, QuantizationAwareTraining(from_epoch=1), Watch(), precision=precision)
-    half = len(patched) // 2
-    assert patched == [False] * half + [True] * half
+    half = len(rounds) // 2
+    assert rounds == [False] * half + [True] * half
     assert set(module.network.state_dict()) == keys
-    assert "forward" not in vars(module.network.conv1)
+    assert not has_hooks(module.network.conv1)
     assert all(torch.equal(value, module.teacher.state_dict()[name]) for name, value in before.items())  # type: ignore[union-attr]
 
 
@@ -130,7 +170,7 @@ def test_what_is_copied_rounds_by_its_own_weights(small: Networks, make_trainer:
 def test_what_does_not_fit_is_refused(small: Networks, make_trainer: Trainers) -> None:
     with pytest.raises(ValueError, match="from_epoch must be >= 0"):
         QuantizationAwareTraining(from_epoch=-1)
-    with pytest.raises(ValueError, match="compiled network cannot be changed"):
+    with pytest.raises(ValueError, match="does not support a compiled network"):
         fit(make_trainer, TeacherModule(small(), compile=True), QuantizationAwareTraining())
     with pytest.raises(ValueError, match=r"PruneNetwork prunes in epoch 1.*from_epoch=2"):
         fit(make_trainer, TeacherModule(small()), PruneNetwork(epochs=[0, 1]), QuantizationAwareTraining(from_epoch=1))
