@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _run(method: str, seed: int, turned: bool, rest: list[str]) -> Run:
-    """Return a run that is trained and tested, here if need be."""
+    """Return a run that is trained and tested, here if necessary."""
     logs = Path("lightning_logs", "adaptation_turned" if turned else "adaptation")
     run = Run(logs / "adapt" / method / f"seed_{seed}")
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]

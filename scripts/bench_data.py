@@ -1,7 +1,7 @@
 """Augmented images a second: the batched pipeline, per-image PIL transforms, and the bound.
 
 The bound takes images by an index and normalises them, with no augmentation. One torch thread (the loader has two
-worker processes besides); the three take turns in one process, and the median of the rounds counts.
+worker processes too); the three take turns in one process, and the median of the rounds counts.
 
     python scripts/bench_data.py [--batch-size 128] [--rounds 7] [--device cpu]
 """

@@ -1,4 +1,4 @@
-"""How fast a distillation step can be on a GPU: eager, compiled, and replayed as a CUDA graph.
+"""Measure how fast a distillation step can be on a GPU: eager, compiled, and replayed as a CUDA graph.
 
 All sides do the same arithmetic: a batch is gathered and augmented from images on the device, the teacher answers
 (online, from its cached logits, or not at all), ResNet-20 takes a step of SGD, all without Lightning. They show the

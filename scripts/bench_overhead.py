@@ -1,4 +1,4 @@
-"""What ``Trainer.fit`` costs above a hand-written loop of the same arithmetic, in microseconds a step.
+"""Measure the cost of ``Trainer.fit`` above a hand-written loop of the same arithmetic, in microseconds a step.
 
 python scripts/bench_overhead.py [--rounds 7] [--device cpu]
 """

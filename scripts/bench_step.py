@@ -37,7 +37,7 @@ class Turns(pl.Callback):
         self.done.acquire()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        torch.set_num_threads(1)  # OpenMP counts anew in each thread
+        torch.set_num_threads(1)  # OpenMP has a setting for each thread
         self.go.acquire()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -32,7 +32,7 @@ class WithoutOne(DigitsDataModule):
     omitted = 3
 
     def load(self, split: str) -> ImageSet | None:
-        """As the digits, split as for the teacher, without those."""
+        """The digits, split as for the teacher, without those."""
         if split not in ("train", "val"):
             return super().load(split)
         whole = DigitsDataModule(split_seed=0)

@@ -46,7 +46,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         if (folder / name).exists() and (folder / name).read_bytes() != content:
-            sys.exit(f"{str(folder / name)!r} is there with other content; take it away or give another --root.")
+            sys.exit(f"{str(folder / name)!r} exists with other content; remove it, or give another --root.")
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     for name, rows in zip(("train", "test"), splits, strict=True):

@@ -1,4 +1,4 @@
-"""Runs that are cut: real processes of the command line, killed, stopped and starved, that go on to the same bits."""
+"""Interrupted runs: real processes of the command line, killed, stopped and starved, that resume to the same bits."""
 
 import os
 import random
@@ -111,7 +111,7 @@ def refuse_a_difference(found: Any, expected: Any, place: str = "") -> None:
 
 
 CUTS = [("last", 8, 8), ("last-step", 12, 15), ("last", 16, 16), ("last-step", 19, 23)]
-"""The checkpoint from which the run goes on, and between which batches it is killed."""
+"""The checkpoint from which the run resumes, and between which batches it is killed."""
 QUICKEST = ("queue",)
 
 

@@ -62,7 +62,7 @@ def here(kd: Command, trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
-    """A module that could be imported; tells whether it was."""
+    """A module that could be imported; records whether it was."""
     (tmp_path / "stranger.py").write_text(
         "from torch import nn\nopen('ran', 'w').close()\nclass Network(nn.Linear): pass\nmake = Network\n"
     )
@@ -268,7 +268,7 @@ CLI = {"_instantiator": "lightning.pytorch.cli.instantiate_module", "_class_path
 
 
 def naming(path: Path, hyper_parameters: dict[str, Any]) -> Path:
-    """The checkpoint of a run, with other hyper-parameters besides its own."""
+    """The checkpoint of a run, with other hyper-parameters added to its own."""
     content = read_checkpoint(path)
     torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], **hyper_parameters}}, path)
     return path
@@ -321,7 +321,7 @@ def test_a_data_module_names_no_foreign_class(here: Path, stranger: Callable[[],
 def test_of_a_file_that_fills_a_network_only_the_weights_are_used(
     kd: Command, here: Path, stranger: Callable[[], bool], command: str, role: str
 ) -> None:
-    """So a teacher that was trained with a class of one's own can be used where that class is missing."""
+    """So a teacher that was trained with a class of the user's can be used where that class is missing."""
     path = shutil.copy(naming(LAST, {**FOREIGN["network"], **SPELLED["optimizer"]}), "file.ckpt")
     arguments = ["-c", "digits/student" if role == "network" else "digits/distill", *filled(path, role)]
     if command != "layers":
@@ -584,7 +584,7 @@ def test_weights_alone_are_no_checkpoint_of_a_run(kd: Command, command: str) -> 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         lambda value: value.to(torch.complex64),
         lambda value: value.to_sparse(),
@@ -593,11 +593,11 @@ def test_weights_alone_are_no_checkpoint_of_a_run(kd: Command, command: str) -> 
     ids=["complex", "sparse", "meta"],
 )
 def test_numbers_that_cannot_be_copied_as_they_are_are_refused(
-    tmp_path: Path, spoil: Callable[[Tensor], Tensor]
+    tmp_path: Path, damage: Callable[[Tensor], Tensor]
 ) -> None:
     network, path = student(), tmp_path / "weights.pt"
     weights, before = network.state_dict(), {key: value.clone() for key, value in network.state_dict().items()}
-    torch.save({**{key: value + 1 for key, value in weights.items()}, "fc.weight": spoil(weights["fc.weight"])}, path)
+    torch.save({**{key: value + 1 for key, value in weights.items()}, "fc.weight": damage(weights["fc.weight"])}, path)
     with pytest.raises(ValueError, match=r"weights\.pt' does not fit ResNet \(of another kind: fc\.weight\)"):
         from_checkpoint(network, path)
     assert same(network.state_dict(), before)

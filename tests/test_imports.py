@@ -66,6 +66,11 @@ def test_the_package_loads_nothing_until_it_is_used() -> None:
     assert not {"torch", "lightning"} & _loaded_by("import kd_lightning")
 
 
+def test_the_public_modules_do_not_load_sklearn() -> None:  # torchmetrics itself loads matplotlib
+    statement = "import kd_lightning; [getattr(kd_lightning, name) for name in kd_lightning.__all__]"
+    assert "sklearn" not in _loaded_by(statement)
+
+
 def test_an_exported_file_runs_without_torch() -> None:
     assert not {"torch", "lightning"} & _loaded_by(
         "from kd_lightning.cli.classify import classify; from kd_lightning.export import OnnxClassifier"

@@ -1,5 +1,6 @@
 """Docstrings, comments, messages and pages are written in plain modern English."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -46,3 +47,21 @@ def test_plain_words(words: str) -> None:
         if pattern.search(line)
     ]
     assert not found, f"write {INSTEAD[words]!r}:\n" + "\n".join(found)
+
+
+ODD_BEGINNINGS = {"What", "Whether", "Where", "Of", "How", "Those", "Tell", "To", "As", "That"}
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
+    found = []
+    for page in _pages():
+        if page.suffix != ".py" or page.is_relative_to(ROOT / "tests"):
+            continue
+        for node in ast.walk(ast.parse(page.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = ast.get_docstring(node) or ""
+                if docstring.partition(" ")[0] in ODD_BEGINNINGS:
+                    found.append(f"{page.relative_to(ROOT)}: {docstring.splitlines()[0]}")
+                arguments = re.findall(r"(?m)^ {4}\w+: (?:Of|What|Where|How|That|To) .*", docstring)
+                found += [f"{page.relative_to(ROOT)}: {line.strip()}" for line in arguments]
+    assert not found, "\n".join(found)

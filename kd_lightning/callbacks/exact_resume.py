@@ -1,4 +1,4 @@
-"""What a run needs, beside Lightning's own state, to resume to the same bits."""
+"""State beside Lightning's own with which a run resumes to the same bits."""
 
 import math
 from hashlib import blake2b

@@ -1,4 +1,4 @@
-"""What layers say of images, as a file that NumPy opens."""
+"""Writes outputs of layers to a file that NumPy opens."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -17,15 +17,15 @@ class FeatureWriter(pl.Callback):
     """Writes, after ``predict``, the outputs of layers with labels, ids and logits to an ``.npz`` file.
 
     Arrays: each layer by its name ``(N, ...)``, ``logits`` ``(N, C)``, ``labels`` and ``ids`` ``(N,)``. Images are
-    shown as in evaluation, without augmentation.
+    processed as in evaluation, without augmentation.
 
     Args:
         layers: Dotted names as in ``named_modules()`` of the network; nothing is written if there are none.
-        path: Of the file; ``features.npz`` in the folder of the run if ``None``.
-        split: Which images of the data module, ``"predict"`` being those that it predicts.
+        path: Path of the file; ``features.npz`` in the folder of the run if ``None``.
+        split: Images of the data module to process.
 
     Raises:
-        FileExistsError: If ``path`` exists.
+        OutputExistsError: If ``path`` exists.
 
     Example:
         >>> writer = FeatureWriter(["avgpool"], "features.npz", split="train")
@@ -45,7 +45,7 @@ class FeatureWriter(pl.Callback):
         self._rows: list[dict[str, np.ndarray]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Look at names and place before anything is computed."""
+        """Check the names and the path before anything is computed."""
         if stage != "predict" or not self.layers:
             return
         if self.path is not None and Path(self.path).exists():
@@ -69,24 +69,24 @@ class FeatureWriter(pl.Callback):
             return
         images, labels, *ids = batch
         with evaluating(pl_module.network):
-            said = self._tap(pl_module.convert_input(images))
+            outputs = self._tap(pl_module.convert_input(images))
         first = sum(len(rows["labels"]) for rows in self._rows)
         numbers = ids[0] if ids else torch.arange(first, first + len(labels))
-        tensors = {**said.features, "logits": said.logits, "labels": labels, "ids": numbers}
+        tensors = {**outputs.features, "logits": outputs.logits, "labels": labels, "ids": numbers}
         self._rows.append({name: _plain(tensor) for name, tensor in tensors.items()})
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring the ranks' rows together and write them in the order of the images."""
+        """Gather the rows of all ranks and write them in the order of the images."""
         if self._tap is None:
             return
         self._tap.remove()
-        shares: list[Any] = [self._rows]
+        parts: list[Any] = [self._rows]
         if trainer.world_size > 1:
-            shares = [None] * trainer.world_size
-            dist.all_gather_object(shares, self._rows)
-        folder = trainer.log_dir or trainer.default_root_dir  # all ranks ask: the answer is broadcast
+            parts = [None] * trainer.world_size
+            dist.all_gather_object(parts, self._rows)
+        folder = trainer.log_dir or trainer.default_root_dir  # on all ranks, since Lightning broadcasts it
         if trainer.is_global_zero:
-            rows = [row for share in shares for row in share]
+            rows = [row for part in parts for row in part]
             arrays: dict[str, Any] = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
             order = arrays["ids"].argsort(kind="stable")
             self.written = Path(self.path or Path(folder, "features.npz"))

@@ -1,69 +1,74 @@
-"""Predictions as a table."""
+"""Writes predictions as a table."""
 
 import csv
+from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
+from lightning.pytorch.callbacks import BasePredictionWriter
 
 from kd_lightning.errors import OutputExistsError
+from kd_lightning.files.atomic import atomic_write
 
 _Row = tuple[int, int, float]
 
 
-class PredictionWriter(pl.Callback):
-    """Writes what ``predict`` found as CSV: file or index, label, probability; one file for all processes.
+class PredictionWriter(BasePredictionWriter):
+    """Writes predictions as CSV with the columns image (file or index), label, probability; one file for all processes.
 
     Args:
-        path: Of the file; by default ``predictions.csv`` in the folder of the run, with a number where it exists.
+        path: Path of the file; by default ``predictions.csv`` in the folder of the run, with a number if that exists.
 
     Raises:
-        FileExistsError: If ``path`` exists.
+        OutputExistsError: If ``path`` exists.
     """
 
     def __init__(self, path: str | None = None) -> None:
+        super().__init__("batch")
         self.path = path
         self.written: Path | None = None
         self._rows: list[_Row] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse to overwrite a file before anything is computed."""
+        """Check that no file would be overwritten, before anything is computed."""
         self._rows = []
         if self.path is not None and Path(self.path).exists():
             raise OutputExistsError(f"{self.path!r} exists; name another file for the predictions.")
 
-    def on_predict_batch_end(
+    def write_on_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Any,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int = 0,
+        dataloader_idx: int,
     ) -> None:
         """Keep the rows of a batch."""
-        ids, labels, probabilities = outputs
+        ids, labels, probabilities = prediction
         first = len(self._rows)
         numbers = range(first, first + len(labels)) if ids is None else ids.tolist()
         self._rows += zip(numbers, labels.tolist(), probabilities.tolist(), strict=True)
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring the ranks' rows together and write them."""
+        """Gather the rows of all ranks and write them."""
         rows = self._rows
         if trainer.world_size > 1:
-            shares: list[Any] = [None] * trainer.world_size
-            dist.all_gather_object(shares, rows)
-            rows = sorted(row for share in shares for row in share)
-        folder = trainer.log_dir or trainer.default_root_dir  # all ranks ask: the answer is broadcast
+            parts: list[Any] = [None] * trainer.world_size
+            dist.all_gather_object(parts, rows)
+            rows = sorted(row for part in parts for row in part)
+        folder = trainer.log_dir or trainer.default_root_dir  # on all ranks, since Lightning broadcasts it
         if trainer.is_global_zero:
             data = trainer.datamodule  # type: ignore[attr-defined]
-            self.written = Path(self.path) if self.path else _free(Path(folder))
-            self.written.parent.mkdir(parents=True, exist_ok=True)
-            with self.written.open("x", newline="") as file:
-                table = csv.writer(file)
-                table.writerow(["image", "label", "probability"])
-                table.writerows(_named(row, data) for row in rows)
+            table = StringIO(newline="")
+            csv.writer(table).writerows([("image", "label", "probability"), *(_named(row, data) for row in rows)])
+            self.written = Path(self.path) if self.path else _unused_path(Path(folder))
+            with atomic_write(self.written) as file:
+                file.write(table.getvalue().encode())
 
 
 def _named(row: _Row, data: Any) -> tuple[str, str, str]:
@@ -73,7 +78,7 @@ def _named(row: _Row, data: Any) -> tuple[str, str, str]:
     return name, classes[label] if classes else str(label), f"{probability:.6f}"
 
 
-def _free(folder: Path) -> Path:
+def _unused_path(folder: Path) -> Path:
     path, number = folder / "predictions.csv", 1
     while path.exists():
         path, number = folder / f"predictions-{number}.csv", number + 1

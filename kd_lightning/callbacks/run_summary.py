@@ -1,4 +1,4 @@
-"""The figures of a test, kept beside the run."""
+"""Writes the metrics of a test beside the run."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,10 @@ from kd_lightning.files.atomic import atomic_write
 
 
 class RunSummary(pl.Callback):
-    """Writes ``test.json`` into the folder of a run: the test's figures, parameters, file size and images per second.
+    """Writes ``test.json`` into the folder of a run: the test's metrics, parameters, file size and images per second.
 
     Args:
-        seconds: For how long the speed is measured, on batches of the test images.
+        seconds: Duration of the measurement of the speed, on batches of the test images.
     """
 
     def __init__(self, seconds: float = 0.5) -> None:
@@ -33,10 +33,10 @@ class RunSummary(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the file."""
         images, self._images = self._images, None
-        log_dir = trainer.log_dir  # all ranks ask: the answer is broadcast
+        log_dir = trainer.log_dir  # on all ranks, since Lightning broadcasts it
         if not trainer.is_global_zero or log_dir is None or images is None:
             return
-        figures = {
+        metrics = {
             name.removeprefix("test/"): round(float(value), 6)
             for name, value in trainer.callback_metrics.items()
             if name.startswith("test/")
@@ -49,19 +49,19 @@ class RunSummary(pl.Callback):
             "parameters": sum(weight.numel() for weight in network.parameters()),
             "images_per_second": round(images_per_second(pl_module, images, self.seconds), 1),
             "device": str(pl_module.device),
-            **figures,
+            **metrics,
         }
         with atomic_write(Path(log_dir, "test.json")) as file:
             file.write(f"{json.dumps(report, indent=2)}\n".encode())
 
 
 def images_per_second(network: nn.Module, images: Tensor, seconds: float = 0.5) -> float:
-    """How many images a network classifies in a second, in batches of the given one, in the mode that it is in.
+    """Return the images per second of a network for batches of the given size, in its current mode.
 
     Args:
-        network: Images to logits.
+        network: Network from images to logits.
         images: ``(B, channels, H, W)``.
-        seconds: For how long it runs, after two batches to warm up.
+        seconds: Duration of the measurement, after two batches to warm up.
     """
     batches, start = -2, perf_counter()
     with torch.no_grad():

@@ -17,7 +17,7 @@ class TeacherCheck(pl.Callback):
     :class:`DistillationModule` attaches it.
 
     Args:
-        mode: What happens if the teacher is no better than chance: ``"error"``, ``"warn"``, or ``"off"`` to leave out
+        mode: Reaction to a teacher that is no better than chance: ``"error"``, ``"warn"``, or ``"off"`` to leave out
             the check.
     """
 

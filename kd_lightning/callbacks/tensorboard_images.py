@@ -1,26 +1,28 @@
-"""What TensorBoard shows besides curves."""
+"""Images, figures and hyper-parameters for TensorBoard."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HP_METRIC = "hp/test_accuracy"
 
 
 class TensorBoardImages(pl.Callback):
-    """Draws one grid of training images, what the teacher says of a few, and the confusion matrix of the test.
+    """Draws a grid of training images, the teacher's probabilities for some of them, and the test's confusion matrix.
 
     It also fills the hyper-parameters tab, with the test accuracy as its metric. Nothing happens without a
     ``TensorBoardLogger``.
 
     Args:
-        images: How many images the grid has.
-        teacher_images: For how many the teacher's softened probabilities are drawn.
+        images: Number of images in the grid.
+        teacher_images: Number of images for which the teacher's softened probabilities are drawn.
     """
 
     def __init__(self, images: int = 32, teacher_images: int = 6) -> None:
@@ -43,15 +45,15 @@ class TensorBoardImages(pl.Callback):
         if logger is None or trainer.global_step > 0 or batch_idx > 0:
             return
         images = (batch["target"] if isinstance(batch, dict) else batch)[0]  # the data's statistics are the target's
-        shown = _as_seen(images[: self.images], trainer.datamodule)  # type: ignore[attr-defined]
-        logger.experiment.add_image("train/images", make_grid(shown), 0)
+        pictures = _denormalize(images[: self.images], trainer.datamodule)  # type: ignore[attr-defined]
+        logger.experiment.add_image("train/images", make_grid(pictures), 0)
         reference = getattr(pl_module, "reference_logits", None)
         logits = reference(images[: self.teacher_images]) if reference else None
         if logits is not None:
             temperature = _temperature(pl_module)
             probabilities = (logits.float() / temperature).softmax(1)
             logger.experiment.add_figure(
-                "teacher/softened", _bars(shown[: len(probabilities)], probabilities, temperature), 0
+                "teacher/softened", _bars(pictures[: len(probabilities)], probabilities, temperature), 0
             )
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -69,7 +71,7 @@ def _tensorboard(trainer: pl.Trainer) -> TensorBoardLogger | None:
     return next((logger for logger in loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
-def _as_seen(images: Tensor, data: Any) -> Tensor:
+def _denormalize(images: Tensor, data: Any) -> Tensor:
     images = images.detach().float().cpu()
     if getattr(data, "mean", None) is not None:
         mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
@@ -82,7 +84,9 @@ def _temperature(pl_module: Any) -> float:
     return next((loss.temperature for loss in losses if hasattr(loss, "temperature")), 1.0)
 
 
-def _bars(images: Tensor, probabilities: Tensor, temperature: float) -> Figure:
+def _bars(images: Tensor, probabilities: Tensor, temperature: float) -> "Figure":
+    from matplotlib.figure import Figure  # slow to import
+
     figure = Figure(figsize=(2 * len(images), 4), layout="constrained")
     axes = figure.subplots(2, len(images), squeeze=False)
     for column, (image, row) in enumerate(zip(images, probabilities.cpu(), strict=False)):
@@ -94,12 +98,14 @@ def _bars(images: Tensor, probabilities: Tensor, temperature: float) -> Figure:
     return figure
 
 
-def _matrix(confusion: Tensor, names: list[str]) -> Figure:
+def _matrix(confusion: Tensor, names: list[str]) -> "Figure":
+    from matplotlib.figure import Figure  # slow to import
+
     side = max(4.0, 0.35 * len(names))
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
-    shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
-    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    fractions = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(fractions.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted")

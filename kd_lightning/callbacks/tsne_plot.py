@@ -1,38 +1,39 @@
-"""A picture of where two domains lie in a network's features, before and after adaptation."""
+"""Plots two domains in a network's features, before and after adaptation."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.figure import Figure
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import FeatureTap, evaluating
 from kd_lightning.networks.placement import weight_device
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 DOMAINS = "source", "target"
 
 
 class TSNEPlot(pl.Callback):
-    """Draws the validation images of source and target in two dimensions by t-SNE, before and after ``fit``.
+    """Plots the validation images of source and target in two dimensions by t-SNE, before and after ``fit``.
 
-    The picture, ``embedding.png`` in the run's folder and under ``embedding`` in TensorBoard, shows the domains on the
-    left and the source's classes on the right; the target's labels are not read. Where features are aligned the two
-    colours on the left mix. Of several processes the first draws its own share.
+    The plot, ``embedding.png`` in the run's folder and under ``embedding`` in TensorBoard, shows the domains on the
+    left and the source's classes on the right; the target's labels are not read. Where features are aligned, the two
+    colours on the left mix. With several processes, rank 0 plots its own part.
 
     L. van der Maaten, G. Hinton: Visualizing Data using t-SNE, JMLR 2008
 
     Args:
-        layer: Dotted name of the layer that is drawn, as in ``named_modules()`` of the network.
-        images: How many images of each domain.
+        layer: Dotted name of the layer, as in ``named_modules()`` of the network.
+        images: Number of images of each domain.
 
     Raises:
-        ValueError: If the network has no such layer, or there are fewer than ten images to draw.
+        UserError: If the network does not have the layer, or ``images`` is below 10.
     """
 
     def __init__(self, layer: str = "avgpool", images: int = 400) -> None:
@@ -40,40 +41,40 @@ class TSNEPlot(pl.Callback):
             raise UserError(f"images must be >= 10, got {images}.")
         self.layer = layer
         self.images = images
-        self._places: dict[str, Tensor] = {}
+        self._embedded: dict[str, Tensor] = {}
         self._labels = torch.empty(0, dtype=torch.long)
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Look for the layer before anything is computed."""
+        """Check that the layer exists before anything is computed."""
         if stage == "fit":
             FeatureTap(pl_module.network, [self.layer]).remove()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Before."""
+        """Compute the features before training."""
         if trainer.global_step == 0:
-            self._look(trainer, pl_module, "before")
+            self._embed(trainer, pl_module, "before")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """After; draw both."""
-        self._look(trainer, pl_module, "after")
-        folder = trainer.log_dir or trainer.default_root_dir  # all ranks ask: the answer is broadcast
-        if not trainer.is_global_zero or "after" not in self._places:
+        """Compute the features after training, and plot both."""
+        self._embed(trainer, pl_module, "after")
+        folder = trainer.log_dir or trainer.default_root_dir  # on all ranks, since Lightning broadcasts it
+        if not trainer.is_global_zero or "after" not in self._embedded:
             return
-        figure = _draw(self._places, self._labels)
+        figure = _draw(self._embedded, self._labels)
         figure.savefig(Path(folder, "embedding.png"), dpi=120)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("embedding", figure, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen before, for a run that is cut."""
-        return {"places": dict(self._places)}
+        """Return the features from before training, for a resumed run."""
+        return {"embedded": dict(self._embedded)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See :meth:`state_dict`."""
-        self._places = dict(state_dict["places"])
+        """Restore the features from before training."""
+        self._embedded = dict(state_dict["embedded"])
 
-    def _look(self, trainer: pl.Trainer, pl_module: Any, when: str) -> None:
+    def _embed(self, trainer: pl.Trainer, pl_module: Any, when: str) -> None:
         loaders = trainer.val_dataloaders
         if not isinstance(loaders, list) or len(loaders) != len(DOMAINS) or not trainer.is_global_zero:
             return
@@ -83,9 +84,11 @@ class TSNEPlot(pl.Callback):
         features = source, target
         rows = torch.cat(features).numpy()
         perplexity = min(30.0, (len(rows) - 1) / 3)
-        placed = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(rows)
+        from sklearn.manifold import TSNE  # slow to import
+
+        embedded = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(rows)
         domains = np.repeat([0.0, 1.0], [len(part) for part in features])
-        self._places[when] = torch.from_numpy(np.column_stack([placed, domains]))
+        self._embedded[when] = torch.from_numpy(np.column_stack([embedded, domains]))
 
     def _rows(self, trainer: pl.Trainer, pl_module: Any, tap: FeatureTap, loader: Any) -> tuple[Tensor, Tensor]:
         rows: list[Tensor] = []
@@ -95,19 +98,21 @@ class TSNEPlot(pl.Callback):
             for batch in loader:
                 images, own, *_ = trainer.strategy.batch_to_device(batch)
                 images = images.to(weight_device(pl_module.network))  # after a fit Lightning has moved it to the CPU
-                said = tap(pl_module.convert_input(images)).features[self.layer]
-                rows.append((said.mean((2, 3)) if said.dim() == 4 else said.flatten(1)).float().cpu())
+                output = tap(pl_module.convert_input(images)).features[self.layer]
+                rows.append((output.mean((2, 3)) if output.dim() == 4 else output.flatten(1)).float().cpu())
                 labels.append(own.cpu())
                 if sum(map(len, rows)) >= self.images:
                     break
         return torch.cat(rows)[: self.images], torch.cat(labels)[: self.images]
 
 
-def _draw(places: dict[str, Tensor], labels: Tensor) -> Figure:
-    figure = Figure(figsize=(10, 4.6 * len(places)), layout="constrained")
-    panels = figure.subplots(len(places), 2, squeeze=False)
-    for (when, placed), (domains, classes) in zip(places.items(), panels, strict=True):
-        source, target = (placed[placed[:, 2] == number].numpy() for number in (0, 1))
+def _draw(embedded: dict[str, Tensor], labels: Tensor) -> "Figure":
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(10, 4.6 * len(embedded)), layout="constrained")
+    panels = figure.subplots(len(embedded), 2, squeeze=False)
+    for (when, points_of), (domains, classes) in zip(embedded.items(), panels, strict=True):
+        source, target = (points_of[points_of[:, 2] == number].numpy() for number in (0, 1))
         for points, colour, name in ((source, "#0072b2", DOMAINS[0]), (target, "#e69f00", DOMAINS[1])):
             domains.scatter(points[:, 0], points[:, 1], s=8, c=colour, label=name)
         domains.legend()

@@ -1,4 +1,4 @@
-"""How a command ends with an error: one sentence for what a user can correct, a traceback for a bug."""
+"""Ends a command with an error: one sentence for what a user can correct, a traceback for a bug."""
 
 import os
 import sys

@@ -106,12 +106,12 @@ class DomainPairDataModule(pl.LightningDataModule):
 
     @property
     def yields_pairs(self) -> bool:
-        """Whether a training batch keeps the domains apart."""
+        """Return whether a training batch keeps the domains apart."""
         return not self.concat
 
     @property
     def mixes_images(self) -> bool:
-        """Whether mixup or CutMix blends the source's training images."""
+        """Return whether mixup or CutMix blends the source's training images."""
         return self.source.mixes_images
 
     @property

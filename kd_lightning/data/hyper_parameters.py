@@ -1,4 +1,4 @@
-"""What a data module records about how it was built."""
+"""Records how a data module was built."""
 
 from typing import Any
 

@@ -138,7 +138,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     @property
     def mixes_images(self) -> bool:
-        """Whether mixup or CutMix blends training images and their labels."""
+        """Return whether mixup or CutMix blends training images and their labels."""
         return self.augmenter.mixes_images
 
     def image_name(self, split: str, sample: int) -> str:

@@ -1,4 +1,4 @@
-"""What modules, teachers and callbacks may use of a data module, as types that need no import of its class."""
+"""Protocols: the parts of a data module that modules, teachers and callbacks may use."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TypeGuard
@@ -58,11 +58,11 @@ class ImageData(Protocol):
 
     @property
     def yields_pairs(self) -> bool:
-        """Whether a training batch is ``{"source": Batch, "target": Batch}``."""
+        """Return whether a training batch is ``{"source": Batch, "target": Batch}``."""
 
     @property
     def mixes_images(self) -> bool:
-        """Whether mixup or CutMix blends training images and their labels."""
+        """Return whether mixup or CutMix blends training images and their labels."""
 
     def image_name(self, split: str, sample: int) -> str:
         """Return the file of a sample, or its number."""

@@ -51,7 +51,7 @@ class StoredSplits(Mapping[str, Stored]):
 
     @cached_property
     def has_val(self) -> bool:
-        """Whether validation images are stored, so that all training images are trained on."""
+        """Return whether validation images are stored, so that all training images are trained on."""
         images = self._load("val")
         if images is not None:
             self._read["val"] = images

@@ -96,12 +96,12 @@ class Objective(nn.ModuleDict):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a term reads a teacher's outputs."""
+        """Return whether a term reads a teacher's outputs."""
         return any(term.needs_teacher for term in self.terms.values())
 
     @property
     def compares_logits(self) -> bool:
-        """Whether a term compares logits, so that both networks need the same classes."""
+        """Return whether a term compares logits, so that both networks need the same classes."""
         return any(term.compares_logits for term in self.terms.values())
 
     @property

@@ -113,7 +113,7 @@ class DistillationModule(ClassificationModule):
 
     @property
     def shares_classes(self) -> bool:
-        """Whether teacher and student have the same number of classes."""
+        """Return whether teacher and student have the same number of classes."""
         shapes = self.losses.shapes
         return shapes is None or shapes[1] is None or shapes[1]["logits"] == shapes[0]["logits"]  # type: ignore[index]
 

@@ -1,4 +1,4 @@
-"""Where a network's weights are."""
+"""Finds the device of a network's weights."""
 
 from itertools import chain
 

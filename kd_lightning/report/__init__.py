@@ -1,1 +1,1 @@
-"""What was gained, measured and drawn."""
+"""Measures and compares models, and writes a report."""

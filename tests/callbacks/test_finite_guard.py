@@ -41,12 +41,12 @@ def network(width: int = 4) -> ResNet:
     return ResNet([1], [width], in_channels=1)
 
 
-def batches(*spoiled: int, count: int = 6, by: float = NAN, size: int = 4) -> DataLoader:
-    """In order; in the spoiled ones a pixel is not finite."""
+def batches(*bad: int, count: int = 6, by: float = NAN, size: int = 4) -> DataLoader:
+    """In order; in the bad ones a pixel is not finite."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(count, size, 1, 8, 8, generator=generator)
     labels = torch.randint(0, 10, (count, size), generator=generator)
-    images[list(spoiled), 0, 0, 0, 0] = by
+    images[list(bad), 0, 0, 0, 0] = by
     return DataLoader(TensorDataset(images.flatten(0, 1), labels.flatten()), batch_size=size)
 
 
@@ -119,7 +119,7 @@ def fit(make_trainer: Trainers, module: Any, loader: Any, **options: Any) -> tup
 
 
 @pytest.mark.parametrize("by", [NAN, INF, -INF])
-def test_a_spoiled_image_stops_the_training_with_its_place_named(make_trainer: Trainers, by: float) -> None:
+def test_a_bad_image_stops_the_training_with_its_place_named(make_trainer: Trainers, by: float) -> None:
     module, record = taught(), Record()
     sentence = (
         r"Epoch 0, step 3: the term 'loss' is nan \(images in \[-[\d.]+, [\d.]+\] but for 1 of 256 values; logits in "
@@ -339,7 +339,7 @@ class Save(pl.Callback):
 
 
 class ToyModule(pl.LightningDataModule):
-    """A data module of a user's own whose loader goes on within an epoch."""
+    """A data module of a user's own whose loader resumes within an epoch."""
 
     def __init__(self, *bad: int) -> None:
         super().__init__()
@@ -486,15 +486,15 @@ class Keep(pl.Callback):
 
 
 class Shares(pl.LightningDataModule):
-    """Each rank's batches; the spoiled ones are those of rank 1."""
+    """Each rank's batches; the bad ones are those of rank 1."""
 
-    def __init__(self, *spoiled: int, label: int | None = None) -> None:
+    def __init__(self, *bad: int, label: int | None = None) -> None:
         super().__init__()
-        self.spoiled, self.label = spoiled, label
+        self.bad, self.label = bad, label
 
     def train_dataloader(self) -> DataLoader:
         rank = self.trainer.global_rank  # type: ignore[union-attr]
-        loader = batches(*(self.spoiled if rank == 1 else ()))
+        loader = batches(*(self.bad if rank == 1 else ()))
         if rank == 1 and self.label is not None:
             loader.dataset.tensors[1][9] = self.label  # type: ignore[attr-defined]
         return loader
@@ -690,7 +690,7 @@ def test_overflows_are_counted_and_not_fatal(until: int, optimizer: Any, mode: A
 
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("optimizer", [FUSED, SGD], ids=["fused", "not fused"])
-def test_a_spoiled_image_is_no_overflow(optimizer: Any, make_trainer: Trainers) -> None:
+def test_a_bad_image_is_no_overflow(optimizer: Any, make_trainer: Trainers) -> None:
     with pytest.raises(ValueError, match="Epoch 0, step 2: the term 'loss' is nan"):
         make_trainer(plugins=scaled(16.0)).fit(taught(optimizer=optimizer), batches(2))
     module = taught(optimizer=optimizer, on_nonfinite="skip")
@@ -760,10 +760,10 @@ def test_every_gradient_is_looked_at() -> None:
     weights = [nn.Parameter(torch.zeros(3)) for _ in range(4)]
     optimizer = torch.optim.SGD(weights, lr=1.0)
     for number in range(3):  # the last has none
-        for spoiled in (NAN, INF, -INF):
+        for value in (NAN, INF, -INF):
             for weight in weights[:3]:
                 weight.grad = torch.ones(3)
-            weights[number].grad[1] = spoiled  # type: ignore[index]
+            weights[number].grad[1] = value  # type: ignore[index]
             guard = FiniteGuard("stop", EpochMetrics())
             guard.begin(nn.Module())
             with pytest.raises(ValueError, match="A step: a gradient is not finite"):

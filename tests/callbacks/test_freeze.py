@@ -229,7 +229,7 @@ def test_until_epoch_0_freezes_nothing(small: Networks, make_trainer: Trainers) 
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
-# --- a run that goes on
+# --- a resumed run
 
 
 class Save(pl.Callback):
@@ -287,7 +287,7 @@ def test_the_network_is_left_as_it_was(small: Networks, make_trainer: Trainers) 
     network.bn1.eval()  # as its owner wants it
     network.conv1.weight.requires_grad_(False)
     before = copy.deepcopy(network.state_dict())
-    for epochs, moves in ((1, False), (3, True)):  # the second fit goes on where the first ended
+    for epochs, moves in ((1, False), (3, True)):  # the second fit resumes where the first ended
         with pytest.warns(UserWarning, match="Found 1 module"):
             _fit(make_trainer, TeacherModule(network), freeze, max_epochs=epochs)
         assert {name for name, weight in network.named_parameters() if not weight.requires_grad} == {"conv1.weight"}

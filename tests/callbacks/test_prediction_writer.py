@@ -126,7 +126,7 @@ def run_ranks(monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[list[Predi
     for writer, rank, batches in zip(writers, ranks, shares, strict=True):
         writer.on_predict_start(rank, module)  # type: ignore[arg-type]
         for index, outputs in enumerate(batches):
-            writer.on_predict_batch_end(rank, module, outputs, None, index)  # type: ignore[arg-type]
+            writer.write_on_batch_end(rank, module, outputs, None, None, index, 0)  # type: ignore[arg-type]
 
     def all_gather_object(found: list[Any], own: Any) -> None:
         found[:] = [writer._rows for writer in writers]

@@ -145,7 +145,7 @@ def test_the_optimizer_keeps_what_it_knows(optimizer: str, small: Networks, make
     for name, weights in seen["after weights"].items():
         whole = seen["before weights"][name].flatten().tolist()
         if len(set(whole)) < len(whole):
-            continue  # norms begin alike, so that their entries do not tell where they were
+            continue  # norms start equal, so that their entries do not show where they were
         places = [whole.index(value) for value in weights.flatten().tolist()]
         for moment in moments:
             assert torch.equal(seen["after"][name][moment].flatten(), seen["before"][name][moment].flatten()[places]), (
@@ -171,7 +171,7 @@ def test_a_pruned_checkpoint_is_loaded_everywhere(
         assert torch.equal(each.state_dict()["fc.weight"], content["state_dict"]["network.fc.weight"])
     assert "test/accuracy" in said
     assert "agrees in 100.00%" in kd("export", str(best), "-o", "small.onnx")
-    kd("fit", "-c", "digits/student", "--trainer.max_epochs=1", *quiet)  # and another run is as wide as ever
+    kd("fit", "-c", "digits/student", "--trainer.max_epochs=1", *quiet)  # and another run keeps its width
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])

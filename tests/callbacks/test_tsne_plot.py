@@ -33,7 +33,7 @@ def test_it_is_drawn_into_the_runs_folder_and_tensorboard(make_trainer: Trainers
         assert drawn.size[0] > 800
     events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
     assert "embedding" in events.Tags()["images"]
-    before, after = picture.state_dict()["places"].values()
+    before, after = picture.state_dict()["embedded"].values()
     assert before.shape == after.shape == (40, 3)
     assert not torch.allclose(before[:, :2], after[:, :2])
 
@@ -47,8 +47,8 @@ def test_it_changes_nothing_of_the_training(make_trainer: Trainers) -> None:
 
 def test_what_was_seen_before_outlives_a_cut() -> None:
     picture = TSNEPlot()
-    picture.load_state_dict({"places": {"before": torch.zeros(4, 3)}})
-    assert list(picture.state_dict()["places"]) == ["before"]
+    picture.load_state_dict({"embedded": {"before": torch.zeros(4, 3)}})
+    assert list(picture.state_dict()["embedded"]) == ["before"]
 
 
 def test_a_layer_that_is_not_there_is_refused(make_trainer: Trainers) -> None:

@@ -1,4 +1,4 @@
-"""Distillation methods and losses of one's own, as a user runs them from the command line."""
+"""Distillation methods and a user's own losses, as a user runs them from the command line."""
 
 import json
 import subprocess

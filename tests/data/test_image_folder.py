@@ -1,4 +1,4 @@
-"""One's own images, from files that the tests draw."""
+"""A user's own images, from files that the tests draw."""
 
 import re
 import shutil

@@ -1,5 +1,6 @@
-"""A loader that goes on within an epoch."""
+"""A loader that resumes within an epoch."""
 
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -85,7 +86,7 @@ def test_what_is_read_ahead_does_not_count() -> None:
 
 
 def test_the_epoch_is_that_of_the_first_batch() -> None:
-    """Lightning makes the iterator before it tells the epoch."""
+    """Lightning makes the iterator before it sets the epoch."""
     made = loader()
     iterator = iter(made)
     made.sampler.set_epoch(3)
@@ -112,6 +113,7 @@ def test_lightning_recommends_no_workers_and_the_users_filters_stay(
     make_trainer: Callable[..., pl.Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lightning.pytorch.trainer.connectors.data_connector.suggested_max_num_workers", lambda _: 8)
+    gc.collect()  # loaders of other tests that were never iterated
     before = list(warnings.filters)
     data = DigitsDataModule(batch_size=256)
     assert list(warnings.filters) == before

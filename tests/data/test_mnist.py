@@ -197,5 +197,5 @@ def test_the_script_lays_digits_out(tmp_path: Path) -> None:
     assert sorted(rows) == sorted(expected)
     refused = run_script(*arguments, "--seed", 1)
     assert refused.returncode == 1
-    assert "is there with other content; take it away or give another --root." in refused.stderr
+    assert "exists with other content; remove it, or give another --root." in refused.stderr
     assert torch.equal(data.load("test").pixels, splits[1].pixels)

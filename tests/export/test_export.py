@@ -305,7 +305,7 @@ def test_what_is_not_there_is_refused(kd: Command, tmp_path: Path, best: Path) -
         kd("export", "nowhere")
     alone = tmp_path / "alone.ckpt"
     alone.write_bytes(best.read_bytes())
-    with pytest.raises(SystemExit, match="keep it in its run"):
+    with pytest.raises(SystemExit, match="keep the file in its"):
         kd("export", str(alone), "--int8")
     with pytest.raises(SystemExit, match="cannot be read as an ONNX file"):
         kd("classify", str(alone), str(tmp_path))
@@ -370,7 +370,7 @@ def test_an_operator_that_cannot_be_exported_is_named(tmp_path: Path) -> None:
 
 
 def test_input_statistics_must_be_known(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not known how the network's input is normalised"):
+    with pytest.raises(ValueError, match="standard deviation of the network's input are not known"):
         export_network(ResNet([1], [4]), tmp_path / "a.onnx")
 
 

@@ -119,7 +119,7 @@ def test_the_content_and_then_the_move_reach_the_disk(tmp_path: Path, monkeypatc
         synced.append((os.readlink(f"/proc/self/fd/{entry}"), place.exists(), os.fstat(entry).st_size))
 
     if not Path("/proc/self/fd").exists():
-        pytest.skip("Linux tells which file it is")
+        pytest.skip("only Linux names the file")
     monkeypatch.setattr(os, "fsync", note)
     with atomic_write(place) as file:
         file.write(b"all of it")

@@ -72,8 +72,8 @@ class Halves(DistillationLoss):
         self.loss = loss
         self.kept: list[dict[str, Tensor]] = [{}, {}]
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
-        self.loss.build(student, teacher)
+    def build(self, student: Outputs, teacher: Outputs, **networks: Any) -> None:
+        self.loss.build(student, teacher, **networks)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         terms = []

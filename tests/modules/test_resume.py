@@ -1,4 +1,4 @@
-"""A run that is cut anywhere goes on to the same bits: weights, state of the optimizer and of the schedule, metrics."""
+"""An interrupted run resumes to the same bits: weights, state of the optimizer and of the schedule, metrics."""
 
 from collections.abc import Callable
 from functools import partial

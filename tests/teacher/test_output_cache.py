@@ -307,7 +307,7 @@ def _put_for_ever(folder: Path, start: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded).*")
 def test_a_killed_process_leaves_whole_views(folder: Path) -> None:
-    """Each view that is put is filled with one number, which tells the view as well."""
+    """Each view that is put is filled with one number, which identifies the view too."""
     dice, found = random.Random(0), 0
     for turn in range(12):
         process = multiprocessing.get_context("fork").Process(target=_put_for_ever, args=(folder, turn * VIEWS))

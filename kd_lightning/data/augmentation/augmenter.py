@@ -52,7 +52,7 @@ class Augmenter:
 
     @property
     def mixes_images(self) -> bool:
-        """Whether mixup or CutMix blends training images and their labels."""
+        """Return whether mixup or CutMix blends training images and their labels."""
         return self.mixup > 0 or self.cutmix > 0
 
     def __call__(self, batch: RawBatch, *, num_classes: int = 0) -> Batch:

@@ -64,7 +64,7 @@ class Augmentation:
         Args:
             *names: Fields that are not applied.
             by: Class of the data module.
-            instead: What to do instead, for the message.
+            instead: Advice for the message.
         """
         for name in names:
             if getattr(self, name):
