@@ -1,6 +1,7 @@
 """Rebuilds the data module and the images of a run from its configuration."""
 
 from argparse import ArgumentError
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,16 +9,13 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
+from kd_lightning.data.protocol import is_image_data
 from kd_lightning.data.shapes import resize, with_channels
 from kd_lightning.errors import UserError
-from kd_lightning.runs.run import Run
 
 
-def load_images(run: Run, split: str, count: int | None) -> tuple[Tensor, Tensor] | None:
-    """Return images and labels as :meth:`Run.images` describes."""
-    data = build_data(run)
-    if data is None:
-        return None
+def load_images(data: Any, split: str, count: int | None) -> tuple[Tensor, Tensor] | None:
+    """Return images and labels of a run's data module as :meth:`Run.images` describes."""
     part = getattr(data, "target", data)  # of a domain pair: the network is used on its target
     try:
         part.prepare_data()
@@ -35,11 +33,16 @@ def load_images(run: Run, split: str, count: int | None) -> tuple[Tensor, Tensor
     return torch.cat(images)[:count], torch.cat(labels)[:count]
 
 
-def build_data(run: Run) -> Any:
-    """Return the data module as :meth:`Run.data` describes."""
-    config = run.config.get("data") if run.config_file.is_file() else None
-    if not config:
-        return None
+def build_data(config: dict[str, Any], config_file: Path) -> Any:
+    """Build the data module of a run as :meth:`Run.data` describes.
+
+    Args:
+        config: The ``data`` section of the run's configuration.
+        config_file: File of the configuration, for the message.
+
+    Raises:
+        UserError: If the data module cannot be built.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningDataModule, "data")
     try:
@@ -48,6 +51,6 @@ def build_data(run: Run) -> Any:
         text = " ".join(str(error).split())
         reason = (text.partition("Errors: - ")[2] or text).partition(" - Expected a <")[0][:300].rstrip(".")
         raise UserError(
-            f"The data of {str(run.config_file)!r} cannot be built ({reason}); correct that, or make it importable."
+            f"The data of {str(config_file)!r} cannot be built ({reason}); correct that, or make it importable."
         ) from error
-    return data if hasattr(data, "splits") else None
+    return data if is_image_data(data) else None

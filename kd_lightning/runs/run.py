@@ -211,7 +211,8 @@ class Run:
         """
         from kd_lightning.runs.rebuild import build_data
 
-        data: ImageDataModule | None = build_data(self)
+        config = self.config.get("data") if self.config_file.is_file() else None
+        data: ImageDataModule | None = build_data(config, self.config_file) if config else None
         return data
 
     def images(self, split: str, *, count: int | None = None) -> "tuple[Tensor, Tensor] | None":
@@ -227,7 +228,8 @@ class Run:
         """
         from kd_lightning.runs.rebuild import load_images
 
-        return load_images(self, split, count)
+        data = self.data()
+        return None if data is None else load_images(data, split, count)
 
     def network(self) -> "nn.Module":
         """Return the network of the best checkpoint, in eval mode.
