@@ -65,7 +65,7 @@ def test_names_are_filled_in() -> None:
         for text in recipe_texts(name):
             assert "$" not in text
             assert isinstance(yaml.safe_load(text), dict)
-    assert describe("cifar100/prune").startswith("Prune cifar100/distill to half of its multiply-accumulates")
+    assert describe("cifar100/prune").startswith("Prune cifar100/distill to half its multiply-accumulates")
     assert "path: digits/teacher" in recipe_texts("digits/distill")[1]
 
 
