@@ -35,7 +35,7 @@ def classify(model: str, images: list[str], output: str | None = None) -> None:
     classifier = OnnxClassifier(model)
     files = [file for name in images for file in _images_in(Path(name))]
     rows: list[Row] = []
-    refused: list[str] = []
+    unreadable: list[str] = []
     for first in range(0, len(files), 64):
         readable, pixels = [], []
         for file in files[first : first + 64]:
@@ -43,23 +43,23 @@ def classify(model: str, images: list[str], output: str | None = None) -> None:
                 pixels.append(_pixels(file, classifier.shape))
                 readable.append(file)
             except ValueError as error:
-                refused.append(str(error))
+                unreadable.append(str(error))
         if pixels:
-            rows += _answers(classifier, readable, np.stack(pixels))
-    _tell(rows, output)
-    if refused:
-        raise UserError("\n".join([f"{len(refused)} of {len(files)} images are left out.", *refused]))
+            rows += _predictions(classifier, readable, np.stack(pixels))
+    _write(rows, output)
+    if unreadable:
+        raise UserError("\n".join([f"{len(unreadable)} of {len(files)} images are left out.", *unreadable]))
 
 
-def _answers(classifier: OnnxClassifier, files: list[Path], pixels: npt.NDArray[np.uint8]) -> Iterator[Row]:
+def _predictions(classifier: OnnxClassifier, files: list[Path], pixels: npt.NDArray[np.uint8]) -> Iterator[Row]:
     logits = classifier(pixels).astype(np.float64)
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
-    for file, share in zip(files, shares, strict=True):
-        yield str(file), classifier.classes[share.argmax()], f"{share.max():.4f}"
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    for file, probability in zip(files, probabilities, strict=True):
+        yield str(file), classifier.classes[probability.argmax()], f"{probability.max():.4f}"
 
 
-def _tell(rows: list[Row], output: str | None) -> None:
+def _write(rows: list[Row], output: str | None) -> None:
     if output is None:
         for row in rows:
             print("  ".join(row))

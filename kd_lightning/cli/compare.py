@@ -51,12 +51,12 @@ def _row(run: str) -> list[str]:
         ) from error
 
 
-def _cells(figures: dict[str, Any]) -> list[str]:
-    size, agreement = figures.get("file_bytes"), figures.get("agreement")
+def _cells(metrics: dict[str, Any]) -> list[str]:
+    size, agreement = metrics.get("file_bytes"), metrics.get("agreement")
     return [
-        f"{figures['parameters']:,}",
+        f"{metrics['parameters']:,}",
         "-" if size is None else f"{size / 1e6:.3f}",
-        f"{figures['accuracy']:.2%}",
+        f"{metrics['accuracy']:.2%}",
         "-" if agreement is None else f"{agreement:.2%}",
-        f"{figures['images_per_second']:,.0f}",
+        f"{metrics['images_per_second']:,.0f}",
     ]

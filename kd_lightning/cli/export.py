@@ -1,6 +1,5 @@
 """`kd-lightning export`."""
 
-import hashlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,7 +41,8 @@ def export(
         raise UserError(f"calibration_images must be >= {MIN_CALIBRATION_IMAGES}, got {calibration_images}.")
     marks = [name for name, given in {"int8": int8, "fp16": fp16, "uint8": uint8}.items() if given]
     path = Path(output) if output else file.with_name("-".join([file.stem, *marks]) + SUFFIXES[format])
-    network = Checkpoint(file).network()
+    opened = Checkpoint(file)
+    network = opened.network()
     calibration = _images(run, "train", calibration_images) if int8 else None
     if int8 and calibration is None:
         raise MissingFileError(
@@ -57,7 +57,7 @@ def export(
         fp16=fp16,
         uint8=uint8,
         calibration=calibration,
-        metadata=_provenance(file),
+        metadata=_provenance(opened, run),
     )
     print(_describe(result, "validation images of the run" if images is not None else "random images"))
 
@@ -78,15 +78,14 @@ def _images(run: Run | None, split: str, count: int) -> Tensor | None:
     return None if found is None else found[0]
 
 
-def _provenance(checkpoint: Path) -> dict[str, str]:
-    run = Run.of_checkpoint(checkpoint)
-    known = None
+def _provenance(checkpoint: Checkpoint, run: Run | None) -> dict[str, str]:
+    accuracy = None
     with suppress(UserError, TypeError):  # a damaged test.json adds nothing
-        figures = (run.test if run is not None else None) or {}
-        tested = Path(figures.get("checkpoint") or "").parts[-2:]
-        known = figures.get("accuracy") if tested == checkpoint.parts[-2:] else None  # the run may have been moved
+        metrics = (run.test if run is not None else None) or {}
+        tested = Path(metrics.get("checkpoint") or "").parts[-2:]
+        accuracy = metrics.get("accuracy") if tested == checkpoint.path.parts[-2:] else None  # the run may have moved
     return {
-        "checkpoint": str(checkpoint),
-        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-        **({} if known is None else {"test_accuracy_of_the_checkpoint": str(known)}),
+        "checkpoint": str(checkpoint.path),
+        "checkpoint_sha256": checkpoint.sha256,
+        **({} if accuracy is None else {"test_accuracy_of_the_checkpoint": str(accuracy)}),
     }
