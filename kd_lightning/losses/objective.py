@@ -35,9 +35,11 @@ class Objective(nn.ModuleDict):
     Args:
         losses: Terms by name; the names are those under which they are logged.
         accepts: Kinds of terms that the module can compute.
+        views: Number of views of each image in the module's batches; ``None`` where any number may come.
 
     Raises:
-        ValueError: If no term has a weight above 0, a name cannot be used, or a term is not of an accepted kind.
+        ValueError: If no term has a weight above 0, a name cannot be used, a term is not of an accepted kind, or it
+            expects more views than there are.
 
     Example:
         >>> from kd_lightning.losses import HardTargetLoss, SoftTargetLoss
@@ -48,7 +50,9 @@ class Objective(nn.ModuleDict):
         (tensor(0.3466), {'hard': tensor(0.6931), 'soft': tensor(0.)})
     """
 
-    def __init__(self, losses: Mapping[str, Loss], *, accepts: tuple[type[Loss], ...]) -> None:
+    def __init__(
+        self, losses: Mapping[str, Loss], *, accepts: tuple[type[Loss], ...], views: int | None = None
+    ) -> None:
         super().__init__()
         self._shapes: tuple[Shapes, Shapes | None] | None = None
         # plain attributes and no buffers: a module that is cast to bfloat16 would round buffers, and DDP would send
@@ -58,10 +62,10 @@ class Objective(nn.ModuleDict):
         self._current_epoch = 0
         self._weights = torch.zeros(0)
         self._current_weights: list[float] = []
-        self._check(losses, accepts)
+        self._check(losses, accepts, views)
         self.update(losses)
 
-    def _check(self, losses: Mapping[str, Loss], accepts: tuple[type[Loss], ...]) -> None:
+    def _check(self, losses: Mapping[str, Loss], accepts: tuple[type[Loss], ...], views: int | None) -> None:
         if not losses or not math.fsum(loss.weight for loss in losses.values()) > 0:
             raise UserError("losses must name at least one term with a weight above 0.")
         for name, loss in losses.items():
@@ -75,6 +79,11 @@ class Objective(nn.ModuleDict):
                 raise UserError(
                     f"The loss {name!r} ({type(loss).__name__}) compares {compared}; "
                     f"use it in {'AdaptationModule' if domains else 'DistillationModule'}."
+                )
+            if views is not None and loss.views > views:
+                raise UserError(
+                    f"The loss {name!r} ({type(loss).__name__}) expects {loss.views} views of each image, but batches "
+                    f"have {views}; use another loss."
                 )
 
     @property

@@ -50,7 +50,7 @@ class AdaptationModule(ClassificationModule):
     ) -> None:
         super().__init__(network, **options)
         losses = {"hard": HardTargetLoss()} if losses is None else losses
-        self.losses = Objective(losses, accepts=(AlignmentLoss, HardTargetLoss))
+        self.losses = Objective(losses, accepts=(AlignmentLoss, HardTargetLoss), views=1)
         self._tap = FeatureTap(network, self.losses.layers)
         self._total_steps = math.inf
         self.target_evaluation: Evaluation | None = None

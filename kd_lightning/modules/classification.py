@@ -283,7 +283,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         """Rebuild a module from a checkpoint as Lightning does, but read the file as data.
 
         Its checksums are compared, and it may only name networks, losses, optimizers and schedulers of kd_lightning,
-        torch, torchvision and modules that are already imported. An open :class:`Checkpoint` is not read again.
+        torch, torchvision and modules that are already imported. Code in it is not run, whatever ``weights_only`` is.
+        An open :class:`Checkpoint` is not read again.
 
         Raises:
             UserError: If the file is damaged, contains code, names anything else, or was saved from Python and the

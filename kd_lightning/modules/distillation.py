@@ -71,7 +71,7 @@ class DistillationModule(ClassificationModule):
         **options: Any,
     ) -> None:
         super().__init__(student, **options)
-        self.losses = Objective(_terms(temperature, alpha, losses), accepts=(DistillationLoss,))
+        self.losses = Objective(_terms(temperature, alpha, losses), accepts=(DistillationLoss,), views=1)
         self.teacher_check = TeacherCheck(teacher_check)
         self.teacher_cache = teacher_cache
         self._student_tap = FeatureTap(student, self.losses.layers, "student")

@@ -473,3 +473,11 @@ def test_losses_that_learn_are_asked_for_where_a_checkpoint_cannot_rebuild_them(
 def test_a_loss_between_domains_is_refused(small: Networks) -> None:
     with pytest.raises(ValueError, match=r"'mmd' \(MMDLoss\) compares two domains, not two networks"):
         DistillationModule(small(), small(), losses={"mmd": MMDLoss()})
+
+
+def test_a_loss_that_expects_more_views_than_a_batch_has_is_refused(small: Networks) -> None:
+    class TwoViews(ProjectionLoss):
+        views = 2
+
+    with pytest.raises(ValueError, match=r"'mine' \(TwoViews\) expects 2 views of each image, but batches have 1"):
+        DistillationModule(small(), small(), losses={"mine": TwoViews()})
