@@ -90,7 +90,7 @@ class FeatureCache:
         count, width = len(data.splits["train"].labels), self.head.in_features
         self.cache = OutputCache(count, width, data.views, fingerprint, folder)
 
-    def load_view(self, epoch: int, trainer: Any, convert_input: Callable[[Tensor], Tensor]) -> bool:
+    def load_view(self, epoch: int, trainer: Any, convert_input: Callable[[Tensor], Tensor]) -> None:
         """Load the view of an epoch into the cache; see :func:`load_view`."""
         assert self.cache is not None
-        return load_view(self.cache, epoch, trainer, lambda images: self.compute(convert_input(images)))
+        load_view(self.cache, epoch, trainer, lambda images: self.compute(convert_input(images)))

@@ -145,10 +145,10 @@ class FrozenTeacher:
         self._val_logits = {}
         self.cache = OutputCache(len(data.splits["train"].labels), classes, data.views, fingerprint, folder)
 
-    def load_view(self, epoch: int, trainer: Any) -> bool:
+    def load_view(self, epoch: int, trainer: Any) -> None:
         """Load the view of an epoch into the cache; see :func:`load_view`."""
         assert self.cache is not None
-        return load_view(self.cache, epoch, trainer, lambda images: self(images).logits)
+        load_view(self.cache, epoch, trainer, lambda images: self(images).logits)
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_lightning.data.protocol import has_fixed_views
 from kd_lightning.teacher.output_cache import OutputCache
 
 
-def load_view(cache: OutputCache, epoch: int, trainer: Any, compute: Callable[[Tensor], Tensor]) -> bool:
+def load_view(cache: OutputCache, epoch: int, trainer: Any, compute: Callable[[Tensor], Tensor]) -> None:
     """Make view ``epoch % cache.views`` the current one; if it is missing, all ranks compute it together.
 
     Args:
@@ -17,13 +18,10 @@ def load_view(cache: OutputCache, epoch: int, trainer: Any, compute: Callable[[T
         epoch: Number of the epoch.
         trainer: Trainer whose data module has ``view_dataloader``.
         compute: Function from images ``(B, channels, H, W)`` to rows of the cache, ``(B, C)``.
-
-    Returns:
-        Whether the current view has changed.
     """
     view = epoch % cache.views
     if view == cache.current_view:
-        return False
+        return
     missing = torch.tensor(view not in cache, device=trainer.strategy.root_device)
     if trainer.strategy.reduce(missing.float(), reduce_op="sum") > 0:
         rows = compute_view(cache, view, trainer, compute)
@@ -31,12 +29,11 @@ def load_view(cache: OutputCache, epoch: int, trainer: Any, compute: Callable[[T
             cache.put(view, rows)
         trainer.strategy.barrier()
     cache.load(view, trainer.strategy.root_device)
-    return True
 
 
-def uncacheable_reason(data: Any) -> str | None:
+def uncacheable_reason(data: object) -> str | None:
     """Return why training images differ between epochs and what to do, or ``None`` if they repeat."""
-    if getattr(data, "views", None) is None:
+    if not has_fixed_views(data):
         return "each epoch has new views; set views=V on a data module of this package"
     if data.mixes_images:
         return "mixup and CutMix create new images in each epoch; set both to 0"
