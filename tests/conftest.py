@@ -1,7 +1,8 @@
 # torch is imported by the fixtures: nothing may look for GPUs before pytest_configure has decided who sees them
 import os
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,3 +105,20 @@ def kd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         return capsys.readouterr().out
 
     return call
+
+
+@pytest.fixture
+def here(kd: Callable[..., str], trained: Path, tmp_path: Path) -> Path:
+    """The working folder, with a copy of the runs in the folder that the test file's fixture ``trained`` gives."""
+    shutil.copytree(trained / "lightning_logs", tmp_path / "lightning_logs")
+    return tmp_path
+
+
+@pytest.fixture
+def no_group_is_left() -> Iterator[None]:
+    """Fails where a process group outlives its test."""
+    import torch.distributed as dist
+
+    assert not dist.is_initialized()
+    yield
+    assert not dist.is_initialized()

@@ -25,6 +25,24 @@ class Cut(pl.Callback):
             raise InterruptedError
 
 
+class SaveEach(pl.Callback):
+    """A checkpoint after each batch and each epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places: list[Path] = []
+
+    def save(self, trainer: pl.Trainer, name: str) -> None:
+        self.places.append(self.folder / f"{name}.ckpt")
+        trainer.save_checkpoint(self.places[-1])
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.save(trainer, f"epoch {trainer.current_epoch} batch {trainer.fit_loop.batch_idx}")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.save(trainer, f"epoch {trainer.current_epoch} ended")
+
+
 class Dropping(nn.Module):
     """A network with dropout, which gives NaN for images that are all zeros."""
 

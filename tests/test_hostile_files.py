@@ -54,13 +54,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(kd: Command, trained: Path, tmp_path: Path) -> Path:
-    """A copy of it as the working folder."""
-    shutil.copytree(trained / "lightning_logs", tmp_path / "lightning_logs")
-    return tmp_path
-
-
-@pytest.fixture
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
     """A module that could be imported; records whether it was."""
     (tmp_path / "stranger.py").write_text(

@@ -10,6 +10,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
+from resume_check import SaveEach
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
@@ -232,24 +233,6 @@ def test_until_epoch_0_freezes_nothing(small: Networks, make_trainer: Trainers) 
 # --- a resumed run
 
 
-class Save(pl.Callback):
-    """A checkpoint after each batch and each epoch."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.places: list[Path] = []
-
-    def _save(self, trainer: pl.Trainer, name: str) -> None:
-        self.places.append(self.folder / f"{name}.ckpt")
-        trainer.save_checkpoint(self.places[-1])
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._save(trainer, f"epoch {trainer.current_epoch} batch {trainer.fit_loop.batch_idx}")
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._save(trainer, f"epoch {trainer.current_epoch} ended")
-
-
 def _outcome(trainer: pl.Trainer) -> dict[str, Any]:
     found: dict[str, Any] = dict(trainer.lightning_module.state_dict())
     for number, values in trainer.optimizers[0].state_dict()["state"].items():
@@ -272,7 +255,7 @@ def test_a_run_goes_on_to_the_same_bits(
         trainer.fit(module, DigitsDataModule(batch_size=512), ckpt_path=path, weights_only=True)
         return _outcome(trainer)
 
-    save = Save(tmp_path)
+    save = SaveEach(tmp_path)
     whole = run(save)
     assert len(save.places) == 3 * (2 + 1)
     for place in save.places:
@@ -401,7 +384,7 @@ def test_two_processes_go_on_to_the_same_bits(small: Networks, make_trainer: Tra
         trainer.fit(module, DigitsDataModule(batch_size=256), ckpt_path=path, weights_only=True)
         return [torch.load(tmp_path / f"{rank}.pt", weights_only=True)["weights"] for rank in range(2)]
 
-    whole = run(Save(tmp_path))
+    whole = run(SaveEach(tmp_path))
     for place in ("epoch 0 ended", "epoch 1 batch 0", "epoch 2 batch 0"):
         for found, expected in zip(run(path=tmp_path / f"{place}.ckpt"), whole, strict=True):
             for name, value in found.items():

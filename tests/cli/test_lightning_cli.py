@@ -9,20 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from command_options import QUICK, QUIET
 from torch import nn
 
 from kd_lightning.networks import ResNet, from_checkpoint
 
 Command = Callable[..., str]
 
-QUICK = [
-    "--trainer.accelerator=cpu",
-    "--trainer.max_epochs=2",
-    "--trainer.log_every_n_steps=5",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-]
-QUIET = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 TEACHER_RUN = Path("lightning_logs/digits/teacher/version_0")
 STUDENT_RUN = Path("lightning_logs/digits/distill/version_0")
 
@@ -39,13 +32,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setattr("sys.argv", ["kd-lightning", "fit", "-c", recipe, *QUICK])
             main()
     return folder
-
-
-@pytest.fixture
-def here(kd: Command, trained: Path, tmp_path: Path) -> Path:
-    """A copy of it as the working folder."""
-    shutil.copytree(trained / "lightning_logs", tmp_path / "lightning_logs")
-    return tmp_path
 
 
 def _message(kd: Command, *arguments: str) -> str:

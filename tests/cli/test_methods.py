@@ -8,21 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_options import QUICK, QUIET
 
 from kd_lightning import DistillationModule
 from kd_lightning.networks import ResNet
 
 Command = Callable[..., str]
 
-QUICK = [
-    "--trainer.accelerator=cpu",
-    "--trainer.max_epochs=2",
-    "--trainer.log_every_n_steps=5",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-    "--model.teacher_check=off",
-]
-QUIET = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+UNCHECKED = "--model.teacher_check=off"
 
 MY_LOSS = """
 import torch.nn.functional as F
@@ -65,7 +58,7 @@ def test_a_loss_of_ones_own(
     (tmp_path / "my_losses.py").write_text(MY_LOSS)
     (tmp_path / "mine.yaml").write_text(MY_LOSSES)
     monkeypatch.syspath_prepend(tmp_path)
-    kd("fit", "-c", "digits/distill", "-c", "mine.yaml", "--teacher", teacher[0], *QUICK)
+    kd("fit", "-c", "digits/distill", "-c", "mine.yaml", "--teacher", teacher[0], *QUICK, UNCHECKED)
     checkpoint = tmp_path / "lightning_logs/digits/distill/version_0/checkpoints/best.ckpt"
     module = DistillationModule.load_from_checkpoint(checkpoint)
     assert module.losses["pooled"].weight == 10.0
@@ -77,7 +70,7 @@ def test_simkd_takes_the_classifier_of_the_teacher_that_is_named(
     kd: Command, teacher: tuple[str, ResNet], tmp_path: Path
 ) -> None:
     path, network = teacher
-    kd("fit", "-c", "digits/simkd", "--teacher", path, *QUICK)
+    kd("fit", "-c", "digits/simkd", "--teacher", path, *QUICK, UNCHECKED)
     run = tmp_path / "lightning_logs/digits/simkd/version_0"
     saved = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(saved["network.fc.weight"], network.fc.weight)
@@ -107,9 +100,8 @@ def test_several_teachers(kd: Command, teacher: tuple[str, ResNet], tmp_path: Pa
     with pytest.raises(
         SystemExit, match=r"'digits/teacher' is not trained yet; run `kd-lightning fit -c digits/teacher` first"
     ):
-        kd("fit", "-c", "digits/distill", "-c", "two.yaml", *QUICK)
-    quick = [flag for flag in QUICK if "teacher_check" not in flag]
-    kd("fit", "-c", "digits/teacher", *quick)
-    printed = kd("fit", "-c", "digits/distill", "-c", "two.yaml", *QUICK)
+        kd("fit", "-c", "digits/distill", "-c", "two.yaml", *QUICK, UNCHECKED)
+    kd("fit", "-c", "digits/teacher", *QUICK)
+    printed = kd("fit", "-c", "digits/distill", "-c", "two.yaml", *QUICK, UNCHECKED)
     assert "The teacher is lightning_logs/digits/teacher/version_0/checkpoints/best.ckpt." in printed
     assert "test/agreement" in kd("test", "-c", "digits/distill", *QUIET)

@@ -1,6 +1,6 @@
 """Every test but the last forks its own ranks; a hang ends as an error of gloo after 20 seconds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,11 @@ Work = Callable[[int], Any]
 SIZES = [(4, 4), (3, 5), (1, 4), (0, 3), (2, 5, 1)]
 """Rows of each rank."""
 
-pytestmark = [pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded).*"), pytest.mark.timeout(90)]
-
-
-@pytest.fixture(autouse=True)
-def _no_group_is_left() -> Iterator[None]:
-    assert not dist.is_initialized()
-    yield
-    assert not dist.is_initialized()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded).*"),
+    pytest.mark.timeout(90),
+    pytest.mark.usefixtures("no_group_is_left"),
+]
 
 
 @pytest.fixture

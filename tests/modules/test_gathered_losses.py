@@ -39,6 +39,7 @@ close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-13)
 nearly = partial(torch.testing.assert_close, rtol=1e-5, atol=0)  # what is logged is float32
 
 pytestmark = [
+    pytest.mark.usefixtures("no_group_is_left"),
     pytest.mark.timeout(90),
     pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier|nn.parallel).*"),
     pytest.mark.filterwarnings("ignore:.*(does not have many workers|have no `val_dataloader`).*"),
@@ -133,13 +134,6 @@ def _exact(network: nn.Module) -> nn.Module:
                 setattr(module, name, nn.GroupNorm(1, child.num_features))
     network.register_forward_pre_hook(_in_type_of_weights)
     return network
-
-
-@pytest.fixture(autouse=True)
-def _no_group_is_left() -> Iterator[None]:
-    assert not dist.is_initialized()
-    yield
-    assert not dist.is_initialized()
 
 
 @pytest.fixture

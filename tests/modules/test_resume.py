@@ -8,6 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from faults import Dropping
+from resume_check import SaveEach
 from torch import Tensor, nn
 
 from kd_lightning import Augmentation, DigitsDataModule, DistillationModule, TeacherModule
@@ -22,37 +24,12 @@ def network(width: int = 4) -> ResNet:
     return ResNet([1, 1], [width, 2 * width], in_channels=1)
 
 
-class Dropping(nn.Module):
-    """Half of the features are dropped."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.drop, self.fc = nn.Conv2d(1, 8, 3), nn.Dropout(0.5), nn.Linear(8, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.drop(self.body(images).relu().mean((2, 3))))
-
-
-class Save(pl.Callback):
-    """A checkpoint after each batch, each validation and each epoch."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.places: list[Path] = []
-
-    def _save(self, trainer: pl.Trainer, name: str) -> None:
-        self.places.append(self.folder / f"{name}.ckpt")
-        trainer.save_checkpoint(self.places[-1])
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._save(trainer, f"epoch {trainer.current_epoch} batch {trainer.fit_loop.batch_idx}")
+class Save(SaveEach):
+    """A checkpoint after each validation too."""
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if not trainer.sanity_checking:
-            self._save(trainer, f"epoch {trainer.current_epoch} validated")
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._save(trainer, f"epoch {trainer.current_epoch} ended")
+            self.save(trainer, f"epoch {trainer.current_epoch} validated")
 
 
 def outcome(trainer: pl.Trainer) -> dict[str, Any]:
