@@ -17,7 +17,7 @@ from bench_step import fitted
 from torch import nn
 
 from kd_lightning import TeacherModule, networks
-from kd_lightning.modules.optim import parameter_groups
+from kd_lightning.modules.parameter_groups import parameter_groups
 
 
 def raw(network: nn.Module, batch_size: int, device: torch.device) -> Callable[[int], None]:

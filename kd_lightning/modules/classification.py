@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from kd_lightning.callbacks.data_check import DataCheck, check_labels
 from kd_lightning.callbacks.devices import check_device, describe_devices, describe_precision
+from kd_lightning.callbacks.early_stop import EarlyStopReport
 from kd_lightning.callbacks.epoch_metrics import EpochMetrics
 from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.finite_guard import FiniteGuard, StepRecord
@@ -22,10 +24,12 @@ from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.checkpoints.io import use_atomic_checkpoints
 from kd_lightning.checkpoints.rebuild import rebuild_module
 from kd_lightning.checkpoints.trust import unserializable
+from kd_lightning.errors import UserError
 from kd_lightning.files.format import FORMAT, KEY
 from kd_lightning.modules import optim
 from kd_lightning.modules.evaluation import Evaluation, Prediction
 from kd_lightning.modules.example_images import example_images
+from kd_lightning.modules.schedule import SchedulerFactory
 from kd_lightning.networks import DataConfig, data_config, set_data_config
 from kd_lightning.networks.channel_slicing import slice_to, sliced_shapes
 from kd_lightning.networks.data_config import check_same_classes
@@ -42,13 +46,17 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     Args:
         network: Network to train, images ``(B, channels, H, W)`` to logits ``(B, C)``.
-        learning_rate: Peak of the default schedule.
-        weight_decay: Weight decay of the default optimizer; norms and biases are exempt.
+        learning_rate: Learning rate of the optimizer, the peak of the default schedule; ``None`` for 0.1, or for the
+            own rate of an ``optimizer`` that is given.
+        weight_decay: Weight decay of the optimizer; ``None`` for 5e-4, or for the own one of an ``optimizer`` that is
+            given. Norms, biases and what the network's ``no_weight_decay()`` names are exempt.
         optimizer: Function from parameter groups to an optimizer, for example ``torch.optim.AdamW``; by default SGD
             with Nesterov momentum 0.9. With an optimizer of your own the rate is constant unless ``lr_scheduler`` is
-            given.
+            given. An argument of the optimizer that equals its class's default counts as not given; another one beside
+            a different ``learning_rate`` or ``weight_decay`` is refused.
         lr_scheduler: Function from the optimizer to a scheduler; by default one cycle over the steps of ``max_epochs``.
         lr_interval: Unit in which ``lr_scheduler`` advances, ``"step"`` or ``"epoch"``.
+        lr_monitor: Logged metric that a ``ReduceLROnPlateau`` follows.
         compile: Compile the network in place (``network.compile()``, no key of its state changes) in ``fit``: that
             takes up to half a minute at the start, and the gain depends on the hardware.
         on_nonfinite: Reaction to a loss or gradient that is not finite, before the weights are updated: ``"stop"``
@@ -68,18 +76,22 @@ class ClassificationModule(pl.LightningModule, ABC):
         self,
         network: nn.Module,
         *,
-        learning_rate: float = 0.1,
-        weight_decay: float = 5e-4,
+        learning_rate: float | None = None,
+        weight_decay: float | None = None,
         optimizer: optim.OptimizerFactory | None = None,
-        lr_scheduler: optim.SchedulerFactory | None = None,
+        lr_scheduler: SchedulerFactory | None = None,
         lr_interval: Literal["step", "epoch"] = "epoch",
+        lr_monitor: str = "val/loss",
         compile: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
         check_initialized(network)
         self.network = network
-        self.optimization = optim.Optimization(learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval)
+        self.optimization = optim.Optimization(
+            learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, lr_monitor
+        )
+        self._new_rate = False
         self.compiles = compile
         self.num_classes: int | None = None
         self.convert_input: nn.Module = nn.Identity()
@@ -104,7 +116,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         """Attach what watches the run; see each callback."""
         attached: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         kinds = {type(callback) for callback in attached}
-        new = [kind() for kind in (ExactResume, OutOfMemoryAdvice, DataCheck) if kind not in kinds]
+        new = [kind() for kind in (ExactResume, OutOfMemoryAdvice, DataCheck, EarlyStopReport) if kind not in kinds]
         own = [self.finite_guard, self.epoch_metrics]
         return [*new, *(callback for callback in own if callback not in attached)]
 
@@ -160,8 +172,23 @@ class ClassificationModule(pl.LightningModule, ABC):
         """Return SGD with one cycle in steps, unless others are given."""
         return self.optimization.configure(self, self.network, self.trainer)
 
+    @property
+    def learning_rate(self) -> float | None:
+        """The ``learning_rate`` of the constructor; Lightning's ``LearningRateFinder`` and ``Tuner`` set it."""
+        return self.optimization.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        self.optimization = replace(self.optimization, learning_rate=rate)
+        self._new_rate = self._trainer is not None
+
     def on_train_start(self) -> None:
         """Print what makes the training fast, and what else could."""
+        if self._new_rate:  # found after the optimizer was built
+            if self.trainer.global_step > 0:
+                raise UserError("A resumed run keeps its own learning rate; remove the callback that searches one.")
+            self.trainer.strategy.setup_optimizers(self.trainer)
+            self._new_rate = False
         rank_zero_info(f"Speed: {'; '.join(self.describe_speed())}.")
 
     def describe_speed(self) -> list[str]:
@@ -193,7 +220,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         place = f"Epoch {self.current_epoch}, step {self.trainer.global_step}"
         self.finite_guard.observe(StepRecord(place, {**terms, "loss": loss}, {**tensors, "logits": logits}))
         self.epoch_metrics.add(loss, terms, logits, labels)
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.trainer.global_step + 1) % every == 0:
             self.log("train/loss_step", loss.detach(), prog_bar=True)
             self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
@@ -244,6 +272,11 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.confusion = metrics.pop("confusion", None)
         self.log_metrics(split, metrics)
         self.evaluation = None  # created again in the mode (no_grad or inference) of the next evaluation
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Log as Lightning does, and nothing under ``Trainer(barebones=True)``, where it would warn in each step."""
+        if not self.trainer.barebones:
+            super().log(*args, **kwargs)
 
     def log_metrics(self, split: str, metrics: dict[str, Tensor]) -> None:
         """Log the metrics of an epoch as ``split/name``."""

@@ -1,5 +1,6 @@
 """Optimizers and schedulers of a user's choice, in a run."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -7,10 +8,15 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import LearningRateFinder
+from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
-from kd_lightning import DigitsDataModule, TeacherModule
-from kd_lightning.modules.optim import build_scheduler
+from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
+from kd_lightning.errors import UserError
+from kd_lightning.modules.optim import Optimization
+from kd_lightning.modules.parameter_groups import layerwise_decay_groups
+from kd_lightning.modules.schedule import build_scheduler
 from kd_lightning.networks import ResNet
 
 Networks = Callable[..., ResNet]
@@ -89,7 +95,9 @@ def test_the_trial_of_a_scheduler_leaves_the_optimizer_alone(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     optimizer = torch.optim.AdamW(small().parameters(), lr=0.5)
-    schedule = build_scheduler(partial(StepLR, step_size=1), optimizer, "epoch", make_trainer())
+    schedule = build_scheduler(
+        partial(StepLR, step_size=1), optimizer, interval="epoch", monitor="val/loss", trainer=make_trainer()
+    )
     assert optimizer.param_groups[0]["lr"] == 0.5
     assert schedule["scheduler"].last_epoch == 0
 
@@ -119,3 +127,142 @@ def test_a_fused_optimizer_cannot_be_clipped_under_mixed_precision(
     with pytest.raises(ValueError, match=r"fused AdamW; remove fused=True or gradient_clip_val"):
         make_trainer(precision="bf16-mixed", gradient_clip_val=0.5).fit(module, digits)
     make_trainer(precision="bf16-mixed", max_steps=1).fit(module, digits)
+
+
+AdamW = torch.optim.AdamW
+
+
+@pytest.mark.parametrize(
+    ("options", "rate", "decay"),
+    [
+        ({}, 0.1, 5e-4),
+        ({"learning_rate": 0.3}, 0.3, 5e-4),
+        ({"weight_decay": 0.2}, 0.1, 0.2),
+        ({"optimizer": AdamW}, 1e-3, 1e-2),
+        ({"optimizer": torch.optim.SGD}, 1e-3, 0.0),
+        ({"optimizer": AdamW, "learning_rate": 3e-4}, 3e-4, 1e-2),
+        ({"optimizer": AdamW, "learning_rate": 3e-4, "weight_decay": 0.0}, 3e-4, 0.0),
+        ({"optimizer": partial(AdamW, lr=0.01)}, 0.01, 1e-2),
+        ({"optimizer": partial(AdamW, lr=0.01), "learning_rate": 0.01}, 0.01, 1e-2),
+        ({"optimizer": partial(AdamW, lr=1e-3), "learning_rate": 3e-4}, 3e-4, 1e-2),
+        ({"optimizer": lambda groups: AdamW(groups, lr=0.02), "weight_decay": 0.3}, 0.02, 0.3),
+    ],
+)
+def test_the_given_rate_and_decay_are_those_of_the_optimizer(
+    small: Networks, options: dict[str, Any], rate: float, decay: float
+) -> None:
+    network = small()
+    optimization = Optimization(**{"lr_scheduler": partial(StepLR, step_size=1), **options})
+    optimizer = optimization.configure(network, network, pl.Trainer(logger=False))["optimizer"]
+    decayed, exempt = optimizer.param_groups
+    assert (decayed["lr"], exempt["lr"]) == (rate, rate)
+    assert (decayed["weight_decay"], exempt["weight_decay"]) == (decay, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"optimizer": partial(AdamW, lr=0.01), "learning_rate": 3e-4},
+            r"The optimizer AdamW has lr=0.01 and the module learning_rate=0.0003; give one of them\.",
+        ),
+        (
+            {"optimizer": lambda groups: AdamW(groups, weight_decay=0.2), "weight_decay": 0.1},
+            r"has weight_decay=0.2 and the module weight_decay=0.1",
+        ),
+        (
+            {"optimizer": torch.optim.Rprop, "weight_decay": 0.1},
+            r"Rprop has no weight_decay, so weight_decay=0.1 would not be used; leave it out\.",
+        ),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be >= 0, got -1.0"),
+    ],
+)
+def test_two_different_rates_or_decays_are_refused(small: Networks, options: dict[str, Any], message: str) -> None:
+    network = small()
+    with pytest.raises(UserError, match=message):
+        Optimization(**options).configure(network, network, pl.Trainer(logger=False))
+
+
+def test_a_run_with_the_learning_rate_finder_equals_one_with_the_rate_that_it_found(
+    small: Networks, digits: DigitsDataModule, make_trainer: Trainers
+) -> None:
+    torch.manual_seed(0)
+    first = TeacherModule(small())
+    second = TeacherModule(copy.deepcopy(first.network))
+    finder = LearningRateFinder(num_training_steps=15, min_lr=1e-3)
+    options: dict[str, Any] = {"max_epochs": 2, "limit_train_batches": 4}
+    make_trainer(callbacks=[finder], **options).fit(first, digits)
+    assert finder.optimal_lr is not None
+    second.learning_rate = first.learning_rate
+    assert first.learning_rate == finder.optimal_lr.suggestion()
+    make_trainer(**options).fit(second, digits)
+    for weight, same in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(weight, same)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "right"),
+    [("val/loss", "max", None), ("val/accuracy", "min", None), ("val/loss", "min", 0), ("val/accuracy", "max", 0)],
+)
+def test_a_plateau_follows_lr_monitor_and_its_mode_must_fit(
+    small: Networks, digits: DigitsDataModule, make_trainer: Trainers, monitor: str, mode: Any, right: int | None
+) -> None:
+    module = TeacherModule(small(), lr_scheduler=partial(ReduceLROnPlateau, mode=mode), lr_monitor=monitor)
+    trainer = make_trainer(limit_train_batches=1, max_epochs=1)
+    if right is None:
+        with pytest.raises(UserError, match=rf"ReduceLROnPlateau has mode='{mode}', but {monitor} improves .* or lr_"):
+            trainer.fit(module, digits)
+    else:
+        trainer.fit(module, digits)
+        best = trainer.lr_scheduler_configs[0].scheduler.best
+        assert best == pytest.approx(float(trainer.callback_metrics[monitor]))
+
+
+def test_lightning_without_extras_trains_and_tests(
+    small: Networks, digits: DigitsDataModule, make_trainer: Trainers
+) -> None:
+    bare = pl.Trainer(barebones=True, accelerator="cpu", max_epochs=1, limit_train_batches=2, limit_test_batches=1)
+    for trainer in (bare, make_trainer(log_every_n_steps=0, limit_train_batches=2, max_epochs=1)):
+        module = DistillationModule(small(), small(), teacher_check="off")
+        trainer.fit(module, digits)
+        trainer.test(module, digits)
+        assert trainer.global_step == 2
+
+
+class Blocks(nn.Module):
+    """Named as a Vision Transformer: almost all layers lie in one child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(1, 3))
+        self.embedding = nn.Linear(3, 3)
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)) for _ in range(3)))
+        self.head = nn.Linear(3, 2)
+
+    def no_weight_decay(self) -> set[str]:
+        """Name it as timm does."""
+        return {"position", "head.weight"}
+
+
+def test_each_block_of_a_transformer_has_a_rate_of_its_own() -> None:
+    network = Blocks()
+    groups = layerwise_decay_groups(network, 0.5)
+    scales = {weight: group["lr_scale"] for group in groups for weight in group["params"]}
+    blocks = [scales[block[0].weight] for block in network.blocks]  # type: ignore[index]
+    assert [*blocks, scales[network.head.weight]] == [1 / 8, 1 / 4, 1 / 2, 1]
+    assert scales[network.embedding.weight] == scales[network.position] == 1 / 16
+
+
+def test_a_network_names_weights_that_do_not_decay() -> None:
+    network = Blocks()
+    network_in_module = nn.ModuleDict({"network": network})
+    for groups in (
+        layerwise_decay_groups(network, 0.5),
+        Optimization()
+        .configure(network_in_module, network, pl.Trainer(logger=False, max_epochs=1, max_steps=9))["optimizer"]
+        .param_groups,
+    ):
+        decay = {weight: group.get("weight_decay", 1.0) for group in groups for weight in group["params"]}
+        assert decay[network.position] == decay[network.head.weight] == decay[network.embedding.bias] == 0.0
+        assert decay[network.embedding.weight] > 0

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from kd_lightning.modules.optim import init_momentum_buffers, layerwise_decay_groups, one_cycle, parameter_groups
+from kd_lightning.modules.optim import init_momentum_buffers
+from kd_lightning.modules.parameter_groups import layerwise_decay_groups, parameter_groups
+from kd_lightning.modules.schedule import one_cycle
 
 
 @pytest.mark.parametrize("steps", [7, 10, 100, 1001])

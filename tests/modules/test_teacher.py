@@ -152,7 +152,7 @@ def test_the_learning_rate_ends_with_the_run(small: Networks, digits: DigitsData
     ("options", "message"),
     [
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-        ({"weight_decay": -1.0}, "weight_decay >= 0"),
+        ({"weight_decay": -1.0}, "weight_decay must be >= 0"),
         ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\], got 1.5"),
     ],
 )
