@@ -7,14 +7,16 @@ import pickle
 import socket
 import struct
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.error import HTTPError
 
 import numpy as np
 import pytest
 import torch
 from local_server import Server
+from reading import in_memory
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from kd_lightning.data import CIFAR10DataModule, CIFAR100DataModule
@@ -31,7 +33,8 @@ LABELS = [i % 10 for i in range(26)]  # 20 training images, 6 test images
 class Python2Pickler(pickle._Pickler):
     """Writes strings as Python 2 did, in whose days the files were published."""
 
-    dispatch = pickle._Pickler.dispatch.copy()
+    dispatch: ClassVar[dict[type, Callable[..., None]]] = pickle._Pickler.dispatch.copy()
+    write: Callable[[bytes], Any]  # which pickle._Pickler sets
 
     def save_string(self, value: str | bytes) -> None:
         content = value.encode("latin1") if isinstance(value, str) else value
@@ -93,7 +96,7 @@ def cifar10(server: Server, monkeypatch: pytest.MonkeyPatch) -> type[CIFAR10]:
 
 def assert_is_the_published_one(data: CIFAR10DataModule) -> None:
     for split, rows in (("train", slice(0, 20)), ("test", slice(20, 26)), ("predict", slice(20, 26))):
-        images = data.load(split)
+        images = in_memory(data.load(split))
         assert images.pixels.dtype == torch.uint8
         assert torch.equal(images.pixels, torch.from_numpy(PIXELS[rows].reshape(-1, 3, 32, 32)))
         assert images.pixels.is_contiguous()
@@ -271,7 +274,7 @@ def test_cifar100_is_read_by_its_fine_labels(tmp_path: Path, server: Server, mon
     server.manner = "whole"
     data.prepare_data()
     for split, rows in (("train", slice(0, 20)), ("test", slice(20, 26)), ("predict", slice(20, 26))):
-        images = data.load(split)
+        images = in_memory(data.load(split))
         assert torch.equal(images.pixels, torch.from_numpy(PIXELS[rows].reshape(-1, 3, 32, 32)))
         assert images.labels.tolist() == fine[rows]
     assert data.load("val") is None
@@ -286,7 +289,7 @@ def test_the_class_names_are_known_without_the_files() -> None:
 
 
 @pytest.mark.parametrize("module", [CIFAR10DataModule, CIFAR100DataModule])
-def test_the_real_datasets_are_torchvisions(module: type) -> None:
+def test_the_real_datasets_are_torchvisions(module: type[CIFAR10DataModule | CIFAR100DataModule]) -> None:
     assert module.dataset in (CIFAR10, CIFAR100)
     assert module.dataset.__name__ + "DataModule" == module.__name__
 

@@ -3,8 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import pytest
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from grouped_options import grouped
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.trainer.states import TrainerFn
+from reading import in_epoch, in_memory, on_rank
 from torch import Tensor, nn
 
 from kd_lightning import DigitsDataModule, DomainPairDataModule, TeacherModule
@@ -21,8 +21,7 @@ from kd_lightning.data import Batch, ImageDataModule
 from kd_lightning.data.augmentation.crops import normalize
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.modules.classification import ClassificationModule
-
-ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))
+from kd_lightning.modules.evaluation import Prediction
 
 Trainers = Callable[..., pl.Trainer]
 
@@ -104,10 +103,9 @@ class Both(ClassificationModule):
 
 def rows(pair: DomainPairDataModule, epoch: int, world: int = 1, rank: int = 0) -> list[dict[str, list[int]]]:
     """The samples of each batch of an epoch."""
-    pair.trainer = SimpleNamespace(world_size=world, global_rank=rank, strategy=ON_CPU)
-    loader = pair.train_dataloader()
+    loader = on_rank(pair, world, rank).train_dataloader()
     for part in loader.flattened:
-        part.sampler.set_epoch(epoch)
+        in_epoch(part, epoch)
     return [{domain: part.ids.tolist() for domain, part in batch.items()} for batch, _, _ in loader]
 
 
@@ -120,7 +118,7 @@ def fitted(make_trainer: Trainers, pair: DomainPairDataModule, channels: int = 1
 
 @pytest.mark.parametrize("count", [3, 10, 24, 50, 100])
 def test_an_epoch_is_the_sources_and_the_targets_images_are_seen_equally_often(count: int) -> None:
-    pair, seen = DomainPairDataModule(Domain(26), Domain(count)), Counter()
+    pair, seen = DomainPairDataModule(Domain(26), Domain(count)), Counter[int]()
     for epoch in range(10):
         batches = rows(pair, epoch)
         assert [len(batch[domain]) for batch in batches for domain in ("source", "target")] == [8] * 6
@@ -199,7 +197,7 @@ def test_both_get_one_shape(source: Domain, target: Domain, size: int | None, sh
     assert pair.image_shape == shape
     assert len(pair.mean) == len(pair.std) == shape[0]
     for loader, part in zip(pair.val_dataloader(), (source, target), strict=True):
-        plain = normalize(part.splits["val"].pixels, mean=part.mean, std=part.std)
+        plain = normalize(in_memory(part.splits["val"]).pixels, mean=part.mean, std=part.std)
         expected = F.interpolate(plain, shape[1:], mode="bilinear", antialias=True).expand(-1, shape[0], -1, -1)
         batch = pair.augment(next(iter(loader)))
         torch.testing.assert_close(batch.images, expected, rtol=0, atol=1e-6)
@@ -220,14 +218,15 @@ def test_evaluation_shows_both_in_validation_and_the_target_in_test(make_trainer
     trainer.test(module, pair, verbose=False)
     assert "test" in target.called
     assert "test" not in source.called
-    predictions = trainer.predict(module, pair)
-    assert torch.cat([batch.ids for batch in predictions]).tolist() == list(range(5))
-    for key, size, plain in ((0, 2, source), (1, 3, target), ("test", 3, target)):
+    predictions = cast("list[Prediction]", trainer.predict(module, pair))
+    assert torch.cat([batch.ids for batch in predictions if batch.ids is not None]).tolist() == list(range(5))
+    keys: list[tuple[int | str, int, Domain]] = [(0, 2, source), (1, 3, target), ("test", 3, target)]
+    for key, size, plain in keys:
         batches = module.seen[key]
         assert all(isinstance(batch, Batch) for batch in batches)
         assert [len(batch.ids) for batch in batches] == ([2, 2, 1] if size == 2 else [3, 2])
         assert torch.cat([batch.labels for batch in batches]).tolist() == [2, 1, 0, 1, 2]
-        pixels = plain.splits["test" if key == "test" else "val"].pixels
+        pixels = in_memory(plain.splits["test" if key == "test" else "val"]).pixels
         images = F.interpolate(normalize(pixels, mean=(0.5,), std=(0.2,)), (9, 9), mode="bilinear", antialias=True)
         torch.testing.assert_close(torch.cat([batch.images for batch in batches]), images, rtol=0, atol=1e-6)
 
@@ -249,30 +248,30 @@ def test_a_stage_reads_what_it_needs_and_no_more(stage: Any, ours: set[str], the
 
 
 def test_hooks_and_the_trainer_reach_both(make_trainer: Trainers, tmp_path: Path) -> None:
-    pair, trainer = DomainPairDataModule(Domain(), Domain()), make_trainer()
+    domains = source, target = Domain(), Domain()
+    pair, trainer = DomainPairDataModule(source, target), make_trainer()
     assert pair.trainer is pair.source.trainer is None
     trainer.fit(Both(), pair)
     path = tmp_path / "x.ckpt"
     trainer.save_checkpoint(path)
-    for part in (pair.source, pair.target):
+    for part in domains:
         assert part.trainer is pair.trainer is trainer
         assert part.called[0] == "prepare"
         assert ("teardown", TrainerFn.FITTING) in part.called
-    again = DomainPairDataModule(Domain(7), Domain(8))
-    make_trainer(max_epochs=2).fit(Both(), again, ckpt_path=path, weights_only=True)
-    assert {"count": 24} in again.source.called
-    assert {"count": 24} in again.target.called
+    resumed = Domain(7), Domain(8)
+    make_trainer(max_epochs=2).fit(Both(), DomainPairDataModule(*resumed), ckpt_path=path, weights_only=True)
+    assert all({"count": 24} in part.called for part in resumed)
     error = ValueError("x")
     pair.on_exception(error)
-    assert pair.source.called[-1] is pair.target.called[-1] is error
+    assert source.called[-1] is target.called[-1] is error
     states = DomainPairDataModule(Domain(7), Domain(8)).state_dict()
     assert states == {"source": {"count": 7}, "target": {"count": 8}}
     pair.load_state_dict(states)
-    assert pair.source.called[-1] == {"count": 7}
-    assert pair.target.called[-1] == {"count": 8}
+    assert source.called[-1] == {"count": 7}
+    assert target.called[-1] == {"count": 8}
 
 
-def test_what_modules_and_callbacks_ask_of_it() -> None:
+def test_what_modules_and_callbacks_ask_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = DomainPairDataModule(
         Domain(batch_size=4, mixup=0.2, cutmix=0.1, views=3), Domain(names=(), labels=[-1] * 24, own_val=False)
     )
@@ -285,7 +284,7 @@ def test_what_modules_and_callbacks_ask_of_it() -> None:
     assert pair.splits["target/train"] is pair.target.splits["train"]
     pair.predict_split = "train"
     assert pair.target.predict_split == pair.predict_split == "train"
-    pair.target.image_name = lambda split, sample: f"{split} {sample}"
+    monkeypatch.setattr(pair.target, "image_name", lambda split, sample: f"{split} {sample}")
     assert pair.image_name("predict", 3) == "predict 3"
 
 
@@ -356,14 +355,14 @@ def test_an_unlabelled_target_is_validated_on(make_trainer: Trainers) -> None:
 def test_domains_that_do_not_fit_together_are_refused_before_they_are_read(
     source: dict[str, Any], target: dict[str, Any], message: str
 ) -> None:
-    pair = DomainPairDataModule(Domain(**source), Domain(**target))
+    domains = Domain(**source), Domain(**target)
     with pytest.raises(ValueError, match=f"^{message}$"):
-        pair.setup("fit")
-    assert pair.source.called == pair.target.called == []
+        DomainPairDataModule(*domains).setup("fit")
+    assert [part.called for part in domains] == [[], []]
 
 
 @pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0}])
-def test_a_target_that_mixes_labels_is_refused(options: dict[str, float]) -> None:
+def test_a_target_that_mixes_labels_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^mixup and CutMix mix labels, but the target has none; set both to 0"):
         DomainPairDataModule(Domain(), Domain(**options))
 
@@ -433,11 +432,9 @@ def test_no_size_is_refused() -> None:
 
 def test_a_checkpoint_holds_plain_data_of_both(make_trainer: Trainers, tmp_path: Path) -> None:
     pair = DomainPairDataModule(DigitsDataModule(batch_size=500), DigitsDataModule(seed=3))
-    trainer = make_trainer(max_steps=1)
-    trainer.strategy.connect(Both())
-    trainer.datamodule = pair
-    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
-    torch.save(checkpoint, tmp_path / "x.ckpt")
+    trainer = make_trainer(max_steps=1, limit_val_batches=0)
+    trainer.fit(Ten(inputs=64), pair)
+    trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=True)
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["datamodule_hyper_parameters"]
     assert (saved["source"]["batch_size"], saved["target"]["seed"], saved["size"]) == (500, 3, None)
 
@@ -477,9 +474,9 @@ def test_it_is_built_from_yaml_and_its_checkpoints_stay_plain(tmp_path: Path, mo
 class Ten(Both):
     """Ten classes."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = 81) -> None:
         super().__init__()
-        self.network = nn.Sequential(nn.Flatten(), nn.Linear(81, 10))
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10))
 
 
 class Save(pl.Callback):
@@ -501,10 +498,10 @@ def test_a_run_goes_on_within_an_epoch_to_the_same_batches_and_bits(
     def run(callbacks: list[pl.Callback], path: Path | None = None) -> Both:
         torch.manual_seed(1 if path is None else 99)
         module = Both()
-        module.network[2].reset_parameters()
         pair = DomainPairDataModule(Domain(26), Domain(count, padding=2))
         make_trainer(max_epochs=3, callbacks=callbacks).fit(module, pair, ckpt_path=path, weights_only=True)
-        assert any(isinstance(callback, ExactResume) for callback in module.trainer.callbacks)
+        callbacks = module.trainer.callbacks  # type: ignore[attr-defined]
+        assert any(isinstance(callback, ExactResume) for callback in callbacks)
         return module
 
     save = Save(tmp_path)
@@ -530,14 +527,15 @@ class WriteIds(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         seen = pl_module.seen
         batches = [{domain: part.ids for domain, part in batch.items()} for batch in seen["train"]]
-        evaluated = {key: torch.cat([batch.ids for batch in seen[key]]) for key in (0, 1)}
-        torch.save({"train": batches, **evaluated}, self.folder / f"{trainer.global_rank}.pt")
+        evaluated: dict[Any, Tensor] = {key: torch.cat([batch.ids for batch in seen[key]]) for key in (0, 1)}
+        torch.save({"train": batches} | evaluated, self.folder / f"{trainer.global_rank}.pt")
 
 
 @pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier|nn.parallel).*")
 def test_two_processes_see_what_one_does(make_trainer: Trainers, tmp_path: Path) -> None:
-    found = {}
-    for world, options in ((1, {}), (2, {"strategy": "ddp_fork", "devices": 2})):
+    found: dict[int, list[dict[Any, Any]]] = {}
+    settings: dict[int, dict[str, Any]] = {1: {}, 2: {"strategy": "ddp_fork", "devices": 2}}
+    for world, options in settings.items():
         folder = tmp_path / str(world)
         folder.mkdir()
         pair = DomainPairDataModule(Domain(26, batch_size=8 // world), Domain(11))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from grouped_options import grouped
 from PIL import Image
+from reading import in_memory
 from torch import Tensor
 
 from kd_lightning.data import Batch, ImageFolderDataModule
@@ -53,7 +54,7 @@ def batches(data: ImageFolderDataModule, split: str, epoch: int = 0) -> list[Bat
 def test_folders_become_labels_and_files_keep_their_pixels(root: Path) -> None:
     data = ImageFolderDataModule(str(root))
     data.setup("fit")
-    images = data.splits["train"]
+    images = in_memory(data.splits["train"])
     assert set(data.splits) == {"train"}
     assert data.classes == ("ant", "bee")
     assert data.image_shape == (3, 6, 8)
@@ -126,7 +127,7 @@ def test_images_of_other_colours_become_rgb(root: Path, mode: str) -> None:
     file = draw(root / "train" / "ant" / f"other.{suffix}", mode=mode)
     with Image.open(file) as image:
         assert image.mode == mode
-    images = ImageFolderDataModule(str(root)).load("train")
+    images = in_memory(ImageFolderDataModule(str(root)).load("train"))
     assert images.pixels.shape == (17, 3, 6, 8)
     assert torch.equal(images.pixels[6], pixels(file))
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from local_server import Server
+from reading import in_epoch, in_memory
 from torchvision.datasets import MNIST
 
 from kd_lightning.data import DigitsDataModule, MNISTDataModule, USPSDataModule
@@ -61,7 +62,7 @@ def mnist(server: Server, monkeypatch: pytest.MonkeyPatch) -> type[MNIST]:
 
 def assert_is_the_written_one(data: MNISTDataModule) -> None:
     for split, name in (("train", "train"), ("test", "t10k"), ("predict", "t10k")):
-        images = data.load(split)
+        images = in_memory(data.load(split))
         assert torch.equal(images.pixels, torch.from_numpy(IMAGES[name])[:, None])
         assert torch.equal(images.labels, torch.from_numpy(LABELS[name]).long())
     assert data.load("val") is None
@@ -78,22 +79,21 @@ def test_files_that_are_there_are_read_to_the_bit_without_a_download(laid_out: P
 def test_views_are_cropped_normalised_and_not_mirrored(laid_out: Path) -> None:
     data = MNISTDataModule(str(laid_out), batch_size=20, val_fraction=0.5)
     stored = next(iter(data.train_dataloader()))
-    plain = data.splits["train"].pixels[stored.ids]
+    plain = in_memory(data.splits["train"]).pixels[stored.ids]
     padded = torch.nn.functional.pad(plain, (2, 2, 2, 2))
     shifts = torch.stack([padded[:, :, y : y + 28, x : x + 28] for y in range(5) for x in range(5)])
     assert (shifts == data.pixels(stored)).flatten(2).all(2).any(0).all()
     expected = (data.pixels(stored).double() / 255 - 0.1307) / 0.3081
     torch.testing.assert_close(data.augment(stored).images.double(), expected, rtol=0, atol=1e-6)
     val = data.augment(next(iter(data.val_dataloader())))
-    assert torch.equal(val.images, normalize(data.splits["train"].pixels[val.ids], mean=(0.1307,), std=(0.3081,)))
+    pixels = in_memory(data.splits["train"]).pixels[val.ids]
+    assert torch.equal(val.images, normalize(pixels, mean=(0.1307,), std=(0.3081,)))
     assert not set(val.ids.tolist()) & set(stored.ids.tolist())
 
 
 def test_ids_number_views(laid_out: Path) -> None:
     data = MNISTDataModule(str(laid_out), views=3)
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(4)
-    stored = next(iter(loader))
+    stored = next(iter(in_epoch(data.train_dataloader(), 4)))
     assert torch.equal(data.augment(stored).ids, stored.ids * 3 + 1)
 
 
@@ -101,7 +101,7 @@ def test_images_are_resized_and_coloured_when_they_are_read(laid_out: Path) -> N
     data = MNISTDataModule(str(laid_out), size=32, channels=3)
     data.setup("test")
     batch = data.augment(next(iter(data.test_dataloader())))
-    assert data.splits["test"].pixels.shape == (9, 3, 32, 32)
+    assert in_memory(data.splits["test"]).pixels.shape == (9, 3, 32, 32)
     assert batch.images.shape[1:] == data.image_shape == (3, 32, 32)
     assert torch.equal(batch.images[:, 0], batch.images[:, 2])
     assert (data.mean, data.std) == ((0.1307,) * 3, (0.3081,) * 3)
@@ -184,7 +184,7 @@ def test_the_script_lays_digits_out(tmp_path: Path) -> None:
         assert "10 images to test, by class: [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]" in done.stdout
     data = MNISTDataModule(str(tmp_path / "data"))
     data.prepare_data()
-    splits = [data.load(split) for split in ("train", "test")]
+    splits = [in_memory(data.load(split)) for split in ("train", "test")]
     rows = [
         (*image.flatten().tolist(), label)
         for split in splits
@@ -198,4 +198,4 @@ def test_the_script_lays_digits_out(tmp_path: Path) -> None:
     refused = run_script(*arguments, "--seed", 1)
     assert refused.returncode == 1
     assert "exists with other content; remove it, or give another --root." in refused.stderr
-    assert torch.equal(data.load("test").pixels, splits[1].pixels)
+    assert torch.equal(in_memory(data.load("test")).pixels, splits[1].pixels)

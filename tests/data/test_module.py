@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +9,7 @@ import pytest
 import torch
 from grouped_options import grouped
 from lightning.pytorch.trainer.states import TrainerFn
+from reading import in_epoch, in_memory, on_rank
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -17,8 +17,6 @@ from kd_lightning.data import Batch, ImageDataModule
 from kd_lightning.data.augmentation.crops import normalize
 from kd_lightning.data.batch import RawBatch
 from kd_lightning.data.image_set import ImageSet
-
-ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))
 
 LABELS = [0] * 20 + [1] * 12 + [2] * 8
 
@@ -43,15 +41,12 @@ class Toy(ImageDataModule):
 
 
 def train_batches(data: Toy, epoch: int, world: int = 1, rank: int = 0) -> list[RawBatch]:
-    data.trainer = SimpleNamespace(world_size=world, global_rank=rank, strategy=ON_CPU)
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(epoch)
-    return list(loader)
+    return list(in_epoch(on_rank(data, world, rank).train_dataloader(), epoch))
 
 
 def views(data: Toy, epoch: int, ranks: int = 1) -> dict[int, Tensor]:
     """The view of each sample of an epoch."""
-    seen = {}
+    seen: dict[int, Tensor] = {}
     for rank in range(ranks):
         for batch in train_batches(data, epoch, ranks, rank):
             seen |= dict(zip(batch.ids.tolist(), data.pixels(batch), strict=True))
@@ -220,7 +215,7 @@ def test_ids_number_the_full_stored_set() -> None:
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for stored in loader:
             batch = data.augment(stored)
-            pixels = data.splits["train"].pixels[batch.ids]
+            pixels = in_memory(data.splits["train"]).pixels[batch.ids]
             assert torch.equal(batch.images, normalize(pixels, mean=data.mean, std=data.std))
             assert batch.labels.tolist() == [LABELS[sample] for sample in batch.ids]
             assert batch.ids.dtype == torch.int64
@@ -231,7 +226,7 @@ def test_evaluation_shows_plain_images_in_order() -> None:
     for split in ("val", "test", "predict"):
         loader = getattr(data, f"{split}_dataloader")()
         batches = [data.augment(batch) for batch in loader]
-        expected = normalize(data.splits[split].pixels, mean=data.mean, std=data.std)
+        expected = normalize(in_memory(data.splits[split]).pixels, mean=data.mean, std=data.std)
         assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
         assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(9))
 
@@ -280,14 +275,12 @@ def test_a_batch_larger_than_the_set_is_the_set() -> None:
 def test_evaluation_counts_each_image_once_on_any_number_of_ranks(world: int) -> None:
     seen = []
     for rank in range(world):
-        data = Toy(batch_size=2)
-        data.trainer = SimpleNamespace(world_size=world, global_rank=rank, strategy=ON_CPU)
-        seen += ids(data.test_dataloader())
+        seen += ids(on_rank(Toy(batch_size=2), world, rank).test_dataloader())
     assert sorted(seen) == list(range(9))
 
 
 @pytest.mark.parametrize("alphas", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
-def test_mixed_labels_are_shares_in_training_only(alphas: dict[str, float]) -> None:
+def test_mixed_labels_are_shares_in_training_only(alphas: dict[str, Any]) -> None:
     data, plain = Toy(**alphas), Toy()
     for loader in (data.val_dataloader(), data.test_dataloader()):
         for stored in loader:
@@ -329,8 +322,7 @@ def test_a_share_without_an_image_is_refused() -> None:
 
 
 def test_more_processes_than_images_are_refused() -> None:
-    data = Toy()
-    data.trainer = SimpleNamespace(world_size=10, global_rank=0, strategy=ON_CPU)
+    data = on_rank(Toy(), 10, 0)
     with pytest.raises(ValueError, match=r"^9 'test' images are too few for 10 processes; use fewer\.$"):
         data.test_dataloader()
 

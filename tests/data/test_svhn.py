@@ -9,6 +9,7 @@ import pytest
 import scipy.io
 import torch
 from local_server import Server
+from reading import in_memory
 from torchvision.datasets import SVHN
 
 from kd_lightning.data import Augmentation, SVHNDataModule
@@ -42,7 +43,7 @@ def svhn(server: Server, monkeypatch: pytest.MonkeyPatch) -> type[SVHN]:
 
 def assert_is_the_written_one(data: SVHNDataModule) -> None:
     for split, rows in ROWS.items():
-        images = data.load(split)
+        images = in_memory(data.load(split))
         assert torch.equal(images.pixels, torch.from_numpy(IMAGES[rows]))
         assert images.pixels.is_contiguous()
         assert (images.labels.tolist(), images.labels.dtype) == (LABELS[rows], torch.int64)
@@ -91,13 +92,13 @@ def test_views_are_normalised_resized_and_not_mirrored(tmp_path: Path, svhn: typ
     data.prepare_data()
     stored = next(iter(data.train_dataloader()))
     mean, std = torch.tensor([[0.4377, 0.4438, 0.4728], [0.1980, 0.2010, 0.1970]]).double()[:, :, None, None]
-    expected = (data.splits["train"].pixels[stored.ids].double() / 255 - mean) / std
+    expected = (in_memory(data.splits["train"]).pixels[stored.ids].double() / 255 - mean) / std
     torch.testing.assert_close(data.augment(stored).images.double(), expected, rtol=0, atol=1e-6)
     assert data.image_shape == (3, 32, 32)
     data = SVHNDataModule(str(tmp_path), size=28, channels=1)
     images = data.augment(next(iter(data.test_dataloader()))).images
     assert images.shape[1:] == data.image_shape == (1, 28, 28)
-    assert data.splits["test"].pixels.shape == (9, 1, 28, 28)
+    assert in_memory(data.splits["test"]).pixels.shape == (9, 1, 28, 28)
     assert data.mean == pytest.approx((0.4453,), abs=1e-4)
 
 

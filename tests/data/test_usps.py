@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from local_server import Server
+from reading import in_memory
 from torchvision.datasets import USPS
 
 from kd_lightning.data import Augmentation, USPSDataModule
@@ -43,7 +44,7 @@ def usps(server: Server, monkeypatch: pytest.MonkeyPatch) -> type[USPS]:
 
 def assert_is_the_written_one(data: USPSDataModule) -> None:
     for split, rows in ROWS.items():
-        images = data.load(split)
+        images = in_memory(data.load(split))
         assert torch.equal(images.pixels, torch.from_numpy(IMAGES[rows].reshape(-1, 1, 16, 16)))
         assert (images.labels.tolist(), images.labels.dtype) == (LABELS[rows], torch.int64)
     assert data.load("val") is None
@@ -88,13 +89,13 @@ def test_views_are_normalised_resized_and_not_mirrored(tmp_path: Path, usps: typ
     data = USPSDataModule(str(tmp_path), batch_size=10, augmentation=Augmentation(padding=0), val_fraction=0.5)
     data.prepare_data()
     stored = next(iter(data.train_dataloader()))
-    expected = (data.splits["train"].pixels[stored.ids].double() / 255 - 0.2469) / 0.2989
+    expected = (in_memory(data.splits["train"]).pixels[stored.ids].double() / 255 - 0.2469) / 0.2989
     torch.testing.assert_close(data.augment(stored).images.double(), expected, rtol=0, atol=1e-6)
     assert data.image_shape == (1, 16, 16)
     data = USPSDataModule(str(tmp_path), size=28, channels=3)
     images = data.augment(next(iter(data.test_dataloader()))).images
     assert images.shape[1:] == data.image_shape == (3, 28, 28)
-    assert data.splits["test"].pixels.shape == (9, 3, 28, 28)
+    assert in_memory(data.splits["test"]).pixels.shape == (9, 3, 28, 28)
 
 
 def test_the_real_dataset_is_torchvisions() -> None:

@@ -1,7 +1,6 @@
 """V fixed views of each image, that go round with the epochs, on the digits and on files that the tests draw."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,13 +8,12 @@ import pytest
 import torch
 from grouped_options import grouped
 from PIL import Image
+from reading import in_epoch, in_memory, on_rank
 from torch import Tensor
 
 from kd_lightning.data import Batch, DigitsDataModule, ImageDataModule, ImageFolderDataModule
 from kd_lightning.data.augmentation.crops import normalize
 from kd_lightning.data.image_set import ImageFiles, ImageSet
-
-ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))
 
 Views = dict[int, Tensor]
 """The images of an epoch by their ids."""
@@ -25,15 +23,8 @@ def digits(**options: Any) -> DigitsDataModule:
     return DigitsDataModule(**grouped(**{"batch_size": 115} | options))
 
 
-def on_rank(data: ImageDataModule, world: int, rank: int) -> ImageDataModule:
-    data.trainer = SimpleNamespace(world_size=world, global_rank=rank, strategy=ON_CPU)  # type: ignore[assignment]
-    return data
-
-
 def batches(data: ImageDataModule, epoch: int) -> list[Batch]:
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-    return [data.augment(batch) for batch in loader]
+    return [data.augment(batch) for batch in in_epoch(data.train_dataloader(), epoch)]
 
 
 def shown(data: ImageDataModule, epoch: int) -> Views:
@@ -104,7 +95,7 @@ def test_one_view_is_shown_in_every_epoch() -> None:
 
 def test_views_without_augmentation_are_the_images() -> None:
     data = digits(views=2, padding=0)
-    pixels = normalize(data.load("train").pixels, mean=data.mean, std=data.std)  # type: ignore[union-attr, arg-type]
+    pixels = normalize(in_memory(data.load("train")).pixels, mean=data.mean, std=data.std)
     for epoch in (0, 1):
         for name, image in shown(data, epoch).items():
             assert torch.equal(image, pixels[name // 2])
@@ -125,7 +116,7 @@ def test_views_depend_on_the_view_seed_and_not_on_the_seed_batch_or_rank() -> No
 @pytest.mark.parametrize("views", [1, 2, 5])
 def test_ids_are_of_the_sample_and_the_view(views: int) -> None:
     data = digits(views=views)
-    labels = data.load("train").labels  # type: ignore[union-attr]
+    labels = in_memory(data.load("train")).labels
     for epoch in (0, 1, views, 3 * views + 1):
         for batch in batches(data, epoch):
             assert (batch.ids % views == epoch % views).all()
@@ -134,7 +125,7 @@ def test_ids_are_of_the_sample_and_the_view(views: int) -> None:
 
 def test_without_views_ids_are_the_samples_and_every_epoch_is_new() -> None:
     data = digits()
-    labels = data.load("train").labels  # type: ignore[union-attr]
+    labels = in_memory(data.load("train")).labels
     for epoch in (0, 1, 4):
         for batch in batches(data, epoch):
             assert torch.equal(labels[batch.ids], batch.labels)
@@ -224,9 +215,7 @@ def test_a_fingerprint_names_what_decides_the_views(change: dict[str, Any], name
 def test_one_pixel_changes_the_fingerprint() -> None:
     data = digits(views=2)
     before = data.fingerprint()
-    pixels = data.splits["train"].pixels
-    assert pixels is not None
-    pixels[700, 0, 3, 3] ^= 1
+    in_memory(data.splits["train"]).pixels[700, 0, 3, 3] ^= 1
     assert data.fingerprint() == before | {"images": data.fingerprint()["images"]} != before
 
 

@@ -71,7 +71,7 @@ def test_mix_labels_what_it_shows(alphas: tuple[float, float], kinds: str) -> No
     images, labels = batch(count)
     mixed, targets = mix(images, labels, torch.arange(count) + 7, seed=3, epoch=2, **mixing(*alphas))
     torch.testing.assert_close(targets.sum(1), torch.ones(count))
-    seen = []
+    seen: list[str] = []
     for i in range(count):
         own = (targets[i] @ labels[i]).item()  # neighbours are of different classes
         ours, theirs = mixed[i] == images[i], mixed[i] == images[i - 1]
