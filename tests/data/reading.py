@@ -1,7 +1,7 @@
 """Reading a data module as a trainer does: the stored splits, and the loaders of a rank and an epoch."""
 
 from types import SimpleNamespace
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
 import torch
@@ -11,7 +11,7 @@ from kd_lightning.data.image_set import ImageFiles, ImageSet
 from kd_lightning.data.sampler import EpochSampler
 
 DataModule = TypeVar("DataModule", bound=pl.LightningDataModule)
-Loader = TypeVar("Loader", bound=DataLoader)
+Loader = TypeVar("Loader", bound=DataLoader[Any])
 
 
 def in_memory(images: ImageSet | ImageFiles | None) -> ImageSet:

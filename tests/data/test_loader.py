@@ -21,7 +21,7 @@ COUNT, SIZE = 40, 4
 LENGTH = 10
 
 
-class Places(Dataset):
+class Places(Dataset[tuple[int, int]]):
     def __len__(self) -> int:
         return COUNT
 

@@ -53,7 +53,7 @@ def views(data: Toy, epoch: int, ranks: int = 1) -> dict[int, Tensor]:
     return seen
 
 
-def ids(loader: DataLoader) -> list[int]:
+def ids(loader: DataLoader[RawBatch]) -> list[int]:
     return [sample for batch in loader for sample in batch.ids.tolist()]
 
 

@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from kd_lightning import Checkpoint, DigitsDataModule, DistillationModule
 from kd_lightning.export import Inference, OnnxClassifier, export_network
 from kd_lightning.export.network import SUFFIXES, Format
-from kd_lightning.networks import DataConfig, ResNet, from_checkpoint, reuse_teacher_classifier
+from kd_lightning.networks import DataConfig, ResNet, from_checkpoint, reuse_teacher_classifier, set_data_config
 from kd_lightning.runs.run import Run
 
 Command = Callable[..., str]
@@ -61,7 +62,7 @@ def test_images(best: Path) -> tuple[Tensor, Tensor]:
 
 def network_of(blocks: list[int], widths: list[int]) -> ResNet:
     network = ResNet(blocks, widths, in_channels=1).eval()
-    network.data_config = DataConfig.of([0.5], [0.25])
+    set_data_config(network, DataConfig.of([0.5], [0.25]))
     return network
 
 
@@ -171,10 +172,18 @@ def test_int8_is_calibrated_on_training_images(
     best: Path, kd: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    images = Run.images
-    monkeypatch.setattr(Run, "images", lambda run, split, **count: (read.append(split), images(run, split, **count))[1])
-    load = DigitsDataModule.load
-    monkeypatch.setattr(DigitsDataModule, "load", lambda self, split: (read.append(split), load(self, split))[1])
+    images, load = Run.images, DigitsDataModule.load
+
+    def recorded_images(run: Run, split: str, **count: Any) -> Any:
+        read.append(split)
+        return images(run, split, **count)
+
+    def recorded_load(data: DigitsDataModule, split: str) -> Any:
+        read.append(split)
+        return load(data, split)
+
+    monkeypatch.setattr(Run, "images", recorded_images)
+    monkeypatch.setattr(DigitsDataModule, "load", recorded_load)
     kd("export", str(best), "--int8", "-o", str(tmp_path / "small.onnx"))
     assert set(read) == {"train", "val"}
     seen = Run.find(best).images("train", count=200)
@@ -267,7 +276,7 @@ def test_a_table_that_is_there_is_refused_first(there: str, small: Path, kd: Com
 def test_a_grafted_student_takes_the_classifier_along(tmp_path: Path) -> None:
     backbone, teacher = ResNet([1, 1], [4, 8], in_channels=1), ResNet([1, 1], [8, 16], in_channels=1)
     student = reuse_teacher_classifier(backbone, teacher.fc).eval()
-    student.data_config = DataConfig.of([0.5], [0.25])
+    set_data_config(student, DataConfig.of([0.5], [0.25]))
     images = torch.rand(40, 1, 8, 8)
     export_network(student, tmp_path / "student.onnx", images)
     initializers = onnx.load(tmp_path / "student.onnx").graph.initializer

@@ -16,7 +16,7 @@ def alone(place: Path) -> bool:
     return [path.name for path in place.parent.iterdir()] == [place.name]
 
 
-def child(code: str, place: Path) -> subprocess.CompletedProcess:
+def child(code: str, place: Path) -> subprocess.CompletedProcess[bytes]:
     head = "import os, signal, sys\nfrom pathlib import Path\nfrom kd_lightning.files.atomic import atomic_write\n"
     return subprocess.run(
         [sys.executable, "-c", f"{head}place = Path(sys.argv[1])\n{code}", place], capture_output=True

@@ -14,6 +14,7 @@ from torch import Tensor
 from kd_lightning.features import Outputs
 from kd_lightning.losses import (
     AdversarialLoss,
+    AlignmentLoss,
     ContrastiveLoss,
     CoralLoss,
     CorrelationLoss,
@@ -190,7 +191,7 @@ def test_not_active_returns_the_same_tensors(ranks: Ranks) -> None:
     assert ranks(2, work) == [True, True]
 
 
-LOSSES: list[DistillationLoss] = [
+LOSSES: list[DistillationLoss | AlignmentLoss] = [
     SimilarityLoss(student_layers=["avgpool"]),
     ProbabilisticLoss(),
     RelationalLoss(),
@@ -204,7 +205,8 @@ LOSSES: list[DistillationLoss] = [
     KernelMeanMatchingLoss(),
 ]
 
-ADAPTATION: list[DistillationLoss] = [
+Adaptation = MMDLoss | CoralLoss | AdversarialLoss | ReweightedLoss | KernelMeanMatchingLoss
+ADAPTATION: list[Adaptation] = [
     MMDLoss(layers=["a", "b"]),
     CoralLoss(layers=["a"]),
     AdversarialLoss(layers=["a", "b"], hidden=4),
@@ -215,7 +217,7 @@ ADAPTATION: list[DistillationLoss] = [
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
-def test_in_eval_mode_a_rank_is_alone(ranks: Ranks, loss: DistillationLoss) -> None:
+def test_in_eval_mode_a_rank_is_alone(ranks: Ranks, loss: DistillationLoss | AlignmentLoss) -> None:
     """Ranks may evaluate different numbers of batches: only one of them calls here."""
     student, teacher = (Outputs(torch.randn(6, 5), {"avgpool": torch.randn(6, 3)}) for _ in range(2))
     loss.build(student, teacher)
@@ -231,7 +233,7 @@ def test_in_eval_mode_a_rank_is_alone(ranks: Ranks, loss: DistillationLoss) -> N
 @pytest.mark.parametrize("loss", ADAPTATION, ids=lambda loss: type(loss).__name__)
 @pytest.mark.parametrize("sizes", [((4, 4), (4, 4)), ((3, 5), (6, 2))], ids=str)
 def test_two_ranks_adapt_as_one_process_does(
-    ranks: Ranks, loss: DistillationLoss, sizes: tuple[tuple[int, int], tuple[int, int]]
+    ranks: Ranks, loss: Adaptation, sizes: tuple[tuple[int, int], tuple[int, int]]
 ) -> None:
     """Value, metrics and the gradient of the network and of the learned parts, after DDP's averaging."""
     images, weight = torch.randn(2, 8, 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
@@ -260,14 +262,14 @@ def test_two_ranks_adapt_as_one_process_does(
             tensor /= 2
         return found
 
-    single = step(*images, labels)
+    single = step(images[0], images[1], labels)
     for found in ranks(2, work):
         for tensor, expected in zip(found, single, strict=True):
             torch.testing.assert_close(tensor, expected, rtol=1e-9, atol=1e-12)
     if type(loss) is not AdversarialLoss:  # which is a mean over samples
-        loss.gather = False  # type: ignore[assignment]
+        loss.gather = False
         assert not torch.allclose(ranks(2, work)[0][0], single[0], rtol=1e-6)
-        loss.gather = True  # type: ignore[assignment]
+        loss.gather = True
 
 
 def test_a_group_of_one_returns_the_same_tensors(ranks: Ranks) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses import AdversarialLoss, adversarial_loss, reverse_gradient
@@ -184,6 +184,7 @@ def test_the_network_gets_the_reversed_gradient_and_the_discriminator_its_own(
         torch.testing.assert_close(outputs_.features["a"].grad, -strength * gradient)
         assert outputs_.logits.grad is None or (outputs_.logits.grad == 0).all()  # predictions are given as constants
     for found, gradient in zip(learned, plain[2:], strict=True):
+        assert found is not None
         torch.testing.assert_close(found, gradient)
         assert found.abs().sum() > 0
 
@@ -202,10 +203,12 @@ def test_the_gradient_through_the_entropy_is_reversed_as_well() -> None:
 def test_the_accuracy_is_the_mean_of_both_domains() -> None:
     source, target = outputs(3, 4.0, a=(1,)), outputs(50, -4.0, a=(1,))
     loss = built(AdversarialLoss(layers=["a"], hidden=1), source, target)
+    last = loss.get_submodule("discriminators.0.4")
+    assert isinstance(last, nn.Linear)
     with torch.no_grad():
         for parameter in loss.parameters():
             parameter.fill_(1.0 if parameter.dim() == 2 else 0.0)
-        loss.discriminators[0][4].bias.fill_(-1.0)  # who is above 1 is of the source
+        last.bias.fill_(-1.0)  # who is above 1 is of the source
         source.features["a"].copy_(torch.tensor([[2.0], [2.0], [0.0]]))
         target.features["a"].fill_(0.0)[:10] = 2.0
     loss(source, target, _LABELS[:3])

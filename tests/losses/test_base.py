@@ -135,5 +135,7 @@ def test_metrics_are_empty_each_losses_own_and_no_part_of_its_state() -> None:
     assert loss.state_dict() == {}
     owner = nn.ModuleDict({"loss": loss})
     for copied in (copy.deepcopy(owner), pickle.loads(pickle.dumps(owner)), AveragedModel(owner).module):
-        assert copied["loss"].metrics["fraction"] == 0.5
-        assert copied["loss"].metrics is not loss.metrics
+        copied_loss = copied.get_submodule("loss")
+        assert isinstance(copied_loss, Difference)
+        assert copied_loss.metrics["fraction"] == 0.5
+        assert copied_loss.metrics is not loss.metrics

@@ -231,7 +231,7 @@ def test_defaults() -> None:
         ({"ridge": 0.0}, r"^ridge must be >= 0\.0001, got 0\.0\.$"),
     ],
 )
-def test_errors(options: dict[str, float], message: str) -> None:
+def test_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kernel_mean_matching(*pair(), **options)
     with pytest.raises(ValueError, match=message):

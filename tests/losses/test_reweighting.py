@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses import ReweightedLoss, density_ratio, effective_sample_size, hard_target_loss
@@ -45,6 +45,13 @@ def odds_of(loss: ReweightedLoss, source: Outputs, target: Outputs) -> Tensor:
     rows = (rows - rows.mean(0)) / rows.std(0, correction=0) / rows.shape[1] ** 0.5
     with torch.no_grad():
         return loss.classifiers[0](rows).squeeze(1)
+
+
+def linear_layer(loss: ReweightedLoss, index: int) -> nn.Linear:
+    """A linear layer of the classifier."""
+    layer = loss.get_submodule(f"classifiers.0.{index}")
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 def test_the_ratio_is_bayes_rule() -> None:
@@ -132,13 +139,14 @@ def test_the_term_is_written_out(labels: Tensor) -> None:
     source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
     loss = ReweightedLoss(layer="a", label_smoothing=0.1, bound=1.5, penalty=0.3)
     loss.build(source, target)
-    torch.nn.init.normal_(loss.classifiers[0][0].weight)
-    torch.nn.init.normal_(loss.classifiers[0][0].bias)
+    layer = linear_layer(loss, 0)
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
     odds = odds_of(loss, source, target)
     weights = density_ratio(odds[:5], source_size=5, target_size=7, bound=1.5)
     expected = hard_target_loss(source.logits, labels, label_smoothing=0.1, weights=weights)
     expected += F.binary_cross_entropy_with_logits(odds, torch.tensor([1.0] * 5 + [0.0] * 7))
-    expected += 0.15 * loss.classifiers[0][0].weight.square().sum()
+    expected += 0.15 * layer.weight.square().sum()
     torch.testing.assert_close(loss(source, target, labels), expected)
     torch.testing.assert_close(loss.metrics["effective_sample_size"], effective_sample_size(weights))
     right = (odds[:5] > 0).sum() + (odds[5:] <= 0).sum()
@@ -150,7 +158,7 @@ def test_the_error_of_a_classifier_in_half_precision_is_computed_in_float32(dtyp
     source, target = outputs(50, a=(3,)), outputs(70, a=(3,))
     loss = ReweightedLoss(layer="a", penalty=0.0)
     loss.build(source, target)
-    torch.nn.init.normal_(loss.classifiers[0][0].weight)
+    nn.init.normal_(linear_layer(loss, 0).weight)
     loss.to(dtype)
     rows = torch.cat([source.features["a"], target.features["a"]])
     rows = (rows - rows.mean(0)) / rows.std(0, correction=0) / 3**0.5
@@ -164,7 +172,7 @@ def test_features_are_not_moved_and_weights_are_constants() -> None:
     source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
     loss = ReweightedLoss(layer="a")
     loss.build(source, target)
-    torch.nn.init.normal_(loss.classifiers[0][0].weight)
+    nn.init.normal_(linear_layer(loss, 0).weight)
     loss(source, target, _LABELS).backward()
     assert source.features["a"].grad is None
     assert target.features["a"].grad is None
@@ -199,7 +207,7 @@ def test_a_shift_or_a_factor_on_all_features_changes_nothing() -> None:
     source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
     loss = ReweightedLoss(layer="a", hidden=4)
     loss.build(source, target)
-    torch.nn.init.normal_(loss.classifiers[0][2].weight)
+    nn.init.normal_(linear_layer(loss, 2).weight)
     term = loss(source, target, _LABELS)
     moved = [o._replace(features={"a": 100 * o.features["a"] - 7}) for o in (source, target)]
     torch.testing.assert_close(loss(*moved, _LABELS), term, rtol=1e-4, atol=1e-5)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kd_lightning.networks import ResNet
-from kd_lightning.networks.channel_slicing import select, select_entries, slice_to, tensor_shapes
+from kd_lightning.networks.channel_slicing import select, select_entries, slice_to, sliced_shapes, tensor_shapes
 
 
 def test_a_network_becomes_as_narrow_as_another() -> None:
@@ -14,9 +14,10 @@ def test_a_network_becomes_as_narrow_as_another() -> None:
     wide.load_state_dict(small.state_dict())
     images = torch.rand(2, 3, 8, 8)
     assert torch.equal(wide.eval()(images), small.eval()(images))
-    assert wide.layer1[0].conv1.out_channels == wide.layer1[0].bn1.num_features == 4
+    convolution, norm = wide.get_submodule("layer1.0.conv1"), wide.get_submodule("layer1.0.bn1")
+    assert convolution.out_channels == norm.num_features == 4
     assert wide.fc.in_features == 6
-    assert wide.sliced_shapes == tensor_shapes(small)  # type: ignore[comparison-overlap]
+    assert sliced_shapes(wide) == tensor_shapes(small)
 
 
 def test_depthwise_convolutions_lose_groups() -> None:
@@ -28,13 +29,13 @@ def test_depthwise_convolutions_lose_groups() -> None:
 
 
 def test_the_entries_that_are_named_remain_in_their_order_and_layout() -> None:
-    layer = nn.Sequential(nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last))
-    before = layer[0].weight.detach().clone()
+    layer = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+    before = layer.weight.detach().clone()
     places = torch.arange(before.numel()).view(before.shape)[[0, 3]]
-    select(layer, {"0.weight": places, "0.bias": torch.tensor([0, 3])})
-    assert torch.equal(layer[0].weight, before[[0, 3]])
-    assert layer[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert isinstance(layer[0].weight, nn.Parameter)
+    select(nn.Sequential(layer), {"0.weight": places, "0.bias": torch.tensor([0, 3])})
+    assert torch.equal(layer.weight, before[[0, 3]])
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert isinstance(layer.weight, nn.Parameter)
     assert torch.equal(select_entries(torch.tensor([5.0, 6.0, 7.0]), torch.tensor([2, 0])), torch.tensor([7.0, 5.0]))
 
 

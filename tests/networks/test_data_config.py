@@ -1,14 +1,18 @@
 import copy
+from typing import Any
 
 import pytest
 from torch import nn
 
-from kd_lightning.networks import DataConfig, data_config
+from kd_lightning.networks import DataConfig, data_config, set_data_config
 
 
 def test_values_become_plain_floats_and_strings() -> None:
-    known = DataConfig.of(mean=[0, 1], std=[1, 2], classes=[3, "cat"])
-    assert known == ((0.0, 1.0), (1.0, 2.0), ("3", "cat"))
+    as_in_a_file: dict[str, Any] = {"mean": [0, 1], "std": [1, 2], "classes": [3, "cat"]}
+    known = DataConfig.of(**as_in_a_file)
+    assert known.mean == (0.0, 1.0)
+    assert known.std == (1.0, 2.0)
+    assert known.classes == ("3", "cat")
     assert [type(value) for value in (*known.mean, *known.std)] == [float] * 4
 
 
@@ -19,13 +23,13 @@ def test_nothing_is_known_by_default() -> None:
 
 def test_a_network_carries_it_into_its_copies_and_not_into_its_weights() -> None:
     network = nn.Linear(1, 1)
-    network.data_config = DataConfig.of([0.5], [0.25], ["a"])
+    set_data_config(network, DataConfig.of([0.5], [0.25], ["a"]))
     assert data_config(copy.deepcopy(network)) == ((0.5,), (0.25,), ("a",))
     assert set(network.state_dict()) == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("given", [{"mean": [0.5]}, {"std": [0.5]}])
-def test_half_of_the_statistics_is_refused(given: dict) -> None:
+def test_half_of_the_statistics_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^mean and std describe the input together; give both or neither\.$"):
         DataConfig.of(**given)
 

@@ -1,6 +1,7 @@
 """The networks that others publish: their sizes, their names, their mathematics."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from kd_lightning import networks
 from kd_lightning.networks import ResNet, resnet18, resnet20, resnet34
+from kd_lightning.networks.resnet import _Block
 
 # 10 classes, shortcut A: K. He et al. as counted at https://github.com/akamaster/pytorch_resnet_cifar10
 PAPER = {"resnet20": 269722, "resnet32": 464154, "resnet44": 658586, "resnet56": 853018, "resnet110": 1727962}
@@ -104,6 +106,7 @@ def test_shortcut_a_is_every_second_pixel_and_zero_channels(width: int, front: i
     network = ResNet([1, 1], [4, width], shortcut="A").eval()
     randomise_statistics(network)
     block = network.get_submodule("layer2.0")
+    assert isinstance(block, _Block)
     assert not list(block.downsample.parameters())
     assert not list(block.downsample.buffers())
     maps = torch.randn(3, 4, 9, 6)
@@ -144,7 +147,7 @@ def test_a_copy_is_independent_and_says_the_same() -> None:
         ({"blocks": [1], "widths": [4], "shortcut": "C"}, r"shortcut must be 'A' or 'B', got 'C'\."),
     ],
 )
-def test_errors_say_what_is_wrong(options: dict, message: str) -> None:
+def test_errors_say_what_is_wrong(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         ResNet(**options)
 
@@ -152,6 +155,8 @@ def test_errors_say_what_is_wrong(options: dict, message: str) -> None:
 def randomise_statistics(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             for values in (module.weight, module.bias, module.running_mean):
                 nn.init.normal_(values)
             nn.init.uniform_(module.running_var, 0.5, 2.0)

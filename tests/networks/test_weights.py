@@ -23,10 +23,11 @@ from kd_lightning.networks import (
     read_checkpoint,
     replace_head,
     resnet20,
+    set_data_config,
     wrn_16_2,
 )
 
-STATISTICS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "classes": ["ant", "bee", "cat"]}
+STATISTICS: dict[str, Any] = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "classes": ["ant", "bee", "cat"]}
 
 
 def network(classes: int = 3) -> ResNet:
@@ -126,7 +127,8 @@ def test_a_published_legacy_file_is_read(tmp_path: Path) -> None:
 def test_weights_of_another_precision_are_converted(tmp_path: Path) -> None:
     saved = network()
     torch.save({key: value.half() for key, value in saved.state_dict().items()}, tmp_path / "a.pt")
-    filled = from_checkpoint(network(), tmp_path / "a.pt")
+    filled = network()
+    from_checkpoint(filled, tmp_path / "a.pt")
     assert filled.fc.weight.dtype == torch.float32
     assert torch.equal(filled.fc.weight, saved.fc.weight.half().float())
 
@@ -144,7 +146,7 @@ def test_what_the_file_says_of_its_data_is_kept(tmp_path: Path) -> None:
 def test_declared_statistics_are_kept(tmp_path: Path) -> None:
     torch.save(network().state_dict(), tmp_path / "foreign.pt")
     torch.save({"state_dict": network().state_dict(), "data_config": STATISTICS}, tmp_path / "ours.pt")
-    declared = {"mean": [0, 0, 0], "std": [1, 1, 1]}
+    declared: dict[str, Any] = {"mean": [0, 0, 0], "std": [1, 1, 1]}
     statistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert data_config(from_checkpoint(network(), tmp_path / "foreign.pt", **declared)) == (*statistics, None)
     filled = from_checkpoint(network(), tmp_path / "ours.pt", **declared)
@@ -307,7 +309,7 @@ def test_a_tensor_alone_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}])
-def test_a_file_without_weights_is_refused(tmp_path: Path, content: dict) -> None:
+def test_a_file_without_weights_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="does not contain weights, neither bare nor under 'state_dict' or 'model'"):
         from_checkpoint(network(), tmp_path / "a.pt")
@@ -344,7 +346,7 @@ def test_long_lists_are_cut(tmp_path: Path) -> None:
 
 def test_a_new_head_leaves_the_rest_alone() -> None:
     changed = network(classes=3)
-    changed.data_config = DataConfig.of(**STATISTICS)
+    set_data_config(changed, DataConfig.of(**STATISTICS))
     before, kept = copy.deepcopy(changed), changed.conv1
     assert replace_head(changed, num_classes=7) is changed
     assert changed.eval()(torch.rand(2, 3, 8, 8)).shape == (2, 7)
@@ -359,8 +361,10 @@ def test_the_head_is_the_last_linear_layer_of_any_network() -> None:
     body = nn.Linear(4, 4)
     head = nn.Sequential(nn.ReLU(), nn.Linear(4, 3, bias=False).double())
     changed = replace_head(nn.Sequential(body, head), num_classes=5)
-    assert changed[0] is body
-    assert (changed[1][1].weight.shape, changed[1][1].weight.dtype, changed[1][1].bias) == ((5, 4), torch.float64, None)
+    assert changed.get_submodule("0") is body
+    new = changed.get_submodule("1.1")
+    assert isinstance(new, nn.Linear)
+    assert (new.weight.shape, new.weight.dtype, new.bias) == ((5, 4), torch.float64, None)
 
 
 def test_a_head_needs_a_linear_layer_and_a_class() -> None:

@@ -42,6 +42,7 @@ def test_the_logits_are_the_papers_formula() -> None:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values in (module.weight, module.bias, module.running_mean):
+                assert values is not None
                 nn.init.normal_(values)
     weights, images = network.state_dict(), torch.rand(2, 3, 16, 16)
     maps = F.conv2d(images, weights["conv1.weight"], padding=1)
