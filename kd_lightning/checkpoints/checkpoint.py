@@ -1,6 +1,5 @@
 """A checkpoint file: opened once, checked once."""
 
-import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_lightning.checkpoints.trust import check_trusted_classes, resolve
 from kd_lightning.errors import UserError
+from kd_lightning.files.digest import sha256
 from kd_lightning.files.format import KEY, check_format
 from kd_lightning.files.read import read_checkpoint
 from kd_lightning.networks.data_config import DataConfig
@@ -92,8 +92,7 @@ class Checkpoint:
     @cached_property
     def sha256(self) -> str:
         """Return the hexadecimal digest of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(self.path)
 
     def network(self) -> nn.Module:
         """Rebuild the network with its weights and ``data_config``, in eval mode.

@@ -16,6 +16,7 @@ from pathlib import Path
 from kd_lightning.cli.stages import RECORDS, Stage, read_stages
 from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.files.atomic import atomic_write
+from kd_lightning.files.digest import sha256
 from kd_lightning.recipes import compress_stages, recipe_names, recipe_texts
 from kd_lightning.runs.commands import process_words
 from kd_lightning.runs.run import LOGS, Run
@@ -171,7 +172,7 @@ def _result(name: str, folder: Path) -> str:
 def _digest(file: Path) -> str:
     """Return the digest of a file; of a checkpoint's tensors only, as its other entries differ from run to run."""
     if not zipfile.is_zipfile(file):
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return sha256(file)
     with zipfile.ZipFile(file) as parts:
         found = [(part.filename.partition("/")[2], part.CRC) for part in parts.infolist()]
     return hashlib.sha256(repr([part for part in found if part[0].startswith("data/")]).encode()).hexdigest()

@@ -1,6 +1,5 @@
 """A model of a report: a run, a checkpoint or an exported file, ready to classify images."""
 
-import hashlib
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.errors import UserError
 from kd_lightning.export import Inference, OnnxClassifier
 from kd_lightning.export.extra import require_extra
+from kd_lightning.files.digest import sha256
 from kd_lightning.networks import DataConfig, data_config
 from kd_lightning.runs.run import LOGS, Run, find_checkpoint
 
@@ -122,7 +122,7 @@ def _exported_run(metadata: Mapping[str, str]) -> Run | None:
     checkpoint = Path(metadata.get("checkpoint", ""))
     if not checkpoint.is_file():
         return None
-    same = hashlib.sha256(checkpoint.read_bytes()).hexdigest() == metadata.get("checkpoint_sha256")
+    same = sha256(checkpoint) == metadata.get("checkpoint_sha256")
     return Run.of_checkpoint(checkpoint) if same else None
 
 
