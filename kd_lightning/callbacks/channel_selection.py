@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError, first_line
 from kd_lightning.features import FeatureTap
-from kd_lightning.networks.head import head_of
+from kd_lightning.networks.output_layers import output_layers
 
 Measure = Literal["macs", "parameters", "latency"]
 Importance = Literal["magnitude", "bn_scale", "taylor"]
@@ -154,9 +154,8 @@ def _kept_indices(network: nn.Module, image: Tensor, history: Any) -> dict[str, 
 
 
 def _ignored_layers(network: nn.Module, image: Tensor, layers: Sequence[str]) -> list[nn.Module]:
-    """Return the classifier, and for each layer that is read the last layer with weights that ran before its output."""
-    head = head_of(network)
-    ignored = [] if head is None else [network.get_submodule(head[0])]
+    """Return what computes the logits, and the last layer with weights before each output that is read."""
+    ignored = [network.get_submodule(name) for name in output_layers(network, image.shape[1:]) if name]
     ran: list[nn.Module] = []
     hooks = [
         module.register_forward_hook(lambda module, *_: ran.append(module))

@@ -1,6 +1,7 @@
 """Freezes layers for some epochs or for the whole training."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,7 +9,7 @@ from torch import nn
 
 from kd_lightning.callbacks.rewrap import rewrap
 from kd_lightning.errors import UserError
-from kd_lightning.networks.head import head_of
+from kd_lightning.networks.output_layers import output_weights
 
 
 class FreezeLayers(pl.Callback):
@@ -22,7 +23,8 @@ class FreezeLayers(pl.Callback):
 
     Args:
         layers: Names of layers as in ``named_modules()`` of the network (``kd-lightning layers`` prints them), each
-            with everything in it, or of single weights; by default everything but the last ``nn.Linear``.
+            with everything in it, or of single weights; by default everything but what computes the logits: usually
+            the last linear layer, or all heads of a network that has several.
         until_epoch: The first epoch, counted from 0, in which the layers train; ``None`` for never. Several groups with
             an epoch each, ``{"layer1": null, "layer2": 4, "layer3": 2}``, replace ``layers``; if several names match a
             weight, the longest is used.
@@ -63,7 +65,7 @@ class FreezeLayers(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freeze the layers of the current epoch, after the optimizer got all weights."""
         network: Any = pl_module.network
-        until = self._until(network)
+        until = self._until(network, getattr(pl_module, "image_shape", None))
         trained = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
         self._weights = [(weight, _until_of(name, until)) for name, weight in trained]
         # a layer that the user has put into eval mode stays in it
@@ -111,15 +113,21 @@ class FreezeLayers(pl.Callback):
         if changed:
             rewrap(trainer.strategy)
 
-    def _until(self, network: nn.Module) -> dict[str, float]:
+    def _until(self, network: nn.Module, image_shape: Sequence[int] | None) -> dict[str, float]:
         """Return for each prefix of weight names the epoch until which these weights are frozen."""
         if self.groups is None:
-            head = head_of(network)
-            if head is None:
+            head = output_weights(network, image_shape)
+            if not head:
                 raise UserError(
-                    f"{type(network).__name__} does not have a linear layer as its head; name the layers to freeze."
+                    f"The weights that compute the logits of {type(network).__name__} were not found; name the layers "
+                    "to freeze."
                 )
-            return {"": _epoch(self._common_epoch), head[0]: 0}
+            if set(head) >= {name for name, weight in network.named_parameters() if weight.requires_grad}:
+                raise UserError(
+                    f"All weights of {type(network).__name__} compute its logits, so nothing would be frozen; "
+                    "name the layers to freeze."
+                )
+            return {"": _epoch(self._common_epoch), **dict.fromkeys(head, 0.0)}
         layers = [name for name, _ in network.named_modules() if name]
         known = {*layers, *(name for name, _ in network.named_parameters())}
         missing = [name for name in self.groups if name not in known]

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kd_lightning.callbacks.data_check import DataCheck, check_labels
+from kd_lightning.callbacks.data_check import DataCheck
 from kd_lightning.callbacks.devices import check_device, describe_devices, describe_precision
 from kd_lightning.callbacks.early_stop import EarlyStopReport
 from kd_lightning.callbacks.epoch_metrics import EpochMetrics
@@ -24,6 +24,7 @@ from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.checkpoints.io import use_atomic_checkpoints
 from kd_lightning.checkpoints.rebuild import rebuild_module
 from kd_lightning.checkpoints.trust import unserializable
+from kd_lightning.data.labels import check_labels
 from kd_lightning.errors import UserError
 from kd_lightning.files.format import FORMAT, KEY
 from kd_lightning.modules import optim
@@ -94,6 +95,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         self._new_rate = False
         self.compiles = compile
         self.num_classes: int | None = None
+        self.image_shape: tuple[int, ...] | None = None
         self.convert_input: nn.Module = nn.Identity()
         self.evaluation: Evaluation | None = None
         self.confusion: Tensor | None = None
@@ -146,6 +148,7 @@ class ClassificationModule(pl.LightningModule, ABC):
             UserError: If the network does not return logits ``(2, C)``, or C is not the data's number of classes.
         """
         images = to_input_dtype(images, self.network)
+        self.image_shape = tuple(images.shape[1:])
         logits = try_forward(self, lambda: self(images), type(self.network).__name__, images)
         self.num_classes = count_classes(self.network, logits, getattr(self.data_module, "num_classes", None))
 
@@ -260,7 +263,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         images, labels, *_ = batch
         logits = self(images)
         self.num_classes = logits.shape[1]
-        check_labels(labels, self.num_classes)
+        check_labels(labels, num_classes=self.num_classes)
         if self.evaluation is None:
             self.evaluation = Evaluation(logits.shape[1]).to(logits.device)
         self.evaluation.update(logits, labels, self.reference_logits(images, batch_idx))

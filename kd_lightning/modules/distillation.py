@@ -147,7 +147,6 @@ class DistillationModule(ClassificationModule):
         if self.frozen_teacher is None and self.losses.needs_teacher:
             return
         images = to_input_dtype(images, self.network)
-        self._image_shape = images.shape[1:]
         inputs = self.convert_input(images)
         student = try_forward(self, lambda: self._student_tap(inputs), "The student", images)
         if self._student_tap.layers:
@@ -180,7 +179,7 @@ class DistillationModule(ClassificationModule):
         """Optimize the teacher for inference, and open its cache."""
         if self.frozen_teacher is None:
             return
-        images = torch.randn(4, *self._image_shape, generator=torch.Generator().manual_seed(0))
+        images = torch.randn(4, *(self.image_shape or ()), generator=torch.Generator().manual_seed(0))
         dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None  # otherwise as the student
         self.frozen_teacher.optimize_for_inference(to_input_dtype(images, self.network), dtype, self.compiles)
         if self.teacher_cache is not False:

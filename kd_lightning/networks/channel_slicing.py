@@ -57,19 +57,36 @@ def select(network: nn.Module, kept: Mapping[str, Tensor]) -> nn.Module:
     Args:
         network: Network to change.
         kept: Indices into each flattened tensor by its name in the state dict, in the new shape.
+
+    Raises:
+        UserError: If two layers share a weight of which they would keep different entries.
     """
+    _check_shared(network, kept)
+    replaced: dict[Tensor, Tensor] = {}  # a weight that two layers share stays one weight
     for prefix, module in network.named_modules():
         for name, value in [*module._parameters.items(), *module._buffers.items()]:
             indices = kept.get(f"{prefix}.{name}" if prefix else name)
             if value is None or indices is None or indices.shape == value.shape:
                 continue
-            chosen = select_entries(value.detach(), indices)
-            setattr(
-                module, name, nn.Parameter(chosen, value.requires_grad) if isinstance(value, nn.Parameter) else chosen
-            )
+            if value not in replaced:
+                chosen = select_entries(value.detach(), indices)
+                is_weight = isinstance(value, nn.Parameter)
+                replaced[value] = nn.Parameter(chosen, value.requires_grad) if is_weight else chosen
+            setattr(module, name, replaced[value])
         _update_layer_sizes(module)
     setattr(network, _ATTRIBUTE, tensor_shapes(network))
     return network
+
+
+def _check_shared(network: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    first: dict[nn.Parameter, str] = {}
+    for name, weight in network.named_parameters(remove_duplicate=False):
+        other = first.setdefault(weight, name)
+        if name in kept and other in kept and not torch.equal(kept[name], kept[other]):
+            raise UserError(
+                f"{other!r} and {name!r} of {type(network).__name__} are one weight and would keep different channels; "
+                "use a network without shared weights."
+            )
 
 
 def sliced_shapes(network: nn.Module) -> dict[str, list[int]] | None:

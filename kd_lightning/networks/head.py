@@ -1,24 +1,28 @@
-"""The last linear layer of a network: a new one for other classes, or another network's."""
+"""The layer that computes a network's logits: a new one for other classes, or another network's."""
 
 import copy
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.networks.data_config import data_config, set_data_config
+from kd_lightning.networks.output_layers import output_layers
 
 
-def replace_head(network: nn.Module, num_classes: int) -> nn.Module:
-    """Give a network a new last linear layer for another number of classes, and return it.
+def replace_head(network: nn.Module, num_classes: int, *, image_shape: Sequence[int] | None = None) -> nn.Module:
+    """Give a network a new head for another number of classes, and return it.
 
     Args:
-        network: Any network whose last ``nn.Linear`` (in the order of ``named_modules``) computes the logits. It
-            is changed in place.
+        network: Any network whose logits are computed by an ``nn.Linear`` or an ``nn.Conv2d``, or by several of them
+            (each is replaced). It is changed in place.
         num_classes: Number of columns of the new logits.
+        image_shape: ``(channels, H, W)`` of its images, by which that layer is found; ``None`` to try usual sizes.
 
     Raises:
-        UserError: If the network has no linear layer, or ``num_classes`` is below 1.
+        UserError: If the network has no such layer, or ``num_classes`` is below 1.
 
     Example:
         >>> from kd_lightning.networks import resnet20
@@ -27,9 +31,11 @@ def replace_head(network: nn.Module, num_classes: int) -> nn.Module:
     """
     if num_classes < 1:
         raise UserError(f"num_classes must be >= 1, got {num_classes}.")
-    name, head = _head(network)
-    new = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
-    network.set_submodule(name, new.to(head.weight))
+    names = output_layers(network, image_shape)
+    if not names or "" in names:
+        raise UserError(f"{type(network).__name__} has no linear layer to replace; write its head yourself.")
+    for name in names:
+        network.set_submodule(name, _with_outputs(network.get_submodule(name), num_classes))
     known = data_config(network)
     set_data_config(network, known._replace(classes=None))
     return network
@@ -80,17 +86,30 @@ def reuse_teacher_classifier(
     return backbone
 
 
-def head_of(network: nn.Module) -> tuple[str, nn.Linear] | None:
-    """Return the name of the last linear layer inside a network and the layer, or ``None`` if there is none."""
-    heads = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear) and name]
-    return heads[-1] if heads else None
+def _with_outputs(head: nn.Module, outputs: int) -> nn.Module:
+    """Return a new layer like a head, with another number of outputs."""
+    if isinstance(head, nn.Linear):
+        return nn.Linear(head.in_features, outputs, bias=head.bias is not None).to(head.weight)
+    if isinstance(head, nn.Conv2d) and head.groups == 1:
+        options: dict[str, Any] = {"stride": head.stride, "padding": head.padding, "dilation": head.dilation}
+        sizes: Any = head.kernel_size
+        return nn.Conv2d(head.in_channels, outputs, sizes, bias=head.bias is not None, **options).to(head.weight)
+    raise UserError(
+        f"The logits are computed by a {type(head).__name__}, which replace_head cannot build; replace it yourself."
+    )
 
 
 def _head(network: nn.Module) -> tuple[str, nn.Linear]:
-    head = head_of(network)
-    if head is None:
+    names = output_layers(network)
+    if not names or "" in names:
         raise UserError(f"{type(network).__name__} has no linear layer to replace; write its head yourself.")
-    return head
+    head = network.get_submodule(names[0])
+    if len(names) != 1 or not isinstance(head, nn.Linear):
+        raise UserError(
+            f"{type(network).__name__} does not have one linear layer that computes the logits; write its head "
+            "yourself."
+        )
+    return names[0], head
 
 
 def _projector(channels: int, teacher_channels: int, reduction: int) -> nn.Sequential:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import evaluating
-from kd_lightning.networks.head import head_of
+from kd_lightning.networks.output_layers import output_layers
 from kd_lightning.teacher.fingerprint import arithmetic, digest
 from kd_lightning.teacher.output_cache import OutputCache
 from kd_lightning.teacher.view_cache import load_view
@@ -33,13 +33,13 @@ class FeatureCache:
 
     def __init__(self, network: nn.Module, images: Tensor) -> None:
         self.network = network
-        head = head_of(network)
-        if head is None:
+        heads = [(name, network.get_submodule(name)) for name in output_layers(network, images.shape[1:])]
+        if len(heads) != 1 or not isinstance(heads[0][1], nn.Linear):
             raise UserError(
-                f"{type(network).__name__} does not have a linear layer whose input could be cached; set "
-                "feature_cache=False."
+                f"{type(network).__name__} does not have one linear layer that computes the logits and whose input "
+                "could be cached; set feature_cache=False."
             )
-        self.name, self.head = head
+        self.name, self.head = heads[0][0], heads[0][1]
         own = set(self.head.parameters())
         trained = [name for name, weight in network.named_parameters() if weight.requires_grad and weight not in own]
         if trained:

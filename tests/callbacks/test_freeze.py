@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from resume_check import SaveEach
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from unusual_networks import ConvHead, HeadFirst, TwoHeads
 
 from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
 from kd_lightning.callbacks import FreezeLayers
@@ -64,6 +65,21 @@ def _fit(make_trainer: Trainers, module: pl.LightningModule, *callbacks: pl.Call
     trainer = make_trainer(**{"max_epochs": 2, "callbacks": list(callbacks), **options})
     trainer.fit(module, DigitsDataModule(batch_size=256))
     return trainer
+
+
+# --- what is frozen by default
+
+
+@pytest.mark.parametrize(
+    ("build", "trained"),
+    [(HeadFirst, ("head",)), (TwoHeads, ("head", "second_head")), (ConvHead, ("classifier",))],
+)
+def test_by_default_only_what_computes_the_logits_trains(
+    build: Callable[[], nn.Module], trained: tuple[str, ...], make_trainer: Trainers
+) -> None:
+    seen = Epochs()
+    _fit(make_trainer, TeacherModule(build()), FreezeLayers(), seen, max_epochs=1, limit_train_batches=2)
+    assert seen.moved(0) == {f"{layer}.{kind}" for layer in trained for kind in ("weight", "bias")}
 
 
 # --- frozen for ever
@@ -474,7 +490,7 @@ class NoHead(nn.Module):
             NoHead(),
             r"^FreezeLayers leaves nothing of NoHead to train in epoch 0; freeze ",
         ),
-        (FreezeLayers(), NoHead(), r"^NoHead does not have a linear layer as its head; name the layers to freeze\.$"),
+        (FreezeLayers(), NoHead(), r"^All weights of NoHead compute its logits, so Fr"),
     ],
 )
 def test_what_cannot_be_frozen_is_refused_before_the_first_step(

@@ -17,10 +17,12 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.flop_counter import FlopCounterMode
+from unusual_networks import ConvHead, HeadFirst, SharedLayer, SharedWeights
 
 from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
 from kd_lightning.callbacks import PruneNetwork, channel_selection
 from kd_lightning.callbacks.channel_selection import channels_to_keep, cost
+from kd_lightning.errors import UserError
 from kd_lightning.losses import AttentionLoss, HardTargetLoss, SoftTargetLoss
 from kd_lightning.networks import ResNet, from_checkpoint, resnet20
 from kd_lightning.networks.channel_slicing import select
@@ -52,6 +54,27 @@ def test_the_budget_is_met_and_training_goes_on(
     left = macs(module.network) / whole
     assert keep - 0.15 < left < keep + 0.02
     assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+@pytest.mark.parametrize("build", [HeadFirst, ConvHead, SharedLayer])
+def test_the_number_of_classes_stays_wherever_the_classifier_is(
+    build: Callable[[], nn.Module], make_trainer: Trainers
+) -> None:
+    module = TeacherModule(build())
+    whole = macs(module.network)
+    fitted(make_trainer, module, PruneNetwork(0.5), max_epochs=1, limit_train_batches=2)
+    assert macs(module.network) < 0.52 * whole
+    assert module.network(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_shared_weights_are_refused_and_stay_shared_where_a_slice_keeps_the_same(make_trainer: Trainers) -> None:
+    with pytest.raises(UserError, match=r"'second.weight' and 'third.weight' of SharedWeights are one weight and wou"):
+        fitted(make_trainer, TeacherModule(SharedWeights()), PruneNetwork(0.5), max_epochs=1)
+    network = SharedWeights()
+    kept = torch.arange(16 * 16 * 9).view(16, 16, 3, 3)[:4, :4]
+    select(network, {"second.weight": kept, "third.weight": kept})
+    assert network.second.weight is network.third.weight
+    assert network.third.weight.shape == (4, 4, 3, 3)
 
 
 def test_parameters_are_another_budget(small: Networks, make_trainer: Trainers) -> None:
