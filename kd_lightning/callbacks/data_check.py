@@ -3,9 +3,9 @@
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from kd_lightning.data.labels import check_labels
 from kd_lightning.data.protocol import is_image_data
 from kd_lightning.errors import UserError
 
@@ -58,27 +58,8 @@ class DataCheck(pl.Callback):
         Raises:
             UserError: If a label is out of range.
         """
+        if pl_module.num_classes is None or is_image_data(trainer.datamodule):  # type: ignore[attr-defined]
+            return
         labels = (batch["source"] if isinstance(batch, dict) else batch)[1]
-        first = trainer.current_epoch == self._first_epoch
-        if not is_image_data(trainer.datamodule) and (first or labels.device.type == "cpu"):  # type: ignore[attr-defined]
-            check_labels(labels, pl_module.num_classes)
-
-
-def check_labels(labels: Tensor, num_classes: int | None) -> None:
-    """Check class indices.
-
-    Args:
-        labels: Class indices ``(B,)``, -1 where unlabelled; class probabilities are not checked.
-        num_classes: Number of classes of the network, if it is known.
-
-    Raises:
-        UserError: If an index is below -1, or at least ``num_classes``.
-    """
-    if labels.is_floating_point() or num_classes is None:
-        return
-    low, high = torch.stack(labels.aminmax()).tolist()
-    if low < -1 or high >= num_classes:
-        raise UserError(
-            f"Label {low if low < -1 else high} is outside [0, {num_classes}) (-1 means unlabelled); correct the "
-            "labels, or give the network as many classes as the data have."
-        )
+        if trainer.current_epoch == self._first_epoch or labels.device.type == "cpu":
+            check_labels(labels, num_classes=pl_module.num_classes)

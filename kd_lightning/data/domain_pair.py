@@ -13,6 +13,7 @@ from kd_lightning.data.augmentation.settings import Augmentation
 from kd_lightning.data.batch import Batch, RawBatch
 from kd_lightning.data.hyper_parameters import save_arguments
 from kd_lightning.data.module import ImageDataModule
+from kd_lightning.data.precision import to_trainer_precision
 from kd_lightning.data.protocol import LabelledSet
 from kd_lightning.data.shapes import check_size, resize, statistics, with_channels
 from kd_lightning.errors import UserError
@@ -220,8 +221,7 @@ class DomainPairDataModule(pl.LightningDataModule):
             return Batch(*map(torch.cat, zip(both["source"], both["target"], strict=True))) if self.concat else both
         if not isinstance(batch, RawBatch):
             return batch
-        augmented = self.augment(batch)
-        return augmented if self.trainer is None else self.trainer.precision_plugin.convert_input(augmented)
+        return to_trainer_precision(self.augment(batch), self.trainer)
 
     def augment(self, batch: RawBatch) -> Batch:
         """Gather, augment, normalize and resize a batch of one of the domains on its device."""

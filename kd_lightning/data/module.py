@@ -17,9 +17,11 @@ from kd_lightning.data.augmentation.settings import Augmentation
 from kd_lightning.data.batch import Batch, RawBatch
 from kd_lightning.data.hyper_parameters import save_arguments
 from kd_lightning.data.image_set import ImageFiles, ImageSet, Subset
+from kd_lightning.data.labels import check_labels
 from kd_lightning.data.loader import EpochLoader, ImageLoader, as_fetched
+from kd_lightning.data.precision import to_trainer_precision
 from kd_lightning.data.sampler import EpochSampler
-from kd_lightning.data.splits import StoredSplits, check_labels
+from kd_lightning.data.splits import StoredSplits
 from kd_lightning.errors import UserError
 
 NO_AUGMENTATION = Augmentation(padding=0, flip=False, mixup=0.0, cutmix=0.0)
@@ -191,9 +193,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Turn a :class:`RawBatch` into the :class:`Batch` that a module sees."""
         if not isinstance(batch, RawBatch):
             return batch
-        # Lightning converts to the type of `bf16-true` or the like before this hook, when images are still bytes
-        augmented = self.augment(batch)
-        return augmented if self.trainer is None else self.trainer.precision_plugin.convert_input(augmented)
+        return to_trainer_precision(self.augment(batch), self.trainer)
 
     def augment(self, batch: RawBatch) -> Batch:
         """Gather, augment and normalize a batch on its device."""
@@ -240,7 +240,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def _load_checked(self, split: str) -> ImageSet | ImageFiles | None:
         images = self.load(split)
         if images is not None and bool((images.labels != -1).any()):
-            check_labels(images.labels, split=split, num_classes=self.num_classes)
+            check_labels(images.labels, num_classes=self.num_classes, split=split)
         return images
 
     @property

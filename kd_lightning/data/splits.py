@@ -100,16 +100,3 @@ def stratified_split(labels: Tensor, *, fraction: float, seed: int) -> tuple[Ten
     left = torch.ones(len(labels), dtype=torch.bool)
     left[chosen] = False
     return left.nonzero().flatten(), chosen
-
-
-def check_labels(labels: Tensor, *, split: str, num_classes: int) -> None:
-    """Raise an error if a label is neither -1 nor a class.
-
-    Args:
-        labels: int64 ``(N,)``, not all -1.
-        split: Name of the split, for the message.
-        num_classes: Number of classes.
-    """
-    for label in map(int, labels[labels != -1].aminmax()):
-        if not 0 <= label < num_classes:
-            raise UserError(f"Label {label} of the {split!r} images is outside [0, {num_classes}).")
