@@ -4,7 +4,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
-from weakref import WeakSet
+from weakref import finalize
 
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from torch.utils.data import DataLoader, SequentialSampler
@@ -17,18 +17,16 @@ class ImageLoader(DataLoader[RawBatch]):
     """A ``DataLoader`` for which Lightning does not recommend more workers.
 
     Images in memory are augmented on the device, so there is nothing for workers to do. Lightning checks a loader
-    between its construction and its first batch; the warning is filtered only in between.
+    before its first batch and provides no switch, so the warning is filtered until then, or until the loader is
+    deleted without having been used.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        _unchecked.add(self)
-        warnings.filterwarnings("ignore", _ADVICE, PossibleUserWarning)
+        self._stop_ignoring = finalize(self, _remove, _ignore_advice())
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        _unchecked.discard(self)
-        if not _unchecked:
-            warnings.filters[:] = [entry for entry in warnings.filters if entry != _FILTER]  # type: ignore[index]
+        self._stop_ignoring()  # at most once
         return super().__iter__()
 
 
@@ -69,6 +67,16 @@ def as_fetched(batch: Any) -> Any:
     return batch
 
 
-_ADVICE = r"The '\w+' does not have many workers"
-_FILTER = ("ignore", re.compile(_ADVICE, re.IGNORECASE), PossibleUserWarning, None, 0)
-_unchecked: "WeakSet[ImageLoader]" = WeakSet()
+_Filter = tuple[str, re.Pattern[str], type[Warning], None, int]
+
+
+def _ignore_advice() -> _Filter:
+    """Add a filter of its own for one loader, in the form in which the module ``warnings`` keeps filters."""
+    entry = ("ignore", re.compile(r"The '\w+' does not have many workers"), PossibleUserWarning, None, 0)
+    warnings.filters.insert(0, entry)  # type: ignore[attr-defined]  # filterwarnings() merges equal filters
+    return entry
+
+
+def _remove(entry: _Filter) -> None:
+    """Remove this very filter, unless the block of ``catch_warnings`` that it was added in has ended."""
+    warnings.filters[:] = [kept for kept in warnings.filters if kept is not entry]  # type: ignore[index]

@@ -108,16 +108,54 @@ def test_nothing_was_taken() -> None:
     assert epoch_of(made, 0) == epoch_of(loader(), 0)
 
 
-def test_lightning_recommends_no_workers_and_the_users_filters_stay(
+def linear() -> TeacherModule:
+    return TeacherModule(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+
+
+def test_lightning_recommends_no_workers_and_the_filters_are_restored(
     make_trainer: Callable[..., pl.Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lightning.pytorch.trainer.connectors.data_connector.suggested_max_num_workers", lambda _: 8)
     gc.collect()  # loaders of other tests that were never iterated
     before = list(warnings.filters)
     data = DigitsDataModule(batch_size=256)
-    assert list(warnings.filters) == before
-    make_trainer(limit_train_batches=1).fit(TeacherModule(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), data)
+    make_trainer(limit_train_batches=1).fit(linear(), data)
+    make_trainer().test(linear(), data, verbose=False)
+    make_trainer().predict(linear(), data)  # for which Lightning builds the loader again
+    gc.collect()
     assert list(warnings.filters) == before
     plain = DataLoader(TensorDataset(torch.rand(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64)), batch_size=4)
     with pytest.warns(PossibleUserWarning, match="does not have many workers"):
-        make_trainer().validate(TeacherModule(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), plain, verbose=False)
+        make_trainer().validate(linear(), plain, verbose=False)
+
+
+def advise() -> None:
+    warnings.warn("The 'train_dataloader' does not have many workers", PossibleUserWarning, stacklevel=2)
+
+
+def test_the_warning_is_filtered_until_a_loader_is_used_or_deleted() -> None:
+    gc.collect()
+    before = list(warnings.filters)
+    used, unused = loader(), loader()
+    advise()
+    warnings.filterwarnings("ignore", "a filter that the user adds meanwhile")
+    added = warnings.filters[0]
+    next(iter(used))
+    advise()  # one is left
+    del unused
+    gc.collect()
+    assert list(warnings.filters) == [added, *before]
+    with pytest.raises(PossibleUserWarning):
+        advise()
+
+
+def test_a_loader_that_outlives_a_block_of_filters_removes_no_other() -> None:
+    gc.collect()
+    with warnings.catch_warnings():
+        outliving = loader()
+    other = loader()
+    next(iter(outliving))
+    advise()
+    next(iter(other))
+    with pytest.raises(PossibleUserWarning):
+        advise()
