@@ -1,8 +1,10 @@
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from local_server import Handler, Server
+from small_sets import SmallSet
 
 
 @pytest.fixture
@@ -15,3 +17,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield served
         served.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def publish(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Serve the files of a small set, which its data module then takes for the real one; return torchvision's class."""
+
+    def call(small: SmallSet) -> Any:
+        server.files = dict(small.files)
+        dataset = small.dataset_at(server.url)
+        monkeypatch.setattr(small.module, "dataset", dataset)
+        return dataset
+
+    return call
