@@ -1,15 +1,15 @@
 """Images, figures and hyper-parameters for TensorBoard."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from kd_lightning.callbacks.confusion_figure import confusion_figure
 
 HP_METRIC = "hp/test_accuracy"
 
@@ -62,7 +62,8 @@ class TensorBoardImages(pl.Callback):
         if logger is None or confusion is None:
             return
         names = getattr(trainer.datamodule, "classes", None) or range(len(confusion))  # type: ignore[attr-defined]
-        logger.experiment.add_figure("test/confusion", _matrix(confusion.cpu(), list(map(str, names))), 0)
+        figure = confusion_figure(confusion, classes=list(map(str, names)))
+        logger.experiment.add_figure("test/confusion", figure, 0)
         logger.log_metrics({HP_METRIC: float(trainer.callback_metrics["test/accuracy"])}, step=0)
 
 
@@ -84,9 +85,7 @@ def _temperature(pl_module: Any) -> float:
     return next((loss.temperature for loss in losses if hasattr(loss, "temperature")), 1.0)
 
 
-def _bars(images: Tensor, probabilities: Tensor, temperature: float) -> "Figure":
-    from matplotlib.figure import Figure  # slow to import
-
+def _bars(images: Tensor, probabilities: Tensor, temperature: float) -> Figure:
     figure = Figure(figsize=(2 * len(images), 4), layout="constrained")
     axes = figure.subplots(2, len(images), squeeze=False)
     for column, (image, row) in enumerate(zip(images, probabilities.cpu(), strict=False)):
@@ -95,25 +94,4 @@ def _bars(images: Tensor, probabilities: Tensor, temperature: float) -> "Figure"
         axes[1, column].bar(range(len(row)), row.tolist())
         axes[1, column].set_ylim(0, 1)
     figure.suptitle(f"The teacher's probabilities at temperature {temperature:g}")
-    return figure
-
-
-def _matrix(confusion: Tensor, names: list[str]) -> "Figure":
-    from matplotlib.figure import Figure  # slow to import
-
-    side = max(4.0, 0.35 * len(names))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    fractions = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
-    axes.imshow(fractions.numpy(), cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("label")
-    if len(names) <= 20:
-        for row, column in torch.cartesian_prod(*[torch.arange(len(names))] * 2).tolist():
-            count = int(confusion[row, column])
-            if count:
-                colour = "white" if count > confusion[row].sum() / 2 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=7)
     return figure

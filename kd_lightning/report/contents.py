@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from torch import Tensor
 
+from kd_lightning.callbacks.confusion_figure import confusion_figure
 from kd_lightning.files.atomic import atomic_write
 from kd_lightning.report import drawing
 from kd_lightning.report.metrics import Metrics
@@ -86,7 +87,8 @@ def all_pictures(
     classes = models[0].classes or tuple(map(str, range(metrics[0].logits.shape[1])))
     pictures["Calibration"] = {"reliability": drawing.reliability(names, metrics, labels)}
     pictures["Confusion, in per cent of a class"] = {
-        f"confusion of {name}": drawing.confusion(m.confusion, classes) for name, m in zip(names, metrics, strict=True)
+        f"confusion of {name}": drawing.svg(confusion_figure(m.confusion, classes=classes))
+        for name, m in zip(names, metrics, strict=True)
     }
     if len(models) > 1:
         pictures["Where a student differs most from the teacher"] = {

@@ -4,7 +4,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -81,24 +80,6 @@ def curves(models: Sequence[Model]) -> str | None:
         if axes.lines:
             axes.legend(fontsize=7)
     return svg(figure) if any(axes.lines for axes in panels.values()) else None
-
-
-def confusion(counts: Tensor, classes: Sequence[str]) -> str:
-    """Draw a confusion matrix, in per cent of each true class."""
-    side = 2.2 + 0.34 * len(classes)
-    figure = Figure(figsize=(side, side * 0.9), layout="constrained")
-    axes = figure.subplots()
-    percentages = (100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
-    axes.imshow(percentages, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(len(classes)), classes, rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("label")
-    if len(classes) <= 20:
-        for row, column in np.argwhere(percentages >= 0.5):
-            dark = "white" if percentages[row, column] > 50 else "black"
-            axes.text(column, row, f"{percentages[row, column]:.0f}", ha="center", va="center", fontsize=7, color=dark)
-    return svg(figure)
 
 
 def reliability(names: Sequence[str], metrics: Sequence[Metrics], labels: Tensor) -> str:
