@@ -1,19 +1,21 @@
 """Writes outputs of layers to a file that NumPy opens."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import torch.distributed as dist
+from lightning.pytorch.callbacks import BasePredictionWriter
 
+from kd_lightning.callbacks.gather_rows import gather_rows
 from kd_lightning.errors import OutputExistsError
 from kd_lightning.features import FeatureTap, evaluating
 from kd_lightning.files.atomic import atomic_write
 
 
-class FeatureWriter(pl.Callback):
+class FeatureWriter(BasePredictionWriter):
     """Writes, after ``predict``, the outputs of layers with labels, ids and logits to an ``.npz`` file.
 
     Arrays: each layer by its name ``(N, ...)``, ``logits`` ``(N, C)``, ``labels`` and ``ids`` ``(N,)``. Images are
@@ -37,6 +39,7 @@ class FeatureWriter(pl.Callback):
         path: str | None = None,
         split: Literal["predict", "train", "val", "test"] = "predict",
     ) -> None:
+        super().__init__("batch")
         self.layers = list(layers or [])
         self.path = path
         self.split = split
@@ -46,6 +49,7 @@ class FeatureWriter(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Check the names and the path before anything is computed."""
+        super().setup(trainer, pl_module, stage)
         if stage != "predict" or not self.layers:
             return
         if self.path is not None and Path(self.path).exists():
@@ -55,14 +59,15 @@ class FeatureWriter(pl.Callback):
         if self.split != "predict":
             trainer.datamodule.predict_split = self.split  # type: ignore[attr-defined]
 
-    def on_predict_batch_end(
+    def write_on_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: Any,
-        outputs: Any,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int = 0,
+        dataloader_idx: int,
     ) -> None:
         """Read the layers."""
         if self._tap is None:
@@ -80,13 +85,9 @@ class FeatureWriter(pl.Callback):
         if self._tap is None:
             return
         self._tap.remove()
-        parts: list[Any] = [self._rows]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            dist.all_gather_object(parts, self._rows)
+        rows = gather_rows(self._rows, trainer=trainer)
         folder = trainer.log_dir or trainer.default_root_dir  # on all ranks, since Lightning broadcasts it
         if trainer.is_global_zero:
-            rows = [row for part in parts for row in part]
             arrays: dict[str, Any] = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
             order = arrays["ids"].argsort(kind="stable")
             self.written = Path(self.path or Path(folder, "features.npz"))

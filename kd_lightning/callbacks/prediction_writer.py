@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch.distributed as dist
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from kd_lightning.callbacks.gather_rows import gather_rows
 from kd_lightning.errors import OutputExistsError
 from kd_lightning.files.atomic import atomic_write
 
@@ -56,11 +56,9 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gather the rows of all ranks and write them."""
-        rows = self._rows
+        rows = gather_rows(self._rows, trainer=trainer)
         if trainer.world_size > 1:
-            parts: list[Any] = [None] * trainer.world_size
-            dist.all_gather_object(parts, rows)
-            rows = sorted(row for part in parts for row in part)
+            rows.sort()
         folder = trainer.log_dir or trainer.default_root_dir  # on all ranks, since Lightning broadcasts it
         if trainer.is_global_zero:
             data = trainer.datamodule  # type: ignore[attr-defined]

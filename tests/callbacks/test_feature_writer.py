@@ -58,3 +58,16 @@ def test_a_file_is_not_overwritten_and_a_layer_must_be_there(
     assert place.read_text() == "mine"
     with pytest.raises(ValueError, match="ResNet has no layer 'nope'"):
         make_trainer(callbacks=[FeatureWriter(["nope"])]).predict(TeacherModule(small()), digits)
+
+
+@pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier|nn.parallel).*")
+def test_two_processes_write_the_same_as_one(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+    module, paths = TeacherModule(small()), [tmp_path / "one.npz", tmp_path / "two.npz"]
+    for path, options in zip(paths, ({}, {"strategy": "ddp_fork", "devices": 2}), strict=True):
+        trainer = make_trainer(callbacks=[FeatureWriter(["avgpool"], str(path))], **options)
+        trainer.predict(module, DigitsDataModule(batch_size=77), return_predictions=False)
+    with np.load(paths[0]) as one, np.load(paths[1]) as two:
+        assert set(one) == set(two) == {"avgpool", "logits", "labels", "ids"}
+        assert len(one["ids"]) == 360
+        for name in one:
+            np.testing.assert_allclose(one[name], two[name], rtol=1e-5, atol=1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning import DigitsDataModule, TeacherModule
-from kd_lightning.callbacks import PredictionWriter, prediction_writer
+from kd_lightning.callbacks import PredictionWriter
 
 Networks = Callable[..., nn.Module]
 Trainers = Callable[..., pl.Trainer]
@@ -131,7 +131,7 @@ def run_ranks(monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[list[Predi
     def all_gather_object(found: list[Any], own: Any) -> None:
         found[:] = [writer._rows for writer in writers]
 
-    monkeypatch.setattr(prediction_writer.dist, "all_gather_object", all_gather_object)
+    monkeypatch.setattr("torch.distributed.all_gather_object", all_gather_object)
     for writer, rank in zip(writers, ranks, strict=True):
         writer.on_predict_epoch_end(rank, module)  # type: ignore[arg-type]
     return writers, ranks
