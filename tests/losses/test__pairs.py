@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from random_inputs import random_outputs
 from torch import Tensor, nn
 
 from kd_lightning.features import Outputs
@@ -36,13 +37,9 @@ from kd_lightning.losses._pairs import (
 _LABELS = torch.tensor([3, -1])
 
 
-def outputs(rows: int = 2, **shapes: tuple[int, ...]) -> Outputs:
-    return Outputs(torch.randn(rows, 5), {name: torch.randn(rows, *shape) for name, shape in shapes.items()})
-
-
 def test_features_are_paired_and_the_teachers_detached() -> None:
     loss = SimilarityLoss(student_layers=["a", "b"], teacher_layers=["d", "c"])
-    student, teacher = outputs(a=(3, 4, 4), b=(3,)), outputs(c=(5,), d=(6, 4, 4))
+    student, teacher = random_outputs(2, a=(3, 4, 4), b=(3,)), random_outputs(2, c=(5,), d=(6, 4, 4))
     for features in (*student.features.values(), *teacher.features.values()):
         features.requires_grad_()
     pairs = feature_pairs(loss, student, teacher)
@@ -55,7 +52,7 @@ def test_features_are_paired_and_the_teachers_detached() -> None:
 
 def test_vectors_are_means_over_pixels_or_tokens() -> None:
     loss = SimilarityLoss(student_layers=["a"])
-    student, teacher = outputs(a=(3, 4, 5)), outputs(a=(7, 2))
+    student, teacher = random_outputs(2, a=(3, 4, 5)), random_outputs(2, a=(7, 2))
     ((s, t),) = vector_pairs(loss, student, teacher)
     torch.testing.assert_close(s, student.features["a"].flatten(2).mean(2))
     torch.testing.assert_close(t, teacher.features["a"].mean(1))
@@ -71,7 +68,7 @@ def test_the_mean_over_pixels_is_in_full_precision() -> None:
 
 def test_a_vector_is_a_map_of_one_pixel() -> None:
     loss = HintLoss(student_layers=["a"])
-    student, teacher = outputs(a=(3,)), outputs(a=(7, 2, 2))
+    student, teacher = random_outputs(2, a=(3,)), random_outputs(2, a=(7, 2, 2))
     ((s, t),) = map_pairs(loss, student, teacher)
     assert (s.shape, t.shape) == ((2, 3, 1, 1), (2, 7, 2, 2))
     torch.testing.assert_close(s.flatten(), student.features["a"].flatten())
@@ -85,13 +82,13 @@ def test_what_is_neither_map_nor_vector_is_refused(loss: Callable[..., Distillat
         match=rf"^{type(term).__name__} compares maps \(B, C, H, W\) or vectors \(B, C\), but the student's layer 'a' "
         r"returns \(2, 3, 4\); name a layer that does\.$",
     ):
-        term.build(outputs(a=(3, 4)), outputs(b=(7,)))
+        term.build(random_outputs(2, a=(3, 4)), random_outputs(2, b=(7,)))
 
 
 @pytest.mark.parametrize("loss", [AttentionLoss, NeuronSelectivityLoss])
 def test_what_compares_pixels_refuses_vectors(loss: Callable[..., DistillationLoss]) -> None:
     term = loss(student_layers=["a"], teacher_layers=["b"])
-    student, teacher = outputs(a=(3, 4, 4)), outputs(b=(7,))
+    student, teacher = random_outputs(2, a=(3, 4, 4)), random_outputs(2, b=(7,))
     for call in (lambda: term.check(student, teacher), lambda: term(student, teacher, _LABELS)):
         with pytest.raises(
             ValueError,
@@ -131,7 +128,7 @@ def test_features_take_the_type_of_the_weights() -> None:
 @pytest.mark.parametrize("loss", [HintLoss, VariationalLoss, ReviewLoss, CorrelationLoss, ContrastiveLoss])
 def test_learned_parts_are_asked_for_before_the_first_step(loss: Callable[..., DistillationLoss]) -> None:
     term = loss(student_layers=["a", "b"])
-    student = outputs(a=(3,), b=(4,))
+    student = random_outputs(2, a=(3,), b=(4,))
     message = (
         rf"^The learned parts of {type(term).__name__} are not built yet; call build with the "
         r"outputs of a dry run before the first step\.$"
@@ -153,7 +150,7 @@ def test_parts_that_are_built_are_handed_out() -> None:
     "loss", [AttentionLoss, NeuronSelectivityLoss, SimilarityLoss, ProbabilisticLoss, RelationalLoss]
 )
 def test_layers_are_summed(loss: Callable[..., DistillationLoss]) -> None:
-    student, teacher = outputs(4, a=(3, 4, 4), b=(5, 2, 2)), outputs(4, c=(6, 8, 8), d=(4, 2, 2))
+    student, teacher = random_outputs(4, a=(3, 4, 4), b=(5, 2, 2)), random_outputs(4, c=(6, 8, 8), d=(4, 2, 2))
     layers = [(["a", "b"], ["c", "d"]), (["a"], ["c"]), (["b"], ["d"])]
     both, first, second = (loss(student_layers=s, teacher_layers=t)(student, teacher, _LABELS) for s, t in layers)
     assert min(first, second) > 0
@@ -170,7 +167,7 @@ def test_the_batch_of_all_ranks_is_compared_in_training_if_wanted(
         calls.append(active)
         return tuple(torch.cat([x, x.flip(0) + 1]) for x in tensors) if active else tensors
 
-    student, teacher = outputs(a=(3,)), outputs(a=(6,))
+    student, teacher = random_outputs(2, a=(3,)), random_outputs(2, a=(6,))
     layers = {} if loss is DistLoss else {"student_layers": ["a"]}
     monkeypatch.setattr(sys.modules[loss.__module__], "all_gather_grad", doubled)
     terms = []
@@ -214,10 +211,10 @@ def test_batch_norm_of_a_single_value_uses_the_running_statistics_and_leaves_the
 @pytest.mark.parametrize("loss", [HintLoss, ReviewLoss, VariationalLoss])
 def test_a_last_batch_of_one_image_with_one_pixel_trains(loss: Callable[..., DistillationLoss]) -> None:
     term = loss(student_layers=["a"])
-    student, teacher = outputs(a=(3, 1, 1)), outputs(a=(6, 1, 1))
+    student, teacher = random_outputs(2, a=(3, 1, 1)), random_outputs(2, a=(6, 1, 1))
     term.build(student, teacher)
     term(student, teacher, _LABELS).backward()
-    last, other = outputs(rows=1, a=(3, 1, 1)), outputs(rows=1, a=(6, 1, 1))
+    last, other = random_outputs(1, a=(3, 1, 1)), random_outputs(1, a=(6, 1, 1))
     value = term(last, other, _LABELS[:1])
     value.backward()
     assert value.isfinite()
@@ -225,7 +222,7 @@ def test_a_last_batch_of_one_image_with_one_pixel_trains(loss: Callable[..., Dis
 
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^SimilarityLoss compares features; name at least one layer"):
-        feature_pairs(SimilarityLoss(student_layers=[]), outputs(), outputs())
+        feature_pairs(SimilarityLoss(student_layers=[]), random_outputs(2), random_outputs(2))
     one_number = Outputs(torch.randn(2, 5), {"a": torch.randn(2)})
     with pytest.raises(ValueError, match=r"needs more than one number \(B,\) of layer 'a'"):
         vector_pairs(SimilarityLoss(student_layers=["a"]), one_number, one_number)

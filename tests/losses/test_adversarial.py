@@ -1,9 +1,11 @@
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from random_inputs import random_outputs
 from torch import Tensor, nn
 
 from kd_lightning.features import Outputs
@@ -14,9 +16,7 @@ from kd_lightning.losses.adversarial import entropy_weights, reversal_strength
 _LABELS = torch.tensor([3, -1, 0, 1, 2])
 
 
-def outputs(rows: int, shift: float = 0.0, **shapes: tuple[int, ...]) -> Outputs:
-    features = {name: (torch.randn(rows, *shape) + shift).requires_grad_() for name, shape in shapes.items()}
-    return Outputs(torch.randn(rows, 4, requires_grad=True), features)
+outputs = partial(random_outputs, classes=4, requires_grad=True)
 
 
 def built(loss: AdversarialLoss, source: Outputs, target: Outputs, progress: float = 1.0) -> AdversarialLoss:
@@ -201,7 +201,7 @@ def test_the_gradient_through_the_entropy_is_reversed_as_well() -> None:
 
 
 def test_the_accuracy_is_the_mean_of_both_domains() -> None:
-    source, target = outputs(3, 4.0, a=(1,)), outputs(50, -4.0, a=(1,))
+    source, target = outputs(3, a=(1,)), outputs(50, a=(1,))
     loss = built(AdversarialLoss(layers=["a"], hidden=1), source, target)
     last = loss.get_submodule("discriminators.0.4")
     assert isinstance(last, nn.Linear)

@@ -3,11 +3,12 @@
 import copy
 import pickle
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import jsonargparse
 import pytest
 import torch
+from random_inputs import autocast_if, random_outputs
 from torch import Tensor
 
 from kd_lightning.features import FeatureTap, Outputs
@@ -38,10 +39,7 @@ _MODULES: dict[str, Callable[[], AlignmentLoss]] = {
 _REWEIGHTING = ("reweighted", "reweighted, hidden", "kernel mean matching")
 
 
-def outputs(rows: int, dtype: torch.dtype = torch.float32, factor: float = 1.0) -> Outputs:
-    features = {"map": torch.randn(rows, 3, 2, 4), "vector": torch.randn(rows, 6)}
-    leaves = {name: (factor * value).to(dtype).requires_grad_() for name, value in features.items()}
-    return Outputs((factor * torch.randn(rows, 5)).to(dtype).requires_grad_(), leaves)
+outputs = partial(random_outputs, requires_grad=True, map=(3, 2, 4), vector=(6,))
 
 
 def built(name: str, progress: float = 0.5) -> AlignmentLoss:
@@ -138,9 +136,8 @@ def test_any_precision_and_sizes(
     name: str, features: torch.dtype, weights: torch.dtype, autocast: bool, rows: tuple[int, int]
 ) -> None:
     loss = built(name).to(weights)
-    source, target = outputs(rows[0], features), outputs(rows[1], features)
-    on: AbstractContextManager[object] = torch.autocast("cpu", dtype=torch.bfloat16) if autocast else nullcontext()
-    with on:
+    source, target = outputs(rows[0], dtype=features), outputs(rows[1], dtype=features)
+    with autocast_if(autocast):
         term = loss(source, target, labels_of(rows[0]))
     if features == weights or features != torch.float64:
         assert term.dtype == (torch.float64 if features == torch.float64 else torch.float32)
@@ -170,7 +167,7 @@ def test_small_and_large_values_stay_finite(name: str, factor: float) -> None:
 
 @pytest.mark.parametrize("name", list(_MODULES))
 def test_the_order_of_the_samples_does_not_matter(name: str) -> None:
-    loss, source, target = built(name), outputs(5, torch.float64), outputs(7, torch.float64)
+    loss, source, target = built(name), outputs(5, dtype=torch.float64), outputs(7, dtype=torch.float64)
     loss.double()
     labels, order, other = labels_of(5), torch.randperm(5), torch.randperm(7)
     term = loss(source, target, labels)

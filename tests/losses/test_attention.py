@@ -1,14 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from random_inputs import random_maps
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses import AttentionLoss, attention_loss
-
-
-def pair() -> tuple[Tensor, Tensor]:
-    return torch.randn(3, 4, 5, 6, dtype=torch.float64), torch.randn(3, 7, 5, 6, dtype=torch.float64)
 
 
 def test_values_by_hand() -> None:
@@ -22,19 +18,19 @@ def test_values_by_hand() -> None:
 
 @pytest.mark.parametrize("power", [1, 2, 3, 4])
 def test_the_power_is_that_of_the_features(power: int) -> None:
-    student, teacher = (features.abs() for features in pair())
+    student, teacher = (features.abs() for features in random_maps())
     expected = attention_loss(student**power, teacher**power, power=1)
     torch.testing.assert_close(attention_loss(student, teacher, power=power), expected)
 
 
 def test_is_zero_at_equality_and_above_elsewhere() -> None:
-    student, teacher = pair()
+    student, teacher = random_maps()
     assert attention_loss(teacher, teacher.clone()) == 0
     assert attention_loss(student, teacher) > 1e-3
 
 
 def test_scale_sign_and_order_of_the_channels_change_nothing() -> None:
-    student, teacher = pair()
+    student, teacher = random_maps()
     loss = attention_loss(student, teacher)
     factors = torch.rand(3, 1, 1, 1, dtype=torch.float64) + 0.5
     torch.testing.assert_close(attention_loss(3 * student, factors * teacher), loss)
@@ -45,7 +41,7 @@ def test_scale_sign_and_order_of_the_channels_change_nothing() -> None:
 
 
 def test_the_larger_map_is_averaged() -> None:
-    student, teacher = pair()
+    student, teacher = random_maps()
     large = teacher.repeat_interleave(2, 2).repeat_interleave(3, 3) + 0.0
     torch.testing.assert_close(attention_loss(student, large), attention_loss(student, teacher))
     torch.testing.assert_close(attention_loss(large, student), attention_loss(teacher, student))
@@ -54,7 +50,7 @@ def test_the_larger_map_is_averaged() -> None:
 
 
 def test_the_module_passes_its_options() -> None:
-    student, teacher = pair()
+    student, teacher = random_maps()
     loss = AttentionLoss(weight=2.0, student_layers=["a"], teacher_layers=["b"], power=4, warmup_epochs=2)
     outputs = Outputs(torch.randn(3, 2), {"a": student}), Outputs(torch.randn(3, 2), {"b": teacher})
     loss.build(*outputs)
@@ -67,7 +63,7 @@ def test_defaults_are_those_released() -> None:
     loss = AttentionLoss()
     assert (loss.weight, loss.power, loss.warmup_epochs) == (1000.0, 2, 0)
     assert loss.student_layers == loss.teacher_layers == ("layer1", "layer2", "layer3")
-    student, teacher = pair()
+    student, teacher = random_maps()
     assert attention_loss(student, teacher) == attention_loss(student, teacher, power=2)
 
 

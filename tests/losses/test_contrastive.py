@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from random_inputs import random_rotation
 from torch import Tensor
 
 from kd_lightning.features import Outputs
@@ -46,7 +47,7 @@ def test_the_order_of_the_negatives_and_a_common_rotation_change_nothing() -> No
     anchors, positives, negatives = (F.normalize(torch.randn(n, 3).double()) for n in (4, 4, 7))
     excluded = torch.rand(4, 7) < 0.3
     loss = contrastive_loss(anchors, positives, negatives, excluded)
-    order, q = torch.randperm(7), torch.linalg.qr(torch.randn(3, 3).double()).Q
+    order, q = torch.randperm(7), random_rotation(3)
     torch.testing.assert_close(contrastive_loss(anchors, positives, negatives[order], excluded[:, order]), loss)
     torch.testing.assert_close(contrastive_loss(anchors @ q, positives @ q, negatives @ q, excluded), loss)
     excluded[0] = True  # the first anchor then adds nothing

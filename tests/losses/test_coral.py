@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from random_inputs import random_rotation
 from torch import Tensor
 
 from kd_lightning.features import Outputs
@@ -41,7 +42,7 @@ def test_is_zero_where_covariances_agree_and_symmetric() -> None:
 def test_shifts_and_a_common_rotation_change_nothing_and_a_factor_counts_to_the_fourth() -> None:
     source, target = pair()
     loss = coral_loss(source, target)
-    rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    rotation = random_rotation(3)
     torch.testing.assert_close(coral_loss(source @ rotation + 1, target @ rotation - 2), loss)
     torch.testing.assert_close(coral_loss(3 * source, 3 * target), 81 * loss)
     assert not torch.isclose(coral_loss(source @ rotation, target), loss, rtol=1e-3)

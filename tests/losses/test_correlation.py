@@ -1,8 +1,8 @@
 import pytest
 import torch
+from random_inputs import random_outputs
 from torch import Tensor
 
-from kd_lightning.features import Outputs
 from kd_lightning.losses import CorrelationLoss, correlation_loss
 
 _LABELS = torch.full((5,), -1)
@@ -11,10 +11,6 @@ _LABELS = torch.full((5,), -1)
 def pair() -> tuple[Tensor, Tensor]:
     student, teacher = torch.randn(2, 5, 3, dtype=torch.float64)
     return student, teacher
-
-
-def outputs(**shapes: tuple[int, ...]) -> Outputs:
-    return Outputs(torch.randn(5, 2), {name: torch.randn(shape) for name, shape in shapes.items()})
 
 
 def test_a_value_by_hand() -> None:
@@ -52,7 +48,7 @@ def test_refuses_shapes_that_would_be_broadcast() -> None:
 
 
 def test_linear_layers_bring_both_to_one_width() -> None:
-    student, teacher = outputs(a=(5, 3, 2, 4), b=(5, 6)), outputs(a=(5, 7), b=(5, 8))
+    student, teacher = random_outputs(5, a=(3, 2, 4), b=(6,)), random_outputs(5, a=(7,), b=(8,))
     loss, copy = (CorrelationLoss(student_layers=["a", "b"], dimensions=4) for _ in range(2))
     loss.build(student, teacher)
     learned = loss.state_dict()

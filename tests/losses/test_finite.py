@@ -1,12 +1,12 @@
 """Every loss at the edges: half precision, saturation, collapsed and empty features, batches of one."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
+from random_inputs import autocast_if, random_outputs
 from torch import Tensor
 
 from kd_lightning.features import Outputs
@@ -123,10 +123,6 @@ def _case(name: str, inputs: str) -> tuple[Loss, Tensor, Tensor]:
     return loss, student, teacher
 
 
-def _autocast(on: bool) -> AbstractContextManager[object]:
-    return torch.autocast("cpu", dtype=torch.bfloat16) if on else nullcontext()
-
-
 _BEYOND_FLOAT16 = [(torch.float16, "coral", inputs) for inputs in ("of 300", "of 10000", "saturated")]
 """The gradient is of the size of the features' cube, which float16 cannot hold."""
 
@@ -145,7 +141,7 @@ def test_value_and_gradient_stay_finite_and_are_computed_in_float32(dtype: torch
     expected = loss(student.float(), teacher.float())
     for autocast in (False, True):
         leaf = student.clone().requires_grad_()
-        with _autocast(autocast):
+        with autocast_if(autocast):
             value = loss(leaf, teacher)
         value.backward()
         assert value.dtype == torch.float32
@@ -185,14 +181,9 @@ _MODULES: dict[str, Callable[[], DistillationLoss]] = {
 _LABELS = torch.tensor([0, 3, -1, 1])
 
 
-def _outputs(width: int, resolution: int, dtype: torch.dtype = torch.float32, rows: int = 4) -> Outputs:
-    features = {
-        "shallow": torch.rand(rows, width, 2 * resolution, 2 * resolution),
-        "deep": torch.rand(rows, 2 * width, resolution, resolution),
-        "vector": torch.rand(rows, 2 * width),
-    }
-    leaves = {name: value.to(dtype).requires_grad_() for name, value in features.items()}
-    return Outputs(torch.randn(rows, 5).to(dtype).requires_grad_(), leaves)
+def _outputs(width: int, size: int, dtype: torch.dtype = torch.float32, rows: int = 4) -> Outputs:
+    shallow, deep, vector = (width, 2 * size, 2 * size), (2 * width, size, size), (2 * width,)
+    return random_outputs(rows, dtype=dtype, requires_grad=True, shallow=shallow, deep=deep, vector=vector)
 
 
 def _second_step(loss: DistillationLoss, student: Outputs, teacher: Outputs) -> Tensor:
@@ -241,7 +232,7 @@ def test_any_precision_of_features_and_weights(
     teacher = Outputs(teacher.logits.detach(), teacher.features)
     loss.build(student, teacher)
     loss.to(weights)
-    with _autocast(autocast):
+    with autocast_if(autocast):
         term = _second_step(loss, student, teacher)
     if features == weights or features != torch.float64:
         assert term.dtype == (torch.float64 if features == torch.float64 else torch.float32)

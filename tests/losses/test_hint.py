@@ -1,16 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from random_inputs import random_outputs
 from torch import Tensor
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses import HintLoss, hint_loss
 
 _LABELS = torch.tensor([3, -1])
-
-
-def outputs(**shapes: tuple[int, ...]) -> Outputs:
-    return Outputs(torch.randn(2, 5), {name: torch.randn(shape) for name, shape in shapes.items()})
 
 
 def built(loss: HintLoss, student: Outputs, teacher: Outputs) -> HintLoss:
@@ -43,7 +40,7 @@ def test_refuses_shapes_that_would_be_broadcast() -> None:
 def test_the_regressor_bridges_channels_and_the_pooling_resolutions(
     student_size: tuple[int, int], teacher_size: tuple[int, int]
 ) -> None:
-    student, teacher = outputs(layer2=(2, 3, *student_size)), outputs(layer2=(2, 7, *teacher_size))
+    student, teacher = random_outputs(2, layer2=(3, *student_size)), random_outputs(2, layer2=(7, *teacher_size))
     loss = built(HintLoss(), student, teacher)
     s, t = student.features["layer2"], teacher.features["layer2"]
     size = (min(student_size[0], teacher_size[0]), min(student_size[1], teacher_size[1]))
@@ -57,8 +54,7 @@ def test_the_regressor_bridges_channels_and_the_pooling_resolutions(
 
 
 def test_learned_parts_are_in_the_state_dict() -> None:
-    shapes = {"a": (2, 3, 4, 4), "b": (2, 6)}
-    student, teacher = outputs(**shapes), outputs(c=(2, 5, 4, 4), d=(2, 4))
+    student, teacher = random_outputs(2, a=(3, 4, 4), b=(6,)), random_outputs(2, c=(5, 4, 4), d=(4,))
     loss = built(HintLoss(student_layers=["a", "b"], teacher_layers=["c", "d"]), student, teacher)
     shapes_learned = {name: tuple(value.shape) for name, value in loss.state_dict().items() if value.dim() == 4}
     assert shapes_learned == {"regressors.0.0.weight": (5, 3, 1, 1), "regressors.1.0.weight": (4, 6, 1, 1)}
@@ -70,7 +66,7 @@ def test_learned_parts_are_in_the_state_dict() -> None:
 
 
 def test_layers_are_summed() -> None:
-    student, teacher = outputs(a=(2, 3, 8, 8), b=(2, 6)), outputs(a=(2, 3, 4, 4), b=(2, 6))
+    student, teacher = random_outputs(2, a=(3, 8, 8), b=(6,)), random_outputs(2, a=(3, 4, 4), b=(6,))
     terms = [
         built(HintLoss(student_layers=layers, regressor=False), student, teacher)(student, teacher, _LABELS)
         for layers in (["a", "b"], ["a"], ["b"])
@@ -79,7 +75,7 @@ def test_layers_are_summed() -> None:
 
 
 def test_without_a_regressor_the_maps_themselves_are_compared() -> None:
-    student, teacher = outputs(layer2=(2, 3, 8, 8)), outputs(layer2=(2, 3, 4, 4))
+    student, teacher = random_outputs(2, layer2=(3, 8, 8)), random_outputs(2, layer2=(3, 4, 4))
     loss = built(HintLoss(regressor=False), student, teacher)
     assert loss.state_dict() == {}
     pooled: Tensor = F.avg_pool2d(student.features["layer2"], 2)
@@ -94,8 +90,8 @@ def test_without_a_regressor_channels_must_be_equal() -> None:
     ):
         built(
             HintLoss(student_layers=["a", "b"], regressor=False),
-            outputs(a=(2, 5), b=(2, 3, 4, 4)),
-            outputs(a=(2, 5), b=(2, 7, 4, 4)),
+            random_outputs(2, a=(5,), b=(3, 4, 4)),
+            random_outputs(2, a=(5,), b=(7, 4, 4)),
         )
 
 

@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from random_inputs import Array, random_rotation
 from scipy.optimize import LinearConstraint, minimize
 from torch import Tensor
 
@@ -14,8 +15,6 @@ from kd_lightning.losses import (
     kernel_mean_matching,
     mmd_loss,
 )
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _LABELS = torch.tensor([3, -1, 0, 1, 2])
 
@@ -147,7 +146,7 @@ def test_equal_domains_get_equal_weights() -> None:
 def test_a_shift_a_rotation_or_a_factor_changes_nothing_and_an_order_is_followed() -> None:
     source, target = pair()
     weights = kernel_mean_matching(source, target)
-    rotation = torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64)).Q
+    rotation = random_rotation(2)
     changed = kernel_mean_matching(3 * source.flip(0) @ rotation + 5, 3 * target.flip(0) @ rotation + 5)
     torch.testing.assert_close(changed, weights.flip(0), atol=1e-4, rtol=0)
 

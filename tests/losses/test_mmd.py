@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from random_inputs import random_rotation
 from torch import Tensor
 
 from kd_lightning.features import Outputs
@@ -100,7 +101,7 @@ def test_is_zero_at_equality_if_biased_and_symmetric() -> None:
 def test_a_shift_a_rotation_a_factor_or_another_order_changes_nothing(unbiased: bool) -> None:
     source, target = pair()
     loss = mmd_loss(source, target, unbiased=unbiased)
-    rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    rotation = random_rotation(3)
     changed = mmd_loss(3 * source.flip(0) @ rotation + 5, 3 * target @ rotation + 5, unbiased=unbiased)
     torch.testing.assert_close(changed, loss)
     assert not torch.isclose(mmd_loss(source + 1, target, unbiased=unbiased), loss, rtol=1e-3)

@@ -1,14 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from random_inputs import random_maps
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses import NeuronSelectivityLoss, neuron_selectivity_loss
-
-
-def pair() -> tuple[Tensor, Tensor]:
-    return torch.randn(3, 4, 5, 6, dtype=torch.float64), torch.randn(3, 7, 5, 6, dtype=torch.float64)
 
 
 def test_values_by_hand() -> None:
@@ -22,13 +18,13 @@ def test_values_by_hand() -> None:
 
 
 def test_is_the_mean_over_the_batch() -> None:
-    student, teacher = pair()
+    student, teacher = random_maps()
     rows = [neuron_selectivity_loss(student[[i]], teacher[[i]]) for i in range(3)]
     torch.testing.assert_close(neuron_selectivity_loss(student, teacher), torch.stack(rows).mean())
 
 
 def test_is_zero_at_equality_and_above_elsewhere() -> None:
-    student, teacher = pair()
+    student, teacher = random_maps()
     assert neuron_selectivity_loss(teacher, teacher.clone()).item() == pytest.approx(0, abs=1e-12)
     twice = torch.cat([teacher, teacher], dim=1)
     assert neuron_selectivity_loss(twice, teacher).item() == pytest.approx(0, abs=1e-12)
@@ -36,7 +32,7 @@ def test_is_zero_at_equality_and_above_elsewhere() -> None:
 
 
 def test_order_and_factors_of_the_channels_change_nothing() -> None:
-    student, teacher = pair()
+    student, teacher = random_maps()
     loss = neuron_selectivity_loss(student, teacher)
     factors = torch.randn(3, 4, 1, 1, dtype=torch.float64)
     torch.testing.assert_close(neuron_selectivity_loss(factors * student, -3 * teacher), loss)
@@ -47,7 +43,7 @@ def test_order_and_factors_of_the_channels_change_nothing() -> None:
 
 
 def test_the_larger_map_is_averaged() -> None:
-    student, _ = pair()
+    student, _ = random_maps()
     large = torch.randn(3, 7, 10, 18, dtype=torch.float64)
     pooled = F.avg_pool2d(large, (2, 3))
     torch.testing.assert_close(neuron_selectivity_loss(student, large), neuron_selectivity_loss(student, pooled))
@@ -55,7 +51,7 @@ def test_the_larger_map_is_averaged() -> None:
 
 
 def test_the_module_and_its_published_defaults() -> None:
-    student, teacher = pair()
+    student, teacher = random_maps()
     loss = NeuronSelectivityLoss()
     assert (loss.weight, loss.warmup_epochs) == (50.0, 0)
     assert loss.student_layers == loss.teacher_layers == ("layer1", "layer2", "layer3")

@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from random_inputs import random_outputs
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -48,8 +50,7 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def outputs(rows: int = 4, dtype: torch.dtype = torch.float32, **features: tuple[int, ...]) -> Outputs:
-    return Outputs(torch.randn(rows, 3, dtype=dtype), {n: torch.randn(rows, *shape) for n, shape in features.items()})
+outputs = partial(random_outputs, 4, classes=3)
 
 
 def distillation(**losses: DistillationLoss) -> Objective:

@@ -2,6 +2,7 @@ from math import log
 
 import pytest
 import torch
+from random_inputs import random_rotation
 from torch import Tensor
 
 from kd_lightning.features import Outputs
@@ -10,10 +11,6 @@ from kd_lightning.losses import ProbabilisticLoss, probabilistic_loss
 
 def pair() -> tuple[Tensor, Tensor]:
     return torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
-
-
-def rotation(size: int) -> Tensor:
-    return torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q
 
 
 def test_a_value_by_hand() -> None:
@@ -38,7 +35,7 @@ def test_a_rotation_or_a_factor_on_any_vector_changes_nothing() -> None:
     student, teacher = pair()
     loss = probabilistic_loss(student, teacher)
     factors = torch.rand(5, 1, dtype=torch.float64) + 0.5
-    changed = probabilistic_loss(factors * student @ rotation(3), 3 * teacher @ rotation(7))
+    changed = probabilistic_loss(factors * student @ random_rotation(3), 3 * teacher @ random_rotation(7))
     torch.testing.assert_close(changed, loss, rtol=1e-5, atol=0)
     order = torch.randperm(5)
     torch.testing.assert_close(probabilistic_loss(student[order], teacher[order]), loss)

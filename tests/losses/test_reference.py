@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, product
 from math import ceil, log, sqrt
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from random_inputs import Array
 from scipy.special import rel_entr, softmax
 from scipy.stats import norm
 from torch import Tensor
@@ -31,7 +32,6 @@ from kd_lightning.losses import (
     variational_loss,
 )
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 # inputs in float64; values and gradients were computed in float64 with mdistiller, RepDistiller, DIST_KD and

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_inputs import random_rotation
 from torch import Tensor
 
 from kd_lightning.features import Outputs
@@ -11,10 +12,6 @@ from kd_lightning.losses import RelationalLoss, relational, relational_loss
 
 def pair(rows: int = 5) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, 3, dtype=torch.float64), torch.randn(rows, 7, dtype=torch.float64)
-
-
-def rotation(size: int) -> Tensor:
-    return torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q
 
 
 def test_values_by_hand() -> None:
@@ -48,7 +45,7 @@ def test_is_zero_at_equality_and_above_elsewhere() -> None:
 def test_a_shift_a_rotation_or_a_factor_changes_nothing(weights: dict[str, float]) -> None:
     student, teacher = pair()
     loss = relational_loss(student, teacher, **weights)
-    changed = relational_loss(3 * student @ rotation(3) + 5, 0.1 * teacher @ rotation(7) - 2, **weights)
+    changed = relational_loss(3 * student @ random_rotation(3) + 5, 0.1 * teacher @ random_rotation(7) - 2, **weights)
     torch.testing.assert_close(changed, loss)
     order = torch.randperm(5)
     torch.testing.assert_close(relational_loss(student[order], teacher[order], **weights), loss)

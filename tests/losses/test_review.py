@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from random_inputs import random_outputs
 from torch import Tensor
 
 from kd_lightning.features import Outputs
@@ -10,18 +11,14 @@ _LAYERS = ["a", "b", "c"]
 _LABELS = torch.tensor([3, -1])
 
 
-def outputs(**shapes: tuple[int, ...]) -> Outputs:
-    return Outputs(torch.randn(2, 5), {name: torch.randn(shape) for name, shape in shapes.items()})
-
-
 @pytest.fixture
 def student() -> Outputs:
-    return outputs(a=(2, 3, 8, 8), b=(2, 5, 4, 4), c=(2, 6))
+    return random_outputs(2, a=(3, 8, 8), b=(5, 4, 4), c=(6,))
 
 
 @pytest.fixture
 def teacher() -> Outputs:
-    return outputs(a=(2, 4, 16, 16), b=(2, 7, 2, 2), c=(2, 9))
+    return random_outputs(2, a=(4, 16, 16), b=(7, 2, 2), c=(9,))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 16])
@@ -97,7 +94,7 @@ def test_a_shallow_layers_term_reaches_the_deeper_layers(student: Outputs, teach
 
 @pytest.mark.parametrize(("channels", "width"), [(6, 6), (700, 512)])
 def test_learned_parts_are_in_the_state_dict(channels: int, width: int) -> None:
-    student, teacher = outputs(a=(2, 3, 4, 4), b=(2, channels)), outputs(a=(2, 4, 4, 4), b=(2, 9))
+    student, teacher = random_outputs(2, a=(3, 4, 4), b=(channels,)), random_outputs(2, a=(4, 4, 4), b=(9,))
     loss, copy = (ReviewLoss(student_layers=["a", "b"]) for _ in range(2))
     loss.build(student, teacher)
     copy.build(student, teacher)

@@ -1,10 +1,12 @@
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from random_inputs import random_outputs
 from torch import Tensor, nn
 
 from kd_lightning.features import Outputs
@@ -13,9 +15,7 @@ from kd_lightning.losses import ReweightedLoss, density_ratio, effective_sample_
 _LABELS = torch.tensor([3, -1, 0, 1, 2])
 
 
-def outputs(rows: int, **shapes: tuple[int, ...]) -> Outputs:
-    features = {name: torch.randn(rows, *shape).requires_grad_() for name, shape in shapes.items()}
-    return Outputs(torch.randn(rows, 4, requires_grad=True), features)
+outputs = partial(random_outputs, classes=4, requires_grad=True)
 
 
 def gaussians(rows: int = 512, width: int = 1) -> tuple[Outputs, Outputs]:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from random_inputs import random_rotation
 from torch import Tensor
 
 from kd_lightning.features import Outputs
@@ -8,10 +9,6 @@ from kd_lightning.losses import SimilarityLoss, similarity_loss
 
 def pair() -> tuple[Tensor, Tensor]:
     return torch.randn(5, 3, 2, 2, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
-
-
-def rotation(size: int) -> Tensor:
-    return torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q
 
 
 def test_a_value_by_hand() -> None:
@@ -29,8 +26,8 @@ def test_is_zero_at_equality_and_above_elsewhere() -> None:
 def test_a_rotation_or_a_factor_changes_nothing() -> None:
     student, teacher = pair()
     loss = similarity_loss(student, teacher)
-    rotated = student.flatten(1) @ rotation(12)
-    torch.testing.assert_close(similarity_loss(3 * rotated, -0.2 * teacher @ rotation(7)), loss)
+    rotated = student.flatten(1) @ random_rotation(12)
+    torch.testing.assert_close(similarity_loss(3 * rotated, -0.2 * teacher @ random_rotation(7)), loss)
     order = torch.randperm(5)
     torch.testing.assert_close(similarity_loss(student[order], teacher[order]), loss)
     assert not torch.isclose(similarity_loss(student + 1, teacher), loss)

@@ -3,16 +3,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from random_inputs import random_outputs
 from torch import Tensor
 
-from kd_lightning.features import Outputs
 from kd_lightning.losses import VariationalLoss, variational_loss
 
 _LABELS = torch.tensor([3, -1, 0])
-
-
-def outputs(**shapes: tuple[int, ...]) -> Outputs:
-    return Outputs(torch.randn(3, 5), {name: torch.randn(shape) for name, shape in shapes.items()})
 
 
 def inverse_softplus(variance: Tensor) -> Tensor:
@@ -58,14 +54,14 @@ def test_extreme_variances_stay_finite(scale: float) -> None:
 @pytest.mark.parametrize("variance", [1.1e-5, 1e-3, 0.5, 5.0, 1e4])
 def test_every_variance_starts_at_the_initial_one(variance: float) -> None:
     loss = VariationalLoss(student_layers=["a"], initial_variance=variance)
-    loss.build(outputs(a=(3, 2, 4, 4)), outputs(a=(3, 7, 4, 4)))
+    loss.build(random_outputs(3, a=(2, 4, 4)), random_outputs(3, a=(7, 4, 4)))
     (scale,) = loss.scales
     assert scale.shape == (7,)
     torch.testing.assert_close(F.softplus(scale.detach()) + 1e-5, torch.full((7,), variance), rtol=1e-3, atol=0)
 
 
 def test_the_mean_is_three_convolutions_of_the_student_at_one_resolution() -> None:
-    student, teacher = outputs(a=(3, 2, 8, 4), b=(3, 4)), outputs(a=(3, 5, 4, 4), b=(3, 6))
+    student, teacher = random_outputs(3, a=(2, 8, 4), b=(4,)), random_outputs(3, a=(5, 4, 4), b=(6,))
     loss = VariationalLoss(student_layers=["a", "b"])
     loss.build(student, teacher)
     assert {name: tuple(value.shape) for name, value in loss.state_dict().items()} == {
@@ -93,7 +89,7 @@ def test_the_mean_is_three_convolutions_of_the_student_at_one_resolution() -> No
 
 
 def test_the_variances_train_and_are_saved() -> None:
-    student, teacher = outputs(a=(3, 2, 4, 4)), outputs(a=(3, 5, 4, 4))
+    student, teacher = random_outputs(3, a=(2, 4, 4)), random_outputs(3, a=(5, 4, 4))
     loss, copy = VariationalLoss(student_layers=["a"]), VariationalLoss(student_layers=["a"])
     loss.build(student, teacher)
     copy.build(student, teacher)
