@@ -21,9 +21,13 @@ class AtomicCheckpointIO(CheckpointIO):
     Tensors are saved from the CPU, so that a machine without the training device can load them. Lightning's own
     implementation moves files between file systems, where a kill leaves half a file; it still handles addresses
     (``s3://...``), which only it can reach.
+
+    Args:
+        opened: A checkpoint that was opened before; when Lightning loads it, its file is not read again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opened: Checkpoint | None = None) -> None:
+        self._opened = opened
         self._folders: set[str] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -42,7 +46,11 @@ class AtomicCheckpointIO(CheckpointIO):
         """Read a checkpoint of a run; code in it is never run."""
         if "://" in str(path):
             return TorchCheckpointIO().load_checkpoint(path, map_location, weights_only=True)
-        return Checkpoint.of_run(path).content
+        opened = self._opened
+        if opened is None or opened.path != Path(path):
+            return Checkpoint.of_run(path).content
+        self._opened = None  # Lightning may change the content, and its memory is needed no longer
+        return opened.content
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint, if it is in a folder in which this run has written one.
@@ -65,7 +73,12 @@ def _on_cpu(value: Any) -> Any:
     return type(value)(map(_on_cpu, value)) if type(value) in (list, tuple) else value
 
 
-def use_atomic_checkpoints(strategy: Strategy) -> None:
-    """Replace the I/O of a strategy, unless its checkpoints are not plain files on this machine."""
+def use_atomic_checkpoints(strategy: Strategy, opened: Checkpoint | None = None) -> None:
+    """Replace the I/O of a strategy, unless its checkpoints are not plain files on this machine.
+
+    Args:
+        strategy: The Trainer's strategy.
+        opened: A checkpoint that was opened before, and that Lightning will load.
+    """
     if type(strategy.checkpoint_io) is TorchCheckpointIO:
-        strategy.checkpoint_io = AtomicCheckpointIO()
+        strategy.checkpoint_io = AtomicCheckpointIO(opened)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.checkpoints.trust import check_trusted_classes, is_from_checkpoint
 from kd_lightning.cli.echo import echo
 from kd_lightning.errors import MissingFileError
-from kd_lightning.files.read import read_checkpoint
 from kd_lightning.runs.run import BEST, LAST, LOGS, Run
 
 
-def choose_checkpoint(options: Namespace, command: str) -> Path | None:
-    """Return the checkpoint that ``--ckpt_path`` means, checked, or ``None`` if none is to be loaded.
+def choose_checkpoint(options: Namespace, command: str) -> Checkpoint | None:
+    """Open the checkpoint that ``--ckpt_path`` means; return ``None`` if none is to be loaded.
 
     Args:
         options: Options of the command.
@@ -31,14 +31,13 @@ def choose_checkpoint(options: Namespace, command: str) -> Path | None:
             echo("The weights are those that the network is built with; name a run's checkpoint with --ckpt_path.")
             return None
         which = BEST
-    path = _newest(options) if str(which) == "auto" else _named(str(which), options)
-    if path is None:
+    opened = _newest(options) if str(which) == "auto" else Checkpoint.of_run(_named(str(which), options))
+    if opened is None:
         echo("There is no checkpoint to resume from, so the run starts from the beginning.")
         return None
-    content = read_checkpoint(path)  # Lightning compares no checksum, and reports a damaged file in many lines
-    check_trusted_classes(content.get("hyper_parameters"), str(path))
-    echo(f"The checkpoint is {path}.")
-    return path
+    check_trusted_classes(opened.hyper_parameters, str(opened.path))
+    echo(f"The checkpoint is {opened.path}.")
+    return opened
 
 
 def configured_run(options: Namespace) -> Run | None:
@@ -67,7 +66,7 @@ def _named(which: str, options: Namespace) -> Path:
     return path
 
 
-def _newest(options: Namespace) -> Path | None:
+def _newest(options: Namespace) -> Checkpoint | None:
     with suppress(MissingFileError):
         return _run(options).newest_checkpoint(lambda reason: echo(f"Skipped: {reason}"))
     return None

@@ -3,7 +3,6 @@
 import signal
 import sys
 import warnings
-from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -11,6 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from kd_lightning.callbacks import FeatureWriter, PredictionWriter, RunSummary, StepCheckpoint, TensorBoardImages
+from kd_lightning.checkpoints.checkpoint import Checkpoint
+from kd_lightning.checkpoints.io import use_atomic_checkpoints
 from kd_lightning.cli.arguments import expand_arguments
 from kd_lightning.cli.checkpoint_choice import choose_checkpoint
 from kd_lightning.cli.device_options import choose_accelerator, drop_advertisements, set_matmul_precision
@@ -40,6 +41,7 @@ class CommandLine(LightningCLI):
     def __init__(self, *, run: bool = True) -> None:
         self.lists_layers = not run
         self.parsers: list[LightningArgumentParser] = []
+        self.opened: Checkpoint | None = None
         super().__init__(
             model_class=ClassificationModule,
             subclass_mode_model=True,
@@ -100,7 +102,8 @@ class CommandLine(LightningCLI):
             echo(line)
         if self.command != "layers":
             self.options["weights_only"] = True  # read files as data; Lightning's default runs the code in them
-            self._use_checkpoint(choose_checkpoint(self.options, self.command))
+            self.opened = choose_checkpoint(self.options, self.command)
+            self._use_folder_of(self.opened)
 
     def instantiate_classes(self) -> None:
         """Build what the configuration names; report in one sentence what a class does not accept.
@@ -116,6 +119,8 @@ class CommandLine(LightningCLI):
             cause = innermost_cause(error)
             sentence = explain_device_error(str(cause)) or f"The configuration cannot be built: {one_line(cause)}"
             raise UserError(sentence) from error
+        use_atomic_checkpoints(self.trainer.strategy, self.opened)
+        self.opened = None
         if self.options.tf32:
             set_matmul_precision(self.trainer)
 
@@ -133,11 +138,11 @@ class CommandLine(LightningCLI):
             if isinstance(callback, FeatureWriter) and callback.written:
                 echo(f"The features are in {callback.written}.")
 
-    def _use_checkpoint(self, path: Path | None) -> None:
+    def _use_folder_of(self, checkpoint: Checkpoint | None) -> None:
         """Start from a checkpoint, and write into the folder of its run."""
-        self.options["ckpt_path"] = None if path is None else str(path)
-        run = None if path is None else Run.of_checkpoint(path)
-        if (path is not None and self.command != "fit") or run is not None:
+        self.options["ckpt_path"] = None if checkpoint is None else str(checkpoint.path)
+        run = None if checkpoint is None else Run.of_checkpoint(checkpoint.path)
+        if (checkpoint is not None and self.command != "fit") or run is not None:
             self.save_config_callback = None  # the run's own config.yaml stays unchanged
         if run is not None and "save_dir" in self.options.get("trainer.logger.init_args", {}):
             place = {"save_dir": str(run.folder.parent), "name": "", "version": run.folder.name}

@@ -14,6 +14,7 @@ from kd_lightning.recipes import recipe_names
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from kd_lightning.checkpoints.checkpoint import Checkpoint
     from kd_lightning.data.module import ImageDataModule
 
 LOGS = Path("lightning_logs")
@@ -167,22 +168,25 @@ class Run:
         """
         return self.checkpoint(LAST)
 
-    def newest_checkpoint(self, on_damaged: Callable[[str], object] | None = None) -> Path | None:
-        """Return the checkpoint of the most training steps, or ``None`` if no checkpoint can be read.
+    def newest_checkpoint(self, on_damaged: Callable[[str], object] | None = None) -> "Checkpoint | None":
+        """Open the checkpoint of the most training steps; return ``None`` if no checkpoint can be read.
 
         Args:
             on_damaged: Called with a sentence for each damaged checkpoint, which is skipped.
         """
         from kd_lightning.checkpoints.checkpoint import Checkpoint
 
-        steps = {}
+        newest: Checkpoint | None = None
         for file in self.checkpoints:
             try:
-                steps[file] = Checkpoint.of_run(file).global_step
+                opened = Checkpoint.of_run(file)
             except UserError as error:
                 if on_damaged is not None:
                     on_damaged(str(error))
-        return max(reversed(steps), key=steps.__getitem__) if steps else None
+                continue
+            if newest is None or opened.global_step >= newest.global_step:  # of equal steps, the file written last
+                newest = opened
+        return newest
 
     @property
     def test(self) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Checkpoints of a plain Trainer are written whole, and read as data."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from kd_lightning import DigitsDataModule, TeacherModule
+from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.checkpoints.io import AtomicCheckpointIO, use_atomic_checkpoints
 from kd_lightning.networks import ResNet
 
@@ -190,3 +192,13 @@ def test_ours_is_set_once() -> None:
     use_atomic_checkpoints(strategy)
     assert isinstance(first, AtomicCheckpointIO)
     assert strategy.checkpoint_io is first
+
+
+def test_an_opened_checkpoint_is_not_read_again_but_for_its_own_path_and_once(saved: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.ckpt"
+    shutil.copy(saved, other)
+    opened = Checkpoint(saved)
+    files = AtomicCheckpointIO(opened)
+    assert files.load_checkpoint(str(other)) is not opened.content
+    assert files.load_checkpoint(str(saved)) is opened.content
+    assert files.load_checkpoint(str(saved)) is not opened.content  # which Lightning may have changed

@@ -141,6 +141,30 @@ def test_test_finds_the_best_checkpoint_and_writes_beside_it(kd: Command, here: 
     assert [run.name for run in STUDENT_RUN.parent.iterdir()] == ["version_0"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "own"),
+    [
+        (["test", "-c", "digits/distill"], ["best"]),
+        (["predict", "-c", "digits/distill", "--ckpt_path=last"], ["last"]),
+        (["fit", "-c", "digits/distill", "--ckpt_path=auto", "--trainer.max_epochs=3"], ["best", "last"]),
+    ],
+)
+def test_a_command_reads_each_checkpoint_once(
+    kd: Command, here: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], own: list[str]
+) -> None:
+    files: list[Path] = []
+    load = torch.load
+
+    def counted(file: Any, **options: Any) -> Any:
+        files.append(Path(file))
+        return load(file, **options)
+
+    monkeypatch.setattr(torch, "load", counted)
+    kd(*arguments, *QUIET)
+    checkpoints = [STUDENT_RUN / "checkpoints" / f"{name}.ckpt" for name in own]
+    assert sorted(files) == sorted([*checkpoints, TEACHER_RUN / "checkpoints/best.ckpt"])
+
+
 def test_test_remembers_the_flags_of_fit(kd: Command) -> None:
     kd("fit", "-c", "digits/student", "--model.network.widths=[3,5,7]", *QUICK)
     assert "test/accuracy" in kd("test", "-c", "digits/student", *QUIET)

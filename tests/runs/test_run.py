@@ -64,7 +64,9 @@ def test_the_newest_checkpoint_has_the_most_steps_and_damaged_ones_are_skipped(t
         os.utime(tmp_path / f"checkpoints/{name}.ckpt", (1_700_000_000 - age,) * 2)
     checkpoint(tmp_path, "damaged.ckpt")
     reasons: list[str] = []
-    assert run.newest_checkpoint(reasons.append) == tmp_path / "checkpoints/last-step.ckpt"
+    newest = run.newest_checkpoint(reasons.append)
+    assert newest is not None
+    assert newest.path == tmp_path / "checkpoints/last-step.ckpt"
     assert len(reasons) == 1
     assert "damaged.ckpt" in reasons[0]
 
