@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from kd_lightning.data import Augmentation, DigitsDataModule
 
 
-def ids(data: DigitsDataModule, split: str) -> list[int]:
+def sample_ids(data: DigitsDataModule, split: str) -> list[int]:
     return [sample for batch in getattr(data, f"{split}_dataloader")() for sample in batch.ids.tolist()]
 
 
@@ -25,7 +25,7 @@ def test_sizes_and_classes() -> None:
         assert (shares - 0.1).abs().max() < 0.01
 
 
-def test_training_and_test_images_are_scikit_learns_each_once() -> None:
+def test_train_and_test_split_contain_each_scikit_learn_image_once() -> None:
     data, digits = DigitsDataModule(), load_digits()
     train, test = (in_memory(data.load(split)) for split in ("train", "test"))
     pixels = torch.cat([train.pixels, test.pixels]).flatten(1).double()
@@ -36,33 +36,33 @@ def test_training_and_test_images_are_scikit_learns_each_once() -> None:
     assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, expected.tolist()))
 
 
-def test_the_test_images_are_the_same_for_every_seed_and_prediction_shows_them() -> None:
+def test_test_images_do_not_depend_on_the_seed_and_are_predicted() -> None:
     first, other = (DigitsDataModule(seed=seed, view_seed=seed) for seed in (0, 5))
     for split in ("test", "predict"):
         images, others = in_memory(first.load(split)), in_memory(other.load(split))
         assert torch.equal(images.pixels, others.pixels)
         assert torch.equal(images.labels, others.labels)
         assert torch.equal(images.pixels, in_memory(first.load("test")).pixels)
-    assert ids(first, "predict") == ids(first, "test") == list(range(360))
+    assert sample_ids(first, "predict") == sample_ids(first, "test") == list(range(360))
 
 
-def test_validation_is_split_from_training_by_seed() -> None:
+def test_validation_is_a_stratified_split_by_seed() -> None:
     first, other = DigitsDataModule(batch_size=1), DigitsDataModule(batch_size=1, seed=1)
-    train, val = ids(first, "train"), ids(first, "val")
+    train, val = sample_ids(first, "train"), sample_ids(first, "val")
     assert sorted(train + val) == list(range(1437))
     labels = first.splits["train"].labels
     assert torch.equal(labels[val].bincount(), (labels.bincount() * 0.2).round().long())
-    assert val != ids(other, "val")
+    assert val != sample_ids(other, "val")
 
 
-def test_the_statistics_are_those_of_the_training_images() -> None:
+def test_mean_and_std_are_those_of_the_training_images() -> None:
     data = DigitsDataModule()
     pixels = in_memory(data.load("train")).pixels.double() / 255
     assert data.mean == pytest.approx([pixels.mean().item()], abs=1e-3)
     assert data.std == pytest.approx([pixels.std().item()], abs=1e-3)
 
 
-def test_a_margin_is_black_and_around_the_digits() -> None:
+def test_the_margin_is_black_and_surrounds_the_digits() -> None:
     plain, wide = DigitsDataModule(), DigitsDataModule(margin=2)
     for data in (plain, wide):
         data.setup("test")
@@ -74,7 +74,7 @@ def test_a_margin_is_black_and_around_the_digits() -> None:
         DigitsDataModule(margin=-1)
 
 
-def test_digits_are_cropped_and_not_mirrored() -> None:
+def test_digits_are_cropped_and_not_flipped() -> None:
     data = DigitsDataModule(augmentation=Augmentation(padding=1))
     loader = data.train_dataloader()
     batch = next(iter(loader))

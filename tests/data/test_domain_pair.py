@@ -1,4 +1,4 @@
-"""A source and a target as one data module: on toys, of other lengths, sizes and channels."""
+"""A source and a target in one data module, of different lengths, image sizes and channels."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -75,8 +75,8 @@ class Domain(ImageDataModule):
         self.called.append(state_dict)
 
 
-class Both(ClassificationModule):
-    """Trains on the source, pulls the target's mean logits to the source's, and remembers what it was shown."""
+class RecordingModule(ClassificationModule):
+    """Trains on the source, pulls the target's mean logits to the source's, and records its batches."""
 
     takes_pairs = True
 
@@ -101,7 +101,7 @@ class Both(ClassificationModule):
         super().test_step(batch, batch_idx)
 
 
-def rows(pair: DomainPairDataModule, epoch: int, world: int = 1, rank: int = 0) -> list[dict[str, list[int]]]:
+def epoch_ids(pair: DomainPairDataModule, epoch: int, world: int = 1, rank: int = 0) -> list[dict[str, list[int]]]:
     """The samples of each batch of an epoch."""
     loader = on_rank(pair, world, rank).train_dataloader()
     for part in loader.flattened:
@@ -109,67 +109,69 @@ def rows(pair: DomainPairDataModule, epoch: int, world: int = 1, rank: int = 0) 
     return [{domain: part.ids.tolist() for domain, part in batch.items()} for batch, _, _ in loader]
 
 
-def fitted(make_trainer: Trainers, pair: DomainPairDataModule, channels: int = 1, **options: Any) -> Both:
+def fit(make_trainer: Trainers, pair: DomainPairDataModule, channels: int = 1, **options: Any) -> RecordingModule:
     torch.manual_seed(1)
-    module = Both(channels)
+    module = RecordingModule(channels)
     make_trainer(**options).fit(module, pair)
     return module
 
 
 @pytest.mark.parametrize("count", [3, 10, 24, 50, 100])
-def test_an_epoch_is_the_sources_and_the_targets_images_are_seen_equally_often(count: int) -> None:
+def test_an_epoch_is_one_pass_over_the_source_and_shows_target_images_equally_often(count: int) -> None:
     pair, seen = DomainPairDataModule(Domain(26), Domain(count)), Counter[int]()
     for epoch in range(10):
-        batches = rows(pair, epoch)
+        batches = epoch_ids(pair, epoch)
         assert [len(batch[domain]) for batch in batches for domain in ("source", "target")] == [8] * 6
         assert len({sample for batch in batches for sample in batch["source"]}) == 24
         seen.update(sample for batch in batches for sample in batch["target"])
         assert max(seen.values()) - min(seen[sample] for sample in range(count)) <= 1
 
 
-def test_the_ranks_hold_contiguous_rows_of_each_global_batch_of_both() -> None:
+def test_ranks_split_each_global_batch_of_both_domains() -> None:
     for epoch in (0, 3):
-        whole = rows(DomainPairDataModule(Domain(26, batch_size=8), Domain(11)), epoch)
-        ranks = [rows(DomainPairDataModule(Domain(26, batch_size=4), Domain(11)), epoch, 2, rank) for rank in (0, 1)]
+        whole = epoch_ids(DomainPairDataModule(Domain(26, batch_size=8), Domain(11)), epoch)
+        ranks = [
+            epoch_ids(DomainPairDataModule(Domain(26, batch_size=4), Domain(11)), epoch, 2, rank) for rank in (0, 1)
+        ]
         assert len(whole) == len(ranks[0]) == 3
         for domain in ("source", "target"):
             halves = [a[domain] + b[domain] for a, b in zip(*ranks, strict=True)]
             assert halves == [batch[domain] for batch in whole]
 
 
-def test_two_domains_of_one_length_and_seed_are_not_shuffled_alike() -> None:
+def test_domains_of_equal_length_and_seed_are_shuffled_differently() -> None:
     pair = DomainPairDataModule(Domain(24), Domain(24))
     for epoch in range(4):
-        assert all(batch["source"] != batch["target"] for batch in rows(pair, epoch))
+        assert all(batch["source"] != batch["target"] for batch in epoch_ids(pair, epoch))
 
 
-def test_the_targets_batches_are_as_large_as_the_sources_and_its_seed_shuffles_them() -> None:
-    base = rows(DomainPairDataModule(Domain(), Domain(50)), 1)
-    assert rows(DomainPairDataModule(Domain(), Domain(50, batch_size=3)), 1) == base
-    other = rows(DomainPairDataModule(Domain(), Domain(50, seed=1)), 1)
+def test_target_batches_have_the_sources_size_and_the_targets_seed() -> None:
+    base = epoch_ids(DomainPairDataModule(Domain(), Domain(50)), 1)
+    assert epoch_ids(DomainPairDataModule(Domain(), Domain(50, batch_size=3)), 1) == base
+    other = epoch_ids(DomainPairDataModule(Domain(), Domain(50, seed=1)), 1)
     assert [batch["source"] for batch in other] == [batch["source"] for batch in base]
     assert [batch["target"] for batch in other] != [batch["target"] for batch in base]
 
 
-def test_training_cannot_read_the_targets_labels(make_trainer: Trainers) -> None:
+def test_training_does_not_see_target_labels(make_trainer: Trainers) -> None:
     modules = []
     for labels in ([0, 1, 2] * 8, [2, 0, 0, 1] * 6):
         pair = DomainPairDataModule(Domain(), Domain(labels=labels))
         stored = next(iter(pair.train_dataloader()))[0]["target"]
-        assert stored.labels.tolist() == [-1] * 8  # not even on the way
-        modules.append(fitted(make_trainer, pair, max_epochs=2))
+        assert stored.labels.tolist() == [-1] * 8  # hidden before the batch reaches the module
+        modules.append(fit(make_trainer, pair, max_epochs=2))
     shown = [batch["target"] for batch in modules[0].seen["train"]]
     assert len(shown) == 6
     assert all((batch.labels == -1).all() for batch in shown)
     for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
         assert torch.equal(one, other)
-    assert pair.target.splits["train"].labels.tolist() == labels  # what evaluation would show
+    assert pair.target.splits["train"].labels.tolist() == labels  # which evaluation shows
 
 
-def test_training_shows_each_domain_as_its_own_module_does(make_trainer: Trainers) -> None:
+def test_each_domain_is_augmented_by_its_own_data_module(make_trainer: Trainers) -> None:
     pair = DomainPairDataModule(Domain(), Domain(50, mean=(0.3,), std=(0.1,), view_seed=4))
     alone = {"source": Domain(), "target": Domain(50, mean=(0.3,), std=(0.1,), view_seed=4)}
-    module = fitted(make_trainer, pair, max_epochs=2)
+    module = fit(make_trainer, pair, max_epochs=2)
     assert [list(batch) for batch in module.seen["train"]] == [["source", "target"]] * 6
     for number, batch in enumerate(module.seen["train"]):
         for domain, data in alone.items():
@@ -191,7 +193,9 @@ def test_training_shows_each_domain_as_its_own_module_does(make_trainer: Trainer
         (Domain(channels=2, side=6), Domain(channels=2, side=6), None, (2, 6, 6)),
     ],
 )
-def test_both_get_one_shape(source: Domain, target: Domain, size: int | None, shape: tuple[int, int, int]) -> None:
+def test_images_of_both_domains_get_the_same_shape(
+    source: Domain, target: Domain, size: int | None, shape: tuple[int, int, int]
+) -> None:
     pair = DomainPairDataModule(source, target, size=size)
     pair.setup("fit")
     assert pair.image_shape == shape
@@ -205,14 +209,15 @@ def test_both_get_one_shape(source: Domain, target: Domain, size: int | None, sh
     assert [pair.augment(batch[domain]).images.shape for domain in ("source", "target")] == [(8, *shape)] * 2
 
 
-def test_the_statistics_are_the_targets() -> None:
+def test_mean_and_std_are_those_of_the_target() -> None:
     pair = DomainPairDataModule(Domain(channels=3), Domain(mean=(0.3,), std=(0.1,)))
     assert (pair.mean, pair.std) == ((0.3,) * 3, (0.1,) * 3)
 
 
-def test_evaluation_shows_both_in_validation_and_the_target_in_test(make_trainer: Trainers) -> None:
+def test_validation_uses_both_domains_and_testing_the_target(make_trainer: Trainers) -> None:
     source, target = Domain(batch_size=2, side=6), Domain(batch_size=3, side=9)
-    pair, module, trainer = DomainPairDataModule(source, target), Both(), make_trainer(num_sanity_val_steps=0)
+    pair, module = DomainPairDataModule(source, target), RecordingModule()
+    trainer = make_trainer(num_sanity_val_steps=0)
     trainer.fit(module, pair)
     assert "test" not in source.called + target.called
     trainer.test(module, pair, verbose=False)
@@ -241,17 +246,17 @@ def test_evaluation_shows_both_in_validation_and_the_target_in_test(make_trainer
         ("predict", set(), {"predict"}),
     ],
 )
-def test_a_stage_reads_what_it_needs_and_no_more(stage: Any, ours: set[str], theirs: set[str]) -> None:
+def test_each_stage_reads_only_the_splits_it_needs(stage: Any, ours: set[str], theirs: set[str]) -> None:
     source, target = Domain(), Domain()
     DomainPairDataModule(source, target, size=8).setup(stage)
     assert (set(source.called), set(target.called)) == (ours, theirs)
 
 
-def test_hooks_and_the_trainer_reach_both(make_trainer: Trainers, tmp_path: Path) -> None:
+def test_hooks_and_the_trainer_are_passed_to_both_domains(make_trainer: Trainers, tmp_path: Path) -> None:
     domains = source, target = Domain(), Domain()
     pair, trainer = DomainPairDataModule(source, target), make_trainer()
     assert pair.trainer is pair.source.trainer is None
-    trainer.fit(Both(), pair)
+    trainer.fit(RecordingModule(), pair)
     path = tmp_path / "x.ckpt"
     trainer.save_checkpoint(path)
     for part in domains:
@@ -259,7 +264,7 @@ def test_hooks_and_the_trainer_reach_both(make_trainer: Trainers, tmp_path: Path
         assert part.called[0] == "prepare"
         assert ("teardown", TrainerFn.FITTING) in part.called
     resumed = Domain(7), Domain(8)
-    make_trainer(max_epochs=2).fit(Both(), DomainPairDataModule(*resumed), ckpt_path=path, weights_only=True)
+    make_trainer(max_epochs=2).fit(RecordingModule(), DomainPairDataModule(*resumed), ckpt_path=path, weights_only=True)
     assert all({"count": 24} in part.called for part in resumed)
     error = ValueError("x")
     pair.on_exception(error)
@@ -271,7 +276,7 @@ def test_hooks_and_the_trainer_reach_both(make_trainer: Trainers, tmp_path: Path
     assert target.called[-1] == {"count": 8}
 
 
-def test_what_modules_and_callbacks_ask_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attributes_used_by_modules_and_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = DomainPairDataModule(
         Domain(batch_size=4, mixup=0.2, cutmix=0.1, views=3), Domain(names=(), labels=[-1] * 24, own_val=False)
     )
@@ -288,15 +293,15 @@ def test_what_modules_and_callbacks_ask_of_it(monkeypatch: pytest.MonkeyPatch) -
     assert pair.image_name("predict", 3) == "predict 3"
 
 
-def test_the_source_may_mix_its_labels() -> None:
+def test_mixup_applies_to_the_source_only() -> None:
     pair = DomainPairDataModule(Domain(mixup=0.4), Domain())
     batch = next(iter(pair.train_dataloader()))[0]
     assert pair.augment(batch["source"]).labels.shape == (8, 3)
     assert pair.augment(batch["target"]).labels.tolist() == [-1] * 8
 
 
-def test_a_plain_module_tests_and_predicts_on_the_target(make_trainer: Trainers, tmp_path: Path) -> None:
-    pair, module = DomainPairDataModule(DigitsDataModule(), DigitsDataModule(batch_size=256), size=9), linear(81)
+def test_a_module_without_domains_tests_and_predicts_on_the_target(make_trainer: Trainers, tmp_path: Path) -> None:
+    pair, module = DomainPairDataModule(DigitsDataModule(), DigitsDataModule(batch_size=256), size=9), linear_module(81)
     features = FeatureWriter(["1"], str(tmp_path / "features.npz"), split="val")
     trainer = make_trainer(callbacks=[PredictionWriter(str(tmp_path / "p.csv")), features])
     figures = trainer.test(module, pair, verbose=False)[0]
@@ -308,22 +313,22 @@ def test_a_plain_module_tests_and_predicts_on_the_target(make_trainer: Trainers,
     assert features.written
 
 
-def linear(inputs: int) -> TeacherModule:
+def linear_module(inputs: int) -> TeacherModule:
     return TeacherModule(nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10)))
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
-def test_images_come_in_the_type_of_the_precision(make_trainer: Trainers, precision: str) -> None:
-    module = fitted(make_trainer, DomainPairDataModule(Domain(side=9), Domain(side=6)), precision=precision)
+def test_images_have_the_dtype_of_the_precision(make_trainer: Trainers, precision: str) -> None:
+    module = fit(make_trainer, DomainPairDataModule(Domain(side=9), Domain(side=6)), precision=precision)
     expected = torch.bfloat16 if precision == "bf16-true" else torch.float32
     for batch in (*module.seen["train"][0].values(), module.seen[1][0]):
         assert batch.images.dtype == expected
         assert batch.labels.dtype == torch.int64
 
 
-def test_an_unlabelled_target_is_validated_on(make_trainer: Trainers) -> None:
+def test_validation_includes_an_unlabelled_target(make_trainer: Trainers) -> None:
     pair = DomainPairDataModule(Domain(), Domain(labels=[-1] * 24, names=(), own_val=False))
-    module = fitted(make_trainer, pair, num_sanity_val_steps=0)
+    module = fit(make_trainer, pair, num_sanity_val_steps=0)
     (batch,) = module.seen[1]
     assert batch.labels.tolist() == [-1] * 6
     trained = {sample for shown in module.seen["train"] for sample in shown["target"].ids.tolist()}
@@ -352,7 +357,7 @@ def test_an_unlabelled_target_is_validated_on(make_trainer: Trainers) -> None:
         ),
     ],
 )
-def test_domains_that_do_not_fit_together_are_refused_before_they_are_read(
+def test_incompatible_domains_are_refused_before_images_are_read(
     source: dict[str, Any], target: dict[str, Any], message: str
 ) -> None:
     domains = Domain(**source), Domain(**target)
@@ -362,40 +367,40 @@ def test_domains_that_do_not_fit_together_are_refused_before_they_are_read(
 
 
 @pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0}])
-def test_a_target_that_mixes_labels_is_refused(options: dict[str, Any]) -> None:
+def test_mixup_of_the_target_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^mixup and CutMix mix labels, but the target has none; set both to 0"):
         DomainPairDataModule(Domain(), Domain(**options))
 
 
-def test_training_images_are_turned_and_others_are_not() -> None:
+def test_affine_augmentation_applies_to_training_images_only() -> None:
     source, target = Domain(padding=0), Domain(padding=0)
     for part in (source, target):
         part.setup("fit")
-    plain, turned = (
+    plain, rotated = (
         DomainPairDataModule(source, target, **grouped(rotation=angle, scaling=angle / 100)) for angle in (0, 20)
     )
     training, validation = next(iter(plain.train_dataloader()))[0], [next(iter(x)) for x in plain.val_dataloader()]
     for domain in ("source", "target"):
-        seen, moved = plain.augment(training[domain]).images, turned.augment(training[domain]).images
-        assert torch.equal(moved, turned.augment(training[domain]).images)
+        seen, moved = plain.augment(training[domain]).images, rotated.augment(training[domain]).images
+        assert torch.equal(moved, rotated.augment(training[domain]).images)
         assert (seen - moved).abs().flatten(1).amax(1).min() > 0.1
         assert moved.min() >= -2.5001  # black is the darkest
-        again = turned.augment(training[domain]._replace(epoch=1)).images
+        again = rotated.augment(training[domain]._replace(epoch=1)).images
         assert not torch.equal(again, moved)
     for batch in validation:
-        assert torch.equal(plain.augment(batch).images, turned.augment(batch).images)
+        assert torch.equal(plain.augment(batch).images, rotated.augment(batch).images)
 
 
-def test_concat_makes_one_batch_of_both_and_the_sources_validation(make_trainer: Trainers) -> None:
+def test_concat_joins_training_batches_and_validates_on_the_source(make_trainer: Trainers) -> None:
     pair = DomainPairDataModule(Domain(), Domain(count=40), concat=True)
     seen: list[Batch] = []
 
-    class Remembering(TeacherModule):
+    class Recording(TeacherModule):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             seen.append(batch)
             return super().training_step(batch, batch_idx)
 
-    module = Remembering(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)))
+    module = Recording(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)))
     trainer = make_trainer(max_epochs=1)
     trainer.fit(module, pair)
     apart = DomainPairDataModule(Domain(), Domain(count=40))
@@ -409,14 +414,14 @@ def test_concat_makes_one_batch_of_both_and_the_sources_validation(make_trainer:
     assert "val/accuracy" in trainer.callback_metrics
 
 
-def test_concatenated_domains_do_not_mix_labels() -> None:
+def test_concat_refuses_mixup() -> None:
     with pytest.raises(ValueError, match="With concat a batch has class indices"):
         DomainPairDataModule(Domain(mixup=0.2), Domain(), concat=True)
 
 
-def test_a_module_that_knows_of_no_domains_refuses_pairs(make_trainer: Trainers) -> None:
+def test_a_module_without_domains_refuses_pairs(make_trainer: Trainers) -> None:
     with pytest.raises(ValueError, match="does not train on pairs of domains; set concat: true"):
-        make_trainer(max_epochs=1).fit(linear(36), DomainPairDataModule(Domain(), Domain()))
+        make_trainer(max_epochs=1).fit(linear_module(36), DomainPairDataModule(Domain(), Domain()))
 
 
 @pytest.mark.parametrize("options", [{"rotation": -1.0}, {"rotation": 181.0}, {"scaling": 1.0}, {"scaling": -0.1}])
@@ -425,15 +430,15 @@ def test_affine_ranges_are_checked(options: dict[str, float]) -> None:
         DomainPairDataModule(Domain(), Domain(), **grouped(**options))
 
 
-def test_no_size_is_refused() -> None:
+def test_a_size_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^size must be >= 1, .* got 0\.$"):
         DomainPairDataModule(Domain(), Domain(), size=0)
 
 
-def test_a_checkpoint_holds_plain_data_of_both(make_trainer: Trainers, tmp_path: Path) -> None:
+def test_checkpoints_hold_plain_hyper_parameters_of_both_domains(make_trainer: Trainers, tmp_path: Path) -> None:
     pair = DomainPairDataModule(DigitsDataModule(batch_size=500), DigitsDataModule(seed=3))
     trainer = make_trainer(max_steps=1, limit_val_batches=0)
-    trainer.fit(Ten(inputs=64), pair)
+    trainer.fit(TenClasses(inputs=64), pair)
     trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=True)
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["datamodule_hyper_parameters"]
     assert (saved["source"]["batch_size"], saved["target"]["seed"], saved["size"]) == (500, 3, None)
@@ -449,13 +454,13 @@ data:
 """
 
 
-def test_it_is_built_from_yaml_and_its_checkpoints_stay_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_built_from_yaml_saves_plain_hyper_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["x"])
     (tmp_path / "pair.yaml").write_text(CONFIGURATION)
     options = ["max_steps=1", "accelerator=cpu", "enable_progress_bar=false", "enable_model_summary=false"]
     arguments = [f"--trainer.{option}" for option in [*options, "logger=false", f"default_root_dir={tmp_path}"]]
     cli = LightningCLI(
-        Ten,
+        TenClasses,
         pl.LightningDataModule,
         subclass_mode_data=True,
         seed_everything_default=False,
@@ -471,51 +476,51 @@ def test_it_is_built_from_yaml_and_its_checkpoints_stay_plain(tmp_path: Path, mo
     assert saved["size"] == 9
 
 
-class Ten(Both):
-    """Ten classes."""
+class TenClasses(RecordingModule):
+    """A module for images of ten classes."""
 
     def __init__(self, inputs: int = 81) -> None:
         super().__init__()
         self.network = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10))
 
 
-class Save(pl.Callback):
-    """A checkpoint after each batch."""
+class SaveAfterEachBatch(pl.Callback):
+    """Saves a checkpoint after each batch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.places: list[Path] = []
+        self.paths: list[Path] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.places.append(self.folder / f"{len(self.places)}.ckpt")
-        trainer.save_checkpoint(self.places[-1])
+        self.paths.append(self.folder / f"{len(self.paths)}.ckpt")
+        trainer.save_checkpoint(self.paths[-1])
 
 
 @pytest.mark.parametrize("count", [10, 50])
-def test_a_run_goes_on_within_an_epoch_to_the_same_batches_and_bits(
+def test_a_run_resumed_within_an_epoch_gives_identical_batches_and_weights(
     count: int, make_trainer: Trainers, tmp_path: Path
 ) -> None:
-    def run(callbacks: list[pl.Callback], path: Path | None = None) -> Both:
+    def run(callbacks: list[pl.Callback], path: Path | None = None) -> RecordingModule:
         torch.manual_seed(1 if path is None else 99)
-        module = Both()
+        module = RecordingModule()
         pair = DomainPairDataModule(Domain(26), Domain(count, padding=2))
         make_trainer(max_epochs=3, callbacks=callbacks).fit(module, pair, ckpt_path=path, weights_only=True)
         callbacks = module.trainer.callbacks  # type: ignore[attr-defined]
         assert any(isinstance(callback, ExactResume) for callback in callbacks)
         return module
 
-    save = Save(tmp_path)
+    save = SaveAfterEachBatch(tmp_path)
     whole = run([save])
-    assert len(save.places) == len(whole.seen["train"]) == 9
-    for taken, place in enumerate(save.places, start=1):
-        rest = run([], place)
+    assert len(save.paths) == len(whole.seen["train"]) == 9
+    for taken, path in enumerate(save.paths, start=1):
+        rest = run([], path)
         shown = [(batch["source"], batch["target"]) for batch in rest.seen["train"]]
         assert len(shown) == 9 - taken
         for batch, expected in zip(rest.seen["train"], whole.seen["train"][taken:], strict=True):
             for domain in ("source", "target"):
                 assert all(torch.equal(a, b) for a, b in zip(batch[domain], expected[domain], strict=True))
         for key, value in whole.state_dict().items():
-            assert torch.equal(value, rest.state_dict()[key]), (place, key)
+            assert torch.equal(value, rest.state_dict()[key]), (path, key)
 
 
 class WriteIds(pl.Callback):
@@ -532,14 +537,14 @@ class WriteIds(pl.Callback):
 
 
 @pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier|nn.parallel).*")
-def test_two_processes_see_what_one_does(make_trainer: Trainers, tmp_path: Path) -> None:
+def test_two_processes_together_see_the_batches_of_one(make_trainer: Trainers, tmp_path: Path) -> None:
     found: dict[int, list[dict[Any, Any]]] = {}
     settings: dict[int, dict[str, Any]] = {1: {}, 2: {"strategy": "ddp_fork", "devices": 2}}
     for world, options in settings.items():
         folder = tmp_path / str(world)
         folder.mkdir()
         pair = DomainPairDataModule(Domain(26, batch_size=8 // world), Domain(11))
-        fitted(make_trainer, pair, max_epochs=2, num_sanity_val_steps=0, callbacks=[WriteIds(folder)], **options)
+        fit(make_trainer, pair, max_epochs=2, num_sanity_val_steps=0, callbacks=[WriteIds(folder)], **options)
         found[world] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
     (one,), ranks = found[1], found[2]
     assert len(one["train"]) == 6

@@ -1,4 +1,4 @@
-"""A user's own images, from files that the tests draw."""
+"""A user's own images in folders, from files that the tests write."""
 
 import re
 import shutil
@@ -17,8 +17,8 @@ from kd_lightning.data import Batch, ImageFolderDataModule
 from kd_lightning.data.image_set import ImageFiles, ImageSet
 
 
-def draw(file: Path, size: tuple[int, int] = (6, 8), mode: str = "RGB") -> Path:
-    """A picture of (height, width) whose noise is a function of its place in the folder."""
+def write_image(file: Path, size: tuple[int, int] = (6, 8), mode: str = "RGB") -> Path:
+    """Write an image of (height, width) with noise that depends on the name of the file and its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     seed = sum(map(ord, f"{file.parent.name}/{file.name}"))
     noise = np.random.default_rng(seed).integers(0, 256, (*size, 4), dtype=np.uint8)
@@ -31,13 +31,13 @@ def draw(file: Path, size: tuple[int, int] = (6, 8), mode: str = "RGB") -> Path:
 def root(tmp_path: Path) -> Path:
     for name, count in (("ant", 6), ("bee", 10)):
         for i in range(count):
-            draw(tmp_path / "train" / name / f"{i:02}.png")
+            write_image(tmp_path / "train" / name / f"{i:02}.png")
         for i in range(3):
-            draw(tmp_path / "test" / name / f"{i}.png")
+            write_image(tmp_path / "test" / name / f"{i}.png")
     return tmp_path
 
 
-def pixels(file: Path, size: tuple[int, int] | None = None) -> Tensor:
+def read_pixels(file: Path, size: tuple[int, int] | None = None) -> Tensor:
     with Image.open(file) as image:
         rgb = image.convert("RGB")
     if size is not None:
@@ -51,7 +51,7 @@ def batches(data: ImageFolderDataModule, split: str, epoch: int = 0) -> list[Bat
     return [data.augment(batch) for batch in loader]
 
 
-def test_folders_become_labels_and_files_keep_their_pixels(root: Path) -> None:
+def test_folders_are_classes_and_pixels_are_read_exactly(root: Path) -> None:
     data = ImageFolderDataModule(str(root))
     data.setup("fit")
     images = in_memory(data.splits["train"])
@@ -62,11 +62,11 @@ def test_folders_become_labels_and_files_keep_their_pixels(root: Path) -> None:
         [f"ant/{i:02}.png" for i in range(6)] + [f"bee/{i:02}.png" for i in range(10)]
     )
     assert images.labels.tolist() == [0] * 6 + [1] * 10
-    assert torch.equal(images.pixels, torch.stack([pixels(file) for file in images.files]))
+    assert torch.equal(images.pixels, torch.stack([read_pixels(file) for file in images.files]))
     assert data.image_name("train", 7) == str(root / "train" / "bee" / "01.png")
 
 
-def test_without_a_validation_folder_a_share_of_each_class_is_split(root: Path) -> None:
+def test_without_a_validation_folder_a_fraction_of_each_class_is_split_off(root: Path) -> None:
     data = ImageFolderDataModule(str(root), val_fraction=0.5, batch_size=4)
     val = torch.cat([batch.ids for batch in batches(data, "val")])
     train = torch.cat([batch.ids for batch in batches(data, "train")])
@@ -74,8 +74,8 @@ def test_without_a_validation_folder_a_share_of_each_class_is_split(root: Path) 
     assert sorted(torch.cat([train, val]).tolist()) == list(range(16))
 
 
-def test_a_validation_folder_leaves_training_whole(root: Path) -> None:
-    files = [draw(root / "val" / name / "v.png") for name in ("ant", "bee")]
+def test_with_a_validation_folder_all_training_images_are_used(root: Path) -> None:
+    files = [write_image(root / "val" / name / "v.png") for name in ("ant", "bee")]
     data = ImageFolderDataModule(str(root), batch_size=16)
     assert sorted(batches(data, "train")[0].ids.tolist()) == list(range(16))
     (val,) = batches(data, "val")
@@ -84,8 +84,8 @@ def test_a_validation_folder_leaves_training_whole(root: Path) -> None:
 
 
 @pytest.mark.parametrize("memory_limit", [4.0, 0.0])
-def test_images_to_predict_lie_at_any_depth_and_are_unlabelled(root: Path, memory_limit: float) -> None:
-    files = [draw(root / "predict" / place) for place in ("a.png", "more/b.PNG", "more/still/c.jpg")]
+def test_images_to_predict_are_found_at_any_depth_and_are_unlabelled(root: Path, memory_limit: float) -> None:
+    files = [write_image(root / "predict" / place) for place in ("a.png", "more/b.PNG", "more/still/c.jpg")]
     (root / "predict" / "notes.txt").write_text("no image")
     data = ImageFolderDataModule(str(root), memory_limit=memory_limit)
     data.setup("predict")
@@ -97,46 +97,44 @@ def test_images_to_predict_lie_at_any_depth_and_are_unlabelled(root: Path, memor
 
 
 def test_prediction_needs_no_other_folder(tmp_path: Path) -> None:
-    draw(tmp_path / "predict" / "a.png")
+    write_image(tmp_path / "predict" / "a.png")
     data = ImageFolderDataModule(str(tmp_path))
     data.setup("predict")
     assert batches(data, "predict")[0].labels.tolist() == [-1]
 
 
-def test_without_images_to_predict_those_of_the_test_are_shown(root: Path) -> None:
+def test_prediction_uses_the_test_images_if_there_is_no_predict_folder(root: Path) -> None:
     data = ImageFolderDataModule(str(root))
     assert [batch.ids.tolist() for batch in batches(data, "predict")] == [list(range(6))]
     assert data.image_name("predict", 4) == str(root / "test" / "bee" / "1.png")
 
 
 @pytest.mark.parametrize("memory_limit", [4.0, 0.0])
-def test_images_of_any_size_are_resized_if_asked(root: Path, memory_limit: float) -> None:
-    odd = draw(root / "train" / "ant" / "odd.png", size=(9, 5))
+def test_images_of_different_sizes_are_resized_to_image_size(root: Path, memory_limit: float) -> None:
+    odd = write_image(root / "train" / "ant" / "odd.png", size=(9, 5))
     data = ImageFolderDataModule(str(root), image_size=7, memory_limit=memory_limit)
     data.setup("fit")
     assert data.image_shape == (3, 7, 7)
     images = data.splits["train"]
     shown = images.pixels[6] if isinstance(images, ImageSet) else images.stream(torch.tensor([6]))[0]
-    assert torch.equal(shown, pixels(odd, (7, 7)))
+    assert torch.equal(shown, read_pixels(odd, (7, 7)))
     assert {batch.images.shape[2:] for batch in batches(data, "train")} == {(7, 7)}
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "1", "CMYK"])
-def test_images_of_other_colours_become_rgb(root: Path, mode: str) -> None:
+def test_other_colour_modes_become_rgb(root: Path, mode: str) -> None:
     suffix = "tiff" if mode == "CMYK" else "png"
-    file = draw(root / "train" / "ant" / f"other.{suffix}", mode=mode)
+    file = write_image(root / "train" / "ant" / f"other.{suffix}", mode=mode)
     with Image.open(file) as image:
         assert image.mode == mode
     images = in_memory(ImageFolderDataModule(str(root)).load("train"))
     assert images.pixels.shape == (17, 3, 6, 8)
-    assert torch.equal(images.pixels[6], pixels(file))
+    assert torch.equal(images.pixels[6], read_pixels(file))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("alphas", [{}, {"mixup": 0.4, "cutmix": 1.0}], ids=["plain", "mixed"])
-def test_a_set_that_streams_gives_the_same_batches_to_the_bit(
-    root: Path, workers: int, alphas: dict[str, float]
-) -> None:
+def test_streamed_batches_equal_those_in_memory(root: Path, workers: int, alphas: dict[str, float]) -> None:
     options: dict[str, Any] = grouped(batch_size=4, val_fraction=0.3, padding=2, **alphas)
     resident = ImageFolderDataModule(str(root), **options)
     streamed = ImageFolderDataModule(str(root), memory_limit=0.0, num_workers=workers, **options)
@@ -150,7 +148,7 @@ def test_a_set_that_streams_gives_the_same_batches_to_the_bit(
     assert resident.image_shape == streamed.image_shape == (3, 6, 8)
 
 
-def test_what_fits_into_the_memory_limit_counts_padding_and_four_bytes(root: Path) -> None:
+def test_the_memory_limit_counts_padding_and_four_bytes_per_pixel(root: Path) -> None:
     needed = 16 * (6 + 2) * (8 + 2) * 4 / 2**30
     for limit, resident in ((needed, True), (needed * 0.999, False)):
         images = ImageFolderDataModule(str(root), **grouped(padding=1, memory_limit=limit)).load("train")
@@ -158,8 +156,8 @@ def test_what_fits_into_the_memory_limit_counts_padding_and_four_bytes(root: Pat
 
 
 @pytest.mark.parametrize("memory_limit", [4.0, 0.0])
-def test_mixed_sizes_are_refused_by_name(root: Path, memory_limit: float) -> None:
-    odd = draw(root / "train" / "bee" / "99.png", size=(9, 5))
+def test_images_of_different_sizes_are_refused_by_name(root: Path, memory_limit: float) -> None:
+    odd = write_image(root / "train" / "bee" / "99.png", size=(9, 5))
     first = root / "train" / "ant" / "00.png"
     expected = f"{str(odd)!r} has 5x9 pixels and {str(first)!r} 8x6; set image_size to resize all images."
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
@@ -179,7 +177,7 @@ def test_an_empty_class_folder_is_refused(root: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n\x00\x00\x00\x05IHDR", b"P6 1\x112 1 255 "]
 )
-def test_an_unreadable_image_is_named_before_the_first_step(
+def test_an_unreadable_image_is_refused_by_name_in_setup(
     root: Path, content: bytes, memory_limit: float, image_size: int | None
 ) -> None:
     bad = root / "train" / "bee" / ("05.ppm" if content[:1] == b"P" else "05.png")
@@ -189,7 +187,7 @@ def test_an_unreadable_image_is_named_before_the_first_step(
         ImageFolderDataModule(str(root), image_size=image_size, memory_limit=memory_limit).setup("fit")
 
 
-def test_a_truncated_image_is_named(root: Path) -> None:
+def test_a_truncated_image_is_refused_by_name(root: Path) -> None:
     bad = root / "train" / "bee" / "05.png"
     bad.write_bytes(bad.read_bytes()[:60])
     with pytest.raises(ValueError, match=f"^{re.escape(repr(str(bad)))} cannot be read as an image"):
@@ -198,7 +196,7 @@ def test_a_truncated_image_is_named(root: Path) -> None:
 
 # PyTorch waits five seconds for workers of which one has failed
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_truncated_image_of_a_set_that_streams_is_named(root: Path, workers: int) -> None:
+def test_a_truncated_streamed_image_is_refused_by_name(root: Path, workers: int) -> None:
     bad = root / "test" / "bee" / "1.png"
     bad.write_bytes(bad.read_bytes()[:60])
     data = ImageFolderDataModule(str(root), memory_limit=0.0, num_workers=workers)
@@ -207,13 +205,13 @@ def test_a_truncated_image_of_a_set_that_streams_is_named(root: Path, workers: i
         batches(data, "test")
 
 
-def test_a_picture_too_large_to_be_true_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_refused_by_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(ValueError, match=r"00\.png' cannot be read as an image"):
         ImageFolderDataModule(str(root), memory_limit=0.0).setup("fit")
 
 
-def test_missing_folders_are_named(root: Path) -> None:
+def test_missing_folders_are_refused_by_name(root: Path) -> None:
     shutil.rmtree(root / "test")
     for stage, split in (("test", "test"), ("predict", "test")):
         expected = f"There is no folder {str(root / split)!r}; put images into {split}/<class>/."
@@ -234,21 +232,21 @@ def test_missing_folders_are_named(root: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_differing_classes_are_refused_by_name(root: Path, split: str) -> None:
-    draw(root / split / "ant" / "a.png")
-    draw(root / split / "wasp" / "a.png")
+def test_splits_with_different_classes_are_refused_by_name(root: Path, split: str) -> None:
+    write_image(root / split / "ant" / "a.png")
+    write_image(root / split / "wasp" / "a.png")
     differing = "wasp" if split == "test" else "bee, wasp"
     expected = f"The class folders of {str(root / split)!r} differ from the others: {differing}."
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         ImageFolderDataModule(str(root)).setup("validate" if split == "val" else split)
 
 
-def test_hidden_folders_are_no_classes(root: Path) -> None:
+def test_hidden_folders_are_not_classes(root: Path) -> None:
     (root / "train" / ".ipynb_checkpoints").mkdir()
     assert ImageFolderDataModule(str(root)).classes == ("ant", "bee")
 
 
-def test_testing_alone_needs_no_training_folder(root: Path) -> None:
+def test_testing_needs_no_training_folder(root: Path) -> None:
     shutil.rmtree(root / "train")
     data = ImageFolderDataModule(str(root))
     assert [batch.labels.tolist() for batch in batches(data, "test")] == [[0, 0, 0, 1, 1, 1]]

@@ -1,4 +1,4 @@
-"""Stored images: what files become, and how a batch is fetched."""
+"""Stored images: how files are decoded and batches are fetched."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 from kd_lightning.data.image_set import ImageFiles, ImageSet, Subset, read_image
 
 
-def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+def random_pixels(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
@@ -20,38 +20,38 @@ def as_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def saved(folder: Path, pixels: np.ndarray, name: str = "a.png") -> Path:
+def save_image(folder: Path, pixels: np.ndarray, name: str = "a.png") -> Path:
     Image.fromarray(pixels).save(folder / name)
     return folder / name
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "ppm", "tiff"])
-def test_a_lossless_file_is_read_to_the_bit(tmp_path: Path, suffix: str) -> None:
-    pixels = picture(5, 7)
-    assert torch.equal(read_image(saved(tmp_path, pixels, f"a.{suffix}")), as_tensor(pixels))
+def test_lossless_files_are_read_exactly(tmp_path: Path, suffix: str) -> None:
+    pixels = random_pixels(5, 7)
+    assert torch.equal(read_image(save_image(tmp_path, pixels, f"a.{suffix}")), as_tensor(pixels))
 
 
 def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
-    pixels = picture(4, 6, channels=4)
-    assert torch.equal(read_image(saved(tmp_path, pixels)), as_tensor(pixels[:, :, :3]))
-    grey = read_image(saved(tmp_path, pixels[:, :, 0]))
+    pixels = random_pixels(4, 6, channels=4)
+    assert torch.equal(read_image(save_image(tmp_path, pixels)), as_tensor(pixels[:, :, :3]))
+    grey = read_image(save_image(tmp_path, pixels[:, :, 0]))
     assert torch.equal(grey, as_tensor(pixels[:, :, :1]).expand(3, -1, -1))
     palette = Image.fromarray(pixels[:, :, :3]).quantize(16)
     palette.save(tmp_path / "p.png")
     assert torch.equal(read_image(tmp_path / "p.png"), as_tensor(np.array(palette.convert("RGB"))))
 
 
-def test_files_are_resized_to_height_and_width(tmp_path: Path) -> None:
-    pixels = picture(4, 6)
-    path = saved(tmp_path, pixels)
+def test_images_are_resized_to_height_and_width(tmp_path: Path) -> None:
+    pixels = random_pixels(4, 6)
+    path = save_image(tmp_path, pixels)
     expected = Image.fromarray(pixels).resize((9, 5), Image.Resampling.BILINEAR)
     assert torch.equal(read_image(path, size=(5, 9)), as_tensor(np.array(expected)))
     assert torch.equal(read_image(path, size=(4, 6)), as_tensor(pixels))
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "half", "header"])
-def test_an_unreadable_file_is_named(tmp_path: Path, damage: str) -> None:
-    path = saved(tmp_path, picture(16, 16))
+def test_an_unreadable_file_is_refused_by_name(tmp_path: Path, damage: str) -> None:
+    path = save_image(tmp_path, random_pixels(16, 16))
     content = path.read_bytes()
     damaged = {"empty": b"", "text": b"not an image", "half": content[: len(content) // 2], "header": content[:20]}
     path.write_bytes(damaged[damage])
@@ -61,32 +61,32 @@ def test_an_unreadable_file_is_named(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
-def test_more_than_eight_bits_of_grey_are_refused_and_not_cut_off(tmp_path: Path, kind: type) -> None:
-    path = saved(tmp_path, (picture(4, 4, 1)[:, :, 0] * 200.0).astype(kind), "deep.tiff")
+def test_grey_images_of_more_than_eight_bits_are_refused(tmp_path: Path, kind: type) -> None:
+    path = save_image(tmp_path, (random_pixels(4, 4, 1)[:, :, 0] * 200.0).astype(kind), "deep.tiff")
     with pytest.raises(ValueError, match=r"deep\.tiff' has more than 8 bits a pixel of grey; save it with 8 bits\.$"):
         read_image(path)
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    return [saved(tmp_path, picture(4, 5, seed=i), f"{i}.png") for i in range(5)]
+    return [save_image(tmp_path, random_pixels(4, 5, seed=i), f"{i}.png") for i in range(5)]
 
 
-def test_in_memory_and_read_agree(files: list[Path]) -> None:
+def test_images_in_memory_equal_streamed_ones(files: list[Path]) -> None:
     images = ImageFiles(torch.arange(5), files, (4, 5))
     resident = images.in_memory()
-    assert torch.equal(resident.pixels, torch.stack([as_tensor(picture(4, 5, seed=i)) for i in range(5)]))
+    assert torch.equal(resident.pixels, torch.stack([as_tensor(random_pixels(4, 5, seed=i)) for i in range(5)]))
     assert torch.equal(images.stream(torch.tensor([3, 0, 3])), resident.pixels[[3, 0, 3]])
     assert (resident.labels is images.labels, resident.files, resident.size) == (True, files, (4, 5))
 
 
-def test_samples_are_named_by_file_or_number(files: list[Path]) -> None:
+def test_sample_names_are_files_or_numbers(files: list[Path]) -> None:
     assert ImageFiles(torch.arange(5), files, (4, 5)).name(2) == str(files[2])
     assert ImageSet(torch.arange(5), torch.zeros(5, 1, 2, 2, dtype=torch.uint8)).name(2) == "2"
 
 
 @pytest.mark.parametrize("resident", [True, False])
-def test_a_part_numbers_its_samples_over_the_full_set(files: list[Path], resident: bool) -> None:
+def test_a_subset_keeps_the_sample_numbers_of_the_full_set(files: list[Path], resident: bool) -> None:
     images = ImageFiles(torch.arange(5) * 10, files, (4, 5))
     part = Subset(images.in_memory() if resident else images, torch.tensor([4, 2, 1]), split="train")
     batch = part.__getitems__([(2, 7), (0, 7)])

@@ -21,33 +21,33 @@ COUNT, SIZE = 40, 4
 LENGTH = 10
 
 
-class Places(Dataset[tuple[int, int]]):
+class Indices(Dataset[tuple[int, int]]):
     def __len__(self) -> int:
         return COUNT
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[int, int]:
-        return place
+    def __getitem__(self, index: tuple[int, int]) -> tuple[int, int]:
+        return index
 
 
-def as_listed(places: list[Any]) -> list[Any]:
-    return places
+def identity_collate(indices: list[Any]) -> list[Any]:
+    return indices
 
 
-def loader(workers: int = 0, **options: Any) -> EpochLoader:
+def make_loader(workers: int = 0, **options: Any) -> EpochLoader:
     sampler = EpochSampler(range(COUNT), batch_size=SIZE, training=True)
-    options = {"collate_fn": as_listed, "num_workers": workers, "persistent_workers": workers > 0, **options}
-    return EpochLoader(Places(), batch_size=SIZE, sampler=sampler, **options)
+    options = {"collate_fn": identity_collate, "num_workers": workers, "persistent_workers": workers > 0, **options}
+    return EpochLoader(Indices(), batch_size=SIZE, sampler=sampler, **options)
 
 
-def epoch_of(made: EpochLoader, epoch: int) -> list[Any]:
-    return list(in_epoch(made, epoch))
+def batches_of_epoch(loader: EpochLoader, epoch: int) -> list[Any]:
+    return list(in_epoch(loader, epoch))
 
 
-def cut(made: EpochLoader, epoch: int, batches: int) -> dict[str, int]:
-    iterator = iter(in_epoch(made, epoch))
+def state_after(loader: EpochLoader, epoch: int, batches: int) -> dict[str, int]:
+    iterator = iter(in_epoch(loader, epoch))
     for _ in range(batches):
         next(iterator)
-    return made.state_dict()
+    return loader.state_dict()
 
 
 workers = pytest.mark.parametrize("workers", [0, 2])
@@ -56,56 +56,56 @@ workers = pytest.mark.parametrize("workers", [0, 2])
 @workers
 @pytest.mark.parametrize("taken", [1, 4, 9, 10])
 @pytest.mark.filterwarnings("ignore:.*fork.*")
-def test_an_epoch_goes_on_where_it_was_cut(taken: int, workers: int) -> None:
-    whole = [epoch_of(loader(), epoch) for epoch in range(4)]
-    state = cut(loader(workers), 2, taken)
-    assert state == {"epoch": 2, "batches": taken}  # and not what workers have read ahead
-    again = loader(workers)
+def test_an_epoch_resumes_after_the_last_batch_taken(taken: int, workers: int) -> None:
+    whole = [batches_of_epoch(make_loader(), epoch) for epoch in range(4)]
+    state = state_after(make_loader(workers), 2, taken)
+    assert state == {"epoch": 2, "batches": taken}  # without the batches that workers have prefetched
+    again = make_loader(workers)
     again.load_state_dict(state)
-    for epoch in (2, 3, 1):  # others are whole, whether workers persist or not
+    for epoch in (2, 3, 1):  # other epochs are complete, whether workers persist or not
         expected = whole[epoch][taken:] if epoch == 2 else whole[epoch]
-        assert epoch_of(again, epoch) == expected
+        assert batches_of_epoch(again, epoch) == expected
         assert again.state_dict() == {"epoch": epoch, "batches": LENGTH}
 
 
 @workers
 @pytest.mark.filterwarnings("ignore:.*fork.*")
-def test_it_can_be_cut_again(workers: int) -> None:
-    first, second, third = (loader(workers) for _ in range(3))
-    second.load_state_dict(cut(first, 1, 3))
-    state = cut(second, 1, 2)
+def test_a_resumed_epoch_can_be_interrupted_again(workers: int) -> None:
+    first, second, third = (make_loader(workers) for _ in range(3))
+    second.load_state_dict(state_after(first, 1, 3))
+    state = state_after(second, 1, 2)
     assert state == {"epoch": 1, "batches": 5}
     third.load_state_dict(state)
-    assert epoch_of(third, 1) == epoch_of(loader(), 1)[5:]
+    assert batches_of_epoch(third, 1) == batches_of_epoch(make_loader(), 1)[5:]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*")
-def test_what_is_read_ahead_does_not_count() -> None:
-    assert cut(loader(2, prefetch_factor=4), 0, 2) == {"epoch": 0, "batches": 2}
+def test_prefetched_batches_do_not_count() -> None:
+    assert state_after(make_loader(2, prefetch_factor=4), 0, 2) == {"epoch": 0, "batches": 2}
 
 
-def test_the_epoch_is_that_of_the_first_batch() -> None:
+def test_the_epoch_is_read_at_the_first_batch() -> None:
     """Lightning makes the iterator before it sets the epoch."""
-    made = loader()
-    iterator = iter(made)
-    in_epoch(made, 3)
-    assert next(iterator) == epoch_of(loader(), 3)[0]
-    assert made.state_dict() == {"epoch": 3, "batches": 1}
+    loader = make_loader()
+    iterator = iter(loader)
+    in_epoch(loader, 3)
+    assert next(iterator) == batches_of_epoch(make_loader(), 3)[0]
+    assert loader.state_dict() == {"epoch": 3, "batches": 1}
 
 
-def test_the_length_stays_that_of_an_epoch() -> None:
-    made = loader()
-    made.load_state_dict({"epoch": 0, "batches": 7})
-    assert len(made) == LENGTH
-    assert len(epoch_of(made, 0)) == 3
-    assert len(made) == LENGTH
+def test_the_length_is_that_of_a_full_epoch() -> None:
+    loader = make_loader()
+    loader.load_state_dict({"epoch": 0, "batches": 7})
+    assert len(loader) == LENGTH
+    assert len(batches_of_epoch(loader, 0)) == 3
+    assert len(loader) == LENGTH
 
 
-def test_nothing_was_taken() -> None:
-    assert loader().state_dict() == {"epoch": 0, "batches": 0}
-    made = loader()
-    made.load_state_dict({"epoch": 0, "batches": 0})
-    assert epoch_of(made, 0) == epoch_of(loader(), 0)
+def test_an_unused_loader_resumes_at_the_start() -> None:
+    assert make_loader().state_dict() == {"epoch": 0, "batches": 0}
+    loader = make_loader()
+    loader.load_state_dict({"epoch": 0, "batches": 0})
+    assert batches_of_epoch(loader, 0) == batches_of_epoch(make_loader(), 0)
 
 
 def linear() -> TeacherModule:
@@ -136,7 +136,7 @@ def advise() -> None:
 def test_the_warning_is_filtered_until_a_loader_is_used_or_deleted() -> None:
     gc.collect()
     before = list(warnings.filters)
-    used, unused = loader(), loader()
+    used, unused = make_loader(), make_loader()
     advise()
     warnings.filterwarnings("ignore", "a filter that the user adds meanwhile")
     added = warnings.filters[0]
@@ -149,11 +149,11 @@ def test_the_warning_is_filtered_until_a_loader_is_used_or_deleted() -> None:
         advise()
 
 
-def test_a_loader_that_outlives_a_block_of_filters_removes_no_other() -> None:
+def test_a_loader_that_outlives_catch_warnings_removes_no_other_filter() -> None:
     gc.collect()
     with warnings.catch_warnings():
-        outliving = loader()
-    other = loader()
+        outliving = make_loader()
+    other = make_loader()
     next(iter(outliving))
     advise()
     next(iter(other))

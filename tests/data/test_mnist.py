@@ -62,7 +62,7 @@ def test_images_without_labels_are_refused(root: Path) -> None:
         data.load("test")
 
 
-def test_training_images_are_cropped_normalized_and_not_mirrored(root: Path) -> None:
+def test_training_images_are_cropped_normalized_and_not_flipped(root: Path) -> None:
     data = MNISTDataModule(str(root), batch_size=10, val_fraction=0.5)
     stored = next(iter(data.train_dataloader()))
     padded = torch.nn.functional.pad(SMALL_MNIST.pixels[stored.ids], (2, 2, 2, 2))

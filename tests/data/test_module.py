@@ -1,4 +1,4 @@
-"""Splits, loaders and the views that a module sees, on two-channel toys of which every image is another one."""
+"""Splits, loaders and augmentation, on two-channel images that all differ."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,8 +44,8 @@ def train_batches(data: Toy, epoch: int, world: int = 1, rank: int = 0) -> list[
     return list(in_epoch(on_rank(data, world, rank).train_dataloader(), epoch))
 
 
-def views(data: Toy, epoch: int, ranks: int = 1) -> dict[int, Tensor]:
-    """The view of each sample of an epoch."""
+def augmented_images(data: Toy, epoch: int, ranks: int = 1) -> dict[int, Tensor]:
+    """Return the augmented image of each sample of an epoch."""
     seen: dict[int, Tensor] = {}
     for rank in range(ranks):
         for batch in train_batches(data, epoch, ranks, rank):
@@ -53,7 +53,7 @@ def views(data: Toy, epoch: int, ranks: int = 1) -> dict[int, Tensor]:
     return seen
 
 
-def ids(loader: DataLoader[RawBatch]) -> list[int]:
+def sample_ids(loader: DataLoader[RawBatch]) -> list[int]:
     return [sample for batch in loader for sample in batch.ids.tolist()]
 
 
@@ -77,45 +77,45 @@ def test_arguments_outside_their_range_are_refused(options: dict[str, Any], mess
         Toy(**options)
 
 
-def test_validation_is_a_share_of_each_class_disjoint_from_training() -> None:
+def test_validation_is_a_stratified_fraction_disjoint_from_training() -> None:
     data = Toy(batch_size=1)
-    train, val = ids(data.train_dataloader()), ids(data.val_dataloader())
+    train, val = sample_ids(data.train_dataloader()), sample_ids(data.val_dataloader())
     assert sorted(train + val) == list(range(40))
     assert torch.tensor(LABELS)[val].bincount().tolist() == [5, 3, 2]
 
 
-def test_the_split_depends_on_the_seed_alone() -> None:
-    first, again, other = (ids(Toy(seed=seed).val_dataloader()) for seed in (0, 0, 1))
+def test_the_split_depends_only_on_the_seed() -> None:
+    first, again, other = (sample_ids(Toy(seed=seed).val_dataloader()) for seed in (0, 0, 1))
     assert first == again
     assert first != other
-    assert first == ids(Toy(seed=0, batch_size=7, view_seed=5).val_dataloader())
+    assert first == sample_ids(Toy(seed=0, batch_size=7, view_seed=5).val_dataloader())
 
 
-def test_the_split_can_stay_while_the_order_changes() -> None:
+def test_split_seed_fixes_the_split_while_seed_changes_the_order() -> None:
     first, other = Toy(seed=0, batch_size=1), Toy(seed=1, split_seed=0, batch_size=1)
-    assert ids(first.val_dataloader()) == ids(other.val_dataloader())
-    orders = [ids(data.train_dataloader()) for data in (first, other)]
+    assert sample_ids(first.val_dataloader()) == sample_ids(other.val_dataloader())
+    orders = [sample_ids(data.train_dataloader()) for data in (first, other)]
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
 
 
-def test_unlabelled_images_are_trained_on_and_not_validated_on() -> None:
+def test_unlabelled_images_are_used_for_training_and_not_for_validation() -> None:
     data = Toy(labels=[-1, 0, 0, 0, 0, -1, -1, -1], batch_size=1)
-    assert len(ids(data.val_dataloader())) == 1
-    assert {0, 5, 6, 7} <= set(ids(data.train_dataloader()))
+    assert len(sample_ids(data.val_dataloader())) == 1
+    assert {0, 5, 6, 7} <= set(sample_ids(data.train_dataloader()))
 
 
-def test_without_any_label_unlabelled_images_are_validated_on() -> None:
+def test_a_data_set_without_labels_is_split_too() -> None:
     data = Toy(labels=[-1] * 12, batch_size=1)
-    train, val = ids(data.train_dataloader()), ids(data.val_dataloader())
+    train, val = sample_ids(data.train_dataloader()), sample_ids(data.val_dataloader())
     assert (len(train), len(val)) == (9, 3)
     assert sorted(train + val) == list(range(12))
 
 
-def test_a_validation_set_of_its_own_leaves_training_whole() -> None:
+def test_with_a_validation_set_all_training_images_are_used() -> None:
     data = Toy(own_val=True)
-    assert sorted(ids(data.train_dataloader())) == list(range(40))
-    assert ids(data.val_dataloader()) == list(range(9))
+    assert sorted(sample_ids(data.train_dataloader())) == list(range(40))
+    assert sample_ids(data.val_dataloader()) == list(range(9))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_validation_set_of_its_own_leaves_training_whole() -> None:
         (TrainerFn.PREDICTING, False, {"predict"}),
     ],
 )
-def test_a_stage_reads_what_it_needs_and_no_more(stage: Any, own_val: bool, loaded: set[str]) -> None:
+def test_each_stage_reads_only_the_splits_it_needs(stage: Any, own_val: bool, loaded: set[str]) -> None:
     data = Toy(own_val=own_val)
     data.setup(stage)
     assert set(data.loaded) == loaded
@@ -138,8 +138,8 @@ def test_a_stage_reads_what_it_needs_and_no_more(stage: Any, own_val: bool, load
     assert data.loaded.count("train") <= 1
 
 
-class Probe(pl.LightningModule):
-    """Trains nothing and remembers its batches."""
+class Recorder(pl.LightningModule):
+    """Trains nothing and records its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,39 +178,39 @@ def trainer(tmp_path: Path) -> pl.Trainer:
     )
 
 
-def test_a_trainer_sees_batches_of_the_epoch_and_no_test_image_before_test(trainer: pl.Trainer) -> None:
-    data, probe = Toy(), Probe()
-    trainer.fit(probe, data)
+def test_the_trainer_gets_each_epochs_batches_and_reads_no_test_images_before_test(trainer: pl.Trainer) -> None:
+    data, recorder = Toy(), Recorder()
+    trainer.fit(recorder, data)
     assert "test" not in data.loaded
     assert "predict" not in data.loaded
-    assert len(probe.seen["train"]) == 14
-    for epoch, half in enumerate((probe.seen["train"][:7], probe.seen["train"][7:])):
+    assert len(recorder.seen["train"]) == 14
+    for epoch, half in enumerate((recorder.seen["train"][:7], recorder.seen["train"][7:])):
         expected = [data.augment(batch) for batch in train_batches(Toy(), epoch)]
         for ours, theirs in zip(half, expected, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    trainer.test(probe, data, verbose=False)
-    trainer.predict(probe, data)
+    trainer.test(recorder, data, verbose=False)
+    trainer.predict(recorder, data)
     for stage in ("test", "predict"):
-        assert torch.cat([batch.ids for batch in probe.seen[stage]]).tolist() == list(range(9))
+        assert torch.cat([batch.ids for batch in recorder.seen[stage]]).tolist() == list(range(9))
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit")
-def test_overfitting_shows_the_same_batches_in_each_epoch(make_trainer: Callable[..., pl.Trainer]) -> None:
-    data, probe = Toy(views=2), Probe()
-    make_trainer(overfit_batches=2, max_epochs=2, num_sanity_val_steps=0).fit(probe, data)
+def test_overfit_batches_shows_the_same_batches_in_each_epoch(make_trainer: Callable[..., pl.Trainer]) -> None:
+    data, recorder = Toy(views=2), Recorder()
+    make_trainer(overfit_batches=2, max_epochs=2, num_sanity_val_steps=0).fit(recorder, data)
     for stage in ("train", "val"):
-        assert len(probe.seen[stage]) == 4
-        for ours, theirs in zip(probe.seen[stage][:2], probe.seen[stage][2:], strict=True):
+        assert len(recorder.seen[stage]) == 4
+        for ours, theirs in zip(recorder.seen[stage][:2], recorder.seen[stage][2:], strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    shown = torch.cat([batch.ids for batch in probe.seen["train"][:2]])
+    shown = torch.cat([batch.ids for batch in recorder.seen["train"][:2]])
     assert shown.tolist() == [2 * sample for sample in data.train_samples[:8].tolist()], "the first of two views"
     plain = [data.augment(batch) for batch in list(Toy().val_dataloader())[:2]]
     assert torch.equal(
-        torch.cat([batch.images for batch in probe.seen["val"][:2]]), torch.cat([b.images for b in plain])
+        torch.cat([batch.images for batch in recorder.seen["val"][:2]]), torch.cat([b.images for b in plain])
     )
 
 
-def test_ids_number_the_full_stored_set() -> None:
+def test_ids_are_indices_into_the_full_stored_set() -> None:
     data = Toy(padding=0, flip=False)
     for loader in (data.train_dataloader(), data.val_dataloader()):
         for stored in loader:
@@ -221,7 +221,7 @@ def test_ids_number_the_full_stored_set() -> None:
             assert batch.ids.dtype == torch.int64
 
 
-def test_evaluation_shows_plain_images_in_order() -> None:
+def test_evaluation_shows_unaugmented_images_in_order() -> None:
     data = Toy(own_val=True)
     for split in ("val", "test", "predict"):
         loader = getattr(data, f"{split}_dataloader")()
@@ -232,19 +232,19 @@ def test_evaluation_shows_plain_images_in_order() -> None:
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 7}, {"seed": 3}, {"num_workers": 2}])
-def test_views_depend_on_the_sample_and_the_epoch_and_nothing_else(options: dict[str, Any]) -> None:
+def test_augmentation_depends_only_on_sample_and_epoch(options: dict[str, Any]) -> None:
     base, other = Toy(own_val=True), Toy(own_val=True, **options)
     for epoch in (0, 3):
-        assert_equal(views(base, epoch), views(other, epoch))
+        assert_same_images(augmented_images(base, epoch), augmented_images(other, epoch))
 
 
-def test_views_do_not_depend_on_the_rank() -> None:
-    base = views(Toy(own_val=True), 1)
+def test_augmentation_does_not_depend_on_the_rank() -> None:
+    base = augmented_images(Toy(own_val=True), 1)
     for ranks in (2, 5):
-        assert_equal(base, views(Toy(own_val=True, batch_size=4 if ranks == 2 else 8), 1, ranks))
+        assert_same_images(base, augmented_images(Toy(own_val=True, batch_size=4 if ranks == 2 else 8), 1, ranks))
 
 
-def test_ranks_see_the_rows_of_the_global_batch() -> None:
+def test_ranks_split_each_global_batch() -> None:
     whole = train_batches(Toy(own_val=True, batch_size=8), 2)
     ranks = [train_batches(Toy(own_val=True, batch_size=4), 2, world=2, rank=rank) for rank in range(2)]
     assert [batch.ids.tolist() for batch in whole] == [
@@ -252,19 +252,22 @@ def test_ranks_see_the_rows_of_the_global_batch() -> None:
     ]
 
 
-def test_each_epoch_and_view_seed_shows_other_views() -> None:
-    base = views(Toy(own_val=True, padding=2), 0)
-    others = [views(Toy(own_val=True, padding=2), 1), views(Toy(own_val=True, padding=2, view_seed=1), 0)]
+def test_augmentation_differs_between_epochs_and_view_seeds() -> None:
+    base = augmented_images(Toy(own_val=True, padding=2), 0)
+    others = [
+        augmented_images(Toy(own_val=True, padding=2), 1),
+        augmented_images(Toy(own_val=True, padding=2, view_seed=1), 0),
+    ]
     for other in others:
         differing = [sample for sample in base if not torch.equal(base[sample], other[sample])]
         assert len(differing) > 30
 
 
-def test_training_batches_are_of_equal_size() -> None:
+def test_training_batches_have_equal_size() -> None:
     assert [len(batch.ids) for batch in train_batches(Toy(own_val=True, batch_size=7), 0)] == [7] * 5
 
 
-def test_a_batch_larger_than_the_set_is_the_set() -> None:
+def test_a_batch_size_above_the_set_size_gives_one_batch() -> None:
     data = Toy(batch_size=1000)
     assert [len(batch.ids) for batch in data.train_dataloader()] == [30]
     assert [len(batch.ids) for batch in data.val_dataloader()] == [10]
@@ -272,15 +275,15 @@ def test_a_batch_larger_than_the_set_is_the_set() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_evaluation_counts_each_image_once_on_any_number_of_ranks(world: int) -> None:
+def test_evaluation_shows_each_image_once_on_any_number_of_ranks(world: int) -> None:
     seen = []
     for rank in range(world):
-        seen += ids(on_rank(Toy(batch_size=2), world, rank).test_dataloader())
+        seen += sample_ids(on_rank(Toy(batch_size=2), world, rank).test_dataloader())
     assert sorted(seen) == list(range(9))
 
 
 @pytest.mark.parametrize("alphas", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
-def test_mixed_labels_are_shares_in_training_only(alphas: dict[str, Any]) -> None:
+def test_labels_are_mixed_in_training_only(alphas: dict[str, Any]) -> None:
     data, plain = Toy(**alphas), Toy()
     for loader in (data.val_dataloader(), data.test_dataloader()):
         for stored in loader:
@@ -307,14 +310,14 @@ def test_labels_outside_the_classes_are_refused_at_setup(label: int) -> None:
         Toy(labels=[0, 1, label, -1]).setup("fit")
 
 
-def test_a_set_that_is_not_there_is_named() -> None:
+def test_a_missing_split_is_refused_by_name() -> None:
     with pytest.raises(
         ValueError, match=r"^The data module has no 'test' images; use another command or other data\.$"
     ):
         Toy(tests=0).setup("test")
 
 
-def test_a_share_without_an_image_is_refused() -> None:
+def test_a_val_fraction_that_leaves_a_split_empty_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^No validation image is left of 4 by val_fraction=0\.1 of each class; "):
         Toy(labels=[0, 0, 1, 1], val_fraction=0.1).val_dataloader()
     with pytest.raises(ValueError, match=r"^No training image is left of 4 by val_fraction=0\.9 of each class; "):
@@ -327,7 +330,7 @@ def test_more_processes_than_images_are_refused() -> None:
         data.test_dataloader()
 
 
-def test_shape_classes_and_names_are_known_once_a_set_is_read() -> None:
+def test_image_shape_and_names_are_known_after_setup() -> None:
     data = Toy()
     data.setup("fit")
     assert data.image_shape == (2, 5, 6)
@@ -335,13 +338,13 @@ def test_shape_classes_and_names_are_known_once_a_set_is_read() -> None:
     assert data.image_name("train", 7) == "7"
 
 
-def test_batches_of_other_loaders_pass_untouched() -> None:
+def test_batches_of_other_loaders_are_not_changed() -> None:
     batch = (torch.rand(2, 2, 5, 6), torch.tensor([0, 1]))
     assert Toy().on_after_batch_transfer(batch) is batch
 
 
 @pytest.mark.gpu
-def test_views_on_a_gpu_are_those_on_the_cpu() -> None:
+def test_augmentation_on_a_gpu_equals_that_on_the_cpu() -> None:
     data = Toy(own_val=True, padding=2)
     for stored in train_batches(data, 3):
         there = RawBatch(stored.pixels, stored.labels, stored.ids.cuda(), stored.epoch, stored.split)
@@ -349,7 +352,7 @@ def test_views_on_a_gpu_are_those_on_the_cpu() -> None:
         torch.testing.assert_close(data.augment(there).images.cpu(), data.augment(stored).images, rtol=1.2e-7, atol=0)
 
 
-def assert_equal(first: dict[int, Tensor], second: dict[int, Tensor]) -> None:
+def assert_same_images(first: dict[int, Tensor], second: dict[int, Tensor]) -> None:
     both = first.keys() & second.keys()
     assert len(both) >= 30
     assert all(torch.equal(first[sample], second[sample]) for sample in both)

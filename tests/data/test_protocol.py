@@ -1,4 +1,4 @@
-"""Which data modules are taken for this package's own."""
+"""Which data modules fulfil the protocols."""
 
 import lightning.pytorch as pl
 import pytest
@@ -7,7 +7,7 @@ from kd_lightning import DigitsDataModule, DomainPairDataModule, ImageFolderData
 from kd_lightning.data.protocol import ImageData, ViewData, has_fixed_views, is_image_data
 
 
-def test_both_kinds_of_data_modules_fulfil_the_protocol() -> None:
+def test_single_and_paired_data_modules_fulfil_the_protocol() -> None:
     digits: ViewData = DigitsDataModule(views=2)
     pair: ImageData = DomainPairDataModule(DigitsDataModule(), DigitsDataModule())
     assert is_image_data(digits)
@@ -17,10 +17,10 @@ def test_both_kinds_of_data_modules_fulfil_the_protocol() -> None:
 
 
 @pytest.mark.parametrize("data", [None, pl.LightningDataModule()])
-def test_other_data_are_not_this_packages(data: object) -> None:
+def test_other_data_modules_do_not_fulfil_the_protocol(data: object) -> None:
     assert not is_image_data(data)
     assert not has_fixed_views(data)
 
 
-def test_the_check_reads_no_image() -> None:
+def test_the_check_reads_no_images() -> None:
     assert is_image_data(ImageFolderDataModule("nowhere"))

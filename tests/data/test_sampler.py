@@ -13,7 +13,7 @@ few = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 def order(
     count: int, size: int, training: bool, seed: int = 0, epoch: int = 0, world: int = 1, rank: int = 0
 ) -> list[int]:
-    """The positions that a rank sees; their epochs are checked on the way."""
+    """Return the positions that a rank sees, after checking their epochs."""
     sampler = EpochSampler(range(count), batch_size=size, training=training, seed=seed, num_replicas=world, rank=rank)
     sampler.set_epoch(epoch)
     places = list(sampler)
@@ -30,9 +30,7 @@ def order(
     seed=st.integers(-5, 5),
     epoch=st.integers(0, 9),
 )
-def test_ranks_hold_contiguous_rows_of_each_global_batch(
-    count: int, size: int, world: int, seed: int, epoch: int
-) -> None:
+def test_ranks_split_each_global_batch_contiguously(count: int, size: int, world: int, seed: int, epoch: int) -> None:
     whole = order(count, size * world, True, seed, epoch)
     ranks = [order(count, size, True, seed, epoch, world, rank) for rank in range(world)]
     steps = range(0, len(ranks[0]), size)
@@ -42,19 +40,19 @@ def test_ranks_hold_contiguous_rows_of_each_global_batch(
     assert set(whole) <= set(range(count))
 
 
-def test_each_epoch_is_another_permutation() -> None:
+def test_each_epoch_is_a_different_permutation() -> None:
     epochs = [order(60, 6, True, epoch=epoch) for epoch in range(4)]
     assert all(sorted(positions) == list(range(60)) for positions in epochs)
     assert len({tuple(positions) for positions in [*epochs, list(range(60))]}) == 5
 
 
-def test_the_rest_of_a_batch_is_another_one_in_each_epoch() -> None:
+def test_the_dropped_samples_differ_between_epochs() -> None:
     left_out = {frozenset(range(10)) - set(order(10, 4, True, epoch=epoch)) for epoch in range(8)}
     assert {len(rest) for rest in left_out} == {2}
     assert len(left_out) > 3
 
 
-def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+def test_the_order_depends_only_on_seed_and_epoch() -> None:
     assert order(40, 8, True, seed=3, epoch=5) == order(40, 8, True, seed=3, epoch=5)
     assert order(40, 8, True, seed=3, epoch=5) == order(40, 4, True, seed=3, epoch=5)
     orders = {tuple(order(40, 8, True, seed=seed, epoch=epoch)) for seed in range(5) for epoch in range(5)}
@@ -63,19 +61,19 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 @few
 @given(count=st.integers(0, 30), size=st.integers(1, 7), world=st.integers(1, 5), epoch=st.integers(0, 3))
-def test_evaluation_counts_every_sample_once(count: int, size: int, world: int, epoch: int) -> None:
+def test_evaluation_shows_every_sample_once(count: int, size: int, world: int, epoch: int) -> None:
     ranks = [order(count, size, False, epoch=epoch, world=world, rank=rank) for rank in range(world)]
     assert [position for rows in ranks for position in rows] == list(range(count))
     assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_lightning_leaves_it_alone(training: bool) -> None:
+def test_lightning_does_not_replace_the_sampler(training: bool) -> None:
     assert isinstance(EpochSampler(range(4), batch_size=2, training=training), DistributedSampler)
 
 
 def stream(count: int, size: int, steps: int, epoch: int, seed: int = 0, world: int = 1, rank: int = 0) -> list[int]:
-    """The positions of an epoch that takes the next rows of a stream."""
+    """Return the positions of an epoch that takes the next rows of a stream."""
     sampler = EpochSampler(
         range(count), batch_size=size, training=True, seed=seed, num_replicas=world, rank=rank, steps=steps
     )
@@ -94,7 +92,7 @@ def stream(count: int, size: int, steps: int, epoch: int, seed: int = 0, world: 
     world=st.integers(1, 3),
     seed=st.integers(-2, 2),
 )
-def test_epochs_take_the_rows_of_a_stream_of_permutations(
+def test_epochs_of_fixed_length_continue_a_stream_of_permutations(
     count: int, size: int, steps: int, world: int, seed: int
 ) -> None:
     rows = [position for epoch in range(7) for position in stream(count, size * world, steps, epoch, seed)]
@@ -109,13 +107,13 @@ def test_epochs_take_the_rows_of_a_stream_of_permutations(
     assert whole == stream(count, size * world, steps, 3, seed)
 
 
-def test_the_passes_of_a_stream_are_other_permutations_for_each_pass_seed_and_from_epochs_own() -> None:
+def test_permutations_of_a_stream_differ_between_passes_and_seeds_and_from_those_of_epochs() -> None:
     passes = [stream(12, 4, 3, epoch, seed) for epoch in range(6) for seed in range(3)]
     own = [order(12, 4, True, seed, epoch) for epoch in range(6) for seed in range(3)]
     assert len({tuple(positions) for positions in passes + own}) == 36
 
 
-def test_a_stream_goes_on_within_an_epoch() -> None:
+def test_a_stream_resumes_within_an_epoch() -> None:
     sampler = EpochSampler(range(5), batch_size=2, training=True, steps=4)
     sampler.set_epoch(3)
     whole = list(sampler)

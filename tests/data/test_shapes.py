@@ -12,16 +12,16 @@ PIXELS = torch.randint(0, 256, (3, 3, 28, 28), dtype=torch.uint8, generator=torc
 
 
 @pytest.mark.parametrize("size", [(16, 16), (32, 32), (9, 40)])
-def test_resizing_is_pillows(size: tuple[int, int]) -> None:
+def test_resize_matches_pillow(size: tuple[int, int]) -> None:
     for image, ours in zip(PIXELS, reshape(PIXELS, size=size, channels=3), strict=True):
         pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
         theirs = torch.from_numpy(np.asarray(pillow).copy()).permute(2, 0, 1)
         assert ours.dtype == torch.uint8
         assert (ours.int() - theirs.int()).abs().max() <= 1
-        assert (ours.float() - theirs.float()).mean().abs() < 0.1  # rounded, and not cut off
+        assert (ours.float() - theirs.float()).mean().abs() < 0.1  # rounded, not truncated
 
 
-def test_a_size_that_is_there_changes_nothing() -> None:
+def test_the_same_size_returns_the_same_tensor() -> None:
     assert reshape(PIXELS, size=(28, 28), channels=3) is PIXELS
     assert reshape(PIXELS, size=None, channels=3) is PIXELS
     images = torch.rand(2, 1, 8, 8)
@@ -29,13 +29,13 @@ def test_a_size_that_is_there_changes_nothing() -> None:
     assert with_channels(images, channels=1) is images
 
 
-def test_large_sets_are_resized_as_small_ones_are() -> None:
+def test_large_sets_are_resized_like_small_ones() -> None:
     many = torch.randint(0, 256, (5000, 1, 4, 4), dtype=torch.uint8)
     ours = reshape(many, size=(2, 2), channels=1)
     assert torch.equal(ours[[0, 4095, 4096, 4999]], reshape(many[[0, 4095, 4096, 4999]], size=(2, 2), channels=1))
 
 
-def test_grey_is_repeated_and_colour_turned_to_grey() -> None:
+def test_grey_is_repeated_and_rgb_converted_to_grey() -> None:
     grey = PIXELS[:, :1]
     assert torch.equal(reshape(grey, size=None, channels=3), grey.repeat(1, 3, 1, 1))
     expected = reference.rgb_to_grayscale(PIXELS).int()
@@ -43,7 +43,7 @@ def test_grey_is_repeated_and_colour_turned_to_grey() -> None:
     assert reshape(PIXELS, size=(9, 9), channels=1).shape == (3, 1, 9, 9)
 
 
-def test_statistics_are_those_of_the_changed_images() -> None:
+def test_statistics_match_the_converted_images() -> None:
     assert statistics((0.1, 0.2, 0.3), channels=3) == (0.1, 0.2, 0.3)
     assert statistics((0.1,), channels=3) == (0.1, 0.1, 0.1)
     images = PIXELS.float() / 255
@@ -52,6 +52,6 @@ def test_statistics_are_those_of_the_changed_images() -> None:
 
 
 @pytest.mark.parametrize("size", [0, -4])
-def test_no_size_is_refused(size: int) -> None:
+def test_sizes_below_one_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match=rf"^size must be >= 1, or null for the images' own, got {size}\.$"):
         check_size(size)

@@ -28,7 +28,7 @@ def test_a_damaged_file_is_not_read(root: Path, split: str) -> None:
         SVHNDataModule(str(root)).load(split)
 
 
-def test_images_are_normalized_and_not_mirrored(root: Path) -> None:
+def test_images_are_normalized_and_not_flipped(root: Path) -> None:
     data = SVHNDataModule(str(root), batch_size=10, augmentation=Augmentation(padding=0), val_fraction=0.5)
     stored = next(iter(data.train_dataloader()))
     mean, std = torch.tensor([[0.4377, 0.4438, 0.4728], [0.1980, 0.2010, 0.1970]]).double()[:, :, None, None]

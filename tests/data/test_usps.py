@@ -20,7 +20,7 @@ def root(publish: Callable[[SmallSet], Any], tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_images_are_normalized_and_not_mirrored(root: Path) -> None:
+def test_images_are_normalized_and_not_flipped(root: Path) -> None:
     data = USPSDataModule(str(root), batch_size=10, augmentation=Augmentation(padding=0), val_fraction=0.5)
     stored = next(iter(data.train_dataloader()))
     expected = (SMALL_USPS.pixels[stored.ids].double() / 255 - 0.2469) / 0.2989

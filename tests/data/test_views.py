@@ -1,4 +1,4 @@
-"""V fixed views of each image, that go round with the epochs, on the digits and on files that the tests draw."""
+"""Fixed views of each image, which repeat every V epochs, of digits and of image files."""
 
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ def batches(data: ImageDataModule, epoch: int) -> list[Batch]:
     return [data.augment(batch) for batch in in_epoch(data.train_dataloader(), epoch)]
 
 
-def shown(data: ImageDataModule, epoch: int) -> Views:
-    """Of the training images of an epoch; those that fill no batch are left out."""
+def images_of_epoch(data: ImageDataModule, epoch: int) -> Views:
+    """Return the training images of an epoch, without those that fill no batch."""
     return by_ids(batches(data, epoch))
 
 
-def shown_in_view(data: ImageDataModule, view: int) -> Views:
-    """What a teacher is asked about."""
+def images_of_view(data: ImageDataModule, view: int) -> Views:
+    """Return the training images in a view, as the loader of that view shows them."""
     return by_ids([data.augment(batch) for batch in data.view_dataloader(view)])
 
 
@@ -51,8 +51,8 @@ def by_sample(views: Views, count: int) -> Views:
     return {name // count: image for name, image in views.items()}
 
 
-def same(first: Views, second: Views) -> float:
-    """The share of images that are equal to the bit, of those that are in both."""
+def equal_fraction(first: Views, second: Views) -> float:
+    """Return the fraction of exactly equal images among those that are in both."""
     both = first.keys() & second.keys()
     assert both
     return sum(torch.equal(first[name], second[name]) for name in both) / len(both)
@@ -62,59 +62,59 @@ def same(first: Views, second: Views) -> float:
 
 
 @pytest.mark.parametrize("views", [2, 3])
-def test_epochs_go_round_in_the_views(views: int) -> None:
+def test_views_repeat_after_v_epochs(views: int) -> None:
     data = digits(views=views)
-    epochs = [shown(data, epoch) for epoch in range(2 * views)]
+    epochs = [images_of_epoch(data, epoch) for epoch in range(2 * views)]
     for epoch in range(views):
-        assert same(epochs[epoch], epochs[epoch + views]) == 1
+        assert equal_fraction(epochs[epoch], epochs[epoch + views]) == 1
         assert len(epochs[epoch].keys() & epochs[epoch + views].keys()) > 1000
-        following = same(*(by_sample(epochs[e], views) for e in (epoch, epoch + 1)))
-        assert following < 0.3  # one crop of nine is drawn again by chance
-    whole_round = shown(digits(views=views), 7 * views + 1)
-    assert same(whole_round, epochs[1]) == 1
+        following = equal_fraction(*(by_sample(epochs[e], views) for e in (epoch, epoch + 1)))
+        assert following < 0.3  # one of nine crops repeats by chance
+    later = images_of_epoch(digits(views=views), 7 * views + 1)
+    assert equal_fraction(later, epochs[1]) == 1
 
 
-def test_the_order_still_changes_from_epoch_to_epoch() -> None:
+def test_the_order_differs_between_epochs() -> None:
     orders = [torch.cat([batch.ids for batch in batches(digits(views=1), epoch)]).tolist() for epoch in range(3)]
     assert orders[0] != orders[1] != orders[2]
 
 
-def test_the_first_round_shows_what_is_shown_without_views() -> None:
+def test_the_first_v_epochs_equal_those_without_views() -> None:
     plain, fixed = digits(), digits(views=3)
     for epoch in range(3):
-        assert same(shown(plain, epoch), by_sample(shown(fixed, epoch), 3)) == 1
-    assert same(shown(plain, 3), by_sample(shown(fixed, 3), 3)) < 0.3
+        assert equal_fraction(images_of_epoch(plain, epoch), by_sample(images_of_epoch(fixed, epoch), 3)) == 1
+    assert equal_fraction(images_of_epoch(plain, 3), by_sample(images_of_epoch(fixed, 3), 3)) < 0.3
 
 
-def test_one_view_is_shown_in_every_epoch() -> None:
+def test_a_single_view_is_shown_in_every_epoch() -> None:
     data = digits(views=1)
-    first = shown(data, 0)
+    first = images_of_epoch(data, 0)
     assert first.keys() <= set(range(1437))
-    assert all(same(first, shown(data, epoch)) == 1 for epoch in (1, 2, 9))
+    assert all(equal_fraction(first, images_of_epoch(data, epoch)) == 1 for epoch in (1, 2, 9))
 
 
 def test_views_without_augmentation_are_the_images() -> None:
     data = digits(views=2, padding=0)
     pixels = normalize(in_memory(data.load("train")).pixels, mean=data.mean, std=data.std)
     for epoch in (0, 1):
-        for name, image in shown(data, epoch).items():
+        for name, image in images_of_epoch(data, epoch).items():
             assert torch.equal(image, pixels[name // 2])
 
 
-def test_views_depend_on_the_view_seed_and_not_on_the_seed_batch_or_rank() -> None:
+def test_views_depend_on_view_seed_and_not_on_seed_batch_size_or_rank() -> None:
     options = {"views": 2, "flip": True}
-    base = shown(digits(**options), 1)
-    assert same(base, shown(digits(batch_size=32, **options), 3)) == 1
-    assert same(base, shown(digits(seed=5, **options), 1)) == 1
-    assert same(base, shown(on_rank(digits(batch_size=50, **options), 3, 2), 1)) == 1
-    assert same(base, shown(digits(view_seed=1, **options), 1)) < 0.3
+    base = images_of_epoch(digits(**options), 1)
+    assert equal_fraction(base, images_of_epoch(digits(batch_size=32, **options), 3)) == 1
+    assert equal_fraction(base, images_of_epoch(digits(seed=5, **options), 1)) == 1
+    assert equal_fraction(base, images_of_epoch(on_rank(digits(batch_size=50, **options), 3, 2), 1)) == 1
+    assert equal_fraction(base, images_of_epoch(digits(view_seed=1, **options), 1)) < 0.3
 
 
 # --- ids
 
 
 @pytest.mark.parametrize("views", [1, 2, 5])
-def test_ids_are_of_the_sample_and_the_view(views: int) -> None:
+def test_ids_encode_sample_and_view(views: int) -> None:
     data = digits(views=views)
     labels = in_memory(data.load("train")).labels
     for epoch in (0, 1, views, 3 * views + 1):
@@ -123,17 +123,17 @@ def test_ids_are_of_the_sample_and_the_view(views: int) -> None:
             assert torch.equal(labels[batch.ids // views], batch.labels)
 
 
-def test_without_views_ids_are_the_samples_and_every_epoch_is_new() -> None:
+def test_without_views_ids_are_samples_and_epochs_differ() -> None:
     data = digits()
     labels = in_memory(data.load("train")).labels
     for epoch in (0, 1, 4):
         for batch in batches(data, epoch):
             assert torch.equal(labels[batch.ids], batch.labels)
-    assert same(shown(data, 0), shown(data, 1)) < 0.3
+    assert equal_fraction(images_of_epoch(data, 0), images_of_epoch(data, 1)) < 0.3
 
 
 @pytest.mark.parametrize("views", [None, 3])
-def test_ids_of_evaluation_are_the_samples(views: int | None) -> None:
+def test_ids_in_evaluation_are_samples(views: int | None) -> None:
     data, plain = digits(views=views), digits()
     for split in ("val", "test", "predict"):
         ours, theirs = (
@@ -146,43 +146,43 @@ def test_ids_of_evaluation_are_the_samples(views: int | None) -> None:
 
 
 @pytest.mark.parametrize("alphas", [{"mixup": 0.4}, {"cutmix": 1.0}])
-def test_ids_of_mixed_images_tell_the_view(alphas: dict[str, float]) -> None:
+def test_ids_of_mixed_images_encode_the_view(alphas: dict[str, float]) -> None:
     for batch in batches(digits(views=2, **alphas), 3)[:2]:
         assert batch.labels.dtype == torch.float32
         assert (batch.ids % 2 == 1).all()
 
 
 @pytest.mark.parametrize("views", [0, -1])
-def test_fewer_views_than_one_are_refused(views: int) -> None:
+def test_views_below_one_are_refused(views: int) -> None:
     with pytest.raises(ValueError, match=rf"^views must be >= 1, or null for a new view in each epoch, got {views}\.$"):
         DigitsDataModule(views=views)
 
 
-# --- what a teacher is asked about
+# --- the loader of one view
 
 
 @pytest.mark.parametrize("batch_size", [7, 400])
-def test_a_view_holds_each_training_image_once(batch_size: int) -> None:
+def test_a_view_shows_each_training_image_once(batch_size: int) -> None:
     data = digits(views=3, batch_size=batch_size)
     for view in range(3):
-        asked = shown_in_view(data, view)
-        assert sorted(asked) == [sample * 3 + view for sample in data.train_samples.tolist()]
-        assert same(asked, shown(data, view + 3)) == 1
+        images = images_of_view(data, view)
+        assert sorted(images) == [sample * 3 + view for sample in data.train_samples.tolist()]
+        assert equal_fraction(images, images_of_epoch(data, view + 3)) == 1
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
-def test_the_ranks_share_a_view_without_overlap(world: int) -> None:
-    whole = shown_in_view(digits(views=2), 1)
-    shares = [shown_in_view(on_rank(digits(views=2), world, rank), 1) for rank in range(world)]
+def test_ranks_split_a_view_without_overlap(world: int) -> None:
+    whole = images_of_view(digits(views=2), 1)
+    shares = [images_of_view(on_rank(digits(views=2), world, rank), 1) for rank in range(world)]
     assert sum(map(len, shares)) == len(whole) == 1150
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     together = {name: image for share in shares for name, image in share.items()}
     assert together.keys() == whole.keys()
-    assert same(together, whole) == 1
+    assert equal_fraction(together, whole) == 1
 
 
-def test_more_ranks_than_images_leave_some_with_nothing_to_ask(root: Path) -> None:
-    counts = [len(shown_in_view(on_rank(folder(root, views=2), 20, rank), 0)) for rank in range(20)]
+def test_ranks_beyond_the_number_of_images_get_no_images(root: Path) -> None:
+    counts = [len(images_of_view(on_rank(folder(root, views=2), 20, rank), 0)) for rank in range(20)]
     assert counts == [1] * 14 + [0] * 6
 
 
@@ -205,7 +205,9 @@ def test_more_ranks_than_images_leave_some_with_nothing_to_ask(root: Path) -> No
         ({"num_workers": 2}, []),
     ],
 )
-def test_a_fingerprint_names_what_decides_the_views(change: dict[str, Any], named: list[str]) -> None:
+def test_the_fingerprint_changes_in_the_field_that_describes_the_change(
+    change: dict[str, Any], named: list[str]
+) -> None:
     base, found = digits(views=2).fingerprint(), digits(**{"views": 2} | change).fingerprint()
     assert found.keys() == base.keys()
     assert [name for name in base if base[name] != found[name]] == named
@@ -219,11 +221,11 @@ def test_one_pixel_changes_the_fingerprint() -> None:
     assert data.fingerprint() == before | {"images": data.fingerprint()["images"]} != before
 
 
-def test_a_fingerprint_does_not_change_while_it_is_used() -> None:
+def test_the_fingerprint_does_not_change_while_the_data_are_used() -> None:
     data = digits(views=2)
     before = data.fingerprint()
-    shown(data, 0)
-    shown_in_view(data, 1)
+    images_of_epoch(data, 0)
+    images_of_view(data, 1)
     data.setup("test")
     assert data.fingerprint() == before
     assert on_rank(digits(views=2), 2, 1).fingerprint() == before
@@ -232,7 +234,7 @@ def test_a_fingerprint_does_not_change_while_it_is_used() -> None:
 # --- sets that are streamed
 
 
-def draw(file: Path, seed: int) -> None:
+def write_image(file: Path, seed: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(noise).save(file)
@@ -242,7 +244,7 @@ def draw(file: Path, seed: int) -> None:
 def root(tmp_path: Path) -> Path:
     for label, name in enumerate(("ant", "bee")):
         for i in range(10):
-            draw(tmp_path / "train" / name / f"{i}.png", 10 * label + i)
+            write_image(tmp_path / "train" / name / f"{i}.png", 10 * label + i)
     return tmp_path
 
 
@@ -250,35 +252,35 @@ def folder(root: Path, **options: Any) -> ImageFolderDataModule:
     return ImageFolderDataModule(str(root), **grouped(**{"batch_size": 7, "val_fraction": 0.3, "padding": 2} | options))
 
 
-def test_a_streamed_set_shows_the_same_views(root: Path) -> None:
+def test_streamed_views_equal_those_in_memory(root: Path) -> None:
     memory, stream = folder(root, views=2), folder(root, views=2, memory_limit=0.0)
     for epoch in range(4):
-        first, second = shown(memory, epoch), shown(stream, epoch)
+        first, second = images_of_epoch(memory, epoch), images_of_epoch(stream, epoch)
         assert first.keys() == second.keys()
-        assert same(first, second) == 1
+        assert equal_fraction(first, second) == 1
     assert isinstance(stream.splits["train"], ImageFiles)
     assert isinstance(memory.splits["train"], ImageSet)
     for view in range(2):
-        asked = shown_in_view(stream, view)
-        assert len(asked) == 14
-        assert asked.keys() == shown_in_view(memory, view).keys()
-        assert same(asked, shown_in_view(memory, view)) == 1
-        assert same(asked, shown(stream, view + 2)) == 1
+        images = images_of_view(stream, view)
+        assert len(images) == 14
+        assert images.keys() == images_of_view(memory, view).keys()
+        assert equal_fraction(images, images_of_view(memory, view)) == 1
+        assert equal_fraction(images, images_of_epoch(stream, view + 2)) == 1
 
 
-def test_a_streamed_set_is_told_by_its_files(root: Path) -> None:
+def test_the_fingerprint_of_a_streamed_set_depends_on_its_files(root: Path) -> None:
     base = folder(root, views=2, memory_limit=0.0).fingerprint()
     assert folder(root, views=2, memory_limit=0.0, batch_size=3).fingerprint() == base
     for change in ({"image_size": 5}, {"view_seed": 1}, {"val_fraction": 0.5}):
         assert folder(root, views=2, memory_limit=0.0, **change).fingerprint() != base
-    draw(root / "train" / "bee" / "3.png", 99)
+    write_image(root / "train" / "bee" / "3.png", 99)
     assert folder(root, views=2, memory_limit=0.0).fingerprint()["images"] != base["images"]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded).*")
-def test_workers_show_the_same_views(root: Path) -> None:
+def test_workers_give_the_same_views(root: Path) -> None:
     alone, two = folder(root, views=2, memory_limit=0.0), folder(root, views=2, memory_limit=0.0, num_workers=2)
     for view in range(2):
-        assert same(shown_in_view(alone, view), shown_in_view(two, view)) == 1
-        assert same(shown(alone, view + 2), shown(two, view + 2)) == 1
+        assert equal_fraction(images_of_view(alone, view), images_of_view(two, view)) == 1
+        assert equal_fraction(images_of_epoch(alone, view + 2), images_of_epoch(two, view + 2)) == 1

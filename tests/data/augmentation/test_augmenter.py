@@ -1,4 +1,4 @@
-"""The way of a batch on its device."""
+"""Augmentation of a batch on its device."""
 
 from typing import Any
 
@@ -23,12 +23,12 @@ class HostConstants(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("pair", [False, True])
-def test_no_step_after_the_first_copies_constants_to_the_device(pair: bool) -> None:
+def test_no_batch_after_the_first_copies_constants_to_the_device(pair: bool) -> None:
     source = DigitsDataModule(augmentation=Augmentation(mixup=0.2, cutmix=1.0))
     data: Any = source
     if pair:
-        turned = Augmentation(rotation=10.0, scaling=0.1)
-        data = DomainPairDataModule(source, DigitsDataModule(mean=(0.4,)), augmentation=turned)
+        affine = Augmentation(rotation=10.0, scaling=0.1)
+        data = DomainPairDataModule(source, DigitsDataModule(mean=(0.4,)), augmentation=affine)
     first, second, *_ = data.train_dataloader()
     batches = [list(batch[0].values()) if pair else [batch] for batch in (first, second)]
     for batch in batches[0]:
@@ -42,7 +42,7 @@ def test_no_step_after_the_first_copies_constants_to_the_device(pair: bool) -> N
     assert constants.count == 0
 
 
-def test_images_are_packed_and_crops_are_drawn_once() -> None:
+def test_images_are_packed_once_and_crops_are_drawn_once_per_view() -> None:
     data = DigitsDataModule(views=2)
     batches = list(data.train_dataloader())[:3]
     kept = []
@@ -56,7 +56,7 @@ def test_images_are_packed_and_crops_are_drawn_once() -> None:
     assert data.augmenter.crop_cache["train"][1] is not kept[0][1]
 
 
-def test_a_batch_without_pixels_of_a_streamed_split_is_a_fault() -> None:
+def test_a_batch_without_pixels_of_a_streamed_split_is_an_error() -> None:
     data = DigitsDataModule()
     batch = next(iter(data.train_dataloader()))
     data.augmenter.splits = {"train": ImageFiles(batch.labels, [], (8, 8))}

@@ -1,4 +1,4 @@
-"""Crops and flips of a batch against the plain loop over images, and their draws as a pure function."""
+"""Crops and flips of a batch against a loop over its images, and the random draws behind them."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from kd_lightning.data.augmentation.crops import (
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
 
-def plain(image: Tensor, top: int, left: int, flipped: bool, padding: int) -> Tensor:
+def crop_reference(image: Tensor, top: int, left: int, flipped: bool, padding: int) -> Tensor:
     channels, height, width = image.shape
     padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding, dtype=torch.uint8)
     padded[:, padding : padding + height, padding : padding + width] = image
@@ -31,7 +31,7 @@ def plain(image: Tensor, top: int, left: int, flipped: bool, padding: int) -> Te
 
 @few
 @given(st.data())
-def test_cut_is_the_plain_loop_to_the_bit(data: st.DataObject) -> None:
+def test_crops_match_a_loop_over_images_exactly(data: st.DataObject) -> None:
     count, rows_wanted = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 7))
     channels, height, width = (data.draw(st.integers(1, top)) for top in (4, 9, 9))
     padding = data.draw(st.integers(0, 4))
@@ -47,7 +47,7 @@ def test_cut_is_the_plain_loop_to_the_bit(data: st.DataObject) -> None:
         torch.uint8
     )
     expected = [
-        plain(images[row], top, left, flipped, padding)
+        crop_reference(images[row], top, left, flipped, padding)
         for row, top, left, flipped in zip(rows.tolist(), *(values.tolist() for values in crops), strict=True)
     ]
     assert views.dtype == torch.uint8
@@ -56,7 +56,7 @@ def test_cut_is_the_plain_loop_to_the_bit(data: st.DataObject) -> None:
 
 @few
 @given(padding=st.integers(0, 4), seed=st.integers(-(2**40), 2**40), flip=st.booleans())
-def test_epoch_minus_one_is_the_plain_image(padding: int, seed: int, flip: bool) -> None:
+def test_epoch_minus_one_gives_the_unchanged_image(padding: int, seed: int, flip: bool) -> None:
     images = torch.randint(0, 256, (3, 2, 5, 6), dtype=torch.uint8)
     crops = draw_crops(torch.arange(3), seed=seed, epoch=-1, padding=padding, flip=flip)
     assert torch.equal(
@@ -66,21 +66,21 @@ def test_epoch_minus_one_is_the_plain_image(padding: int, seed: int, flip: bool)
 
 
 @pytest.mark.parametrize("images", [torch.rand(2, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8)])
-def test_only_batches_of_bytes_are_packed(images: Tensor) -> None:
+def test_pack_refuses_images_that_are_not_uint8_batches(images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"^Images are stored as uint8 \(N, 1 to 4, H, W\), got torch\.\w+ \("):
         pack(images, padding=1)
 
 
 @pytest.mark.parametrize("channels", [0, 5])
-def test_only_one_to_four_channels_are_packed(channels: int) -> None:
+def test_pack_refuses_fewer_than_one_or_more_than_four_channels(channels: int) -> None:
     with pytest.raises(ValueError, match=rf"got torch\.uint8 \(2, {channels}, 4, 4\)\.$"):
         pack(torch.zeros(2, channels, 4, 4, dtype=torch.uint8), padding=1)
 
 
-def test_the_bits_are_splitmix64s() -> None:
-    """Its finaliser in plain integers, with the constants of the paper's reference code."""
+def test_random_bits_match_splitmix64() -> None:
+    """The finalizer in Python integers, with the constants of the paper's reference code."""
 
-    def finalise(bits: int) -> int:
+    def finalize(bits: int) -> int:
         bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % 2**64
         bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % 2**64
         return bits ^ bits >> 31
@@ -91,14 +91,14 @@ def test_the_bits_are_splitmix64s() -> None:
         for sample in samples:
             state = 0
             for key in (seed, epoch, stream, sample):
-                state = finalise((state + key + 0x9E3779B97F4A7C15) % 2**64)
+                state = finalize((state + key + 0x9E3779B97F4A7C15) % 2**64)
             expected.append(state >> 16)
         assert random_bits(torch.tensor(samples), seed=seed, epoch=epoch, stream=stream).tolist() == expected
 
 
 @few
 @given(seed=st.integers(-(2**62), 2**62), epoch=st.integers(0, 10**6), order=st.permutations(range(12)))
-def test_draws_depend_on_nothing_but_the_sample(seed: int, epoch: int, order: list[int]) -> None:
+def test_draws_do_not_depend_on_the_rest_of_the_batch(seed: int, epoch: int, order: list[int]) -> None:
     whole = draw_crops(torch.arange(12), seed=seed, epoch=epoch, padding=4, flip=True)
     for part in (order, order[:5], order[5:6]):
         alone = draw_crops(torch.tensor(part), seed=seed, epoch=epoch, padding=4, flip=True)
@@ -117,17 +117,17 @@ def test_seeds_epochs_streams_and_samples_give_different_draws() -> None:
 
 
 @pytest.mark.parametrize("padding", [1, 2])
-def test_places_and_flips_are_uniform_and_independent(padding: int) -> None:
+def test_offsets_and_flips_are_uniform_and_independent(padding: int) -> None:
     samples = torch.arange(20_000)
     top, left, flipped = draw_crops(samples, seed=7, epoch=3, padding=padding, flip=True)
-    places = 2 * padding + 1
-    assert chi_square((top * places + left) * 2 + flipped, 2 * places**2) < 1
+    offsets = 2 * padding + 1
+    assert chi_square((top * offsets + left) * 2 + flipped, 2 * offsets**2) < 1
     later = draw_crops(samples, seed=7, epoch=4, padding=padding, flip=True)
-    assert chi_square((top * places + later.top) * 2 + (flipped ^ later.flipped), 2 * places**2) < 1
-    assert chi_square(top[:-1] * places + top[1:], places**2) < 1
+    assert chi_square((top * offsets + later.top) * 2 + (flipped ^ later.flipped), 2 * offsets**2) < 1
+    assert chi_square(top[:-1] * offsets + top[1:], offsets**2) < 1
 
 
-def test_without_flips_nothing_is_mirrored_and_the_crops_stay() -> None:
+def test_disabling_flips_does_not_change_the_crops() -> None:
     samples = torch.arange(500)
     still, mirrored = (draw_crops(samples, seed=0, epoch=0, padding=4, flip=flip) for flip in (False, True))
     assert not still.flipped.any()
@@ -136,7 +136,7 @@ def test_without_flips_nothing_is_mirrored_and_the_crops_stay() -> None:
     assert torch.equal(still.left, mirrored.left)
 
 
-def test_uniform_lies_in_the_unit_interval_evenly() -> None:
+def test_uniform_is_uniform_in_the_unit_interval() -> None:
     values = uniform(torch.arange(20_000), seed=0, epoch=0)
     assert values.dtype == torch.float32
     assert values.min() >= 0
@@ -147,7 +147,7 @@ def test_uniform_lies_in_the_unit_interval_evenly() -> None:
 @pytest.mark.parametrize(
     ("mean", "std"), [((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), ((0.305,), (0.376,)), ((0, 0), (1, 1))]
 )
-def test_normalize_is_torchvisions(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def test_normalize_matches_torchvision(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     images = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8).repeat(1, len(mean), 1, 1)
     expected = torchvision.transforms.Normalize(mean, std)(images.double() / 255)
     ours = normalize(images, mean=mean, std=std)
@@ -155,13 +155,13 @@ def test_normalize_is_torchvisions(mean: tuple[float, ...], std: tuple[float, ..
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-6)
 
 
-def test_normalize_wants_one_value_a_channel() -> None:
+def test_normalize_refuses_mean_and_std_of_different_length() -> None:
     with pytest.raises(ValueError, match=r"shorter|longer"):
         normalize(torch.zeros(1, 2, 2, 2, dtype=torch.uint8), mean=(0.5, 0.5), std=(0.5,))
 
 
 def chi_square(cells: Tensor, number: int) -> float:
-    """The statistic, in its standard deviations above (number - 1), divided by five: below 1 for any decent draw."""
+    """Return how many times five standard deviations the statistic is above its mean: below 1 for uniform draws."""
     counts = cells.bincount(minlength=number).double()
     expected = len(cells) / number
     statistic = ((counts - expected) ** 2 / expected).sum() - (number - 1)

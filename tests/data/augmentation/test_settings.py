@@ -12,11 +12,11 @@ DEFAULTS = Augmentation(padding=4, flip=True)
 
 
 @pytest.mark.parametrize("given", [Augmentation(padding=2), {"padding": 2}, {"padding": 2, "flip": None}])
-def test_unset_fields_keep_the_defaults_and_are_otherwise_off(given: Any) -> None:
+def test_unset_fields_take_the_defaults_or_are_off(given: Any) -> None:
     assert Augmentation.resolve(given, DEFAULTS) == Augmentation(2, True, 0.0, 0.0, 0.0, 0.0)
 
 
-def test_what_is_off_stays_off() -> None:
+def test_fields_set_to_off_override_the_defaults() -> None:
     assert Augmentation.resolve(Augmentation(padding=0, flip=False), DEFAULTS) == Augmentation(
         0, False, 0.0, 0.0, 0.0, 0.0
     )
@@ -25,13 +25,13 @@ def test_what_is_off_stays_off() -> None:
 @pytest.mark.parametrize(
     "options", [{"padding": -1}, {"mixup": -0.1}, {"cutmix": float("nan")}, {"rotation": 181.0}, {"scaling": 1.0}]
 )
-def test_values_out_of_range_are_named(options: dict[str, Any]) -> None:
+def test_values_out_of_range_are_refused_by_name(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(ValueError, match=rf"^augmentation\.{name} must be "):
         Augmentation(**options)
 
 
-def test_a_setting_that_is_not_applied_is_an_error() -> None:
+def test_settings_that_a_data_module_does_not_apply_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^DigitsDataModule does not apply augmentation\.rotation; set it in"):
         DigitsDataModule(augmentation=Augmentation(rotation=5.0))
     with pytest.raises(ValueError, match=r"^DomainPairDataModule does not apply augmentation\.padding; set it for"):
@@ -59,7 +59,7 @@ def test_flags_and_yaml_change_single_fields() -> None:
     assert data.augmentation == Augmentation(2, True, 0.2, 0.0, 0.0, 0.0)
 
 
-def test_hyper_parameters_are_plain_data_that_build_the_module_again() -> None:
+def test_hyper_parameters_are_plain_data_that_rebuild_the_module() -> None:
     data = DigitsDataModule(margin=1, augmentation=Augmentation(mixup=0.2), split_seed=3)
     saved = dict(data.hparams)
     assert isinstance(saved["augmentation"], dict)
