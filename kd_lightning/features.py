@@ -1,11 +1,13 @@
 """Reads the outputs of named layers from an unchanged network."""
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kd_lightning.errors import UserError
 
@@ -72,6 +74,7 @@ class FeatureTap:
         self._recorders = {name: _Recorder() for name in dict.fromkeys(layers)}
         self._tapped = {name: modules[name] for name in self._recorders}
         self._hooks = [self._tapped[name].register_forward_hook(hook) for name, hook in self._recorders.items()]
+        weakref.finalize(self, _remove, self._hooks).atexit = False  # the network may outlive several taps
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -83,8 +86,8 @@ class FeatureTap:
         for recorder in self._recorders.values():
             recorder.reading, recorder.output = True, None
         try:
-            logits = self.network(images)
-            return Outputs(_logits(logits), {n: _tensor(n, r.output) for n, r in self._recorders.items()})
+            logits = logits_of(self.network(images), self.network)
+            return Outputs(logits, {name: _tensor(name, recorder.output) for name, recorder in self._recorders.items()})
         finally:
             for recorder in self._recorders.values():
                 recorder.reading, recorder.output = False, None
@@ -115,8 +118,7 @@ class FeatureTap:
 
     def remove(self) -> None:
         """Remove the hooks from the network."""
-        for hook in self._hooks:
-            hook.remove()
+        _remove(self._hooks)
 
 
 def layer_shapes(network: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:
@@ -158,6 +160,11 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def _remove(hooks: Iterable[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
+
+
 def _named(network: nn.Module, role: str | None) -> str:
     return type(network).__name__ if role is None else f"The {role} ({type(network).__name__})"
 
@@ -173,12 +180,22 @@ def _candidates(network: nn.Module) -> str:
     return f": {', '.join(name for name, _ in network.named_modules() if name)}"
 
 
-def _logits(output: Any) -> Tensor:
-    if not isinstance(output, Tensor):
+def logits_of(output: object, network: nn.Module) -> Tensor:
+    """Return the logits in the output of a network: the output itself, or its field ``logits``.
+
+    The latter is what torchvision's GoogLeNet and Inception return in train mode, beside auxiliary logits, and what
+    Hugging Face's classifiers return.
+
+    Raises:
+        UserError: If the output is something else.
+    """
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
         raise UserError(
-            f"The network returns a {type(output).__name__} and not only its logits; wrap it in a network that does."
+            f"{type(network).__name__} returns a {type(output).__name__} and not only its logits; wrap it in a network "
+            "that does."
         )
-    return output
+    return logits
 
 
 def _tensor(name: str, output: Any) -> Tensor:

@@ -105,7 +105,7 @@ def test_a_layer_that_does_not_run_is_named() -> None:
 def test_a_layer_that_returns_no_tensor_is_named() -> None:
     with pytest.raises(ValueError, match="pool returns a tuple and not one tensor"):
         FeatureTap(Odd(), ["pool"])(torch.rand(2, 1, 4, 4))
-    with pytest.raises(ValueError, match="The network returns a tuple and not only its logits"):
+    with pytest.raises(ValueError, match="returns a tuple and not only its logits"):
         FeatureTap(Odd().pool)(torch.rand(2, 1, 4, 4))
 
 

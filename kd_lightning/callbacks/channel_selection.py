@@ -1,6 +1,5 @@
 """Selects the channels to remove from a network, on a copy of it, with torch-pruning."""
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError, first_line
 from kd_lightning.features import FeatureTap
+from kd_lightning.networks.copying import copy_network
 from kd_lightning.networks.output_layers import output_layers
 
 Measure = Literal["macs", "parameters", "latency"]
@@ -113,7 +113,7 @@ def channels_to_keep(
 
 def _trainable_copy(network: nn.Module, gradients: Mapping[str, Tensor] | None) -> nn.Module:
     """Return a float32 copy on the CPU whose weights have the given gradients."""
-    copied = copy.deepcopy(network).cpu().float().eval().requires_grad_(True)
+    copied = copy_network(network).cpu().float().eval().requires_grad_(True)
     for name, weight in copied.named_parameters():
         weight.grad = None if gradients is None else gradients[name].cpu().float().clone()
     return copied
@@ -142,7 +142,7 @@ def _pruner(network: nn.Module, image: Tensor, importance: Importance, layers: S
 
 def _kept_indices(network: nn.Module, image: Tensor, history: Any) -> dict[str, Tensor]:
     """Return the indices of the kept entries: prune a copy whose entries are their own indices in the same way."""
-    indexed = copy.deepcopy(network).cpu().double().eval()  # exact for integers
+    indexed = copy_network(network).cpu().double().eval()  # exact for integers
     indexed.requires_grad_(True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

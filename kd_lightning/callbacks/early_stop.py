@@ -1,4 +1,4 @@
-"""What ended a training early."""
+"""The reason why a training ended early."""
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping

@@ -1,6 +1,5 @@
 """Unstructured pruning: single weights are set to zero and stay there while a network trains."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from kd_lightning.callbacks.network_change import check_epoch, reset_best
 from kd_lightning.callbacks.prune import PruneNetwork
 from kd_lightning.errors import UserError
+from kd_lightning.networks.copying import copy_network
 
 
 def magnitude_masks(network: nn.Module, sparsity: float) -> dict[str, Tensor]:
@@ -28,7 +28,7 @@ def magnitude_masks(network: nn.Module, sparsity: float) -> dict[str, Tensor]:
     Returns:
         For each weight by name a boolean mask of its shape, true where the weight is kept.
     """
-    masked = copy.deepcopy(network).to(memory_format=torch.contiguous_format)  # torch creates its masks with views
+    masked = copy_network(network).to(memory_format=torch.contiguous_format)  # torch creates its masks with views
     layers = [(name, module) for name, module in masked.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     weights = [(module, "weight") for _, module in layers]
     prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=sparsity)

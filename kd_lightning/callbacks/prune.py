@@ -1,6 +1,5 @@
 """Structured pruning while a network trains."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from kd_lightning.callbacks.rewrap import rewrap
 from kd_lightning.errors import UserError
 from kd_lightning.losses import Objective
 from kd_lightning.networks.channel_slicing import select, select_entries
+from kd_lightning.networks.copying import copy_network
 
 
 class PruneNetwork(pl.Callback):
@@ -189,7 +189,7 @@ def _layers_read_by_losses(pl_module: Any) -> list[str]:
 
 
 def _cpu_copy(network: nn.Module) -> nn.Module:
-    return copy.deepcopy(network).cpu().float().eval()
+    return copy_network(network).cpu().float().eval()
 
 
 def _macs_and_parameters(network: nn.Module, image: Tensor) -> tuple[float, float]:

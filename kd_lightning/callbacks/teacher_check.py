@@ -42,8 +42,8 @@ class TeacherCheck(pl.Callback):
         rank_zero_info(f"The teacher's accuracy on the validation images is {correct / count:.2%}.")
         if trainer.is_global_zero and trainer.logger is not None:
             trainer.logger.log_metrics({"teacher/accuracy": correct / count}, step=0)
-        reason = describe_chance_level(correct, count, pl_module.num_classes or 1)
-        if reason and self.mode == "error":
+        reason, certain = describe_chance_level(correct, count, pl_module.num_classes or 1)
+        if certain and self.mode == "error":
             raise UserError(reason)
         if reason:
             rank_zero_warn(reason)
@@ -70,15 +70,31 @@ def accuracy_on_val(trainer: Any, classify: Callable[[Tensor], Tensor]) -> tuple
     return correct, count
 
 
-def describe_chance_level(correct: int, count: int, num_classes: int) -> str | None:
-    """Return why a teacher should not be learned from, or ``None`` where it is better than chance."""
+def describe_chance_level(correct: int, count: int, num_classes: int) -> tuple[str, bool]:
+    """Return why a teacher should not be learned from, and whether that is certain.
+
+    It is not where the 95% interval of the accuracy reaches from chance to halfway between chance and 1: the images are
+    too few to decide.
+
+    Args:
+        correct: Number of images that the teacher classifies correctly.
+        count: Number of images.
+        num_classes: Number of classes.
+
+    Returns:
+        The reason, empty where the teacher is better than chance.
+    """
     from scipy.stats import binomtest  # slow to import
 
-    interval = binomtest(correct, count).proportion_ci(method="wilson")
-    if interval.low > 1 / num_classes:
-        return None
-    return (
-        f"The teacher classifies {correct} of {count} validation images correctly ({interval.low:.1%} to "
-        f"{interval.high:.1%}), which is no better than chance ({1 / num_classes:.1%}); check its weights, the order "
-        "of its classes and its input statistics, or set teacher_check='off'."
+    interval, chance = binomtest(correct, count).proportion_ci(method="wilson"), 1 / num_classes
+    if interval.low > chance:
+        return "", False
+    found = f"The teacher classifies {correct} of {count} validation images correctly"
+    if interval.high >= (1 + chance) / 2:
+        return f"{found}, too few images to decide whether it is better than chance ({chance:.1%}).", False
+    bounds = f"{interval.low:.1%} to {interval.high:.1%}"
+    reason = (
+        f"{found} ({bounds}), which is no better than chance ({chance:.1%}); check its weights, the order of its "
+        "classes and its input statistics, or set teacher_check='off'."
     )
+    return reason, True

@@ -61,7 +61,7 @@ class AdaptationModule(ClassificationModule):
         (source_images, labels, *_), (target_images, *_) = batch["source"], batch["target"]
         progress = self.trainer.global_step / self._total_steps
         self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=source_images.device)
-        both = self._tap(self.convert_input(torch.cat([source_images, target_images])))
+        both = self._tap(self.network_input(torch.cat([source_images, target_images])))
         source, target = _split(both, len(source_images))
         loss: Tensor
         loss, terms = self.losses(source, target, labels)
@@ -81,7 +81,7 @@ class AdaptationModule(ClassificationModule):
             images: ``(2, channels, H, W)``.
         """
         super().dry_run(images)
-        inputs = self.convert_input(to_input_dtype(images, self.network))
+        inputs = self.network_input(to_input_dtype(images, self.network))
         outputs = try_forward(self, lambda: self._tap(inputs), "The network", images)
         if self._tap.layers:
             self._tap.check_not_overwritten(inputs)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -26,6 +26,7 @@ from kd_lightning.checkpoints.rebuild import rebuild_module
 from kd_lightning.checkpoints.trust import unserializable
 from kd_lightning.data.labels import check_labels
 from kd_lightning.errors import UserError
+from kd_lightning.features import logits_of
 from kd_lightning.files.format import FORMAT, KEY
 from kd_lightning.modules import optim
 from kd_lightning.modules.evaluation import Evaluation, Prediction
@@ -33,8 +34,18 @@ from kd_lightning.modules.example_images import example_images
 from kd_lightning.modules.schedule import SchedulerFactory
 from kd_lightning.networks import DataConfig, data_config, set_data_config
 from kd_lightning.networks.channel_slicing import slice_to, sliced_shapes
+from kd_lightning.networks.compiled import unwrap_compiled
 from kd_lightning.networks.data_config import check_same_classes
-from kd_lightning.networks.dry_run import check_initialized, count_classes, to_input_dtype, try_forward
+from kd_lightning.networks.dry_run import (
+    check_initialized,
+    check_precision,
+    count_classes,
+    describe_probabilities,
+    returns_probabilities,
+    to_input_dtype,
+    try_forward,
+)
+from kd_lightning.networks.memory_format import contiguous, use_channels_last
 from kd_lightning.networks.normalization import normalization_between
 from kd_lightning.networks.placement import weight_device
 from kd_lightning.networks.weights import check_fits
@@ -59,7 +70,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         lr_interval: Unit in which ``lr_scheduler`` advances, ``"step"`` or ``"epoch"``.
         lr_monitor: Logged metric that a ``ReduceLROnPlateau`` follows.
         compile: Compile the network in place (``network.compile()``, no key of its state changes) in ``fit``: that
-            takes up to half a minute at the start, and the gain depends on the hardware.
+            takes up to half a minute at the start, and the gain depends on the hardware. A network that
+            ``torch.compile`` has wrapped is unwrapped, and compiled so; its mode and backend are not used.
         on_nonfinite: Reaction to a loss or gradient that is not finite, before the weights are updated: ``"stop"``
             raises an error with the step, the term and the ranges, ``"skip"`` skips the update and counts it.
 
@@ -87,13 +99,15 @@ class ClassificationModule(pl.LightningModule, ABC):
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
+        network, compiled = unwrap_compiled(network)
         check_initialized(network)
         self.network = network
         self.optimization = optim.Optimization(
             learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, lr_monitor
         )
         self._new_rate = False
-        self.compiles = compile
+        self.compiles = compile or compiled
+        self.channels_last = False
         self.num_classes: int | None = None
         self.image_shape: tuple[int, ...] | None = None
         self.convert_input: nn.Module = nn.Identity()
@@ -107,8 +121,12 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(B, C)`` of images ``(B, channels, H, W)`` that are normalized by the data module."""
-        logits: Tensor = self.network(self.convert_input(images))
-        return logits
+        return logits_of(self.network(self.network_input(images)), self.network)
+
+    def network_input(self, images: Tensor) -> Tensor:
+        """Return images of the data module as the network takes them: in its statistics and memory format."""
+        images = self.convert_input(images)
+        return images if self.channels_last else contiguous(images)
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -125,8 +143,6 @@ class ClassificationModule(pl.LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Check network and data against each other before the first step."""
         check_device(self.trainer)
-        # convolutions are fastest in channels-last, and DDP needs the layout of gradients before it wraps the module
-        self.to(memory_format=torch.channels_last)
         use_atomic_checkpoints(self.trainer.strategy)
         self._match_data()
         images = example_images(self.trainer)
@@ -139,7 +155,9 @@ class ClassificationModule(pl.LightningModule, ABC):
                 callback.setup(self.trainer, self, stage)  # it has copied the module before this hook finished it
 
     def dry_run(self, images: Tensor) -> None:
-        """Run the network once on two images, to learn the number of classes.
+        """Run the network on two images, to choose its memory format and to learn the number of classes.
+
+        The format is chosen before DDP wraps the module, since gradients have it too.
 
         Args:
             images: ``(2, channels, H, W)``.
@@ -149,8 +167,18 @@ class ClassificationModule(pl.LightningModule, ABC):
         """
         images = to_input_dtype(images, self.network)
         self.image_shape = tuple(images.shape[1:])
-        logits = try_forward(self, lambda: self(images), type(self.network).__name__, images)
+        check_precision(self.network, str(self.trainer.precision))
+        name = type(self.network).__name__
+        logits = try_forward(self, lambda: self._first_forward(images), name, images, self.network)
+        if returns_probabilities(logits):
+            rank_zero_warn(describe_probabilities(f"The network {name}"))
+        if self.trainer.state.fn == "fit" and getattr(self.network, "aux_logits", False):
+            rank_zero_warn(f"{name} has auxiliary classifiers, which no loss trains; build it with aux_logits=False.")
         self.num_classes = count_classes(self.network, logits, getattr(self.data_module, "num_classes", None))
+
+    def _first_forward(self, images: Tensor) -> Tensor:
+        self.channels_last = use_channels_last(self.network, lambda: self(images))
+        return self(images)  # type: ignore[no-any-return]
 
     @property
     def data_module(self) -> Any:
@@ -197,7 +225,9 @@ class ClassificationModule(pl.LightningModule, ABC):
     def describe_speed(self) -> list[str]:
         """Return what makes the training fast, and what else could."""
         compiled = "is compiled" if self.compiles else "is not compiled (compile=true may be faster in long runs)"
-        return [describe_devices(self.trainer), describe_precision(self.trainer), f"the network {compiled}"]
+        contiguous = "the network runs in contiguous memory (reshape in place of view allows channels-last)"
+        layout = [] if self.channels_last else [contiguous]
+        return [describe_devices(self.trainer), describe_precision(self.trainer), f"the network {compiled}", *layout]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Prepare torch's fused SGD for updates that may be skipped."""

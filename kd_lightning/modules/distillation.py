@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from kd_lightning.callbacks.teacher_check import TeacherCheck
@@ -16,7 +16,13 @@ from kd_lightning.losses import DistillationLoss, HardTargetLoss, Objective, Sof
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks import data_config
 from kd_lightning.networks.data_config import check_same_classes
-from kd_lightning.networks.dry_run import to_input_dtype, try_forward
+from kd_lightning.networks.dry_run import (
+    describe_probabilities,
+    input_dtype,
+    returns_probabilities,
+    to_input_dtype,
+    try_forward,
+)
 from kd_lightning.networks.normalization import normalization_between
 from kd_lightning.networks.placement import weight_device
 from kd_lightning.teacher.frozen_teacher import FrozenTeacher
@@ -74,7 +80,7 @@ class DistillationModule(ClassificationModule):
         self.losses = Objective(_terms(temperature, alpha, losses), accepts=(DistillationLoss,), views=1)
         self.teacher_check = TeacherCheck(teacher_check)
         self.teacher_cache = teacher_cache
-        self._student_tap = FeatureTap(student, self.losses.layers, "student")
+        self._student_tap = FeatureTap(self.network, self.losses.layers, "student")
         self.frozen_teacher = None if teacher is None else FrozenTeacher(teacher, self.losses.teacher_layers)
         self._total_steps = math.inf
 
@@ -93,7 +99,7 @@ class DistillationModule(ClassificationModule):
         images, labels, *ids = batch
         progress = self.trainer.global_step / self._total_steps
         self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=images.device)
-        student = self._student_tap(self.convert_input(images))
+        student = self._student_tap(self.network_input(images))
         teacher = None if self.frozen_teacher is None else self.frozen_teacher(images, *ids)
         loss: Tensor
         loss, terms = self.losses(student, teacher, labels)
@@ -147,7 +153,7 @@ class DistillationModule(ClassificationModule):
         if self.frozen_teacher is None and self.losses.needs_teacher:
             return
         images = to_input_dtype(images, self.network)
-        inputs = self.convert_input(images)
+        inputs = self.network_input(images)
         student = try_forward(self, lambda: self._student_tap(inputs), "The student", images)
         if self._student_tap.layers:
             self._student_tap.check_not_overwritten(inputs)
@@ -155,11 +161,15 @@ class DistillationModule(ClassificationModule):
         self.losses.build(student, teacher, network=self.network, teacher=self.teacher)
 
     def _dry_run_teacher(self, teacher: FrozenTeacher, images: Tensor) -> Outputs:
-        outputs = try_forward(self, lambda: teacher(images), "The teacher", images)
+        images = images.to(input_dtype(teacher.network))
+        try_forward(self, lambda: teacher.prepare(images), "The teacher", images, teacher.network)
+        outputs = try_forward(self, lambda: teacher(images), "The teacher", images, teacher.network)
+        if returns_probabilities(outputs.logits):
+            rank_zero_warn(describe_probabilities("The teacher"))
         if bool(images.isfinite().all()) and not bool(outputs.logits.isfinite().all()):
             raise UserError("The teacher's logits are not finite (NaN or infinity); its weights are damaged.")
         if teacher.tap.layers:
-            teacher.tap.check_not_overwritten(teacher.convert_input(images))
+            teacher.tap.check_not_overwritten(teacher.network_input(images))
         return outputs
 
     def _match_data(self) -> None:

@@ -95,7 +95,8 @@ class Optimization:
             return build_optimizer(self.optimizer, groups, trainer, **given)
         rate = 0.1 if self.learning_rate is None else self.learning_rate
         decay = 5e-4 if self.weight_decay is None else self.weight_decay
-        fused = not clips_in_mixed_precision(trainer)  # one kernel for all weights
+        real = all(weight.is_floating_point() for group in groups for weight in group["params"])
+        fused = real and not clips_in_mixed_precision(trainer)  # one kernel for all weights
         return SGD(groups, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True, fused=fused)
 
 

@@ -71,7 +71,7 @@ class TeacherModule(ClassificationModule):
             if reason is not None:
                 raise UserError(f"Features cannot be cached: {reason}, or set feature_cache=False.")
             images = torch.randn(4, *data.image_shape, generator=torch.Generator().manual_seed(0))
-            self._features = FeatureCache(self.network, self.convert_input(to_input_dtype(images, self.network)))
+            self._features = FeatureCache(self.network, self.network_input(to_input_dtype(images, self.network)))
             self._features.enable_cache(data, self.feature_cache, str(self.trainer.precision))
         super().on_train_start()
 
@@ -79,7 +79,7 @@ class TeacherModule(ClassificationModule):
         """Load the view of this epoch from the cache."""
         if self._features is not None:
             with self.epoch_metrics.paused():
-                self._features.load_view(self.current_epoch, self.trainer, self.convert_input)
+                self._features.load_view(self.current_epoch, self.trainer, self.network_input)
 
     def describe_speed(self) -> list[str]:
         """Return what makes the training fast, and what else could: the cache too."""

@@ -1,8 +1,9 @@
 """Trial runs of a network before training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -26,7 +27,27 @@ def check_initialized(network: nn.Module) -> None:
         )
 
 
-def try_forward(module: nn.Module, forward: Callable[[], Result], who: str, images: Tensor) -> Result:
+def check_precision(network: nn.Module, precision: str) -> None:
+    """Make sure that a network to train has float32 weights, unless the Trainer converts them (``"bf16-true"``).
+
+    Args:
+        network: The network.
+        precision: The Trainer's precision, for example ``"bf16-mixed"``.
+
+    Raises:
+        UserError: If some weights have another type.
+    """
+    types = {weight.dtype for weight in network.parameters() if weight.is_floating_point()}
+    if types - {torch.float32} and (precision.endswith("-mixed") or precision == "32-true"):
+        raise UserError(
+            f"The weights of {type(network).__name__} are {_listed(types)} and the Trainer's precision is {precision}; "
+            "convert the network with network.float(), or set another precision."
+        )
+
+
+def try_forward(
+    module: nn.Module, forward: Callable[[], Result], who: str, images: Tensor, network: nn.Module | None = None
+) -> Result:
     """Return the result of a forward pass in eval mode and without gradient.
 
     Args:
@@ -34,18 +55,47 @@ def try_forward(module: nn.Module, forward: Callable[[], Result], who: str, imag
         forward: Function that runs the network.
         who: Name of the network in the message.
         images: Input of the network, for the message.
+        network: The network, if it is not ``module``.
 
     Raises:
-        UserError: If the network cannot take the images.
+        UserError: If the network fails; the message says with what.
     """
     try:
         with evaluating(module):
             return forward()
-    except RuntimeError as error:
+    except UserError:
+        raise
+    except Exception as error:  # a user's network may raise anything
+        kind = str(images.dtype).removeprefix("torch.")
         raise UserError(
-            f"{who} cannot take images of shape {tuple(images.shape[1:])} ({first_line(error)}); choose a network for "
-            "such images."
+            f"{who} fails for {kind} images of shape {tuple(images.shape[1:])} ({first_line(error)}); "
+            f"{_advice(network or module, images)}."
         ) from error
+
+
+def _advice(network: nn.Module, images: Tensor) -> str:
+    types = {weight.dtype for weight in network.parameters() if weight.is_floating_point()}
+    devices = {weight.device for weight in network.parameters()} | {images.device}
+    if len(devices) > 1:
+        return f"its weights are on {_listed(devices)}, put all of them on one device"
+    if types - {images.dtype}:
+        return f"its weights are {_listed(types)}, convert all of them with network.float()"
+    return "compare the number of channels and the size with what the network is for, and its forward with the reason"
+
+
+def _listed(values: Iterable[object]) -> str:
+    return " and ".join(sorted(str(value).removeprefix("torch.") for value in values))
+
+
+def returns_probabilities(logits: Tensor) -> bool:
+    """Return whether the rows of logits ``(B, C)`` are probabilities, as after a softmax.
+
+    Example:
+        >>> logits = torch.randn(4, 3)
+        >>> returns_probabilities(logits), returns_probabilities(logits.softmax(1))
+        (False, True)
+    """
+    return bool((logits >= 0).all()) and bool(((logits.float().sum(1) - 1).abs() < 0.02).all())
 
 
 def count_classes(network: nn.Module, logits: object, expected: int | None) -> int:
@@ -60,7 +110,11 @@ def count_classes(network: nn.Module, logits: object, expected: int | None) -> i
         UserError: If the output has another shape, or C is not the expected number.
     """
     if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise UserError(f"{type(network).__name__} must return logits (B, C), one row for each image.")
+        shape = f" {tuple(logits.shape)} for 2 images" if isinstance(logits, Tensor) else ""
+        raise UserError(
+            f"{type(network).__name__} must return logits (B, C), one row for each image, but returns a "
+            f"{type(logits).__name__}{shape}; wrap it in a network that does."
+        )
     if expected is not None and expected != logits.shape[1]:
         raise UserError(
             f"The network has {logits.shape[1]} classes but the data have {expected}; build it with "
@@ -69,7 +123,17 @@ def count_classes(network: nn.Module, logits: object, expected: int | None) -> i
     return logits.shape[1]
 
 
+def describe_probabilities(who: str) -> str:
+    """Return a warning about a network whose outputs are probabilities."""
+    return f"{who} returns probabilities and not logits; remove its softmax, because losses apply one themselves."
+
+
 def to_input_dtype(images: Tensor, network: nn.Module) -> Tensor:
     """Return images in the type and on the device of a network's weights (``bf16-true`` has its own type)."""
     weight = next(network.parameters(), images)
-    return images.to(weight.device, weight.dtype if weight.is_floating_point() else images.dtype)
+    return images.to(weight.device, input_dtype(network, default=images.dtype))
+
+
+def input_dtype(network: nn.Module, default: torch.dtype = torch.float32) -> torch.dtype:
+    """Return the type of a network's first real weight, or a default where it has none (int8 networks)."""
+    return next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), default)

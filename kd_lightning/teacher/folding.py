@@ -1,12 +1,13 @@
 """Folds batch norms into the convolutions before them."""
 
-import copy
 from collections import Counter
 from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from kd_lightning.networks.copying import copy_network
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module | None:
@@ -22,7 +23,7 @@ def fold_batch_norms(network: nn.Module) -> nn.Module | None:
         >>> list(fold_batch_norms(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()).children())
         [Conv2d(3, 4, kernel_size=(1, 1), stride=(1, 1))]
     """
-    traced = _trace(copy.deepcopy(network))
+    traced = _trace(copy_network(network))
     if traced is None:
         return None
     found = False

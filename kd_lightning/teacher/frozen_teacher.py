@@ -1,6 +1,5 @@
 """A frozen teacher, run as it is, as a faster copy, or through its cached logits."""
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from kd_lightning.features import FeatureTap, Outputs
-from kd_lightning.networks.dry_run import check_initialized
+from kd_lightning.features import FeatureTap, Outputs, logits_of
+from kd_lightning.networks.compiled import unwrap_compiled
+from kd_lightning.networks.copying import copy_network
+from kd_lightning.networks.dry_run import check_initialized, input_dtype
+from kd_lightning.networks.memory_format import contiguous, use_channels_last
 from kd_lightning.teacher.fingerprint import arithmetic, digest
 from kd_lightning.teacher.folding import fold_batch_norms
 from kd_lightning.teacher.output_cache import OutputCache, to_float16
+from kd_lightning.teacher.unmoved_buffers import UnmovedBuffers
 from kd_lightning.teacher.view_cache import load_view
 
 
@@ -30,7 +33,9 @@ class FrozenTeacher:
     Attributes:
         network: The frozen copy.
         tap: Runs the copy and reads its layers.
+        compiled: Whether the network was wrapped by ``torch.compile``.
         convert_input: Converts images of the data module to the statistics that the teacher expects.
+        channels_last: Whether it runs in channels-last, after :meth:`prepare`.
         inference_network: The faster copy, after :meth:`optimize_for_inference`.
         folded: Whether that copy has folded batch norms.
         cache: The cached logits, after :meth:`enable_cache`.
@@ -42,14 +47,19 @@ class FrozenTeacher:
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+        network, self.compiled = unwrap_compiled(network)
         check_initialized(network)
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.network = copy_network(network).eval()
+        for weight in self.network.parameters():  # requires_grad_ is not there for TorchScript
+            weight.requires_grad_(False)
         self.tap = FeatureTap(self.network, layers, role="teacher")
         self.convert_input: nn.Module = nn.Identity()
+        self.channels_last = True
         self.inference_network: nn.Module | None = None
         self.folded = False
         self.cache: OutputCache | None = None
         self._val_logits: dict[int, Tensor] = {}
+        self._unmoved: list[UnmovedBuffers] = []
 
     @torch.no_grad()
     def __call__(self, images: Tensor, ids: Tensor | None = None) -> Outputs:
@@ -61,10 +71,39 @@ class FrozenTeacher:
         """
         if self.cache is not None and ids is not None:
             return Outputs(self.cache(ids))
+        network = self.network if self.inference_network is None else self.inference_network
+        images = self.network_input(images).to(input_dtype(network))
+        try:
+            if self.inference_network is None:
+                return self.tap(images)
+            return Outputs(logits_of(network(images), network).float())
+        finally:
+            for unmoved in self._unmoved:
+                unmoved.restore()
+
+    def network_input(self, images: Tensor) -> Tensor:
+        """Return images of the data module as the teacher takes them: in its statistics and memory format."""
         images = self.convert_input(images)
-        if self.inference_network is None:
-            return self.tap(images)
-        return Outputs(self.inference_network(images.to(_dtype(self.inference_network))).float())
+        return images if self.channels_last else contiguous(images)
+
+    @torch.no_grad()
+    def prepare(self, images: Tensor) -> None:
+        """Choose the memory format, and find buffers that would not stay as they are, in a trial run.
+
+        Args:
+            images: Images as the data module yields them, ``(B, channels, H, W)``.
+        """
+
+        def forward() -> Outputs:
+            return self.tap(self.network_input(images).to(input_dtype(self.network)))
+
+        self._unmoved = []
+        unmoved = UnmovedBuffers(self.network, lambda: self._choose_memory_format(forward))
+        if unmoved:
+            self._unmoved.append(unmoved)
+
+    def _choose_memory_format(self, forward: Callable[[], object]) -> None:
+        self.channels_last = use_channels_last(self.network, forward)
 
     def cached_val_logits(self, batch_idx: int, images: Tensor) -> Tensor:
         """Return the logits ``(B, C)`` of a validation batch, which is the same in each epoch.
@@ -86,6 +125,8 @@ class FrozenTeacher:
         for part in (self.network, self.convert_input, self.inference_network):
             if part is not None:
                 part._apply(function)
+        for unmoved in self._unmoved:
+            unmoved.apply(function)
 
     def optimize_for_inference(self, images: Tensor, dtype: torch.dtype | None, compile: bool) -> None:
         """Create a faster copy with folded batch norms, unless layers are read or weights are sharded.
@@ -99,18 +140,23 @@ class FrozenTeacher:
             return
         folded = self._fold(images)
         self.folded = folded is not None
-        self.inference_network = (folded or copy.deepcopy(self.network)).to(memory_format=torch.channels_last)
-        if dtype is not None:
-            self.inference_network.to(dtype)
-        if compile:
-            self.inference_network.compile()
+        network = folded or copy_network(self.network)
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+        if dtype is not None and _can_be_cast(network):
+            network.to(dtype)
+        if (compile or self.compiled) and not isinstance(network, torch.jit.ScriptModule):
+            network.compile()
+        self.inference_network = network
 
     @torch.no_grad()
     def _fold(self, images: Tensor) -> nn.Module | None:
         folded = fold_batch_norms(self.network)
         if folded is None:
             return None
-        expected = self.network(images)
+        images = images.to(input_dtype(self.network))
+        images = images if self.channels_last else contiguous(images)
+        expected = logits_of(self.network(images), self.network)
         close = torch.allclose(folded(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
         return folded if close else None
 
@@ -121,7 +167,7 @@ class FrozenTeacher:
             return [f"the teacher runs once for each of {self.cache.views} views of an image (logits in {place})"]
         if self.tap.layers:
             return [f"the teacher runs in each step and unchanged, since losses read {', '.join(self.tap.layers)}"]
-        dtype = str(_dtype(self.inference_network or self.network)).removeprefix("torch.")
+        dtype = str(input_dtype(self.inference_network or self.network)).removeprefix("torch.")
         return [
             f"the teacher runs in each step, in {dtype}, {'batch' if self.folded else 'no batch'} norms folded",
             "its logits are not cached (with views=V on the data module and teacher_cache=true it runs once a view)",
@@ -151,5 +197,7 @@ class FrozenTeacher:
         load_view(self.cache, epoch, trainer, lambda images: self(images).logits)
 
 
-def _dtype(network: nn.Module) -> torch.dtype:
-    return next((weight.dtype for weight in network.parameters()), torch.float32)
+def _can_be_cast(network: nn.Module) -> bool:
+    """Return whether all of a network computes with real numbers: not int8 layers, nor complex weights."""
+    quantized = any("quantized" in type(module).__module__ for module in network.modules())
+    return not quantized and not any(weight.is_complex() for weight in network.parameters())

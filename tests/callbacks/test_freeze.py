@@ -490,7 +490,7 @@ class NoHead(nn.Module):
             NoHead(),
             r"^FreezeLayers leaves nothing of NoHead to train in epoch 0; freeze ",
         ),
-        (FreezeLayers(), NoHead(), r"^All weights of NoHead compute its logits, so Fr"),
+        (FreezeLayers(), NoHead(), r"^All weights of NoHead compute its logits, so no"),
     ],
 )
 def test_what_cannot_be_frozen_is_refused_before_the_first_step(

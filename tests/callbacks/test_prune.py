@@ -236,7 +236,8 @@ def test_two_processes_stay_alike(importance: str, tmp_path: Path) -> None:
     small = ["--model.network.blocks=[1,1]", "--model.network.widths=[8,16]", "--data.batch_size=256"]
     two = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.max_epochs=3"]
     command = [sys.executable, "-m", "kd_lightning", "fit", "-c", "digits/teacher", *callbacks, *options, *small, *two]
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    folder = Path(__file__).parent
+    path = os.pathsep.join([str(folder), str(folder.parent), os.environ.get("PYTHONPATH", "")])
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": path})
     steps = len(list(tmp_path.glob("0-*.pt")))
     assert steps > 4

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kd_lightning import DigitsDataModule, TeacherModule
+from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
 from kd_lightning.callbacks.teacher_check import accuracy_on_val, describe_chance_level
 
 
-@pytest.mark.parametrize(("right", "count", "classes"), [(36, 360, 10), (0, 100, 10), (55, 100, 2), (1, 1, 2)])
+@pytest.mark.parametrize(("right", "count", "classes"), [(36, 360, 10), (0, 100, 10), (55, 100, 2)])
 def test_a_teacher_at_chance_level_is_described(right: int, count: int, classes: int) -> None:
-    reason = describe_chance_level(right, count, classes)
-    assert reason is not None
+    reason, certain = describe_chance_level(right, count, classes)
+    assert certain
     assert f"classifies {right} of {count} validation images correctly" in reason
     assert f"no better than chance ({1 / classes:.1%})" in reason
     assert "teacher_check='off'" in reason
@@ -23,7 +23,25 @@ def test_a_teacher_at_chance_level_is_described(right: int, count: int, classes:
 
 @pytest.mark.parametrize(("right", "count", "classes"), [(60, 360, 10), (100, 100, 10), (70, 100, 2), (5, 100, 100)])
 def test_a_teacher_that_is_better_is_not(right: int, count: int, classes: int) -> None:
-    assert describe_chance_level(right, count, classes) is None
+    assert describe_chance_level(right, count, classes) == ("", False)
+
+
+@pytest.mark.parametrize(("right", "count", "classes"), [(2, 2, 2), (1, 1, 2), (3, 4, 2), (1, 2, 2), (0, 1, 10)])
+def test_few_images_do_not_decide(right: int, count: int, classes: int) -> None:
+    reason, certain = describe_chance_level(right, count, classes)
+    assert not certain
+    assert f"classifies {right} of {count} validation images correctly, too few images to decide whether" in reason
+
+
+def test_a_teacher_on_few_images_is_used_with_a_warning(small: Callable[..., nn.Module]) -> None:
+    images = torch.rand(2, 1, 8, 8)
+    teacher = small(num_classes=2)
+    labels = teacher.eval()(images).argmax(1)
+    loader = DataLoader(TensorDataset(images, labels), batch_size=2)
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **options)
+    with pytest.warns(UserWarning, match="The teacher classifies 2 of 2 validation images correctly, too few images"):
+        trainer.fit(DistillationModule(small(num_classes=2), teacher), loader, loader)
 
 
 def test_the_description_has_the_interval() -> None:
@@ -88,12 +106,14 @@ def loader(labels: list[int], batch_size: int = 2) -> DataLoader:
 plain_loaders = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 
 
+@pytest.mark.filterwarnings("ignore:The network Sequential returns probabilities")
 @plain_loaders
 def test_unlabelled_images_are_not_counted(make_trainer: Callable[..., pl.Trainer]) -> None:
     assert fit_plain(make_trainer, loader([1, -1, 0, 1, -1])) == [(2, 3)]
     assert fit_plain(make_trainer, loader([-1, -1])) == [(0, 0)]
 
 
+@pytest.mark.filterwarnings("ignore:The network Sequential returns probabilities")
 @plain_loaders
 def test_several_loaders_and_their_limit(make_trainer: Callable[..., pl.Trainer]) -> None:
     loaders = [loader([1, 1, 0]), loader([0, 0, 1, 1, 1])]
@@ -101,6 +121,7 @@ def test_several_loaders_and_their_limit(make_trainer: Callable[..., pl.Trainer]
     assert fit_plain(make_trainer, loaders, limit_val_batches=1) == [(2, 4)]
 
 
+@pytest.mark.filterwarnings("ignore:The network Sequential returns probabilities")
 @plain_loaders
 @pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*")
 def test_no_loader(make_trainer: Callable[..., pl.Trainer]) -> None:

@@ -52,7 +52,7 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[EventAccumulato
             seen.append(batch.images)
 
     student, teacher = (ResNet(blocks=[1, 1], widths=[w, 2 * w], in_channels=1) for w in (4, 8))
-    module = DistillationModule(student, teacher, temperature=3.0, alpha=0.5, teacher_check="off")
+    module = DistillationModule(student, teacher, learning_rate=0.1, temperature=3.0, alpha=0.5, teacher_check="off")
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=1,

@@ -107,7 +107,7 @@ class Twice(nn.Module):
 def test_a_network_whose_last_layer_does_not_make_the_logits_is_refused() -> None:
     with pytest.raises(ValueError, match="The output of Twice is not that of its last linear layer 'fc'"):
         FeatureCache(Twice(), torch.randn(4, 1, 8, 8))
-    with pytest.raises(ValueError, match="Flatten does not have a linear layer whose input could be cached"):
+    with pytest.raises(ValueError, match="Flatten does not have one linear layer that computes the logits"):
         FeatureCache(nn.Flatten(), torch.randn(4, 1, 8, 8))
 
 
