@@ -115,6 +115,22 @@ def here(kd: Callable[..., str], trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def loaded_files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that ``torch.load`` has read so far."""
+    import torch
+
+    files: list[Path] = []
+    load = torch.load
+
+    def recorded(file: str | Path, **options: Any) -> Any:
+        files.append(Path(file))
+        return load(file, **options)
+
+    monkeypatch.setattr(torch, "load", recorded)
+    return files
+
+
+@pytest.fixture
 def no_group_is_left() -> Iterator[None]:
     """Fails where a process group outlives its test."""
     import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""A checkpoint is opened once, checked once, and rebuilds its network."""
+"""A checkpoint is read once, describes its run, and rebuilds its network."""
 
 import hashlib
 from collections.abc import Callable
@@ -31,12 +31,12 @@ def saved(small: Networks, make_trainer: Trainers, digits: DigitsDataModule, tmp
     return tmp_path / "a.ckpt"
 
 
-def describe(path: Path, **hyper_parameters: Any) -> None:
+def set_hyper_parameters(path: Path, **hyper_parameters: Any) -> None:
     content = torch.load(path, weights_only=True)
     torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], **hyper_parameters}}, path)
 
 
-def test_what_a_checkpoint_contains(saved: Path, digits: DigitsDataModule) -> None:
+def test_attributes_of_a_runs_checkpoint(saved: Path, digits: DigitsDataModule) -> None:
     checkpoint = Checkpoint(saved)
     assert checkpoint.is_run
     assert checkpoint.global_step == 2
@@ -49,7 +49,7 @@ def test_what_a_checkpoint_contains(saved: Path, digits: DigitsDataModule) -> No
     assert repr(checkpoint) == f"Checkpoint({str(saved)!r})"
 
 
-def test_weights_are_a_checkpoint_but_not_of_a_run(small: Networks, tmp_path: Path) -> None:
+def test_a_file_of_weights_is_not_a_runs_checkpoint(small: Networks, tmp_path: Path) -> None:
     torch.save(small().state_dict(), tmp_path / "weights.pt")
     checkpoint = Checkpoint(tmp_path / "weights.pt")
     assert not checkpoint.is_run
@@ -62,31 +62,23 @@ def test_weights_are_a_checkpoint_but_not_of_a_run(small: Networks, tmp_path: Pa
         Checkpoint("absent.ckpt")
 
 
-def test_a_file_is_read_once(saved: Path, small: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[Path] = []
-    load = torch.load
-
-    def counted(path: Path, **options: Any) -> Any:
-        reads.append(path)
-        return load(path, **options)
-
-    monkeypatch.setattr(torch, "load", counted)
+def test_a_file_is_read_once(saved: Path, small: Networks, loaded_files: list[Path]) -> None:
     checkpoint = Checkpoint(saved)
     loaded = TeacherModule.load_from_checkpoint(checkpoint, network=small())
-    assert reads == [saved]
+    assert loaded_files == [saved]
     assert data_config(loaded.network) == checkpoint.data_config
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, checkpoint.state_dict[name])
 
 
-def test_the_network_is_rebuilt(saved: Path, small: Networks) -> None:
+def test_the_network_is_rebuilt_from_hyper_parameters(saved: Path, small: Networks) -> None:
     import lightning.pytorch.cli  # noqa: F401 - as after any run of the command line
 
     instantiator = "lightning.pytorch.cli.instantiate_module"
     network = {"class_path": "torch.nn.Flatten"}
     content = torch.load(saved, weights_only=True)
     torch.save({**content, "state_dict": {}}, saved)
-    describe(saved, _instantiator=instantiator, _class_path="kd_lightning.TeacherModule", network=network)
+    set_hyper_parameters(saved, _instantiator=instantiator, _class_path="kd_lightning.TeacherModule", network=network)
     checkpoint = Checkpoint(saved)
     rebuilt = checkpoint.network()
     assert isinstance(rebuilt, nn.Flatten)
@@ -95,8 +87,8 @@ def test_the_network_is_rebuilt(saved: Path, small: Networks) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch.nn.Linear", "torch.absent", "kd_lightning", "torch.nn", 3, None])
-def test_what_is_not_a_module_of_ours_describes_no_network(saved: Path, name: Any) -> None:
-    describe(saved, _class_path=name)
+def test_other_classes_in_the_hyper_parameters_are_refused(saved: Path, name: Any) -> None:
+    set_hyper_parameters(saved, _class_path=name)
     with pytest.raises(ValueError, match="does not describe how its network is built"):
         Checkpoint(saved).network()
 
@@ -113,7 +105,7 @@ def test_a_checkpoint_of_another_version_is_refused(saved: Path, small: Networks
                 read(saved)
 
 
-def test_a_lightning_checkpoint_of_another_package_fills_a_network(saved: Path, small: Networks) -> None:
+def test_weights_of_another_packages_checkpoint_are_loaded(saved: Path, small: Networks) -> None:
     content = torch.load(saved, weights_only=True)
     plain = {key: value for key, value in content.items() if key not in ("kd_lightning_format", "data_config")}
     torch.save(plain, saved)

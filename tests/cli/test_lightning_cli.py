@@ -150,19 +150,11 @@ def test_test_finds_the_best_checkpoint_and_writes_beside_it(kd: Command, here: 
     ],
 )
 def test_a_command_reads_each_checkpoint_once(
-    kd: Command, here: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], own: list[str]
+    kd: Command, here: Path, loaded_files: list[Path], arguments: list[str], own: list[str]
 ) -> None:
-    files: list[Path] = []
-    load = torch.load
-
-    def counted(file: Any, **options: Any) -> Any:
-        files.append(Path(file))
-        return load(file, **options)
-
-    monkeypatch.setattr(torch, "load", counted)
     kd(*arguments, *QUIET)
     checkpoints = [STUDENT_RUN / "checkpoints" / f"{name}.ckpt" for name in own]
-    assert sorted(files) == sorted([*checkpoints, TEACHER_RUN / "checkpoints/best.ckpt"])
+    assert sorted(loaded_files) == sorted([*checkpoints, TEACHER_RUN / "checkpoints/best.ckpt"])
 
 
 def test_test_remembers_the_flags_of_fit(kd: Command) -> None:
