@@ -73,6 +73,7 @@ class FeatureTap:
             )
         self._recorders = {name: _Recorder() for name in dict.fromkeys(layers)}
         self._tapped = {name: modules[name] for name in self._recorders}
+        self._channels_last: set[str] = set()
         self._hooks = [self._tapped[name].register_forward_hook(hook) for name, hook in self._recorders.items()]
         weakref.finalize(self, _remove, self._hooks).atexit = False  # the network may outlive several taps
 
@@ -87,7 +88,9 @@ class FeatureTap:
             recorder.reading, recorder.output = True, None
         try:
             logits = logits_of(self.network(images), self.network)
-            return Outputs(logits, {name: _tensor(name, recorder.output) for name, recorder in self._recorders.items()})
+            return Outputs(
+                logits, {name: self._map(name, recorder.output) for name, recorder in self._recorders.items()}
+            )
         finally:
             for recorder in self._recorders.values():
                 recorder.reading, recorder.output = False, None
@@ -99,22 +102,59 @@ class FeatureTap:
             UserError: If an in-place operation changes the output of a layer afterwards.
         """
         given: dict[str, Tensor] = {}
+
+        def keep(name: str, output: Any) -> None:
+            given[name] = self._map(name, output).clone()
+
         hooks = [
-            layer.register_forward_hook(lambda _, __, output, name=name: given.update({name: output.clone()}))
+            layer.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
             for name, layer in self._tapped.items()
         ]
         try:
             with evaluating(self.network):
                 features = self(images).features
         finally:
-            for hook in hooks:
-                hook.remove()
+            _remove(hooks)
         for name, output in given.items():
             if not torch.equal(features[name], output):
                 raise UserError(
                     f"What layer {name!r} gives is overwritten in place by what follows it (an in-place ReLU, say); "
                     "name the layer that follows, or the block that holds both."
                 )
+
+    def _map(self, name: str, output: Any) -> Tensor:
+        maps = _tensor(name, output)
+        return maps.permute(0, 3, 1, 2) if name in self._channels_last else maps
+
+    def find_channels_last(self, images: Tensor) -> None:
+        """Run the network once to find layers whose maps are ``(B, H, W, C)``; they are read as ``(B, C, H, W)`` then.
+
+        Transformers such as Swin have such maps. They are recognized by the layer that was computed last: a linear
+        layer or a layer norm over the last dimension, and the same shape since.
+        """
+        last: list[tuple[int, ...]] = [()]
+        self._channels_last = set()
+
+        def record(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(module, nn.Linear | nn.LayerNorm | nn.Conv2d) and isinstance(output, Tensor):
+                last[0] = tuple(output.shape) if _is_channels_last(module, output) else ()
+
+        def compare(name: str, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4:
+                batch, height, width, channels = output.shape
+                if last[0] in ((batch, height, width, channels), (batch, height * width, channels)):  # maps, or tokens
+                    self._channels_last.add(name)
+
+        hooks = [module.register_forward_hook(record) for module in self.network.modules()]
+        hooks += [
+            layer.register_forward_hook(lambda _, __, output, name=name: compare(name, output))
+            for name, layer in self._tapped.items()
+        ]
+        try:
+            with evaluating(self.network):
+                self.network(images)
+        finally:
+            _remove(hooks)
 
     def remove(self) -> None:
         """Remove the hooks from the network."""
@@ -158,6 +198,13 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _is_channels_last(module: nn.Module, output: Tensor) -> bool:
+    if isinstance(module, nn.LayerNorm):  # torchvision's LayerNorm2d is one, and has channels in dimension 1
+        (*_, width) = module.normalized_shape
+        return output.shape[-1] == width and output.shape[1] != width
+    return isinstance(module, nn.Linear)
 
 
 def _remove(hooks: Iterable[RemovableHandle]) -> None:

@@ -4,13 +4,18 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from kd_lightning import DistillationModule
 from kd_lightning.features import FeatureTap, Outputs, evaluating, layer_shapes
-from kd_lightning.networks import ResNet
+from kd_lightning.losses import AttentionLoss, HintLoss, SimilarityLoss
+from kd_lightning.networks import ResNet, resnet20
 
 
 class Odd(nn.Module):
@@ -256,3 +261,59 @@ def test_an_output_that_is_overwritten_in_place_is_refused() -> None:
 def test_the_role_is_named(small: Callable[..., ResNet]) -> None:
     with pytest.raises(ValueError, match=r"^The teacher \(ResNet\) has no layer 'layer9'"):
         FeatureTap(small(), ["layer9"], "teacher")
+
+
+def _swin() -> nn.Module:
+    return torchvision.models.SwinTransformer(
+        patch_size=[4, 4], embed_dim=12, depths=[1, 1], num_heads=[1, 1], window_size=[2, 2], num_classes=10
+    )
+
+
+def _convnext() -> nn.Module:
+    setting = torchvision.models.convnext.CNBlockConfig
+    return torchvision.models.ConvNeXt([setting(12, 24, 1), setting(24, None, 1)], num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("build", "layers", "shapes"),
+    [
+        (_swin, ["features.0", "features.1", "features.3", "norm", "permute"], [12, 12, 24, 24, 24]),
+        (_convnext, ["features.0", "features.1", "features.1.0.block.5", "features.3"], [12, 12, 12, 24]),
+        (
+            lambda: timm.create_model(
+                "swin_tiny_patch4_window7_224",
+                img_size=32,
+                window_size=2,
+                embed_dim=12,
+                depths=(1, 1),
+                num_heads=(1, 1),
+            ),
+            ["layers.0", "layers.1", "norm"],
+            [12, 24, 24],
+        ),
+        (lambda: torchvision.models.resnet18(num_classes=10), ["layer1", "layer4.0.conv1"], [64, 512]),
+    ],
+)
+def test_channels_last_maps_are_read_with_the_channels_first(
+    build: Callable[[], nn.Module], layers: list[str], shapes: list[int]
+) -> None:
+    network, images = build().eval(), torch.rand(2, 3, 32, 32)
+    tap = FeatureTap(network, layers)
+    tap.find_channels_last(images)
+    tap.check_not_overwritten(images)
+    features = tap(images).features
+    assert [features[name].shape[1] for name in layers] == shapes
+    assert all(maps.shape[2] == maps.shape[3] for maps in features.values())
+
+
+def test_losses_on_maps_take_channels_last_ones(make_trainer: Callable[..., pl.Trainer]) -> None:
+    student, teacher = resnet20(num_classes=10), _swin()
+    reads: dict[str, list[str]] = {"student_layers": ["layer2"], "teacher_layers": ["features.3"]}
+    losses = {"hint": HintLoss(**reads), "attention": AttentionLoss(**reads), "similarity": SimilarityLoss(**reads)}
+    module = DistillationModule(student, teacher, losses=losses, teacher_check="off")
+    loader = DataLoader(TensorDataset(torch.rand(8, 3, 32, 32), torch.arange(8)), batch_size=4)
+    make_trainer(max_epochs=1).fit(module, loader, loader)
+    shapes = module.losses.shapes
+    assert shapes is not None
+    assert shapes[1] is not None
+    assert list(shapes[1]["features"]["features.3"])[1:] == [24, 4, 4]

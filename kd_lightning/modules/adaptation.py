@@ -82,6 +82,8 @@ class AdaptationModule(ClassificationModule):
         """
         super().dry_run(images)
         inputs = self.network_input(to_input_dtype(images, self.network))
+        if self._tap.layers:
+            self._tap.find_channels_last(inputs)
         outputs = try_forward(self, lambda: self._tap(inputs), "The network", images)
         if self._tap.layers:
             self._tap.check_not_overwritten(inputs)

@@ -154,6 +154,8 @@ class DistillationModule(ClassificationModule):
             return
         images = to_input_dtype(images, self.network)
         inputs = self.network_input(images)
+        if self._student_tap.layers:
+            self._student_tap.find_channels_last(inputs)
         student = try_forward(self, lambda: self._student_tap(inputs), "The student", images)
         if self._student_tap.layers:
             self._student_tap.check_not_overwritten(inputs)

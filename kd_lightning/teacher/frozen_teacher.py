@@ -88,7 +88,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def prepare(self, images: Tensor) -> None:
-        """Choose the memory format, and find buffers that would not stay as they are, in a trial run.
+        """Choose the memory format, and find channels-last maps and buffers that would change, in a trial run.
 
         Args:
             images: Images as the data module yields them, ``(B, channels, H, W)``.
@@ -97,13 +97,15 @@ class FrozenTeacher:
         def forward() -> Outputs:
             return self.tap(self.network_input(images).to(input_dtype(self.network)))
 
+        def trial() -> None:
+            self.channels_last = use_channels_last(self.network, forward)
+            if self.tap.layers:
+                self.tap.find_channels_last(self.network_input(images).to(input_dtype(self.network)))
+
         self._unmoved = []
-        unmoved = UnmovedBuffers(self.network, lambda: self._choose_memory_format(forward))
+        unmoved = UnmovedBuffers(self.network, trial)
         if unmoved:
             self._unmoved.append(unmoved)
-
-    def _choose_memory_format(self, forward: Callable[[], object]) -> None:
-        self.channels_last = use_channels_last(self.network, forward)
 
     def cached_val_logits(self, batch_idx: int, images: Tensor) -> Tensor:
         """Return the logits ``(B, C)`` of a validation batch, which is the same in each epoch.
