@@ -28,7 +28,7 @@ class DataCheck(pl.Callback):
         """
         if stage != "fit":
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: object = trainer.datamodule  # type: ignore[attr-defined]
         pairs, name = getattr(data, "yields_pairs", False), type(pl_module).__name__
         if pl_module.takes_pairs and is_image_data(data) and not pairs:
             raise UserError(

@@ -74,7 +74,7 @@ class FeatureWriter(BasePredictionWriter):
             return
         images, labels, *ids = batch
         with evaluating(pl_module.network):
-            outputs = self._tap(pl_module.convert_input(images))
+            outputs = self._tap(pl_module.network_input(images))
         first = sum(len(rows["labels"]) for rows in self._rows)
         numbers = ids[0] if ids else torch.arange(first, first + len(labels))
         tensors = {**outputs.features, "logits": outputs.logits, "labels": labels, "ids": numbers}

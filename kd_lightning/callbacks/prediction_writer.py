@@ -69,7 +69,7 @@ class PredictionWriter(BasePredictionWriter):
                 file.write(table.getvalue().encode())
 
 
-def _named(row: _Row, data: Any) -> tuple[str, str, str]:
+def _named(row: _Row, data: object) -> tuple[str, str, str]:
     sample, label, probability = row
     name = data.image_name("predict", sample) if hasattr(data, "image_name") else str(sample)
     classes = getattr(data, "classes", None)

@@ -72,15 +72,15 @@ def _tensorboard(trainer: pl.Trainer) -> TensorBoardLogger | None:
     return next((logger for logger in loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
-def _denormalize(images: Tensor, data: Any) -> Tensor:
+def _denormalize(images: Tensor, data: object) -> Tensor:
     images = images.detach().float().cpu()
-    if getattr(data, "mean", None) is not None:
-        mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
-        images = images * std + mean
+    mean, std = getattr(data, "mean", None), getattr(data, "std", None)
+    if mean is not None and std is not None:
+        images = images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     return images[:, :3].clamp(0, 1)
 
 
-def _temperature(pl_module: Any) -> float:
+def _temperature(pl_module: pl.LightningModule) -> float:
     losses = getattr(pl_module, "losses", {}).values()
     return next((loss.temperature for loss in losses if hasattr(loss, "temperature")), 1.0)
 

@@ -1,14 +1,13 @@
 """Defaults for devices that differ from Lightning's."""
 
 import logging
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 
-def choose_accelerator(accelerator: Any) -> Any:
+def choose_accelerator(accelerator: object) -> object:
     """Return ``"cpu"`` for ``"auto"`` where Lightning would choose Apple's MPS, on which nothing here is tested."""
     is_mps = accelerator == "auto" and MPSAccelerator.is_available() and not CUDAAccelerator.is_available()
     return "cpu" if is_mps else accelerator

@@ -1,7 +1,6 @@
 """`kd-lightning layers`."""
 
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -11,7 +10,7 @@ from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks.dry_run import try_forward
 
 
-def print_layers(module: ClassificationModule, data: Any, image_shape: list[int] | None) -> None:
+def print_layers(module: ClassificationModule, data: object, image_shape: list[int] | None) -> None:
     """Print the layers of a module's networks, under the names that losses take, with their shapes for one image.
 
     Args:

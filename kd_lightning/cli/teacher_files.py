@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 
@@ -59,7 +58,7 @@ def _leave_out(options: Namespace, missing: str | None, command: str) -> Iterato
         yield f"{missing} Until then, agreement with the teacher is left out."
 
 
-def _from_checkpoints(node: Any) -> Iterator[Namespace]:
+def _from_checkpoints(node: object) -> Iterator[Namespace]:
     if isinstance(node, list):
         for item in node:
             yield from _from_checkpoints(item)

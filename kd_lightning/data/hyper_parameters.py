@@ -1,13 +1,11 @@
 """Records how a data module was built."""
 
-from typing import Any
-
 import lightning.pytorch as pl
 
 from kd_lightning.checkpoints.trust import unserializable
 
 
-def save_arguments(data: pl.LightningDataModule, **arguments: Any) -> None:
+def save_arguments(data: pl.LightningDataModule, **arguments: object) -> None:
     """Record constructor arguments in ``data.hparams``, which Lightning puts into checkpoints.
 
     Args:

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 from weakref import finalize
 
 from lightning.fabric.utilities.warnings import PossibleUserWarning
@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from kd_lightning.data.batch import RawBatch
 from kd_lightning.data.sampler import EpochSampler
+
+Fetched = TypeVar("Fetched")
 
 
 class ImageLoader(DataLoader[RawBatch]):
@@ -25,7 +27,7 @@ class ImageLoader(DataLoader[RawBatch]):
         super().__init__(*args, **options)
         self._stop_ignoring = finalize(self, _remove, _ignore_advice())
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]
         self._stop_ignoring()  # at most once
         return super().__iter__()
 
@@ -41,7 +43,7 @@ class EpochLoader(ImageLoader):
     sampler: EpochSampler | SequentialSampler
     _taken = 0
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]
         # a generator: workers begin to read when the first batch is requested, and by then the epoch is known
         if isinstance(self.sampler, EpochSampler):
             epoch, taken = self.sampler.first
@@ -62,7 +64,7 @@ class EpochLoader(ImageLoader):
             self.sampler.first = state["epoch"], state["batches"]
 
 
-def as_fetched(batch: Any) -> Any:
+def as_fetched(batch: Fetched) -> Fetched:
     """Return a batch that its data set has put together, in place of collating samples."""
     return batch
 

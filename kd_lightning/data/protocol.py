@@ -1,9 +1,11 @@
 """Protocols: the parts of a data module that modules, teachers and callbacks may use."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, TypeGuard
+from typing import Protocol, TypeGuard
 
 from torch import Tensor
+
+from kd_lightning.data.batch import RawBatch
 
 
 class LabelledSet(Protocol):
@@ -71,7 +73,7 @@ class ImageData(Protocol):
 class ViewData(ImageData, Protocol):
     """A data module whose training images can be shown in fixed views, so that outputs for them can be cached."""
 
-    def view_dataloader(self, view: int) -> Iterable[Any]:
+    def view_dataloader(self, view: int) -> Iterable[RawBatch]:
         """Return this rank's part of the training images, each once, in one of the fixed views."""
 
     def fingerprint(self) -> dict[str, str]:

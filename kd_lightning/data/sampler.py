@@ -1,14 +1,14 @@
 """The order of samples: a function of (seed, epoch), divided equally between the ranks."""
 
 from collections.abc import Iterator, Sized
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 
-class EpochSampler(DistributedSampler[Any]):
+class EpochSampler(DistributedSampler[tuple[int, int]]):
     """Yields ``(position, epoch)`` for one rank.
 
     In training each global batch is shuffled from (seed, epoch), rank r holds its contiguous rows [r*B, (r+1)*B), and
@@ -45,7 +45,7 @@ class EpochSampler(DistributedSampler[Any]):
     ) -> None:
         # torch wants a Dataset, and uses only its length
         super().__init__(
-            cast("Dataset[Any]", samples), num_replicas, rank, shuffle=training, seed=seed, drop_last=training
+            cast("Dataset[object]", samples), num_replicas, rank, shuffle=training, seed=seed, drop_last=training
         )
         self.count = len(samples)
         self.batch_size = batch_size

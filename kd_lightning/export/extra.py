@@ -1,12 +1,12 @@
 """Imports libraries of the optional extra."""
 
 from importlib import import_module
-from typing import Any
+from types import ModuleType
 
 from kd_lightning.errors import UserError
 
 
-def require_extra(name: str) -> Any:
+def require_extra(name: str) -> ModuleType:
     """Import a library of the extra ``export``.
 
     Raises:

@@ -1,22 +1,21 @@
 """Converts ONNX files to fewer bits: int8 and float16."""
 
 import tempfile
-from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
 from kd_lightning.export.extra import require_extra
+from kd_lightning.export.onnx_classifier import Images
 from kd_lightning.export.silence import silenced
 
 _BEFORE = {"Cast", "Sub", "Mul", "Div"}
 """Operators of the input normalization, which would otherwise be computed on rounded images."""
 
 
-def quantize(source: Path, target: Path, images: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> None:
+def quantize(source: Path, target: Path, images: Images) -> None:
     """Quantize statically to 8 bits after training: weights per channel, activations by their range on images.
 
     Pairs of QuantizeLinear and DequantizeLinear (QDQ) surround every operator, and are fused by ONNX Runtime.
@@ -37,9 +36,9 @@ def quantize(source: Path, target: Path, images: npt.NDArray[np.float32] | npt.N
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no annotations
         def __init__(self) -> None:
-            self.batches: Iterator[npt.NDArray[Any]] = iter(np.array_split(images, max(1, len(images) // 64)))
+            self.batches = iter(cast("list[Images]", np.array_split(images, max(1, len(images) // 64))))
 
-        def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
+        def get_next(self) -> dict[str, Images] | None:
             batch = next(self.batches, None)
             return None if batch is None else {"images": batch}
 

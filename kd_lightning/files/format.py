@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from kd_lightning.errors import UserError
 
@@ -13,7 +12,7 @@ _OWN_KEYS = {"data_config", "sliced_shapes", "trained_on", "narrowed"}
 """Keys that only modules of kd_lightning add to Lightning's checkpoints; the last two are from before format 1."""
 
 
-def check_format(content: Mapping[str, Any], path: str | Path) -> None:
+def check_format(content: Mapping[str, object], path: str | Path) -> None:
     """Make sure that a checkpoint has the current format, unless another program wrote it.
 
     Args:
