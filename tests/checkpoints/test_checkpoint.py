@@ -26,7 +26,7 @@ OLD: list[dict[str, Any]] = [
 def saved(small: Networks, make_trainer: Trainers, digits: DigitsDataModule, tmp_path: Path) -> Path:
     """The checkpoint of a module that was trained from Python."""
     trainer = make_trainer(max_steps=2)
-    trainer.fit(TeacherModule(small()), digits)
+    trainer.fit(TeacherModule(small(), learning_rate=0.3), digits)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     return tmp_path / "a.ckpt"
 
@@ -43,7 +43,7 @@ def test_attributes_of_a_runs_checkpoint(saved: Path, digits: DigitsDataModule) 
     assert checkpoint.data_config == DataConfig.of(digits.mean, digits.std, digits.classes)
     assert checkpoint.sliced_shapes is None
     assert all(key.startswith("network.") for key in checkpoint.state_dict)
-    assert checkpoint.hyper_parameters["learning_rate"] == 0.1
+    assert checkpoint.hyper_parameters["learning_rate"] == 0.3
     assert checkpoint.sha256 == hashlib.sha256(saved.read_bytes()).hexdigest()
     assert checkpoint.content["kd_lightning_format"] == 1
     assert repr(checkpoint) == f"Checkpoint({str(saved)!r})"

@@ -1,4 +1,4 @@
-"""Checkpoints of a plain Trainer are written whole, and read as data."""
+"""Checkpoints of Lightning's Trainer are written atomically, and loaded without running code."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ from kd_lightning.networks import ResNet
 Trainers = Callable[..., pl.Trainer]
 
 
-def taught() -> TeacherModule:
+def small_module() -> TeacherModule:
     torch.manual_seed(1)
     return TeacherModule(ResNet([1], [4], in_channels=1))
 
@@ -32,8 +32,8 @@ def data() -> DigitsDataModule:
     return DigitsDataModule(batch_size=512)
 
 
-class Code:
-    """Touches a file where it is unpickled."""
+class Payload:
+    """An object whose unpickling creates a folder."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -45,33 +45,33 @@ class Code:
 @pytest.fixture
 def saved(make_trainer: Trainers, tmp_path: Path) -> Path:
     trainer = make_trainer()
-    trainer.fit(taught(), data())
+    trainer.fit(small_module(), data())
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
     return tmp_path / "saved.ckpt"
 
 
-def use(trainer: pl.Trainer, command: str, path: Any, **options: Any) -> Any:
-    return getattr(trainer, command)(taught(), datamodule=data(), ckpt_path=path, **options)
+def run_from_checkpoint(trainer: pl.Trainer, command: str, path: Any, **options: Any) -> Any:
+    return getattr(trainer, command)(small_module(), datamodule=data(), ckpt_path=path, **options)
 
 
-def test_a_plain_trainer_writes_whole_files(
+def test_the_trainer_writes_checkpoints_atomically(
     make_trainer: Trainers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[tuple[str, list[str]]] = []
     save = torch.save
 
-    def half(content: Any, file: Any) -> None:
+    def partial_save(content: Any, file: Any) -> None:
         written.append((Path(file.name).name, sorted(path.name for path in tmp_path.glob("*.ckpt"))))
         save(content, file)
 
-    monkeypatch.setattr(torch, "save", half)
+    monkeypatch.setattr(torch, "save", partial_save)
     saves = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=1, save_last=True, monitor="epoch", mode="max")
 
     class Epoch(pl.Callback):
         def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
             pl_module.log("epoch", float(trainer.current_epoch))
 
-    make_trainer(max_epochs=2, callbacks=[Epoch(), saves], enable_checkpointing=True).fit(taught(), data())
+    make_trainer(max_epochs=2, callbacks=[Epoch(), saves], enable_checkpointing=True).fit(small_module(), data())
     assert written == [
         (f"epoch=0.ckpt.{os.getpid()}.tmp", []),
         (f"last.ckpt.{os.getpid()}.tmp", ["epoch=0.ckpt"]),
@@ -81,18 +81,18 @@ def test_a_plain_trainer_writes_whole_files(
     assert sorted(path.name for path in tmp_path.glob("*")) == ["epoch=1.ckpt", "last.ckpt"]
 
 
-def test_a_save_that_fails_leaves_the_last_one(
+def test_a_failed_save_keeps_the_previous_checkpoint(
     saved: Path, make_trainer: Trainers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = saved.read_bytes()
     trainer = make_trainer()
-    trainer.fit(taught(), data())
+    trainer.fit(small_module(), data())
 
-    def half(content: Any, file: Any) -> None:
+    def partial_save(content: Any, file: Any) -> None:
         file.write(before[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", half)
+    monkeypatch.setattr(torch, "save", partial_save)
     with pytest.raises(OSError, match=r"saved\.ckpt' cannot be written \(No space left on device\)"):
         trainer.save_checkpoint(saved)
     assert saved.read_bytes() == before
@@ -105,9 +105,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
     command: str, options: dict[str, Any], saved: Path, make_trainer: Trainers
 ) -> None:
     content = torch.load(saved, weights_only=True)
-    torch.save({**content, "more": Code(saved.parent / "was run")}, saved)
+    torch.save({**content, "more": Payload(saved.parent / "was run")}, saved)
     with pytest.raises(ValueError, match="contains code, which was not run"):
-        use(make_trainer(), command, saved, **options)
+        run_from_checkpoint(make_trainer(), command, saved, **options)
     assert not (saved.parent / "was run").exists()
 
 
@@ -118,34 +118,34 @@ def test_a_flipped_bit_is_refused(command: str, saved: Path, make_trainer: Train
     content[content.index(weight)] ^= 1
     saved.write_bytes(content)
     with pytest.raises(ValueError, match=r"cannot be read as a checkpoint .* does not match its checksum"):
-        use(make_trainer(), command, saved)
+        run_from_checkpoint(make_trainer(), command, saved)
 
 
-def test_a_file_that_is_not_there(make_trainer: Trainers, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_refused(make_trainer: Trainers, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
-        use(make_trainer(), "fit", tmp_path / "none.ckpt")
+        run_from_checkpoint(make_trainer(), "fit", tmp_path / "none.ckpt")
 
 
-def test_addresses_go_lightnings_way(make_trainer: Trainers, saved: Path) -> None:
+def test_remote_paths_use_lightnings_checkpoint_io(make_trainer: Trainers, saved: Path) -> None:
     address = "memory://runs/one.ckpt"
     trainer = make_trainer()
-    trainer.fit(taught(), data())
+    trainer.fit(small_module(), data())
     trainer.save_checkpoint(address)
     assert fsspec.filesystem("memory").exists(address)
     again = make_trainer(max_epochs=2)
-    use(again, "fit", address)
+    run_from_checkpoint(again, "fit", address)
     assert again.current_epoch == 2
     with fsspec.open(address, "wb") as file:
-        torch.save({**torch.load(saved, weights_only=True), "more": Code(saved.parent / "was run")}, file)
+        torch.save({**torch.load(saved, weights_only=True), "more": Payload(saved.parent / "was run")}, file)
     with pytest.raises(Exception, match=r"Weights only load failed"):
-        use(make_trainer(max_epochs=2), "fit", address, weights_only=False)
+        run_from_checkpoint(make_trainer(max_epochs=2), "fit", address, weights_only=False)
     assert not (saved.parent / "was run").exists()
     trainer.strategy.checkpoint_io.remove_checkpoint(address)
     assert not fsspec.filesystem("memory").exists(address)
 
 
 @pytest.mark.parametrize("name", ["a.ckpt", "loss[1]*.ckpt"])
-def test_leftovers_of_a_save_that_was_killed_are_removed(name: str, tmp_path: Path) -> None:
+def test_temporary_files_of_killed_saves_are_removed(name: str, tmp_path: Path) -> None:
     for left in (f"{name}.17.tmp", f"{name}.18.tmp", "b.ckpt.17.tmp", name):
         (tmp_path / left).touch()
     content = {"state_dict": {"a": torch.ones(1)}, "kd_lightning_format": 1}
@@ -154,8 +154,8 @@ def test_leftovers_of_a_save_that_was_killed_are_removed(name: str, tmp_path: Pa
     assert AtomicCheckpointIO().load_checkpoint(tmp_path / name) == content
 
 
-def test_checkpoints_are_removed(tmp_path: Path) -> None:
-    """Those that lie beside one that was written here, and no others."""
+def test_only_checkpoints_beside_written_ones_are_removed(tmp_path: Path) -> None:
+    """A checkpoint in a folder to which nothing was written is kept."""
     files, other = AtomicCheckpointIO(), tmp_path / "elsewhere" / "file.ckpt"
     other.parent.mkdir()
     other.touch()
@@ -165,27 +165,27 @@ def test_checkpoints_are_removed(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.ckpt")) == [other]
 
 
-class Own(TorchCheckpointIO):
+class UserCheckpointIO(TorchCheckpointIO):
     pass
 
 
 @pytest.mark.filterwarnings("ignore:.*AsyncCheckpointIO.*")
-@pytest.mark.parametrize("build", [Own, lambda: AsyncCheckpointIO(Own())])
-def test_what_a_user_gives_is_left_alone(build: Callable[[], CheckpointIO], make_trainer: Trainers) -> None:
+@pytest.mark.parametrize("build", [UserCheckpointIO, lambda: AsyncCheckpointIO(UserCheckpointIO())])
+def test_a_checkpoint_io_given_by_the_user_is_kept(build: Callable[[], CheckpointIO], make_trainer: Trainers) -> None:
     given = build()
     trainer = make_trainer(plugins=[given])
-    trainer.fit(taught(), data())
+    trainer.fit(small_module(), data())
     assert trainer.strategy.checkpoint_io is given
 
 
-def test_a_strategy_that_does_not_write_plain_files_is_left_alone() -> None:
+def test_a_strategy_without_a_settable_checkpoint_io_is_not_changed() -> None:
     class Sharded:
-        checkpoint_io = property(lambda self: Own())  # none can be set
+        checkpoint_io = property(lambda self: UserCheckpointIO())  # none can be set
 
     use_atomic_checkpoints(Sharded())  # type: ignore[arg-type]
 
 
-def test_ours_is_set_once() -> None:
+def test_the_atomic_checkpoint_io_is_set_once() -> None:
     strategy: Any = SimpleNamespace(checkpoint_io=TorchCheckpointIO())
     use_atomic_checkpoints(strategy)
     first = strategy.checkpoint_io

@@ -1,4 +1,4 @@
-"""From a run's checkpoint to files that are run, and what is refused with nothing written over."""
+"""Exported files give the checkpoint's results; invalid options and files are refused and overwrite nothing."""
 
 import csv
 import json
@@ -50,8 +50,8 @@ def best(run: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def test_images(best: Path) -> tuple[Tensor, Tensor]:
-    """The test images in [0, 1], and what the trained network says of them as its data module normalises them."""
+def images_and_logits(best: Path) -> tuple[Tensor, Tensor]:
+    """The test images in [0, 1], and the trained network's logits for them."""
     data = DigitsDataModule(batch_size=360)
     data.setup("test")
     (batch,) = data.test_dataloader()
@@ -60,22 +60,23 @@ def test_images(best: Path) -> tuple[Tensor, Tensor]:
         return data.pixels(batch).float() / 255, network(data.augment(batch).images)
 
 
-def network_of(blocks: list[int], widths: list[int]) -> ResNet:
+def small_network(blocks: list[int], widths: list[int]) -> ResNet:
     network = ResNet(blocks, widths, in_channels=1).eval()
     set_data_config(network, DataConfig.of([0.5], [0.25]))
     return network
 
 
-def named(logits: np.ndarray, expected: Tensor) -> float:
+def label_agreement(logits: np.ndarray, expected: Tensor) -> float:
+    """Return the fraction of images with the same predicted label."""
     return float((logits.argmax(1) == expected.numpy().argmax(1)).mean())
 
 
-def test_the_file_says_what_the_checkpoint_says(
-    best: Path, test_images: tuple[Tensor, Tensor], kd: Command, tmp_path: Path
+def test_the_onnx_file_gives_the_checkpoints_logits(
+    best: Path, images_and_logits: tuple[Tensor, Tensor], kd: Command, tmp_path: Path
 ) -> None:
-    images, expected = test_images
-    said = kd("export", str(best), "-o", str(tmp_path / "student.onnx"))
-    assert "100.00% of the labels on validation images of the run" in said
+    images, expected = images_and_logits
+    output = kd("export", str(best), "-o", str(tmp_path / "student.onnx"))
+    assert "100.00% of the labels on validation images of the run" in output
     classifier = OnnxClassifier(tmp_path / "student.onnx", threads=1)
     for count in (1, 3, 64):
         torch.testing.assert_close(
@@ -87,10 +88,10 @@ def test_the_file_says_what_the_checkpoint_says(
     assert classifier.shape == (1, 8, 8)
 
 
-def test_only_the_student_goes_out_and_it_knows_where_it_comes_from(
+def test_only_the_student_is_exported_with_metadata_of_its_checkpoint(
     best: Path, run: Path, kd: Command, tmp_path: Path
 ) -> None:
-    kd("export", str(run), "-o", str(tmp_path / "student.onnx"))  # a run, whose best checkpoint it is
+    kd("export", str(run), "-o", str(tmp_path / "student.onnx"))  # a run stands for its best checkpoint
     model = onnx.load(tmp_path / "student.onnx")
     onnx.checker.check_model(model)
     weights = sum(int(np.prod(value.dims)) for value in model.graph.initializer)
@@ -104,7 +105,9 @@ def test_only_the_student_goes_out_and_it_knows_where_it_comes_from(
 
 
 @pytest.mark.parametrize("name", ["best", "last"])
-def test_the_accuracy_is_that_of_the_tested_checkpoint_alone(name: str, run: Path, kd: Command, tmp_path: Path) -> None:
+def test_the_test_accuracy_is_stored_only_for_the_tested_checkpoint(
+    name: str, run: Path, kd: Command, tmp_path: Path
+) -> None:
     moved = shutil.copytree(run, tmp_path / "moved")
     kd("export", str(moved / f"checkpoints/{name}.ckpt"), "--format", "safetensors")
     with safe_open(moved / f"checkpoints/{name}.safetensors", "pt") as file:
@@ -112,7 +115,7 @@ def test_the_accuracy_is_that_of_the_tested_checkpoint_alone(name: str, run: Pat
 
 
 @pytest.mark.parametrize("damaged", ["{", "[1]"])
-def test_a_damaged_test_says_nothing_of_accuracy(damaged: str, run: Path, kd: Command, tmp_path: Path) -> None:
+def test_a_damaged_test_result_is_not_stored(damaged: str, run: Path, kd: Command, tmp_path: Path) -> None:
     copied = shutil.copytree(run, tmp_path / "copied")
     (copied / "test.json").write_text(damaged)
     kd("export", str(copied), "--format", "safetensors", "-o", str(tmp_path / "x.safetensors"))
@@ -124,7 +127,7 @@ def test_a_damaged_test_says_nothing_of_accuracy(damaged: str, run: Path, kd: Co
     ("options", "name"),
     [([], "best.onnx"), (["--int8"], "best-int8.onnx"), (["--uint8", "--fp16"], "best-fp16-uint8.onnx")],
 )
-def test_by_default_a_file_is_named_after_what_it_holds(
+def test_the_default_file_name_contains_the_options(
     options: list[str], name: str, run: Path, kd: Command, tmp_path: Path
 ) -> None:
     checkpoints = shutil.copytree(run, tmp_path / "run") / "checkpoints"
@@ -135,19 +138,19 @@ def test_by_default_a_file_is_named_after_what_it_holds(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
 @pytest.mark.parametrize("format", SUFFIXES)
-def test_every_format_is_as_readable_as_other_new_files(format: Format, tmp_path: Path) -> None:
+def test_files_of_every_format_respect_the_umask(format: Format, tmp_path: Path) -> None:
     path = tmp_path / f"student{SUFFIXES[format]}"
     before = os.umask(0o027)
     try:
-        export_network(network_of([1], [4]), path, torch.rand(4, 1, 8, 8), format=format)
+        export_network(small_network([1], [4]), path, torch.rand(4, 1, 8, 8), format=format)
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 @pytest.mark.parametrize(("width", "larger"), [(4, True), (64, False)])
-def test_it_is_said_that_int8_makes_a_tiny_network_larger(width: int, larger: bool, tmp_path: Path) -> None:
-    network, images = network_of([1], [width]), torch.rand(64, 1, 8, 8)
+def test_the_result_shows_whether_int8_makes_the_file_larger(width: int, larger: bool, tmp_path: Path) -> None:
+    network, images = small_network([1], [width]), torch.rand(64, 1, 8, 8)
     result = export_network(network, tmp_path / "small.onnx", images, calibration=images)
     export_network(network, tmp_path / "float.onnx", images)
     size = (tmp_path / "float.onnx").stat().st_size
@@ -157,13 +160,13 @@ def test_it_is_said_that_int8_makes_a_tiny_network_larger(width: int, larger: bo
 
 
 @pytest.mark.parametrize("options", [["--int8"], ["--int8", "--uint8"], ["--fp16"], ["--uint8"]])
-def test_smaller_numbers_keep_the_answers(
-    options: list[str], best: Path, test_images: tuple[Tensor, Tensor], kd: Command, tmp_path: Path
+def test_int8_and_half_precision_keep_the_predicted_labels(
+    options: list[str], best: Path, images_and_logits: tuple[Tensor, Tensor], kd: Command, tmp_path: Path
 ) -> None:
-    images, expected = test_images
+    images, expected = images_and_logits
     kd("export", str(best), *options, "-o", str(tmp_path / "small.onnx"))
     classifier = OnnxClassifier(tmp_path / "small.onnx")
-    assert named(classifier(images.numpy()), expected) > (0.95 if "--int8" in options else 0.995)
+    assert label_agreement(classifier(images.numpy()), expected) > (0.95 if "--int8" in options else 0.995)
     operators = {node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node}
     assert ("QuantizeLinear" in operators) == ("--int8" in options)
 
@@ -191,10 +194,10 @@ def test_int8_is_calibrated_on_training_images(
     assert seen[0].shape == (200, 1, 8, 8)
 
 
-def test_a_torch_program_and_plain_weights(
-    best: Path, test_images: tuple[Tensor, Tensor], kd: Command, tmp_path: Path
+def test_torch_and_safetensors_files_hold_the_checkpoints_network(
+    best: Path, images_and_logits: tuple[Tensor, Tensor], kd: Command, tmp_path: Path
 ) -> None:
-    images, expected = test_images
+    images, expected = images_and_logits
     kd("export", str(best), "--format", "torch", "-o", str(tmp_path / "student.pt2"))
     files = {"metadata.json": ""}
     program = torch.export.load(tmp_path / "student.pt2", extra_files=files)
@@ -213,8 +216,10 @@ def test_a_torch_program_and_plain_weights(
         assert "checkpoint_sha256" in file.metadata()
 
 
-def test_images_are_classified(best: Path, test_images: tuple[Tensor, Tensor], kd: Command, tmp_path: Path) -> None:
-    images, expected = test_images
+def test_classify_predicts_the_labels_of_image_files(
+    best: Path, images_and_logits: tuple[Tensor, Tensor], kd: Command, tmp_path: Path
+) -> None:
+    images, expected = images_and_logits
     kd("export", str(best), "-o", str(tmp_path / "student.onnx"))
     (tmp_path / "images").mkdir()
     for number in range(5):
@@ -230,50 +235,52 @@ def test_images_are_classified(best: Path, test_images: tuple[Tensor, Tensor], k
     assert [row["label"] for row in rows] == [*answers, str(int(expected[surest].argmax()))]
     probability = float(expected[0].softmax(0).max())
     assert float(rows[0]["probability"]) == pytest.approx(probability, abs=1e-3)
-    said = kd("classify", str(tmp_path / "student.onnx"), str(tmp_path / "images" / "0.png"))
-    assert said.split()[1] == answers[0]
+    output = kd("classify", str(tmp_path / "student.onnx"), str(tmp_path / "images" / "0.png"))
+    assert output.split()[1] == answers[0]
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ONNX file of an untrained network."""
     path = tmp_path_factory.mktemp("small") / "small.onnx"
-    export_network(network_of([1], [4]), path, torch.rand(64, 1, 8, 8))
+    export_network(small_network([1], [4]), path, torch.rand(64, 1, 8, 8))
     return path
 
 
 @pytest.mark.parametrize("written", [True, False])
-def test_images_that_cannot_be_read_are_left_out_and_named(
-    written: bool, small: Path, kd: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_classify_skips_and_names_unreadable_images(
+    written: bool, small_onnx: Path, kd: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (70, 8, 8), dtype=np.uint8)
     for number, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{number:02}.png")
     (tmp_path / "03.png").write_bytes((tmp_path / "03.png").read_bytes()[:60])
     Image.fromarray(images[68].astype(np.uint16) * 257).save(tmp_path / "68.png")
-    with pytest.raises(SystemExit) as left:
-        kd("classify", str(small), str(tmp_path), *(["-o", "folder/labels.csv"] if written else []))
-    assert str(left.value).splitlines() == [
+    with pytest.raises(SystemExit) as exited:
+        kd("classify", str(small_onnx), str(tmp_path), *(["-o", "folder/labels.csv"] if written else []))
+    assert str(exited.value).splitlines() == [
         "kd-lightning classify: 2 of 70 images are left out.",
         f"{str(tmp_path / '03.png')!r} cannot be read as an image; fix or remove it.",
         f"{str(tmp_path / '68.png')!r} has more than 8 bits a pixel of grey; save it with 8 bits.",
     ]
-    said = capsys.readouterr().out
-    lines = Path("folder/labels.csv").read_text().splitlines()[1:] if written else said.splitlines()
+    output = capsys.readouterr().out
+    lines = Path("folder/labels.csv").read_text().splitlines()[1:] if written else output.splitlines()
     assert [Path(re.split(",|  ", line)[0]).stem for line in lines] == [
         f"{i:02}" for i in range(70) if i not in (3, 68)
     ]
 
 
-@pytest.mark.parametrize("there", ["file", "folder"])
-def test_a_table_that_is_there_is_refused_first(there: str, small: Path, kd: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("existing", ["file", "folder"])
+def test_classify_refuses_an_existing_output_before_reading_images(
+    existing: str, small_onnx: Path, kd: Command, tmp_path: Path
+) -> None:
     output = tmp_path / "labels.csv"
-    output.write_text("mine") if there == "file" else output.mkdir()
+    output.write_text("mine") if existing == "file" else output.mkdir()
     with pytest.raises(SystemExit, match=r"labels\.csv' exists; delete it, or name another file with -o\.$"):
-        kd("classify", str(small), str(tmp_path / "no images"), "-o", str(output))
+        kd("classify", str(small_onnx), str(tmp_path / "no images"), "-o", str(output))
 
 
-def test_a_grafted_student_takes_the_classifier_along(tmp_path: Path) -> None:
+def test_a_student_with_a_reused_classifier_is_exported(tmp_path: Path) -> None:
     backbone, teacher = ResNet([1, 1], [4, 8], in_channels=1), ResNet([1, 1], [8, 16], in_channels=1)
     student = reuse_teacher_classifier(backbone, teacher.fc).eval()
     set_data_config(student, DataConfig.of([0.5], [0.25]))
@@ -299,7 +306,7 @@ def test_a_grafted_student_takes_the_classifier_along(tmp_path: Path) -> None:
         (["--int8", "--calibration_images", "5", "-o", "good.onnx"], "calibration_images must be >= 32"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(
+def test_incompatible_options_are_refused(
     options: list[str], message: str, best: Path, kd: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -309,7 +316,7 @@ def test_options_that_do_not_fit_are_refused(
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("good.onnx", b"good")]
 
 
-def test_what_is_not_there_is_refused(kd: Command, tmp_path: Path, best: Path) -> None:
+def test_missing_files_are_refused(kd: Command, tmp_path: Path, best: Path) -> None:
     with pytest.raises(SystemExit, match="There is no checkpoint, run or trained recipe 'nowhere'"):
         kd("export", "nowhere")
     alone = tmp_path / "alone.ckpt"
@@ -323,14 +330,14 @@ def test_what_is_not_there_is_refused(kd: Command, tmp_path: Path, best: Path) -
         kd("classify", str(tmp_path / "s.onnx"), str(tmp_path / "none"))
 
 
-def test_data_that_cannot_be_imported_are_named(run: Path, kd: Command, tmp_path: Path) -> None:
+def test_data_that_cannot_be_imported_are_refused_by_name(run: Path, kd: Command, tmp_path: Path) -> None:
     config = shutil.copytree(run, tmp_path / "run") / "config.yaml"
     config.write_text(config.read_text().replace("kd_lightning.DigitsDataModule", "my_pkg.MyData"))
     with pytest.raises(SystemExit, match=r"The data of '.*config.yaml' cannot be built \(.*my_pkg"):
         kd("export", str(tmp_path / "run"))
 
 
-def test_a_checkpoint_from_python_is_refused_with_what_to_do(
+def test_the_command_refuses_a_checkpoint_trained_from_python(
     make_trainer: Callable[..., object], tmp_path: Path, kd: Command
 ) -> None:
     from kd_lightning import TeacherModule
@@ -342,8 +349,8 @@ def test_a_checkpoint_from_python_is_refused_with_what_to_do(
         kd("export", str(tmp_path / "python.ckpt"))
 
 
-class Wavers(nn.Module):
-    """Says something else while it is exported."""
+class DiffersDuringExport(nn.Module):
+    """A network whose exported program gives other logits than the network."""
 
     data_config = DataConfig.of([0.5], [0.25])
 
@@ -358,11 +365,11 @@ class Wavers(nn.Module):
         return self.fc(images.flatten(1)) * (2 if torch.compiler.is_exporting() else 1)
 
 
-def test_a_file_that_disagrees_is_refused_and_writes_over_nothing(tmp_path: Path) -> None:
+def test_a_file_that_differs_from_the_network_is_refused_and_overwrites_nothing(tmp_path: Path) -> None:
     good = tmp_path / "good.onnx"
     good.write_bytes(b"good")
     with pytest.raises(ValueError, match="The file disagrees with the checkpoint"):
-        export_network(Wavers(), good, torch.rand(40, 1, 8, 8))
+        export_network(DiffersDuringExport(), good, torch.rand(40, 1, 8, 8))
     assert [file.name for file in tmp_path.iterdir()] == ["good.onnx"]
     assert good.read_bytes() == b"good"
 
@@ -370,15 +377,15 @@ def test_a_file_that_disagrees_is_refused_and_writes_over_nothing(tmp_path: Path
 def test_a_folder_is_refused_before_the_export(tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(IsADirectoryError, match=r"folder\.onnx' is a folder; name a file\.$"):
-        export_network(Wavers("eig"), tmp_path / "folder.onnx", torch.rand(40, 1, 8, 8))
+        export_network(DiffersDuringExport("eig"), tmp_path / "folder.onnx", torch.rand(40, 1, 8, 8))
 
 
 def test_an_operator_that_cannot_be_exported_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Wavers cannot be exported to ONNX: .*linalg_eig"):
-        export_network(Wavers("eig"), tmp_path / "a.onnx", torch.rand(40, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"DiffersDuringExport cannot be exported to ONNX: .*linalg_eig"):
+        export_network(DiffersDuringExport("eig"), tmp_path / "a.onnx", torch.rand(40, 1, 8, 8))
 
 
-def test_input_statistics_must_be_known(tmp_path: Path) -> None:
+def test_a_network_without_input_statistics_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="standard deviation of the network's input are not known"):
         export_network(ResNet([1], [4]), tmp_path / "a.onnx")
 

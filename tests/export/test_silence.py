@@ -14,7 +14,7 @@ def fail(level: int) -> None:
 
 
 @pytest.mark.parametrize("level", [logging.NOTSET, logging.INFO, logging.CRITICAL])
-def test_what_the_user_disabled_is_disabled_inside_and_afterwards(level: int) -> None:
+def test_the_users_logging_level_is_kept_and_restored(level: int) -> None:
     logging.disable(level)
     try:
         with pytest.raises(RuntimeError, match="the export failed"):

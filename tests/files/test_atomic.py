@@ -1,4 +1,4 @@
-"""A file is written whole or not at all."""
+"""A file is written completely or not at all."""
 
 import os
 import signal
@@ -12,11 +12,11 @@ import pytest
 from kd_lightning.files.atomic import atomic_write
 
 
-def alone(place: Path) -> bool:
+def is_only_file(place: Path) -> bool:
     return [path.name for path in place.parent.iterdir()] == [place.name]
 
 
-def child(code: str, place: Path) -> subprocess.CompletedProcess[bytes]:
+def run_in_subprocess(code: str, place: Path) -> subprocess.CompletedProcess[bytes]:
     head = "import os, signal, sys\nfrom pathlib import Path\nfrom kd_lightning.files.atomic import atomic_write\n"
     return subprocess.run(
         [sys.executable, "-c", f"{head}place = Path(sys.argv[1])\n{code}", place], capture_output=True
@@ -24,7 +24,7 @@ def child(code: str, place: Path) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.mark.parametrize("before", [None, b"old"])
-def test_what_was_written_is_there_once_the_block_ends(before: bytes | None, tmp_path: Path) -> None:
+def test_content_appears_when_the_block_ends(before: bytes | None, tmp_path: Path) -> None:
     place = tmp_path / "a" / "b" / "file"  # folders that do not exist
     if before is not None:
         place.parent.mkdir(parents=True)
@@ -34,11 +34,11 @@ def test_what_was_written_is_there_once_the_block_ends(before: bytes | None, tmp
         file.flush()
         assert (place.read_bytes() if place.exists() else None) == before
     assert place.read_bytes() == b"new"
-    assert alone(place)
+    assert is_only_file(place)
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), SystemExit(3), RuntimeError("torch")])
-def test_an_exception_in_the_block_leaves_what_was_there(error: BaseException, tmp_path: Path) -> None:
+def test_an_exception_keeps_the_old_file(error: BaseException, tmp_path: Path) -> None:
     place = tmp_path / "file"
     place.write_bytes(b"old")
 
@@ -51,14 +51,14 @@ def test_an_exception_in_the_block_leaves_what_was_there(error: BaseException, t
         fail()
     assert raised.value is error
     assert place.read_bytes() == b"old"
-    assert alone(place)
+    assert is_only_file(place)
 
 
-def test_a_kill_half_way_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_killed_process_keeps_the_old_file(tmp_path: Path) -> None:
     place = tmp_path / "file"
     place.write_bytes(b"old")
     code = "with atomic_write(place) as f: f.write(b'half'); f.flush(); os.kill(os.getpid(), signal.SIGKILL)"
-    assert child(code, place).returncode == -signal.SIGKILL
+    assert run_in_subprocess(code, place).returncode == -signal.SIGKILL
     assert place.read_bytes() == b"old"
 
 
@@ -76,33 +76,33 @@ except OSError as error:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
 @pytest.mark.parametrize("write", ["file.write(bytes(10**6))", "torch.save(torch.rand(10**6), file)"])
-def test_a_full_disk_is_one_sentence(write: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_sentence_and_keeps_the_old_file(write: str, tmp_path: Path) -> None:
     place = tmp_path / "file"
     place.write_bytes(b"old")
-    done = child(FULL.format(write=write), place)
+    done = run_in_subprocess(FULL.format(write=write), place)
     assert done.stdout.decode().strip() == (
         f"{str(place)!r} cannot be written (File too large); what was there before is as it was; make room or choose "
         "another place."
     ), done.stderr.decode()
     assert place.read_bytes() == b"old"
-    assert alone(place)
+    assert is_only_file(place)
 
 
-def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+def test_a_parent_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").write_bytes(b"")
     message = r"folder/file' cannot be written \(File exists\); what was there before .* choose another place\.$"
     with pytest.raises(OSError, match=message), atomic_write(tmp_path / "folder" / "file"):
         pass
 
 
-def test_a_place_that_is_a_folder(tmp_path: Path) -> None:
+def test_a_path_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
     with pytest.raises(OSError, match=r"cannot be written \(Is a directory\)"), atomic_write(tmp_path / "file"):
         pass
-    assert alone(tmp_path / "file")
+    assert is_only_file(tmp_path / "file")
 
 
-def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_write_permission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -112,22 +112,24 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.iterdir())
 
 
-def test_the_content_and_then_the_move_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_synced_before_it_is_moved_and_the_folder_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place, synced = tmp_path / "file", []
 
-    def note(entry: int) -> None:
+    def record(entry: int) -> None:
         synced.append((os.readlink(f"/proc/self/fd/{entry}"), place.exists(), os.fstat(entry).st_size))
 
     if not Path("/proc/self/fd").exists():
         pytest.skip("only Linux names the file")
-    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "fsync", record)
     with atomic_write(place) as file:
         file.write(b"all of it")
     assert [(Path(name) == tmp_path, there) for name, there, _ in synced] == [(False, False), (True, True)]
     assert synced[0][2] == len(b"all of it")
 
 
-def test_a_system_that_cannot_sync_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_systems_that_cannot_sync_folders_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = os.open
 
     def refuse(path: Any, flags: int, *more: Any, **options: Any) -> int:

@@ -7,7 +7,7 @@ from torch import nn
 from kd_lightning.networks import DataConfig, data_config, set_data_config
 
 
-def test_values_become_plain_floats_and_strings() -> None:
+def test_values_become_floats_and_strings() -> None:
     as_in_a_file: dict[str, Any] = {"mean": [0, 1], "std": [1, 2], "classes": [3, "cat"]}
     known = DataConfig.of(**as_in_a_file)
     assert known.mean == (0.0, 1.0)
@@ -16,12 +16,12 @@ def test_values_become_plain_floats_and_strings() -> None:
     assert [type(value) for value in (*known.mean, *known.std)] == [float] * 4
 
 
-def test_nothing_is_known_by_default() -> None:
+def test_fields_are_none_by_default() -> None:
     assert DataConfig.of() == DataConfig() == (None, None, None)
     assert data_config(nn.Linear(1, 1)) == DataConfig()
 
 
-def test_a_network_carries_it_into_its_copies_and_not_into_its_weights() -> None:
+def test_the_configuration_is_copied_with_a_network_and_not_in_its_state_dict() -> None:
     network = nn.Linear(1, 1)
     set_data_config(network, DataConfig.of([0.5], [0.25], ["a"]))
     assert data_config(copy.deepcopy(network)) == ((0.5,), (0.25,), ("a",))
@@ -29,7 +29,7 @@ def test_a_network_carries_it_into_its_copies_and_not_into_its_weights() -> None
 
 
 @pytest.mark.parametrize("given", [{"mean": [0.5]}, {"std": [0.5]}])
-def test_half_of_the_statistics_is_refused(given: dict[str, Any]) -> None:
+def test_a_mean_or_std_alone_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^mean and std describe the input together; give both or neither\.$"):
         DataConfig.of(**given)
 
@@ -37,6 +37,6 @@ def test_half_of_the_statistics_is_refused(given: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("mean", "std"), [([0.5], [0.5, 0.5]), ([0.5], [0.0]), ([0.5], [-1.0]), ([0.5], [float("nan")]), ([], [])]
 )
-def test_impossible_statistics_are_refused(mean: list[float], std: list[float]) -> None:
+def test_invalid_statistics_are_refused(mean: list[float], std: list[float]) -> None:
     with pytest.raises(ValueError, match=r"^mean and std need one value for each channel and deviations above 0, got "):
         DataConfig.of(mean, std)

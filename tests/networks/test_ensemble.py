@@ -8,7 +8,7 @@ from torch import nn
 
 from kd_lightning import DigitsDataModule, DistillationModule
 from kd_lightning.losses import HardTargetLoss, HintLoss
-from kd_lightning.networks import DataConfig, EnsembleTeacher, ResNet
+from kd_lightning.networks import DataConfig, EnsembleTeacher, ResNet, set_data_config
 
 Networks = Callable[..., ResNet]
 
@@ -25,20 +25,20 @@ def test_logits_or_probabilities_are_averaged(small: Networks, weights: Any, sha
 
 
 def test_saturated_members_stay_finite() -> None:
-    class Sure(nn.Module):
+    class Saturated(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.tensor([[1e4, -1e4], [-1e4, 1e4]])
 
-    logits = EnsembleTeacher([Sure(), Sure()], "probabilities")(torch.zeros(2, 1))
+    logits = EnsembleTeacher([Saturated(), Saturated()], "probabilities")(torch.zeros(2, 1))
     assert torch.isfinite(logits).all()
 
 
-def test_each_member_gets_its_own_statistics(small: Networks) -> None:
+def test_images_are_normalized_for_each_member(small: Networks) -> None:
     network, images = small().eval(), torch.rand(4, 1, 8, 8)
     members = [network, small().eval()]
     members[1].load_state_dict(network.state_dict())
-    members[0].data_config = DataConfig.of([0.5], [0.5])  # type: ignore[assignment]
-    members[1].data_config = DataConfig.of([0.0], [1.0])  # type: ignore[assignment]
+    set_data_config(members[0], DataConfig.of([0.5], [0.5]))
+    set_data_config(members[1], DataConfig.of([0.0], [1.0]))
     ensemble = EnsembleTeacher(members).eval()
     assert ensemble.data_config.mean == (0.5,)
     expected = (network((images - 0.5) / 0.5) + network(images)) / 2
@@ -56,20 +56,20 @@ def test_each_member_gets_its_own_statistics(small: Networks) -> None:
         (1, {"average": "votes"}, "average must be 'logits' or 'probabilities', got 'votes'"),
     ],
 )
-def test_errors(small: Networks, count: int, options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(small: Networks, count: int, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EnsembleTeacher([small() for _ in range(count)], **options)
 
 
-def test_members_of_other_classes_are_refused(small: Networks) -> None:
+def test_members_with_different_classes_are_refused(small: Networks) -> None:
     members = [small(), small(), small()]
-    members[1].data_config = DataConfig.of(classes="0123456789")  # type: ignore[assignment]
-    members[2].data_config = DataConfig.of(classes="abcdefghij")  # type: ignore[assignment]
+    set_data_config(members[1], DataConfig.of(classes="0123456789"))
+    set_data_config(members[2], DataConfig.of(classes="abcdefghij"))
     with pytest.raises(ValueError, match=r"^Network 2 of the ensemble was trained on the classes a, b"):
         EnsembleTeacher(members)
 
 
-def test_it_teaches_logits_and_features(small: Networks, make_trainer: Callable[..., pl.Trainer]) -> None:
+def test_an_ensemble_teaches_logits_and_features(small: Networks, make_trainer: Callable[..., pl.Trainer]) -> None:
     teacher = EnsembleTeacher([small(8), small(4)], weights=[2.0, 1.0])
     state = {key: value.clone() for key, value in teacher.state_dict().items()}
     losses = {

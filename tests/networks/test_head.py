@@ -17,10 +17,11 @@ from kd_lightning.networks import (
     resnet20,
     resnet32x4,
     reuse_teacher_classifier,
+    set_data_config,
 )
 
 
-def test_the_grafted_network_is_backbone_projector_and_the_teachers_classifier() -> None:
+def test_reusing_a_classifier_adds_a_projector_and_freezes_the_classifier() -> None:
     backbone, teacher = resnet20(), resnet32x4()
     before = sum(weight.numel() for weight in backbone.parameters()) - 64 * 10 - 10
     student = reuse_teacher_classifier(backbone, teacher)
@@ -34,7 +35,7 @@ def test_the_grafted_network_is_backbone_projector_and_the_teachers_classifier()
     assert student(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_the_logits_are_those_of_the_classifier_on_the_projected_maps() -> None:
+def test_logits_are_the_classifiers_on_the_projected_maps() -> None:
     teacher = resnet32x4().eval()
     student = reuse_teacher_classifier(resnet20(), teacher).eval()
     seen: list[torch.Tensor] = []
@@ -45,21 +46,21 @@ def test_the_logits_are_those_of_the_classifier_on_the_projected_maps() -> None:
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 1000])
-def test_a_linear_layer_and_torchvisions_networks_will_do(reduction: int) -> None:
+def test_linear_layers_and_torchvision_networks_are_accepted(reduction: int) -> None:
     student = reuse_teacher_classifier(
         torchvision.models.resnet18(num_classes=7), nn.Linear(24, 5), reduction=reduction
     )
     assert student(torch.rand(2, 3, 32, 32)).shape == (2, 5)
 
 
-def test_the_classes_are_the_classifiers_and_the_statistics_the_backbones() -> None:
+def test_classes_come_from_the_classifier_and_statistics_from_the_backbone() -> None:
     backbone, teacher = resnet20(), resnet32x4()
-    backbone.data_config = DataConfig.of([0.5] * 3, [0.2] * 3, "abcdefghij")  # type: ignore[assignment]
-    teacher.data_config = DataConfig.of([0.1] * 3, [0.3] * 3, "klmnopqrst")  # type: ignore[assignment]
+    set_data_config(backbone, DataConfig.of([0.5] * 3, [0.2] * 3, "abcdefghij"))
+    set_data_config(teacher, DataConfig.of([0.1] * 3, [0.3] * 3, "klmnopqrst"))
     assert data_config(reuse_teacher_classifier(backbone, teacher)) == DataConfig.of([0.5] * 3, [0.2] * 3, "klmnopqrst")
 
 
-def test_errors() -> None:
+def test_networks_without_the_needed_layers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^ResNet has no layer 'pool'; name the layer.*: conv1, .*avgpool, fc\.$"):
         reuse_teacher_classifier(resnet20(), resnet32x4(), pool="pool")
     with pytest.raises(ValueError, match=r"^Conv2d has no linear layer"):
@@ -68,10 +69,10 @@ def test_errors() -> None:
         reuse_teacher_classifier(nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1)), nn.Linear(3, 2), pool="1")
 
 
-def test_it_is_trained_saved_and_read_again(
+def test_a_student_is_trained_saved_and_loaded(
     small: Callable[..., ResNet], make_trainer: Callable[..., pl.Trainer], tmp_path: Path
 ) -> None:
-    """SimKD from end to end: the classifier stays, the projector learns, the file holds both."""
+    """SimKD from end to end: the classifier stays, the projector is trained, the checkpoint contains both."""
     teacher, data = small(8), DigitsDataModule(batch_size=256)
     student = reuse_teacher_classifier(small(), teacher)
     loss = HintLoss(weight=1.0, student_layers=["avgpool.projector"], teacher_layers=["layer2"], regressor=False)

@@ -1,4 +1,4 @@
-"""The networks that others publish: their sizes, their names, their mathematics."""
+"""ResNets against published ones: numbers of parameters, names of layers, and logits."""
 
 import copy
 from typing import Any
@@ -28,30 +28,30 @@ BENCHMARK = {
 IMAGENET_STYLE = {"resnet18": 11173962, "resnet34": 21282122}
 
 
-def parameters(name: str, **options: object) -> int:
+def count_parameters(name: str, **options: object) -> int:
     with torch.device("meta"):
         network = getattr(networks, name)(**options)
     return sum(weight.numel() for weight in network.parameters())
 
 
 @pytest.mark.parametrize(("name", "count"), PAPER.items())
-def test_the_papers_networks_have_the_published_sizes(name: str, count: int) -> None:
-    assert parameters(name, shortcut="A") == count
+def test_parameter_counts_match_the_paper(name: str, count: int) -> None:
+    assert count_parameters(name, shortcut="A") == count
 
 
 @pytest.mark.parametrize(("name", "count"), BENCHMARK.items())
-def test_the_benchmarks_networks_have_the_published_sizes(name: str, count: int) -> None:
-    assert parameters(name, num_classes=100) == count
+def test_parameter_counts_match_repdistiller(name: str, count: int) -> None:
+    assert count_parameters(name, num_classes=100) == count
 
 
 @pytest.mark.parametrize(("name", "count"), IMAGENET_STYLE.items())
-def test_the_wide_networks_have_the_published_sizes(name: str, count: int) -> None:
-    assert parameters(name) == count
+def test_parameter_counts_match_pytorch_cifar(name: str, count: int) -> None:
+    assert count_parameters(name) == count
 
 
 @pytest.mark.parametrize("name", [*PAPER, "resnet8x4", "resnet32x4", "resnet18", "resnet34"])
 @pytest.mark.parametrize(("shortcut", "in_channels"), [("A", 1), ("B", 4)])
-def test_every_builder_takes_classes_shortcut_and_channels(name: str, shortcut: str, in_channels: int) -> None:
+def test_builders_accept_num_classes_shortcut_and_in_channels(name: str, shortcut: str, in_channels: int) -> None:
     with torch.device("meta"):
         network = getattr(networks, name)(num_classes=7, shortcut=shortcut, in_channels=in_channels)
         logits = network(torch.empty(2, in_channels, 32, 32))
@@ -61,7 +61,7 @@ def test_every_builder_takes_classes_shortcut_and_channels(name: str, shortcut: 
 
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (17, 9)])
-def test_images_of_any_size_become_logits(size: tuple[int, int]) -> None:
+def test_images_of_any_size_are_accepted(size: tuple[int, int]) -> None:
     logits = resnet20(num_classes=5)(torch.rand(2, 3, *size))
     assert logits.shape == (2, 5)
     assert logits.isfinite().all()
@@ -79,7 +79,7 @@ def test_each_stage_after_the_first_halves_the_resolution() -> None:
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(resnet18, "resnet18"), (resnet34, "resnet34")])
-def test_names_and_shapes_are_torchvisions(ours: type, theirs: str) -> None:
+def test_layer_names_and_shapes_match_torchvision(ours: type, theirs: str) -> None:
     with torch.device("meta"):
         reference = torchvision.models.get_model(theirs, num_classes=10)
         reference.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -90,11 +90,11 @@ def test_names_and_shapes_are_torchvisions(ours: type, theirs: str) -> None:
         assert type(network.get_submodule(name)) is type(reference.get_submodule(name))
 
 
-def test_the_logits_are_torchvisions() -> None:
+def test_logits_match_torchvision() -> None:
     reference = torchvision.models.resnet18(num_classes=10)
     reference.conv1, reference.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     network = resnet18()
-    randomise_statistics(reference)
+    randomize_batch_norms(reference)
     network.load_state_dict(reference.state_dict())
     images = torch.rand(2, 3, 16, 16)
     for mode in (True, False):
@@ -102,9 +102,9 @@ def test_the_logits_are_torchvisions() -> None:
 
 
 @pytest.mark.parametrize(("width", "front", "back"), [(8, 2, 2), (7, 1, 2), (4, 0, 0)])
-def test_shortcut_a_is_every_second_pixel_and_zero_channels(width: int, front: int, back: int) -> None:
+def test_shortcut_a_subsamples_and_pads_channels_with_zeros(width: int, front: int, back: int) -> None:
     network = ResNet([1, 1], [4, width], shortcut="A").eval()
-    randomise_statistics(network)
+    randomize_batch_norms(network)
     block = network.get_submodule("layer2.0")
     assert isinstance(block, _Block)
     assert not list(block.downsample.parameters())
@@ -117,7 +117,7 @@ def test_shortcut_a_is_every_second_pixel_and_zero_channels(width: int, front: i
     assert torch.equal(block(maps), F.relu(residual + shortcut))
 
 
-def test_shortcut_b_is_a_convolution_and_a_norm_where_the_shape_changes_only() -> None:
+def test_shortcut_b_projects_only_where_the_shape_changes() -> None:
     network = resnet20()
     changes = {name for name, module in network.named_modules() if name.endswith("downsample.0")}
     assert changes == {"layer2.0.downsample.0", "layer3.0.downsample.0"}
@@ -130,13 +130,13 @@ def test_no_relu_module_is_shared() -> None:
     assert not [module for module in resnet20().modules() if isinstance(module, nn.ReLU)]
 
 
-def test_a_copy_is_independent_and_says_the_same() -> None:
+def test_a_copy_is_independent_and_gives_the_same_logits() -> None:
     network = ResNet([1, 1], [4, 8]).eval()
     images = torch.rand(2, 3, 8, 8)
     logits = network(images)
-    twin = copy.deepcopy(network)
+    copied = copy.deepcopy(network)
     nn.init.zeros_(network.fc.weight)
-    assert torch.equal(twin(images), logits)
+    assert torch.equal(copied(images), logits)
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_a_copy_is_independent_and_says_the_same() -> None:
         ({"blocks": [1], "widths": [4], "shortcut": "C"}, r"shortcut must be 'A' or 'B', got 'C'\."),
     ],
 )
-def test_errors_say_what_is_wrong(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         ResNet(**options)
 
 
-def randomise_statistics(network: nn.Module) -> None:
+def randomize_batch_norms(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None

@@ -18,26 +18,26 @@ from kd_lightning.networks import WideResNet, wrn_16_2
         ("wrn_28_10", 10, 36479194),
     ],
 )
-def test_sizes_are_the_published_ones(name: str, classes: int, count: int) -> None:
+def test_parameter_counts_match_the_published_ones(name: str, classes: int, count: int) -> None:
     with torch.device("meta"):
         network = getattr(networks, name)(num_classes=classes)
     assert sum(weight.numel() for weight in network.parameters()) == count
 
 
 @pytest.mark.parametrize("name", ["wrn_16_2", "wrn_40_1", "wrn_40_2", "wrn_28_10"])
-def test_every_builder_takes_classes_and_channels(name: str) -> None:
+def test_builders_accept_num_classes_and_in_channels(name: str) -> None:
     with torch.device("meta"):
         network = getattr(networks, name)(num_classes=7, in_channels=1)
         assert network(torch.empty(2, 1, 32, 32)).shape == (2, 7)
 
 
-def test_names_follow_torchvision() -> None:
+def test_layer_names_follow_torchvision() -> None:
     network = wrn_16_2()
     for name in ("conv1", "bn1", "layer1.0.conv1", "layer1.1.bn2", "layer2.0.downsample", "layer3", "fc"):
         network.get_submodule(name)
 
 
-def test_the_logits_are_the_papers_formula() -> None:
+def test_logits_match_the_papers_formula() -> None:
     network = WideResNet(depth=16, widen=1, num_classes=5).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -54,7 +54,7 @@ def test_the_logits_are_the_papers_formula() -> None:
 
 
 @pytest.mark.parametrize("depth", [4, 9, 12, 41])
-def test_an_impossible_depth_is_refused(depth: int) -> None:
+def test_an_invalid_depth_is_refused(depth: int) -> None:
     with pytest.raises(ValueError, match=rf"^The depth of a wide ResNet is 6n \+ 4 \(.*\), got {depth}\.$"):
         WideResNet(depth, widen=1)
 
