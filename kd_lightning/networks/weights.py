@@ -1,5 +1,6 @@
 """Loading of weights from our checkpoints and from published files."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ def from_checkpoint(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     layers: Mapping[str, str] | None = None,
+    entry: str | None = None,
 ) -> nn.Module:
     """Load the weights of a file into a network, in place, and return it.
 
@@ -31,8 +33,8 @@ def from_checkpoint(
     Args:
         network: Network of the saved architecture.
         path: Path of a checkpoint of this package, or of any published state dict (``.ckpt .pt .pth .th
-            .safetensors``), bare or under ``state_dict`` or ``model``; the prefixes ``module.`` and ``network.`` are
-            dropped.
+            .safetensors``), bare or in one of its entries (``state_dict`` or ``model``, usually); the prefixes
+            ``module.`` and ``network.`` are dropped.
         rename: Spellings to replace at the start of the file's keys, for example ``{"linear.": "fc."}``.
         mean: Mean per channel that the network was trained with, for files that do not contain it.
         std: Standard deviation per channel, likewise.
@@ -40,6 +42,8 @@ def from_checkpoint(
             the parts of the saved network that provide their weights, as ``{"layer1.1": "layer1.4"}``. Other parts get
             those of the same name; all other weights of the file are ignored.
             V. Sanh et al.: DistilBERT, 2019, https://arxiv.org/abs/1910.01108, section 3
+        entry: Name of the entry of the file that holds the weights, for files with several, for example
+            ``"state_dict_ema"``.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -58,7 +62,7 @@ def from_checkpoint(
     check_format(content, path)
     if isinstance(content.get("sliced_shapes"), dict):
         slice_to(network, content["sliced_shapes"])
-    weights = _rename(_find_weights(content, path), rename or {}, path, wanted=set(network.state_dict()))
+    weights = _rename(_find_weights(content, path, entry), rename or {}, path, wanted=set(network.state_dict()))
     if layers is not None:
         weights = _select_layers(weights, layers, network)
     known = _saved_data_config(content, path)
@@ -72,15 +76,42 @@ def from_checkpoint(
     return network
 
 
-def _find_weights(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
+def _find_weights(content: dict[str, Any], path: str | Path, entry: str | None) -> dict[str, Tensor]:
     """Return the tensors of a state dict, wherever the file keeps it."""
-    nested = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
-    weights = {key: value for key, value in nested.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not weights:
-        raise UserError(f"{str(path)!r} does not contain weights, neither bare nor under 'state_dict' or 'model'.")
+    weights = _tensors(content)
+    entries = {key: _tensors(value) for key, value in content.items() if isinstance(value, dict)}
+    names = [name for name, tensors in entries.items() if tensors]
+    if entry is not None and entry not in names:
+        listed = ", ".join(map(repr, names)) or "nothing"
+        raise UserError(f"{str(path)!r} has no weights under {entry!r}; choose from: {listed}.")
+    if entry is not None or not weights or {"state_dict", "model"} & set(names):
+        weights = entries[entry or _choose_entry(entries, names, path)]
     if "pytorch-lightning_version" in content:  # other keys are the learned parts of losses
         return {key: value for key, value in weights.items() if key.startswith("network.")} or weights
     return weights
+
+
+def _tensors(values: dict[Any, Any]) -> dict[str, Tensor]:
+    return {key: value for key, value in values.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def _choose_entry(entries: Mapping[str, dict[str, Tensor]], names: list[str], path: str | Path) -> str:
+    """Return the usual entry of a file for its weights, and warn if others have weights of the same network."""
+    if not names:
+        raise UserError(f"{str(path)!r} does not contain weights, neither bare nor under 'state_dict' or 'model'.")
+    usual = [name for name in ("state_dict", "model") if name in names]
+    if len(names) > 1 and not usual:
+        listed = ", ".join(map(repr, names))
+        raise UserError(f"{str(path)!r} has weights under {listed}; choose one of them with entry=.")
+    chosen = usual[0] if usual else names[0]
+    keys = {name: {_spelling(key, {}) for key in entries[name]} for name in names}
+    others = ", ".join(repr(name) for name in names if name != chosen and keys[name] & keys[chosen])
+    if others:
+        warnings.warn(
+            f"{str(path)!r} has weights under {chosen!r}, which are loaded, and under {others}; choose with entry=.",
+            stacklevel=4,
+        )
+    return chosen
 
 
 def _rename(

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.errors import UserError
 from kd_lightning.networks import (
     DataConfig,
     ResNet,
@@ -410,3 +411,26 @@ def test_an_invalid_data_config_is_refused_before_weights_change(tmp_path: Path)
     with pytest.raises(ValueError, match=r"'data_config' in .* must contain only mean, std and classes"):
         from_checkpoint(network, tmp_path / "weights.pt")
     assert torch.equal(network.weight, before)
+
+
+def test_a_file_with_several_sets_of_weights_says_which_is_loaded(tmp_path: Path) -> None:
+    plain, averaged = random_network().state_dict(), random_network().state_dict()
+    saved = {"epoch": 3, "optimizer": {"state": {0: torch.ones(1)}}, "state_dict": plain, "state_dict_ema": averaged}
+    torch.save(saved, tmp_path / "timm.pth")
+    with pytest.warns(UserWarning, match="under 'state_dict', which are loaded, and under 'state_dict_ema'; choose"):
+        loaded = from_checkpoint(random_network(), tmp_path / "timm.pth")
+    assert all(torch.equal(value, plain[name]) for name, value in loaded.state_dict().items())
+    loaded = from_checkpoint(random_network(), tmp_path / "timm.pth", entry="state_dict_ema")
+    assert all(torch.equal(value, averaged[name]) for name, value in loaded.state_dict().items())
+    with pytest.raises(UserError, match="no weights under 'ema'; choose from: 'state_dict', 'state_dict_ema'"):
+        from_checkpoint(random_network(), tmp_path / "timm.pth", entry="ema")
+
+
+def test_an_unusual_entry_is_loaded_if_it_is_the_only_one(tmp_path: Path) -> None:
+    weights = random_network().state_dict()
+    torch.save({"epoch": 3, "net": weights}, tmp_path / "one.pth")
+    loaded = from_checkpoint(random_network(), tmp_path / "one.pth")
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+    torch.save({"student": weights, "teacher": weights}, tmp_path / "two.pth")
+    with pytest.raises(UserError, match="has weights under 'student', 'teacher'; choose one of them with entry="):
+        from_checkpoint(random_network(), tmp_path / "two.pth")
