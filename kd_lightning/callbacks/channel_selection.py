@@ -4,7 +4,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from statistics import median
 from time import perf_counter
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,17 @@ from kd_lightning.networks.output_layers import output_layers
 Measure = Literal["macs", "parameters", "latency"]
 Importance = Literal["magnitude", "bn_scale", "taylor"]
 _STEPS = 100
+_History = list[tuple[str, bool, list[int]]]
+"""What a pruner has done: the layers, whether their outputs were removed, and the indices of the channels."""
 
 
-def torch_pruning() -> Any:
+class _Pruner(Protocol):
+    def step(self) -> object: ...
+
+    def pruning_history(self) -> _History: ...
+
+
+def torch_pruning() -> ModuleType:
     """Import torch-pruning.
 
     Raises:
@@ -34,7 +43,8 @@ def torch_pruning() -> Any:
             "torch-pruning of the extra `prune` is not installed; run "
             '`pip install ".[prune]"` in a checkout of kd_lightning.'
         ) from error
-    return library
+    module: ModuleType = library
+    return module
 
 
 def cost(network: nn.Module, image: Tensor, measure: Measure) -> float:
@@ -119,7 +129,7 @@ def _trainable_copy(network: nn.Module, gradients: Mapping[str, Tensor] | None) 
     return copied
 
 
-def _pruner(network: nn.Module, image: Tensor, importance: Importance, layers: Sequence[str], round_to: int) -> Any:
+def _pruner(network: nn.Module, image: Tensor, importance: Importance, layers: Sequence[str], round_to: int) -> _Pruner:
     """Return a pruner that removes about a hundredth of the channels of a network in each step."""
     library = torch_pruning()
     importances = {
@@ -127,7 +137,7 @@ def _pruner(network: nn.Module, image: Tensor, importance: Importance, layers: S
         "bn_scale": library.importance.BNScaleImportance,
         "taylor": library.importance.GroupTaylorImportance,
     }
-    return library.pruner.BasePruner(
+    pruner: _Pruner = library.pruner.BasePruner(
         network,
         image,
         importance=importances[importance](),
@@ -138,9 +148,10 @@ def _pruner(network: nn.Module, image: Tensor, importance: Importance, layers: S
         ignored_layers=_ignored_layers(network, image, layers),
         round_to=round_to,
     )
+    return pruner
 
 
-def _kept_indices(network: nn.Module, image: Tensor, history: Any) -> dict[str, Tensor]:
+def _kept_indices(network: nn.Module, image: Tensor, history: _History) -> dict[str, Tensor]:
     """Return the indices of the kept entries: prune a copy whose entries are their own indices in the same way."""
     indexed = copy_network(network).cpu().double().eval()  # exact for integers
     indexed.requires_grad_(True)

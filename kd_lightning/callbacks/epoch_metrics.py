@@ -7,11 +7,18 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from kd_lightning.callbacks.rank_state import gather_ranks, select_rank
-from kd_lightning.callbacks.running_means import RunningMeans
+from kd_lightning.callbacks.running_means import MeansState, RunningMeans
 from kd_lightning.errors import UserError
+
+
+class _State(MeansState):
+    """The sums of all ranks, ``(ranks, 2, 2, names)``, and the time of the epoch."""
+
+    seconds: float
 
 
 class EpochMetrics(pl.Callback):
@@ -26,7 +33,7 @@ class EpochMetrics(pl.Callback):
         self.means = RunningMeans()
         self.seconds = 0.0
         self._started = 0.0
-        self._loaded: dict[str, Any] = {}
+        self._loaded: _State | None = None
 
     def add(self, loss: Tensor, terms: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
         """Add a batch.
@@ -57,17 +64,18 @@ class EpochMetrics(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, and continue a loaded epoch."""
         self._started = perf_counter()
-        state, self._loaded = self._loaded, {}
-        if state and state["sums"] is not None:
+        state, self._loaded = self._loaded, None
+        if state is not None and state["sums"] is not None:
             self.seconds = state["seconds"]
-            self.means.load_state_dict({**state, "sums": select_rank(state["sums"], trainer, pl_module.device)})
+            sums = select_rank(state["sums"], trainer, pl_module.device)
+            self.means.load_state_dict({"names": state["names"], "sums": sums})
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reset the sums and the clock."""
         self.means, self.seconds, self._started = RunningMeans(), 0.0, perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         """Add the time since the last batch."""
         now = perf_counter()
@@ -104,10 +112,11 @@ class EpochMetrics(pl.Callback):
         """Save the sums of all ranks (which save at the same step)."""
         state = self.means.state_dict()
         sums = None if state["sums"] is None else gather_ranks(state["sums"], trainer)
-        checkpoint["epoch_metrics"] = {**state, "sums": sums, "seconds": self.seconds}
+        saved: _State = {"names": state["names"], "sums": sums, "seconds": self.seconds}
+        checkpoint["epoch_metrics"] = saved
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the saved sums until training starts."""
-        self._loaded = checkpoint.get("epoch_metrics", {}) if trainer.state.fn == "fit" else {}
+        self._loaded = checkpoint.get("epoch_metrics") if trainer.state.fn == "fit" else None

@@ -7,6 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+from torch.optim import Optimizer
 
 from kd_lightning.callbacks.rank_state import gather_ranks, select_rank
 
@@ -22,8 +24,8 @@ class ExactResume(pl.Callback):
     def __init__(self) -> None:
         self.seed: int | None = None
         self._gradients_pending = False
-        self._loaded: dict[str, Any] = {}
-        self._loader_states: list[Any] = []
+        self._loaded_gradients: dict[str, Tensor] = {}
+        self._loader_states: list[dict[str, Any] | None] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Agree on the seed."""
@@ -36,10 +38,10 @@ class ExactResume(pl.Callback):
         for loader, state in zip(CombinedLoader(trainer.train_dataloader).flattened, self._loader_states, strict=False):
             if state and hasattr(loader, "load_state_dict"):
                 loader.load_state_dict(state)
-        loaded, self._loaded, self._loader_states = self._loaded, {}, []
         weights = dict(pl_module.named_parameters())
-        for name, gradients in loaded.get("gradients", {}).items():
+        for name, gradients in self._loaded_gradients.items():
             weights[name].grad = select_rank(gradients, trainer, pl_module.device)
+        self._loaded_gradients, self._loader_states = {}, []
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -55,7 +57,9 @@ class ExactResume(pl.Callback):
         """Note that gradients wait for the optimizer."""
         self._gradients_pending = True
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
         """Note that the optimizer uses them."""
         self._gradients_pending = False
 
@@ -75,8 +79,8 @@ class ExactResume(pl.Callback):
         """Restore the seed; the rest follows once the weights are on their device."""
         if trainer.state.fn != "fit":  # a checkpoint that is tested must not change the next fit
             return
-        self._loaded = dict(checkpoint.get("exact_resume", {}))
-        self.seed = self._loaded.pop("seed", None)
+        saved = checkpoint.get("exact_resume", {})
+        self.seed, self._loaded_gradients = saved.get("seed"), saved.get("gradients", {})
         self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
 
 

@@ -1,7 +1,7 @@
 """Keeps values that are not finite away from the weights."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import lightning.pytorch as pl
 import torch
@@ -21,6 +21,13 @@ class StepRecord(NamedTuple):
     place: str
     terms: Mapping[str, Tensor]
     tensors: Mapping[str, Tensor]
+
+
+class _State(TypedDict):
+    """The number of skipped updates of the epoch, and, within a step, the buffers before it."""
+
+    skipped: int | None
+    buffers: dict[str, Tensor]
 
 
 class FiniteGuard(pl.Callback):
@@ -52,7 +59,7 @@ class FiniteGuard(pl.Callback):
         self._snapshot: BufferSnapshot | None = None
         self._pending: PendingCheck | None = None
         self._stopped: UserError | None = None
-        self._loaded: dict[str, Any] = {}
+        self._loaded: _State | None = None
 
     def observe(self, record: StepRecord) -> None:
         """Remember a batch of the step: the first one that is known not to be finite, otherwise the last."""
@@ -67,10 +74,12 @@ class FiniteGuard(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Continue a loaded epoch, within a step if its gradients wait for more batches."""
-        state, self._loaded = self._loaded, {}
-        if state.get("skipped") is not None:
+        state, self._loaded = self._loaded, None
+        if state is None:
+            return
+        if state["skipped"] is not None:
             self.skipped = torch.tensor(state["skipped"], device=pl_module.device)
-        if state.get("buffers"):
+        if state["buffers"]:
             buffers = {name: buffer.to(pl_module.device) for name, buffer in state["buffers"].items()}
             self._snapshot = BufferSnapshot(buffers)
 
@@ -162,16 +171,15 @@ class FiniteGuard(pl.Callback):
         self.synchronize()
         if self._stopped is not None:
             raise self._stopped
-        checkpoint["finite_guard"] = {
-            "skipped": None if self.skipped is None else int(self.skipped),
-            "buffers": {} if self._snapshot is None else self._snapshot.tensors(),
-        }
+        skipped = None if self.skipped is None else int(self.skipped)
+        state: _State = {"skipped": skipped, "buffers": {} if self._snapshot is None else self._snapshot.tensors()}
+        checkpoint["finite_guard"] = state
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the saved state until training starts."""
-        self._loaded = checkpoint.get("finite_guard", {}) if trainer.state.fn == "fit" else {}
+        self._loaded = checkpoint.get("finite_guard") if trainer.state.fn == "fit" else None
 
     def _stop(self, message: str) -> None:
         self._stopped = UserError(message)

@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
+from kd_lightning.callbacks.protocol import trained_module
 from kd_lightning.callbacks.rewrap import rewrap
 from kd_lightning.errors import UserError
 from kd_lightning.networks.output_layers import output_weights
@@ -64,7 +65,7 @@ class FreezeLayers(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freeze the layers of the current epoch, after the optimizer got all weights."""
-        network: Any = pl_module.network
+        network = trained_module(pl_module).network
         until = self._until(network, getattr(pl_module, "image_shape", None))
         trained = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
         self._weights = [(weight, _until_of(name, until)) for name, weight in trained]

@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 from torch.utils.hooks import RemovableHandle
 
 from kd_lightning.callbacks.network_change import check_epoch, reset_best
+from kd_lightning.callbacks.protocol import trained_module
 from kd_lightning.callbacks.prune import PruneNetwork
 from kd_lightning.errors import UserError
 from kd_lightning.networks.copying import copy_network
@@ -104,7 +105,7 @@ class MaskWeights(pl.Callback):
         self._done: list[int] = []
         self._hook: RemovableHandle | None = None
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Raise if the network is pruned as well, or if the training ends too early."""
         if stage != "fit":
             return
@@ -112,19 +113,22 @@ class MaskWeights(pl.Callback):
         if any(isinstance(callback, PruneNetwork) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise UserError("MaskWeights and PruneNetwork change the same weights; use only one of them in a run.")
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Apply the masks after each step of the optimizer."""
         self._masks = {name: mask.to(pl_module.device) for name, mask in self._masks.items()}
         (optimizer,) = trainer.optimizers
-        self._hook = optimizer.register_step_post_hook(lambda *_: self._apply(pl_module.network))
+        network = trained_module(pl_module).network
+        self._hook = optimizer.register_step_post_hook(lambda *_: self._apply(network))
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Compute the masks at the start of an epoch of ``epochs``."""
         epoch = trainer.current_epoch
         if epoch not in self.epochs or epoch in self._done:
             return
         self._done.append(epoch)
-        network = pl_module.network
+        network = trained_module(pl_module).network
         if self.sparsity is None:
             self._masks = semi_structured_masks(network)
         else:
@@ -137,7 +141,7 @@ class MaskWeights(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics({"prune/sparsity": zeros / weights}, step=trainer.global_step)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove the optimizer's hook."""
         if self._hook is not None:
             self._hook.remove()

@@ -1,7 +1,5 @@
 """Advice where a device has no memory left."""
 
-from typing import Any
-
 import lightning.pytorch as pl
 import torch
 
@@ -18,7 +16,7 @@ class OutOfMemoryAdvice(pl.Callback):
         """Add the note."""
         if not is_out_of_memory(exception):
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: object = trainer.datamodule  # type: ignore[attr-defined]
         size = getattr(data, "batch_size", None)
         add_user_message(
             exception,

@@ -20,6 +20,7 @@ from kd_lightning.callbacks.channel_selection import (
     torch_pruning,
 )
 from kd_lightning.callbacks.network_change import check_epoch, reset_best
+from kd_lightning.callbacks.protocol import trained_module
 from kd_lightning.callbacks.rewrap import rewrap
 from kd_lightning.errors import UserError
 from kd_lightning.losses import Objective
@@ -82,7 +83,7 @@ class PruneNetwork(pl.Callback):
         self._unpruned_cost: float | None = None
         self._gradients: dict[str, Tensor] = {}
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Raise if the run cannot be pruned."""
         if stage != "fit":
             return
@@ -94,13 +95,13 @@ class PruneNetwork(pl.Callback):
                 "PruneNetwork does not support strategies that fork or spawn processes, because the main process would "
                 "keep the unpruned network; set trainer.strategy=ddp."
             )
-        if pl_module.compiles:
+        if trained_module(pl_module).compiles:
             raise UserError("PruneNetwork does not support a compiled network; set compile=false, or prune it first.")
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune a copy, so that errors are raised before the first step."""
         image, layers = self._image(trainer), _layers_read_by_losses(pl_module)
-        network = _cpu_copy(pl_module.network)
+        network = _cpu_copy(trained_module(pl_module).network)
         if self._unpruned_cost is None:
             self._unpruned_cost = cost(network, image, self.measure)
         if len(self._done) == len(self.epochs):
@@ -112,15 +113,19 @@ class PruneNetwork(pl.Callback):
                 "use losses on logits."
             )
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
         """Accumulate gradients for ``"taylor"``."""
         if self.importance == "taylor" and trainer.current_epoch + 1 in self.epochs:
-            for name, weight in pl_module.network.named_parameters():
+            for name, weight in trained_module(pl_module).network.named_parameters():
                 gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad.detach()
                 total = self._gradients.get(name)
                 self._gradients[name] = gradient.clone() if total is None else total.to(gradient.device) + gradient
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Prune at the start of an epoch of ``epochs``."""
         epoch = trainer.current_epoch
         if epoch not in self.epochs or epoch in self._done:
@@ -128,7 +133,7 @@ class PruneNetwork(pl.Callback):
         self._done.append(epoch)
         steps = self.epochs.index(epoch) + 1
         keep = 1 - (1 - self.keep) * steps / len(self.epochs)
-        image, network = self._image(trainer), pl_module.network
+        image, network = self._image(trainer), trained_module(pl_module).network
         kept: dict[str, Tensor] = {}
         if trainer.is_global_zero:
             kept = self._choose(pl_module, image, keep, self.importance)
@@ -157,12 +162,14 @@ class PruneNetwork(pl.Callback):
         self._done, self._unpruned_cost = list(state_dict["done"]), state_dict["whole"]
         self._gradients = dict(state_dict["gradients"])
 
-    def _choose(self, pl_module: Any, image: Tensor, keep: float, importance: Importance) -> dict[str, Tensor]:
+    def _choose(
+        self, pl_module: pl.LightningModule, image: Tensor, keep: float, importance: Importance
+    ) -> dict[str, Tensor]:
         assert self._unpruned_cost is not None
         gradients = self._gradients if importance == "taylor" else None
         layers = _layers_read_by_losses(pl_module)
         return channels_to_keep(
-            pl_module.network,
+            trained_module(pl_module).network,
             image,
             budget=keep * self._unpruned_cost,
             measure=self.measure,
@@ -183,9 +190,10 @@ class PruneNetwork(pl.Callback):
         return torch.zeros(1, *shape)
 
 
-def _layers_read_by_losses(pl_module: Any) -> list[str]:
+def _layers_read_by_losses(pl_module: pl.LightningModule) -> list[str]:
     """Return the layers of the trained network that losses read."""
-    return list(pl_module.losses.layers) if isinstance(getattr(pl_module, "losses", None), Objective) else []
+    losses = getattr(pl_module, "losses", None)
+    return list(losses.layers) if isinstance(losses, Objective) else []
 
 
 def _cpu_copy(network: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kd_lightning.callbacks.network_change import check_epoch, reset_best
+from kd_lightning.callbacks.protocol import trained_module
 from kd_lightning.callbacks.prune import PruneNetwork
 from kd_lightning.errors import UserError
 
@@ -79,7 +80,7 @@ class FakeQuantize:
         return images, *others
 
 
-def restore(layer: nn.Module, inputs: Any, output: Any) -> None:
+def restore(layer: nn.Module, inputs: object, output: object) -> None:
     """Make a layer's parameter ``weight`` visible again."""
     vars(layer).pop("weight", None)
 
@@ -114,12 +115,12 @@ class QuantizationAwareTraining(pl.Callback):
         self._handles: list[RemovableHandle] = []
         self._ranges: dict[str, Tensor] = {}
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Raise if the network is compiled, or pruned too late."""
         if stage != "fit":
             return
         check_epoch(trainer, "QuantizationAwareTraining starts", self.from_epoch)
-        if pl_module.compiles:
+        if trained_module(pl_module).compiles:
             raise UserError("QuantizationAwareTraining does not support a compiled network; set compile=false.")
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         pruned = [epoch for callback in callbacks if isinstance(callback, PruneNetwork) for epoch in callback.epochs]
@@ -129,29 +130,31 @@ class QuantizationAwareTraining(pl.Callback):
                 f"QuantizationAwareTraining later, with from_epoch={max(pruned) + 1}."
             )
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Attach the hooks in the first epoch with rounding."""
         if self._active or trainer.current_epoch < self.from_epoch:
             return
         if not self._ranges:
             reset_best(trainer)
-        for name, layer in _quantizable(pl_module.network):
+        for name, layer in _quantizable(trained_module(pl_module).network):
             self._active[name] = FakeQuantize(self._ranges.get(name, torch.empty(0)).to(layer.weight.device))
             self._handles += self._active[name].attach(layer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Replace the ranges of all processes with those of rank 0."""
         for hooks in self._active.values():
             hooks.range = trainer.strategy.broadcast(hooks.range.cpu()).to(hooks.range.device)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove the hooks."""
         self._ranges = {name: hooks.range for name, hooks in self._active.items()}
         for handle in self._handles:
             handle.remove()
         self._active, self._handles = {}, []
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Remove the hooks."""
         self.teardown(trainer, pl_module, "fit")
 

@@ -1,7 +1,5 @@
 """Wraps a module in DDP again after its trained weights have changed."""
 
-from typing import Any
-
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from kd_lightning.errors import UserError
@@ -24,7 +22,7 @@ def rewrap(strategy: Strategy) -> None:
             f"{type(strategy).__name__} cannot change which weights train during a run; use trainer.strategy=ddp, or "
             "one device."
         )
-    state: Any = strategy._ddp_comm_state
+    state: object = strategy._ddp_comm_state
     for name in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, of buckets that no longer exist
         getattr(state, name, {}).clear()
     strategy.model = strategy.lightning_module

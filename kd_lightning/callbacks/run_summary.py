@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.callbacks.protocol import trained_module
 from kd_lightning.files.atomic import atomic_write
 
 
@@ -41,12 +42,11 @@ class RunSummary(pl.Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith("test/")
         }
-        network: nn.Module = pl_module.network  # type: ignore[assignment]
         checkpoint = trainer.ckpt_path
         report = {
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "file_bytes": Path(checkpoint).stat().st_size if checkpoint else None,
-            "parameters": sum(weight.numel() for weight in network.parameters()),
+            "parameters": sum(weight.numel() for weight in trained_module(pl_module).network.parameters()),
             "images_per_second": round(images_per_second(pl_module, images, self.seconds), 1),
             "device": str(pl_module.device),
             **metrics,

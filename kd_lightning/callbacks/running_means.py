@@ -1,9 +1,16 @@
 """Means over an epoch, summed on the device and read once."""
 
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
+
+
+class MeansState(TypedDict):
+    """The state of :class:`RunningMeans`: names, and sums now and before the current step, ``(2, 2, names)``."""
+
+    names: list[str]
+    sums: Tensor | None
 
 
 class RunningMeans:
@@ -48,12 +55,12 @@ class RunningMeans:
         sums = self.sums if total is None else total
         return {} if sums is None else dict(zip(self.names, sums[0] / sums[1], strict=True))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> MeansState:
         """Return the sums now and before the current step, ``(2, 2, names)``."""
         sums = None if self.sums is None else torch.stack([self.sums, self._sums_before(self.sums)])
         return {"names": list(self.names), "sums": sums}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: MeansState) -> None:
         """Continue from saved sums."""
         self.names = tuple(state["names"])
         self.sums, self._before = (None, None) if state["sums"] is None else state["sums"].unbind()

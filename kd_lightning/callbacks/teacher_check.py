@@ -1,7 +1,7 @@
 """A check of the teacher before the student learns from it."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, Protocol, cast
 
 import lightning.pytorch as pl
 import torch
@@ -9,6 +9,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from kd_lightning.errors import UserError
+from kd_lightning.teacher.frozen_teacher import FrozenTeacher
+
+
+class _Distillation(Protocol):
+    """The parts of a :class:`DistillationModule` that are read."""
+
+    frozen_teacher: FrozenTeacher | None
+    num_classes: int | None
+
+    @property
+    def shares_classes(self) -> bool: ...
 
 
 class TeacherCheck(pl.Callback):
@@ -24,32 +35,34 @@ class TeacherCheck(pl.Callback):
     def __init__(self, mode: Literal["error", "warn", "off"]) -> None:
         self.mode = mode
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the teacher, unless the run is resumed.
 
         Raises:
             UserError: If the teacher is no better than chance and the mode is ``"error"``.
         """
-        if self.mode == "off" or trainer.global_step > 0 or pl_module.teacher is None:
+        module = cast("_Distillation", pl_module)
+        teacher = module.frozen_teacher
+        if self.mode == "off" or trainer.global_step > 0 or teacher is None:
             return
-        if not pl_module.shares_classes:
+        if not module.shares_classes:
             rank_zero_info("The teacher has other classes than the data, so its accuracy is not measured.")
             return
-        correct, count = accuracy_on_val(trainer, lambda images: pl_module.frozen_teacher(images).logits)
+        correct, count = accuracy_on_val(trainer, lambda images: teacher(images).logits)
         if not count:
             rank_zero_info("There are no labelled validation images to check the teacher on.")
             return
         rank_zero_info(f"The teacher's accuracy on the validation images is {correct / count:.2%}.")
         if trainer.is_global_zero and trainer.logger is not None:
             trainer.logger.log_metrics({"teacher/accuracy": correct / count}, step=0)
-        reason, certain = describe_chance_level(correct, count, pl_module.num_classes or 1)
+        reason, certain = describe_chance_level(correct, count, module.num_classes or 1)
         if certain and self.mode == "error":
             raise UserError(reason)
         if reason:
             rank_zero_warn(reason)
 
 
-def accuracy_on_val(trainer: Any, classify: Callable[[Tensor], Tensor]) -> tuple[int, int]:
+def accuracy_on_val(trainer: pl.Trainer, classify: Callable[[Tensor], Tensor]) -> tuple[int, int]:
     """Return the correctly classified and the labelled images of the validation loaders, summed over all ranks.
 
     Args:

@@ -1,5 +1,6 @@
 """Plots two domains in a network's features, before and after adaptation."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from kd_lightning.callbacks.protocol import TrainedModule, trained_module
 from kd_lightning.errors import UserError
 from kd_lightning.features import FeatureTap, evaluating
 from kd_lightning.networks.placement import weight_device
@@ -44,17 +46,17 @@ class TSNEPlot(pl.Callback):
         self._embedded: dict[str, Tensor] = {}
         self._labels = torch.empty(0, dtype=torch.long)
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check that the layer exists before anything is computed."""
         if stage == "fit":
-            FeatureTap(pl_module.network, [self.layer]).remove()
+            FeatureTap(trained_module(pl_module).network, [self.layer]).remove()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute the features before training."""
         if trainer.global_step == 0:
             self._embed(trainer, pl_module, "before")
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute the features after training, and plot both."""
         self._embed(trainer, pl_module, "after")
         folder = trainer.log_dir or trainer.default_root_dir  # on all ranks, since Lightning broadcasts it
@@ -74,12 +76,13 @@ class TSNEPlot(pl.Callback):
         """Restore the features from before training."""
         self._embedded = dict(state_dict["embedded"])
 
-    def _embed(self, trainer: pl.Trainer, pl_module: Any, when: str) -> None:
+    def _embed(self, trainer: pl.Trainer, pl_module: pl.LightningModule, when: str) -> None:
         loaders = trainer.val_dataloaders
         if not isinstance(loaders, list) or len(loaders) != len(DOMAINS) or not trainer.is_global_zero:
             return
-        tap = FeatureTap(pl_module.network, [self.layer])
-        (source, self._labels), (target, _) = (self._rows(trainer, pl_module, tap, loader) for loader in loaders)
+        module = trained_module(pl_module)
+        tap = FeatureTap(module.network, [self.layer])
+        (source, self._labels), (target, _) = (self._rows(trainer, module, tap, loader) for loader in loaders)
         tap.remove()
         features = source, target
         rows = torch.cat(features).numpy()
@@ -90,15 +93,17 @@ class TSNEPlot(pl.Callback):
         domains = np.repeat([0.0, 1.0], [len(part) for part in features])
         self._embedded[when] = torch.from_numpy(np.column_stack([embedded, domains]))
 
-    def _rows(self, trainer: pl.Trainer, pl_module: Any, tap: FeatureTap, loader: Any) -> tuple[Tensor, Tensor]:
+    def _rows(
+        self, trainer: pl.Trainer, module: TrainedModule, tap: FeatureTap, loader: Iterable[Sequence[Tensor]]
+    ) -> tuple[Tensor, Tensor]:
         rows: list[Tensor] = []
         labels: list[Tensor] = []
         # a loader draws a seed when it is iterated
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(pl_module.network):
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(module.network):
             for batch in loader:
                 images, own, *_ = trainer.strategy.batch_to_device(batch)
-                images = images.to(weight_device(pl_module.network))  # after a fit Lightning has moved it to the CPU
-                output = tap(pl_module.convert_input(images)).features[self.layer]
+                images = images.to(weight_device(module.network))  # after a fit Lightning has moved it to the CPU
+                output = tap(module.network_input(images)).features[self.layer]
                 rows.append((output.mean((2, 3)) if output.dim() == 4 else output.flatten(1)).float().cpu())
                 labels.append(own.cpu())
                 if sum(map(len, rows)) >= self.images:
