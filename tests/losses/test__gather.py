@@ -1,4 +1,4 @@
-"""Every test but the last forks its own ranks; a hang ends as an error of gloo after 20 seconds."""
+"""Gathering rows of all ranks, in forked processes; a hang becomes an error of gloo after 20 seconds."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -42,8 +42,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def ranks(tmp_path: Path) -> Callable[[int, Work], list[Any]]:
-    """Calls ``work(rank)`` in so many processes and gives what each returned."""
+def run_on_ranks(tmp_path: Path) -> Callable[[int, Work], list[Any]]:
+    """Call ``work(rank)`` in several processes and return their results."""
 
     def run(world: int, work: Work) -> list[Any]:
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
@@ -57,24 +57,24 @@ def ranks(tmp_path: Path) -> Callable[[int, Work], list[Any]]:
 def _rank(rank: int, world: int, work: Work, folder: Path) -> None:
     meeting = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", meeting, timedelta(seconds=20), world, rank)
-    dist.barrier()  # who has nothing to do must not leave before the others have connected
+    dist.barrier()  # a rank without work must not exit before the others have connected
     torch.save(work(rank), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-Ranks = Callable[[int, Work], list[Any]]
+RunOnRanks = Callable[[int, Work], list[Any]]
 
 
-def relation(vectors: Tensor) -> Tensor:
-    """A loss in which every row meets every other one, and the order counts."""
+def pairwise_loss(vectors: Tensor) -> Tensor:
+    """Return a loss that compares all pairs of rows and depends on their order."""
     place = torch.arange(1, len(vectors) + 1, dtype=vectors.dtype)
     return ((vectors @ vectors.T).square() * (place[:, None] + place.square())).mean()
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_rows_come_in_the_order_of_ranks(ranks: Ranks, sizes: tuple[int, ...]) -> None:
+def test_rows_are_gathered_in_the_order_of_ranks(run_on_ranks: RunOnRanks, sizes: tuple[int, ...]) -> None:
     count = sum(sizes)
-    wide = {
+    full = {
         "vectors": torch.randn(count, 3),
         "maps": torch.randn(count, 2, 4, 4, dtype=torch.float64),
         "channels_last": torch.randn(count, 2, 4, 4).to(memory_format=torch.channels_last),
@@ -85,18 +85,20 @@ def test_rows_come_in_the_order_of_ranks(ranks: Ranks, sizes: tuple[int, ...]) -
     }
 
     def work(rank: int) -> dict[str, Tensor]:
-        parts = [tensor.split(sizes)[rank] for tensor in wide.values()]
-        return dict(zip(wide, all_gather_grad(*parts), strict=True))
+        parts = [tensor.split(sizes)[rank] for tensor in full.values()]
+        return dict(zip(full, all_gather_grad(*parts), strict=True))
 
-    for found in ranks(len(sizes), work):
-        for name, tensor in wide.items():
+    for found in run_on_ranks(len(sizes), work):
+        for name, tensor in full.items():
             assert found[name].dtype == tensor.dtype, name
             assert torch.equal(found[name], tensor), name
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_the_mean_of_the_ranks_gradients_is_that_of_one_process(ranks: Ranks, sizes: tuple[int, ...]) -> None:
-    """DDP takes that mean over the weights, which are the same on all ranks."""
+def test_the_mean_gradient_over_ranks_equals_that_of_one_process(
+    run_on_ranks: RunOnRanks, sizes: tuple[int, ...]
+) -> None:
+    """DDP averages the gradients of the weights, which are the same on all ranks."""
     images, weight = torch.randn(sum(sizes), 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     teacher = torch.randn(sum(sizes), 3, dtype=torch.float64)
 
@@ -105,82 +107,82 @@ def test_the_mean_of_the_ranks_gradients_is_that_of_one_process(ranks: Ranks, si
         student, fixed = all_gather_grad((images.split(sizes)[rank] @ own).tanh(), teacher.split(sizes)[rank])
         assert student.requires_grad
         assert not fixed.requires_grad
-        loss = relation(student - fixed)
+        loss = pairwise_loss(student - fixed)
         loss.backward()
         assert own.grad is not None
         dist.all_reduce(own.grad)
         return {"loss": loss.detach(), "gradient": own.grad / len(sizes)}
 
     single = weight.clone().requires_grad_()
-    loss = relation((images @ single).tanh() - teacher)
+    loss = pairwise_loss((images @ single).tanh() - teacher)
     loss.backward()
-    for found in ranks(len(sizes), work):
+    for found in run_on_ranks(len(sizes), work):
         torch.testing.assert_close(found["loss"], loss.detach(), rtol=1e-12, atol=0)
         torch.testing.assert_close(found["gradient"], single.grad, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_backward_sums_what_the_ranks_say_of_a_row(ranks: Ranks, sizes: tuple[int, ...]) -> None:
-    """Each rank has a loss of its own here; its rows get the gradient of all of them."""
+def test_backward_sums_the_gradients_of_all_ranks(run_on_ranks: RunOnRanks, sizes: tuple[int, ...]) -> None:
+    """Each rank computes a different loss; its rows get the gradients of all of them."""
     world, count = len(sizes), sum(sizes)
-    wide, factors = torch.randn(count, 3), torch.randn(world, count, 3)
+    full, factors = torch.randn(count, 3), torch.randn(world, count, 3)
 
     def work(rank: int) -> Tensor:
-        own = wide.split(sizes)[rank].clone().requires_grad_()
+        own = full.split(sizes)[rank].clone().requires_grad_()
         (all_gather_grad(own)[0] * factors[rank]).sum().backward()
         assert own.grad is not None
         return own.grad
 
-    torch.testing.assert_close(torch.cat(ranks(world, work)), factors.sum(0))
+    torch.testing.assert_close(torch.cat(run_on_ranks(world, work)), factors.sum(0))
 
 
-def test_the_gradient_is_right_numerically(ranks: Ranks) -> None:
-    """The sum of the ranks' losses, a row of one rank moved a little."""
+def test_the_gradient_matches_finite_differences(run_on_ranks: RunOnRanks) -> None:
+    """The sum of the losses of all ranks is differentiated by finite differences."""
     sizes, step = (3, 5), 1e-6
-    wide = torch.randn(8, 2, dtype=torch.float64)
+    full = torch.randn(8, 2, dtype=torch.float64)
 
     def total(rank: int, rows: Tensor) -> Tensor:
-        return (rank + 1) * relation(all_gather_grad(rows)[0])
+        return (rank + 1) * pairwise_loss(all_gather_grad(rows)[0])
 
     def work(rank: int) -> list[Tensor]:
-        own = wide.split(sizes)[rank].clone().requires_grad_()
+        own = full.split(sizes)[rank].clone().requires_grad_()
         total(rank, own).backward()
-        differences = torch.zeros_like(wide)
+        differences = torch.zeros_like(full)
         for i in range(16):
             change = torch.zeros(16, dtype=torch.float64)
             change[i] = step
-            up, down = (wide + sign * change.view(8, 2) for sign in (1, -1))
+            up, down = (full + sign * change.view(8, 2) for sign in (1, -1))
             losses = torch.stack([total(rank, rows.split(sizes)[rank]) for rows in (up, down)])
             dist.all_reduce(losses)
             differences.view(-1)[i] = (losses[0] - losses[1]) / (2 * step)
         assert own.grad is not None
         return [own.grad, differences.split(sizes)[rank]]
 
-    for gradient, differences in ranks(2, work):
+    for gradient, differences in run_on_ranks(2, work):
         torch.testing.assert_close(gradient, differences, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_becomes_float32(ranks: Ranks, dtype: torch.dtype) -> None:
+def test_half_precision_becomes_float32(run_on_ranks: RunOnRanks, dtype: torch.dtype) -> None:
     """The sum over ranks is then taken in float32: in half precision 2049 - 2048 would be 0."""
-    wide = torch.randn(5, 3).to(dtype)
+    full = torch.randn(5, 3).to(dtype)
 
     def work(rank: int) -> dict[str, Tensor]:
-        own = wide.split((2, 3))[rank].clone().requires_grad_()
+        own = full.split((2, 3))[rank].clone().requires_grad_()
         rows, labels = all_gather_grad(own, torch.full((len(own),), rank))
         (rows * torch.tensor([2049.0, -2048.0])[rank]).sum().backward()
         assert own.grad is not None
         return {"rows": rows.detach(), "labels": labels, "gradient": own.grad}
 
-    for found in ranks(2, work):
+    for found in run_on_ranks(2, work):
         assert found["rows"].dtype == torch.float32
-        assert torch.equal(found["rows"], wide.float())
+        assert torch.equal(found["rows"], full.float())
         assert found["labels"].tolist() == [0, 0, 1, 1, 1]
         assert found["gradient"].dtype == dtype
         assert (found["gradient"] == 1).all()
 
 
-def test_not_active_returns_the_same_tensors(ranks: Ranks) -> None:
+def test_inactive_gathering_returns_the_same_tensors(run_on_ranks: RunOnRanks) -> None:
     """Ranks that do not gather need not wait for each other: only one of them calls."""
 
     def work(rank: int) -> bool:
@@ -188,7 +190,7 @@ def test_not_active_returns_the_same_tensors(ranks: Ranks) -> None:
         found = all_gather_grad(rows, labels, active=False) if rank == 0 else (rows, labels)
         return found[0] is rows and found[1] is labels and found[0].dtype == torch.float16
 
-    assert ranks(2, work) == [True, True]
+    assert run_on_ranks(2, work) == [True, True]
 
 
 LOSSES: list[DistillationLoss | AlignmentLoss] = [
@@ -217,7 +219,7 @@ ADAPTATION: list[Adaptation] = [
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
-def test_in_eval_mode_a_rank_is_alone(ranks: Ranks, loss: DistillationLoss | AlignmentLoss) -> None:
+def test_losses_do_not_gather_in_eval_mode(run_on_ranks: RunOnRanks, loss: DistillationLoss | AlignmentLoss) -> None:
     """Ranks may evaluate different numbers of batches: only one of them calls here."""
     student, teacher = (Outputs(torch.randn(6, 5), {"avgpool": torch.randn(6, 3)}) for _ in range(2))
     loss.build(student, teacher)
@@ -226,14 +228,14 @@ def test_in_eval_mode_a_rank_is_alone(ranks: Ranks, loss: DistillationLoss | Ali
     def work(rank: int) -> Tensor:
         return loss(student, teacher, torch.arange(6) % 5).detach() if rank == 0 else torch.zeros(())
 
-    found, _ = ranks(2, work)
+    found, _ = run_on_ranks(2, work)
     assert torch.equal(found, loss(student, teacher, torch.arange(6) % 5))
 
 
 @pytest.mark.parametrize("loss", ADAPTATION, ids=lambda loss: type(loss).__name__)
 @pytest.mark.parametrize("sizes", [((4, 4), (4, 4)), ((3, 5), (6, 2))], ids=str)
-def test_two_ranks_adapt_as_one_process_does(
-    ranks: Ranks, loss: Adaptation, sizes: tuple[tuple[int, int], tuple[int, int]]
+def test_alignment_losses_on_two_ranks_equal_those_of_one_process(
+    run_on_ranks: RunOnRanks, loss: Adaptation, sizes: tuple[tuple[int, int], tuple[int, int]]
 ) -> None:
     """Value, metrics and the gradient of the network and of the learned parts, after DDP's averaging."""
     images, weight = torch.randn(2, 8, 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
@@ -241,7 +243,7 @@ def test_two_ranks_adapt_as_one_process_does(
     loss.progress = torch.tensor(0.3)
     loss.build(*(Outputs(torch.zeros(2, 3), {"a": torch.zeros(2, 3), "b": torch.zeros(2, 3)}) for _ in range(2)))
     loss.double()
-    for parameter in loss.parameters():  # some begin at zero
+    for parameter in loss.parameters():  # some start at zero
         torch.nn.init.normal_(parameter)
 
     def step(source: Tensor, target: Tensor, given: Tensor) -> list[Tensor]:
@@ -263,24 +265,24 @@ def test_two_ranks_adapt_as_one_process_does(
         return found
 
     single = step(images[0], images[1], labels)
-    for found in ranks(2, work):
+    for found in run_on_ranks(2, work):
         for tensor, expected in zip(found, single, strict=True):
             torch.testing.assert_close(tensor, expected, rtol=1e-9, atol=1e-12)
     if type(loss) is not AdversarialLoss:  # which is a mean over samples
         loss.gather = False
-        assert not torch.allclose(ranks(2, work)[0][0], single[0], rtol=1e-6)
+        assert not torch.allclose(run_on_ranks(2, work)[0][0], single[0], rtol=1e-6)
         loss.gather = True
 
 
-def test_a_group_of_one_returns_the_same_tensors(ranks: Ranks) -> None:
+def test_a_group_of_one_returns_the_same_tensors(run_on_ranks: RunOnRanks) -> None:
     def work(rank: int) -> bool:
         rows = torch.randn(3, 2, dtype=torch.float16)
         return all_gather_grad(rows)[0] is rows
 
-    assert ranks(1, work) == [True]
+    assert run_on_ranks(1, work) == [True]
 
 
-def test_without_a_group_the_same_tensors_return() -> None:
+def test_without_a_process_group_the_same_tensors_are_returned() -> None:
     rows, labels = torch.randn(3, 2, dtype=torch.float16, requires_grad=True), torch.arange(3)
     for active in (True, False):
         found = all_gather_grad(rows, labels, active=active)

@@ -4,13 +4,13 @@ import torch
 from kd_lightning.losses._multilinear import MultilinearMap, outer_product, random_product
 
 
-def test_the_outer_product_is_that_of_every_pair() -> None:
+def test_the_outer_product_matches_einsum() -> None:
     features, probabilities = torch.randn(4, 3, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64)
     expected = torch.einsum("bc,bd->bcd", probabilities, features).reshape(4, 15)
     torch.testing.assert_close(outer_product(features, probabilities), expected)
 
 
-def test_the_random_map_keeps_inner_products_in_the_mean() -> None:
+def test_the_random_map_preserves_inner_products_in_expectation() -> None:
     """The paper's theorem 1: its inner products estimate those of the outer products."""
     features, probabilities = torch.randn(3, 4, dtype=torch.float64), torch.rand(3, 2, dtype=torch.float64)
     maps = [torch.randn(width, 200_000, dtype=torch.float64) for width in (4, 2)]
@@ -19,7 +19,7 @@ def test_the_random_map_keeps_inner_products_in_the_mean() -> None:
     torch.testing.assert_close(mapped @ mapped.T, exact @ exact.T, rtol=0.03, atol=0.03)
 
 
-def test_the_random_map_by_hand() -> None:
+def test_the_random_map_matches_a_value_by_hand() -> None:
     mapped = random_product(
         torch.tensor([[1.0, 2.0]]),
         torch.tensor([[0.5, 0.5]]),
@@ -30,7 +30,7 @@ def test_the_random_map_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("largest", "random"), [(14, True), (15, False), (16, False)])
-def test_the_product_is_random_only_where_it_is_too_large(largest: int, random: bool) -> None:
+def test_the_random_map_is_used_only_above_the_largest_product(largest: int, random: bool) -> None:
     condition = MultilinearMap(3, 5, largest, random_dimensions=7)
     assert condition.random is random
     assert condition.dimensions == (7 if random else 15)
@@ -45,7 +45,7 @@ def test_the_product_is_random_only_where_it_is_too_large(largest: int, random: 
     torch.testing.assert_close(mapped, expected)
 
 
-def test_the_random_maps_are_the_same_everywhere_are_saved_and_do_not_train() -> None:
+def test_the_random_maps_are_fixed_saved_and_not_trained() -> None:
     """Whatever the seed, since the ranks of a run do not send each other the buffers of losses."""
     maps = []
     for seed in (1, 2):
@@ -62,7 +62,7 @@ def test_the_random_maps_are_the_same_everywhere_are_saved_and_do_not_train() ->
         assert value.std().item() == pytest.approx(1, abs=0.05)
 
 
-def test_a_factor_of_the_features_is_one_of_the_product() -> None:
+def test_the_map_is_linear_in_features_and_invariant_to_shifts_of_logits() -> None:
     features, logits = torch.randn(4, 3), torch.randn(4, 5)
     for largest in (4, 15):
         condition = MultilinearMap(3, 5, largest, 7)

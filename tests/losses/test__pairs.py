@@ -37,7 +37,7 @@ from kd_lightning.losses._pairs import (
 _LABELS = torch.tensor([3, -1])
 
 
-def test_features_are_paired_and_the_teachers_detached() -> None:
+def test_features_are_paired_and_teacher_features_detached() -> None:
     loss = SimilarityLoss(student_layers=["a", "b"], teacher_layers=["d", "c"])
     student, teacher = random_outputs(2, a=(3, 4, 4), b=(3,)), random_outputs(2, c=(5,), d=(6, 4, 4))
     for features in (*student.features.values(), *teacher.features.values()):
@@ -58,7 +58,7 @@ def test_vectors_are_means_over_pixels_or_tokens() -> None:
     torch.testing.assert_close(t, teacher.features["a"].mean(1))
 
 
-def test_the_mean_over_pixels_is_in_full_precision() -> None:
+def test_the_mean_over_pixels_is_computed_in_float32() -> None:
     large = torch.full((2, 1, 8, 8), 3e4, dtype=torch.float16)
     large[:, :, ::2] = 2e4
     ((s, _),) = vector_pairs(SimilarityLoss(student_layers=["a"]), *[Outputs(torch.randn(2, 5), {"a": large})] * 2)
@@ -66,7 +66,7 @@ def test_the_mean_over_pixels_is_in_full_precision() -> None:
     torch.testing.assert_close(s, large.float().mean((2, 3)))
 
 
-def test_a_vector_is_a_map_of_one_pixel() -> None:
+def test_vectors_become_maps_of_one_pixel() -> None:
     loss = HintLoss(student_layers=["a"])
     student, teacher = random_outputs(2, a=(3,)), random_outputs(2, a=(7, 2, 2))
     ((s, t),) = map_pairs(loss, student, teacher)
@@ -75,7 +75,7 @@ def test_a_vector_is_a_map_of_one_pixel() -> None:
 
 
 @pytest.mark.parametrize("loss", [HintLoss, VariationalLoss, ReviewLoss])
-def test_what_is_neither_map_nor_vector_is_refused(loss: Callable[..., DistillationLoss]) -> None:
+def test_features_that_are_neither_maps_nor_vectors_are_refused(loss: Callable[..., DistillationLoss]) -> None:
     term = loss(student_layers=["a"], teacher_layers=["b"])
     with pytest.raises(
         ValueError,
@@ -86,7 +86,7 @@ def test_what_is_neither_map_nor_vector_is_refused(loss: Callable[..., Distillat
 
 
 @pytest.mark.parametrize("loss", [AttentionLoss, NeuronSelectivityLoss])
-def test_what_compares_pixels_refuses_vectors(loss: Callable[..., DistillationLoss]) -> None:
+def test_losses_on_maps_refuse_vectors(loss: Callable[..., DistillationLoss]) -> None:
     term = loss(student_layers=["a"], teacher_layers=["b"])
     student, teacher = random_outputs(2, a=(3, 4, 4)), random_outputs(2, b=(7,))
     for call in (lambda: term.check(student, teacher), lambda: term(student, teacher, _LABELS)):
@@ -102,7 +102,7 @@ def test_what_compares_pixels_refuses_vectors(loss: Callable[..., DistillationLo
     ("student_size", "teacher_size", "size"),
     [((4, 4), (4, 4), (4, 4)), ((8, 8), (4, 4), (4, 4)), ((2, 3), (4, 9), (2, 3)), ((8, 2), (4, 4), (4, 2))],
 )
-def test_the_larger_map_is_averaged_to_the_smaller_ones_size(
+def test_the_larger_map_is_average_pooled_to_the_smaller_size(
     student_size: tuple[int, int], teacher_size: tuple[int, int], size: tuple[int, int]
 ) -> None:
     student, teacher = torch.randn(2, 3, *student_size), torch.randn(2, 5, *teacher_size)
@@ -114,19 +114,19 @@ def test_the_larger_map_is_averaged_to_the_smaller_ones_size(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_pooling_is_in_full_precision(dtype: torch.dtype) -> None:
+def test_pooling_is_computed_in_float32(dtype: torch.dtype) -> None:
     features = (1000 * torch.randn(2, 3, 8, 8)).to(dtype)
     pooled, _ = same_size(features, torch.randn(2, 3, 2, 2))
     torch.testing.assert_close(pooled, F.avg_pool2d(features.float(), 4))
 
 
-def test_features_take_the_type_of_the_weights() -> None:
+def test_features_are_cast_to_the_dtype_of_the_weights() -> None:
     assert match_dtype(nn.Linear(2, 2), torch.randn(2, 2, dtype=torch.float64)).dtype == torch.float32
     assert match_dtype(nn.Linear(2, 2).bfloat16(), torch.randn(2, 2)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("loss", [HintLoss, VariationalLoss, ReviewLoss, CorrelationLoss, ContrastiveLoss])
-def test_learned_parts_are_asked_for_before_the_first_step(loss: Callable[..., DistillationLoss]) -> None:
+def test_losses_with_learned_parts_must_be_built_before_the_first_step(loss: Callable[..., DistillationLoss]) -> None:
     term = loss(student_layers=["a", "b"])
     student = random_outputs(2, a=(3,), b=(4,))
     message = (
@@ -139,7 +139,7 @@ def test_learned_parts_are_asked_for_before_the_first_step(loss: Callable[..., D
     assert term(student, student, _LABELS).isfinite()
 
 
-def test_parts_that_are_built_are_handed_out() -> None:
+def test_require_built_returns_built_parts() -> None:
     loss, parts = HintLoss(student_layers=["a"]), nn.ModuleList([nn.Linear(1, 1)])
     assert require_built(loss, parts) is parts
     with pytest.raises(RuntimeError, match=r"^The learned parts of HintLoss are not built yet"):
@@ -149,7 +149,7 @@ def test_parts_that_are_built_are_handed_out() -> None:
 @pytest.mark.parametrize(
     "loss", [AttentionLoss, NeuronSelectivityLoss, SimilarityLoss, ProbabilisticLoss, RelationalLoss]
 )
-def test_layers_are_summed(loss: Callable[..., DistillationLoss]) -> None:
+def test_terms_of_layers_are_summed(loss: Callable[..., DistillationLoss]) -> None:
     student, teacher = random_outputs(4, a=(3, 4, 4), b=(5, 2, 2)), random_outputs(4, c=(6, 8, 8), d=(4, 2, 2))
     layers = [(["a", "b"], ["c", "d"]), (["a"], ["c"]), (["b"], ["d"])]
     both, first, second = (loss(student_layers=s, teacher_layers=t)(student, teacher, _LABELS) for s, t in layers)
@@ -158,7 +158,7 @@ def test_layers_are_summed(loss: Callable[..., DistillationLoss]) -> None:
 
 
 @pytest.mark.parametrize("loss", [DistLoss, SimilarityLoss, ProbabilisticLoss, RelationalLoss, CorrelationLoss])
-def test_the_batch_of_all_ranks_is_compared_in_training_if_wanted(
+def test_batches_are_gathered_only_in_training_and_with_gather(
     loss: Callable[..., DistillationLoss], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -180,7 +180,7 @@ def test_the_batch_of_all_ranks_is_compared_in_training_if_wanted(
     assert terms[0] != terms[1] == terms[2]
 
 
-def test_batch_norm_is_the_usual_one() -> None:
+def test_safe_batch_norm_equals_batch_norm() -> None:
     norm, usual = SafeBatchNorm2d(3), nn.BatchNorm2d(3)
     for shape in ((2, 3, 1, 1), (1, 3, 2, 2), (4, 3, 5, 5)):
         features = torch.randn(shape)
@@ -192,7 +192,7 @@ def test_batch_norm_is_the_usual_one() -> None:
         torch.testing.assert_close(norm(torch.ones(shape)), usual(torch.ones(shape)))
 
 
-def test_batch_norm_of_a_single_value_uses_the_running_statistics_and_leaves_them() -> None:
+def test_safe_batch_norm_of_a_single_value_uses_and_keeps_the_running_statistics() -> None:
     norm = SafeBatchNorm2d(3)
     norm(2 + torch.randn(4, 3, 5, 5))
     nn.init.normal_(norm.norm.weight)
@@ -209,7 +209,7 @@ def test_batch_norm_of_a_single_value_uses_the_running_statistics_and_leaves_the
 
 
 @pytest.mark.parametrize("loss", [HintLoss, ReviewLoss, VariationalLoss])
-def test_a_last_batch_of_one_image_with_one_pixel_trains(loss: Callable[..., DistillationLoss]) -> None:
+def test_a_batch_of_one_image_with_one_pixel_trains(loss: Callable[..., DistillationLoss]) -> None:
     term = loss(student_layers=["a"])
     student, teacher = random_outputs(2, a=(3, 1, 1)), random_outputs(2, a=(6, 1, 1))
     term.build(student, teacher)
@@ -220,7 +220,7 @@ def test_a_last_batch_of_one_image_with_one_pixel_trains(loss: Callable[..., Dis
     assert value.isfinite()
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_missing_layers_and_scalar_features_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^SimilarityLoss compares features; name at least one layer"):
         feature_pairs(SimilarityLoss(student_layers=[]), random_outputs(2), random_outputs(2))
     one_number = Outputs(torch.randn(2, 5), {"a": torch.randn(2)})

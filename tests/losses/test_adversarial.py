@@ -19,14 +19,14 @@ _LABELS = torch.tensor([3, -1, 0, 1, 2])
 outputs = partial(random_outputs, classes=4, requires_grad=True)
 
 
-def built(loss: AdversarialLoss, source: Outputs, target: Outputs, progress: float = 1.0) -> AdversarialLoss:
+def build_loss(loss: AdversarialLoss, source: Outputs, target: Outputs, progress: float = 1.0) -> AdversarialLoss:
     loss.build(source, target)
     loss.progress = torch.tensor(progress)
     return loss
 
 
-def judged(loss: AdversarialLoss, vectors: Tensor, layer: int = 0) -> Tensor:
-    """The discriminator written out."""
+def discriminate(loss: AdversarialLoss, vectors: Tensor, layer: int = 0) -> Tensor:
+    """Apply a discriminator, written with matrix products."""
     state = loss.state_dict()
     for depth in (0, 2, 4):
         weight, bias = (state[f"discriminators.{layer}.{depth}.{name}"] for name in ("weight", "bias"))
@@ -34,7 +34,7 @@ def judged(loss: AdversarialLoss, vectors: Tensor, layer: int = 0) -> Tensor:
     return vectors[:, 0]
 
 
-def test_forward_is_the_identity_and_backward_the_negative_multiple() -> None:
+def test_gradient_reversal_is_the_identity_and_scales_gradients_negatively() -> None:
     features, factors = torch.randn(2, 3, 4, dtype=torch.float64)
     features.requires_grad_()
     reversed_features = reverse_gradient(features, strength=0.3)
@@ -47,7 +47,7 @@ def test_forward_is_the_identity_and_backward_the_negative_multiple() -> None:
     assert (gradient == 0).all()
 
 
-def test_twice_reversed_is_not_reversed_and_the_second_derivative_is_right() -> None:
+def test_gradient_reversal_supports_nesting_and_second_derivatives() -> None:
     x = torch.randn(3, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(
         reverse_gradient(reverse_gradient(x, strength=2.0), strength=0.5).pow(3).sum(), x, create_graph=True
@@ -58,7 +58,7 @@ def test_twice_reversed_is_not_reversed_and_the_second_derivative_is_right() -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_the_reversal_keeps_the_type(dtype: torch.dtype) -> None:
+def test_gradient_reversal_keeps_the_dtype(dtype: torch.dtype) -> None:
     features = torch.randn(3).to(dtype).requires_grad_()
     reversed_features = reverse_gradient(features, strength=0.5)
     reversed_features.sum().backward()
@@ -68,14 +68,14 @@ def test_the_reversal_keeps_the_type(dtype: torch.dtype) -> None:
     assert (features.grad == -0.5).all()
 
 
-def test_the_schedule_is_ganins() -> None:
+def test_the_reversal_strength_follows_dann() -> None:
     for progress in (0.0, 0.05, 0.3, 1.0):
         strength = reversal_strength(torch.tensor(progress, dtype=torch.float64))
         assert strength.item() == pytest.approx(2 / (1 + math.exp(-10 * progress)) - 1)
     assert reversal_strength(torch.tensor(0.0)) == 0
 
 
-def test_the_source_is_one_and_the_target_zero() -> None:
+def test_the_loss_is_binary_cross_entropy_with_source_as_one() -> None:
     source, target = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     domains = torch.cat([torch.ones(5), torch.zeros(5)]).double()
     expected = F.binary_cross_entropy_with_logits(torch.cat([source, target]), domains)
@@ -84,7 +84,7 @@ def test_the_source_is_one_and_the_target_zero() -> None:
     assert adversarial_loss(torch.full((3,), -50.0), torch.full((2,), 50.0)).item() == pytest.approx(50)
 
 
-def test_either_domain_counts_one_half_and_weights_are_relative() -> None:
+def test_domains_count_equally_and_weights_are_normalized() -> None:
     source, target = torch.randn(2, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
     sides = F.softplus(-source), F.softplus(target)
     torch.testing.assert_close(adversarial_loss(source, target), (sides[0].mean() + sides[1].mean()) / 2)
@@ -94,7 +94,7 @@ def test_either_domain_counts_one_half_and_weights_are_relative() -> None:
     torch.testing.assert_close(adversarial_loss(source, target, 3 * weights[0], weights[1]), (parts[0] + parts[1]) / 2)
 
 
-def test_the_gradients_are_those_of_the_value_and_of_weights_over_a_constant_sum() -> None:
+def test_gradients_treat_the_sum_of_weights_as_constant() -> None:
     source, target, weights, others = (torch.rand(n, dtype=torch.float64, requires_grad=True) for n in (3, 4, 3, 4))
     assert torch.autograd.gradcheck(
         lambda s, t: adversarial_loss(s, t, weights.detach(), others.detach()), (source, target)
@@ -104,7 +104,7 @@ def test_the_gradients_are_those_of_the_value_and_of_weights_over_a_constant_sum
     torch.testing.assert_close(others.grad, (F.softplus(target) / others.sum() / 2).detach())
 
 
-def test_entropy_weights_are_those_of_cdan_with_entropy() -> None:
+def test_entropy_weights_match_cdan_e() -> None:
     logits = 3 * torch.randn(5, 4, dtype=torch.float64)
     p = logits.softmax(1)
     torch.testing.assert_close(entropy_weights(logits), 1 + (p * p.log()).sum(1).exp())
@@ -120,9 +120,9 @@ def test_entropy_weights_are_those_of_cdan_with_entropy() -> None:
         assert saturated.grad.isfinite().all()
 
 
-def test_dann_is_a_discriminator_on_features() -> None:
+def test_dann_discriminates_features() -> None:
     source, target = outputs(5, a=(3, 2, 4), b=(6,)), outputs(7, a=(3, 2, 4), b=(6,))
-    loss = built(AdversarialLoss(layers=["a", "b"], hidden=8), source, target)
+    loss = build_loss(AdversarialLoss(layers=["a", "b"], hidden=8), source, target)
     shapes = {name: tuple(value.shape) for name, value in loss.state_dict().items() if name.endswith("weight")}
     assert shapes == {
         "discriminators.0.0.weight": (8, 3),
@@ -133,10 +133,10 @@ def test_dann_is_a_discriminator_on_features() -> None:
         "discriminators.1.4.weight": (1, 8),
     }
     pooled = [outputs.features["a"].mean((2, 3)) for outputs in (source, target)]
-    expected = adversarial_loss(*(judged(loss, vectors) for vectors in pooled))
-    expected += adversarial_loss(*(judged(loss, outputs.features["b"], 1) for outputs in (source, target)))
+    expected = adversarial_loss(*(discriminate(loss, vectors) for vectors in pooled))
+    expected += adversarial_loss(*(discriminate(loss, outputs.features["b"], 1) for outputs in (source, target)))
     torch.testing.assert_close(loss(source, target, _LABELS), expected)
-    copy = built(AdversarialLoss(layers=["a", "b"], hidden=8), source, target)
+    copy = build_loss(AdversarialLoss(layers=["a", "b"], hidden=8), source, target)
     assert copy(source, target, _LABELS) != loss(source, target, _LABELS)
     copy.load_state_dict(loss.state_dict())
     assert copy(source, target, _LABELS) == loss(source, target, _LABELS)
@@ -144,7 +144,7 @@ def test_dann_is_a_discriminator_on_features() -> None:
 
 @pytest.mark.parametrize("largest", [12, 11])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_cdan_is_a_discriminator_on_features_times_predictions(largest: int, weighted: bool) -> None:
+def test_cdan_discriminates_products_of_features_and_predictions(largest: int, weighted: bool) -> None:
     source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
     loss = AdversarialLoss(
         weight=1.0,
@@ -155,9 +155,9 @@ def test_cdan_is_a_discriminator_on_features_times_predictions(largest: int, wei
         largest_product=largest,
         random_dimensions=20,
     )
-    built(loss, source, target)
+    build_loss(loss, source, target)
     condition = MultilinearMap(3, 4, largest, 20)
-    sides = [judged(loss, condition(o.features["a"], o.logits)) for o in (source, target)]
+    sides = [discriminate(loss, condition(o.features["a"], o.logits)) for o in (source, target)]
     weights = [entropy_weights(o.logits) for o in (source, target)] if weighted else []
     torch.testing.assert_close(loss(source, target, _LABELS), adversarial_loss(*sides, *weights))
     assert loss.state_dict()["discriminators.0.0.weight"].shape == (8, 20 if largest < 12 else 12)
@@ -165,11 +165,11 @@ def test_cdan_is_a_discriminator_on_features_times_predictions(largest: int, wei
 
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("progress", [0.0, 0.1, 1.0])
-def test_the_network_gets_the_reversed_gradient_and_the_discriminator_its_own(
+def test_the_network_gets_the_reversed_gradient_and_the_discriminator_the_plain_one(
     progress: float, conditional: bool
 ) -> None:
     source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
-    loss = built(
+    loss = build_loss(
         AdversarialLoss(layers=["a"], conditional=conditional, hidden=8, strength=0.7), source, target, progress
     )
     loss(source, target, _LABELS).backward()
@@ -182,33 +182,35 @@ def test_the_network_gets_the_reversed_gradient_and_the_discriminator_its_own(
     strength = 0.7 * (2 / (1 + math.exp(-10 * progress)) - 1)
     for outputs_, gradient in zip((source, target), plain[:2], strict=True):
         torch.testing.assert_close(outputs_.features["a"].grad, -strength * gradient)
-        assert outputs_.logits.grad is None or (outputs_.logits.grad == 0).all()  # predictions are given as constants
+        assert outputs_.logits.grad is None or (outputs_.logits.grad == 0).all()  # predictions are detached
     for found, gradient in zip(learned, plain[2:], strict=True):
         assert found is not None
         torch.testing.assert_close(found, gradient)
         assert found.abs().sum() > 0
 
 
-def test_the_gradient_through_the_entropy_is_reversed_as_well() -> None:
+def test_the_gradient_through_the_entropy_weights_is_reversed() -> None:
     source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
-    loss = built(AdversarialLoss(layers=["a"], conditional=True, entropy_weighted=True, hidden=8), source, target)
+    loss = build_loss(AdversarialLoss(layers=["a"], conditional=True, entropy_weighted=True, hidden=8), source, target)
     loss(source, target, _LABELS).backward()
     leaves = [o.logits.detach().requires_grad_() for o in (source, target)]
-    sides = [judged(loss, loss.conditions[0](o.features["a"], o.logits).detach()).detach() for o in (source, target)]
+    sides = [
+        discriminate(loss, loss.conditions[0](o.features["a"], o.logits).detach()).detach() for o in (source, target)
+    ]
     plain = torch.autograd.grad(adversarial_loss(*sides, *map(entropy_weights, leaves)), leaves)
     for outputs_, gradient in zip((source, target), plain, strict=True):
         torch.testing.assert_close(outputs_.logits.grad, -math.tanh(5) * gradient)
 
 
-def test_the_accuracy_is_the_mean_of_both_domains() -> None:
+def test_domain_accuracy_is_the_mean_over_both_domains() -> None:
     source, target = outputs(3, a=(1,)), outputs(50, a=(1,))
-    loss = built(AdversarialLoss(layers=["a"], hidden=1), source, target)
+    loss = build_loss(AdversarialLoss(layers=["a"], hidden=1), source, target)
     last = loss.get_submodule("discriminators.0.4")
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
         for parameter in loss.parameters():
             parameter.fill_(1.0 if parameter.dim() == 2 else 0.0)
-        last.bias.fill_(-1.0)  # who is above 1 is of the source
+        last.bias.fill_(-1.0)  # features above 1 are classified as source
         source.features["a"].copy_(torch.tensor([[2.0], [2.0], [0.0]]))
         target.features["a"].fill_(0.0)[:10] = 2.0
     loss(source, target, _LABELS[:3])
@@ -216,7 +218,7 @@ def test_the_accuracy_is_the_mean_of_both_domains() -> None:
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.0])
-def test_training_against_each_other_hides_the_domain(strength: float) -> None:
+def test_adversarial_training_aligns_the_domains(strength: float) -> None:
     """A linear network on two domains that differ along one direction."""
     network = torch.nn.Linear(2, 2, bias=False)
     loss = AdversarialLoss(layers=["a"], hidden=16, strength=strength)
@@ -230,7 +232,7 @@ def test_training_against_each_other_hides_the_domain(strength: float) -> None:
         source, target = (o.features["a"].detach() for o in step())
         return ((source.mean(0) - target.mean(0)).norm() / source.std()).item()
 
-    built(loss, *step())
+    build_loss(loss, *step())
     start = distance()
     optimizer = torch.optim.SGD([*network.parameters(), *loss.parameters()], 0.1)
     for i in range(400):
@@ -242,7 +244,7 @@ def test_training_against_each_other_hides_the_domain(strength: float) -> None:
     assert (loss.metrics["domain_accuracy"].item() < 0.65) is (strength == 1)
 
 
-def test_defaults_are_the_released_ones() -> None:
+def test_defaults_match_the_released_code() -> None:
     loss = AdversarialLoss()
     assert (loss.weight, loss.warmup_epochs, loss.layers, loss.gather) == (1.0, 0, ("avgpool",), True)
     assert (loss.conditional, loss.entropy_weighted, loss.hidden, loss.strength) == (False, False, 1024, 1.0)
@@ -260,11 +262,11 @@ def test_defaults_are_the_released_ones() -> None:
         ({"random_dimensions": 0}, "got 1024, 4096 and 0"),
     ],
 )
-def test_errors(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdversarialLoss(**options)
 
 
-def test_needs_to_be_built() -> None:
+def test_a_loss_that_was_not_built_is_refused() -> None:
     with pytest.raises(RuntimeError, match="learned parts of AdversarialLoss are not built yet"):
         AdversarialLoss(layers=["a"])(outputs(5, a=(3,)), outputs(5, a=(3,)), _LABELS)

@@ -42,11 +42,11 @@ _REWEIGHTING = ("reweighted", "reweighted, hidden", "kernel mean matching")
 outputs = partial(random_outputs, requires_grad=True, map=(3, 2, 4), vector=(6,))
 
 
-def built(name: str, progress: float = 0.5) -> AlignmentLoss:
+def build_loss(name: str, progress: float = 0.5) -> AlignmentLoss:
     loss = _MODULES[name]()
     loss.build(outputs(2), outputs(2))
     loss.progress = torch.tensor(progress)
-    for parameter in loss.parameters():  # some begin at zero
+    for parameter in loss.parameters():  # some start at zero
         torch.nn.init.normal_(parameter)
     return loss
 
@@ -56,11 +56,11 @@ def _check_and_build(loss: AlignmentLoss, outputs: Outputs) -> None:
     loss.build(outputs, outputs)
 
 
-def labels_of(rows: int) -> Tensor:
+def make_labels(rows: int) -> Tensor:
     return torch.arange(rows) % 6 - 1
 
 
-def test_vectors_are_of_both_domains_and_keep_their_gradients() -> None:
+def test_domain_vectors_are_pooled_and_keep_their_gradients() -> None:
     source, target = outputs(4), outputs(6)
     (s, t), (vector, other) = domain_vectors(MMDLoss(layers=["map", "vector"]), source, target)
     torch.testing.assert_close(s, source.features["map"].flatten(2).mean(2))
@@ -70,13 +70,13 @@ def test_vectors_are_of_both_domains_and_keep_their_gradients() -> None:
     assert all(tensor.requires_grad for tensor in (s, t, vector, other))
 
 
-def test_rows_are_flat() -> None:
+def test_as_rows_flattens_samples() -> None:
     source, target = as_rows(torch.randn(4, 3, 2, 2), torch.randn(5, 12))
     assert (source.shape, target.shape) == ((4, 12), (5, 12))
 
 
 @pytest.mark.parametrize("loss", [MMDLoss, CoralLoss, AdversarialLoss])
-def test_no_layer_and_one_number_are_refused(loss: Callable[..., AlignmentLoss]) -> None:
+def test_missing_layers_and_scalar_features_are_refused(loss: Callable[..., AlignmentLoss]) -> None:
     name = loss(layers=["a"])
     with pytest.raises(
         ValueError, match=rf"^{type(name).__name__} compares features; name at least one layer in layers\.$"
@@ -88,14 +88,14 @@ def test_no_layer_and_one_number_are_refused(loss: Callable[..., AlignmentLoss])
 
 
 @pytest.mark.parametrize("loss", [ReweightedLoss, KernelMeanMatchingLoss])
-def test_one_number_is_refused_for_weights(loss: Callable[..., AlignmentLoss]) -> None:
+def test_reweighting_refuses_scalar_features(loss: Callable[..., AlignmentLoss]) -> None:
     number = Outputs(torch.randn(2, 5), {"a": torch.randn(2)})
     with pytest.raises(ValueError, match=r"needs more than one number \(B,\) of layer 'a'; name another\.$"):
         _check_and_build(loss(layer="a"), number)
 
 
 @pytest.mark.parametrize("name", list(_MODULES))
-def test_all_read_layers_and_need_no_teacher(name: str) -> None:
+def test_alignment_losses_read_layers_and_need_no_teacher(name: str) -> None:
     loss = _MODULES[name]()
     assert loss.layers != ()
     assert not loss.compares_logits
@@ -103,10 +103,10 @@ def test_all_read_layers_and_need_no_teacher(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(_MODULES))
-def test_who_gets_gradients(name: str) -> None:
+def test_gradients_reach_the_expected_tensors(name: str) -> None:
     """Alignment moves the features of both domains; reweighting moves only the source's logits."""
-    loss, source, target = built(name), outputs(5), outputs(7)
-    loss(source, target, labels_of(5)).backward()
+    loss, source, target = build_loss(name), outputs(5), outputs(7)
+    loss(source, target, make_labels(5)).backward()
     moved = [source.logits] if name in _REWEIGHTING else [o.features[n] for o in (source, target) for n in loss.layers]
     for tensor in (*moved, *loss.parameters()):
         assert tensor.grad is not None
@@ -132,13 +132,13 @@ def test_who_gets_gradients(name: str) -> None:
         (torch.float64, torch.float64, False),
     ],
 )
-def test_any_precision_and_sizes(
+def test_all_precisions_and_batch_sizes_give_finite_values(
     name: str, features: torch.dtype, weights: torch.dtype, autocast: bool, rows: tuple[int, int]
 ) -> None:
-    loss = built(name).to(weights)
+    loss = build_loss(name).to(weights)
     source, target = outputs(rows[0], dtype=features), outputs(rows[1], dtype=features)
     with autocast_if(autocast):
-        term = loss(source, target, labels_of(rows[0]))
+        term = loss(source, target, make_labels(rows[0]))
     if features == weights or features != torch.float64:
         assert term.dtype == (torch.float64 if features == torch.float64 else torch.float32)
     assert term.shape == ()
@@ -153,12 +153,12 @@ def test_any_precision_and_sizes(
 
 @pytest.mark.parametrize("factor", [0.0, 1e-6, 300.0, 1e4])
 @pytest.mark.parametrize("name", list(_MODULES))
-def test_small_and_large_values_stay_finite(name: str, factor: float) -> None:
-    loss = built(name)
+def test_small_and_large_features_give_finite_values(name: str, factor: float) -> None:
+    loss = build_loss(name)
     for other in (factor, 1.0):
         source, target = outputs(5, factor=factor), outputs(7, factor=other)
         loss.zero_grad()
-        term = loss(source, target, labels_of(5))
+        term = loss(source, target, make_labels(5))
         term.backward()
         assert term.isfinite()
         for tensor in (*source.features.values(), *target.features.values(), source.logits, *loss.parameters()):
@@ -167,9 +167,9 @@ def test_small_and_large_values_stay_finite(name: str, factor: float) -> None:
 
 @pytest.mark.parametrize("name", list(_MODULES))
 def test_the_order_of_the_samples_does_not_matter(name: str) -> None:
-    loss, source, target = built(name), outputs(5, dtype=torch.float64), outputs(7, dtype=torch.float64)
+    loss, source, target = build_loss(name), outputs(5, dtype=torch.float64), outputs(7, dtype=torch.float64)
     loss.double()
-    labels, order, other = labels_of(5), torch.randperm(5), torch.randperm(7)
+    labels, order, other = make_labels(5), torch.randperm(5), torch.randperm(7)
     term = loss(source, target, labels)
     moved = [
         Outputs(o.logits[rows], {n: f[rows] for n, f in o.features.items()})
@@ -179,8 +179,8 @@ def test_the_order_of_the_samples_does_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", _REWEIGHTING)
-def test_labels_may_be_missing_or_probabilities(name: str) -> None:
-    loss, source, target = built(name), outputs(5), outputs(7)
+def test_reweighting_accepts_missing_labels_and_probabilities(name: str) -> None:
+    loss, source, target = build_loss(name), outputs(5), outputs(7)
     none = loss(source, target, torch.full((5,), -1))
     (gradient,) = torch.autograd.grad(none, source.logits)
     assert (gradient == 0).all()
@@ -190,12 +190,12 @@ def test_labels_may_be_missing_or_probabilities(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(_MODULES))
-def test_after_a_step_they_can_be_copied_and_hold_no_graph(name: str) -> None:
-    loss, source, target = built(name), outputs(5), outputs(7)
-    term = loss(source, target, labels_of(5))
+def test_losses_can_be_copied_after_a_step(name: str) -> None:
+    loss, source, target = build_loss(name), outputs(5), outputs(7)
+    term = loss(source, target, make_labels(5))
     assert all(value.shape == () and value.grad_fn is None for value in loss.metrics.values())
     for copied in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
-        torch.testing.assert_close(copied(source, target, labels_of(5)), term)
+        torch.testing.assert_close(copied(source, target, make_labels(5)), term)
         assert copied.progress == 0.5
     size = ["effective_sample_size"] if name in _REWEIGHTING else []
     accuracy = ["domain_accuracy"] if [*loss.parameters()] else []
@@ -203,25 +203,25 @@ def test_after_a_step_they_can_be_copied_and_hold_no_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(_MODULES))
-def test_a_loss_is_built_from_shapes_and_loads_what_another_learned(name: str) -> None:
-    loss = built(name)
+def test_a_loss_built_from_shapes_loads_a_state_dict(name: str) -> None:
+    loss = build_loss(name)
     meta = [Outputs(torch.zeros(2, 5), {"map": torch.zeros(2, 3, 2, 4), "vector": torch.zeros(2, 6)})] * 2
     other = _MODULES[name]()
     other.build(*meta)
     other.load_state_dict(loss.state_dict())
     other.progress = loss.progress
     source, target = outputs(5), outputs(7)
-    assert torch.equal(other(source, target, labels_of(5)), loss(source, target, labels_of(5)))
+    assert torch.equal(other(source, target, make_labels(5)), loss(source, target, make_labels(5)))
 
 
-def test_all_read_the_default_layer_of_one_network_on_two_domains() -> None:
+def test_default_layers_fit_a_network() -> None:
     network = ResNet([1, 1], [4, 8], 5, in_channels=1)
     losses = [MMDLoss(), CoralLoss(), AdversarialLoss(), ReweightedLoss(), KernelMeanMatchingLoss()]
     tap = FeatureTap(network, [name for loss in losses for name in loss.layers])
     source, target = tap(torch.rand(6, 1, 8, 8)), tap(torch.rand(8, 1, 8, 8))
     for loss in losses:
         loss.build(source, target)
-    torch.stack([loss(source, target, labels_of(6)) for loss in losses]).sum().backward()
+    torch.stack([loss(source, target, make_labels(6)) for loss in losses]).sum().backward()
     for parameter in network.parameters():
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
@@ -237,7 +237,7 @@ def test_all_read_the_default_layer_of_one_network_on_two_domains() -> None:
         ("KernelMeanMatchingLoss", {"layer": "a", "tolerance": 0.0, "ridge": 0.1, "bandwidths": [1.0]}),
     ],
 )
-def test_recipes_can_name_them(name: str, options: dict[str, object]) -> None:
+def test_losses_are_built_by_jsonargparse(name: str, options: dict[str, object]) -> None:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--losses", type=dict[str, AlignmentLoss])
     config = parser.parse_object({"losses": {"term": {"class_path": name, "init_args": options}}})

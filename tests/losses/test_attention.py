@@ -17,19 +17,19 @@ def test_values_by_hand() -> None:
 
 
 @pytest.mark.parametrize("power", [1, 2, 3, 4])
-def test_the_power_is_that_of_the_features(power: int) -> None:
+def test_power_is_applied_to_the_features(power: int) -> None:
     student, teacher = (features.abs() for features in random_maps())
     expected = attention_loss(student**power, teacher**power, power=1)
     torch.testing.assert_close(attention_loss(student, teacher, power=power), expected)
 
 
-def test_is_zero_at_equality_and_above_elsewhere() -> None:
+def test_is_zero_at_equality_and_positive_elsewhere() -> None:
     student, teacher = random_maps()
     assert attention_loss(teacher, teacher.clone()) == 0
     assert attention_loss(student, teacher) > 1e-3
 
 
-def test_scale_sign_and_order_of_the_channels_change_nothing() -> None:
+def test_invariant_to_scale_sign_and_order_of_channels() -> None:
     student, teacher = random_maps()
     loss = attention_loss(student, teacher)
     factors = torch.rand(3, 1, 1, 1, dtype=torch.float64) + 0.5
@@ -40,7 +40,7 @@ def test_scale_sign_and_order_of_the_channels_change_nothing() -> None:
     assert not torch.isclose(attention_loss(student.flip(3), teacher), loss)
 
 
-def test_the_larger_map_is_averaged() -> None:
+def test_the_larger_map_is_average_pooled() -> None:
     student, teacher = random_maps()
     large = teacher.repeat_interleave(2, 2).repeat_interleave(3, 3) + 0.0
     torch.testing.assert_close(attention_loss(student, large), attention_loss(student, teacher))
@@ -59,7 +59,7 @@ def test_the_module_passes_its_options() -> None:
     assert loss.state_dict() == {}
 
 
-def test_defaults_are_those_released() -> None:
+def test_defaults_match_the_released_code() -> None:
     loss = AttentionLoss()
     assert (loss.weight, loss.power, loss.warmup_epochs) == (1000.0, 2, 0)
     assert loss.student_layers == loss.teacher_layers == ("layer1", "layer2", "layer3")

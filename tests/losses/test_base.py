@@ -1,4 +1,4 @@
-"""What both interfaces of a loss have in common, and what either adds."""
+"""The two interfaces of losses: what they share, and what each adds."""
 
 import copy
 import inspect
@@ -26,7 +26,7 @@ class Shift(AlignmentLoss):
 
 
 @pytest.mark.parametrize("kind", [Term, DistillationLoss, AlignmentLoss])
-def test_is_abstract(kind: type[Term]) -> None:
+def test_base_classes_are_abstract(kind: type[Term]) -> None:
     with pytest.raises(TypeError, match="abstract"):
         kind()
 
@@ -41,7 +41,7 @@ def test_arguments_are_keyword_only_with_the_weight_first_and_the_warm_up_last(n
 
 
 @pytest.mark.parametrize("name", [name for name in losses.__all__ if name.endswith("_loss")])
-def test_what_follows_the_tensors_of_a_function_is_keyword_only(name: str) -> None:
+def test_options_of_functions_are_keyword_only(name: str) -> None:
     parameters = inspect.signature(getattr(losses, name)).parameters.values()
     tensors = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     assert all(p.annotation in (Tensor, Tensor | None) for p in parameters if p.name in tensors)
@@ -62,14 +62,14 @@ def test_a_subclass_is_a_module_with_a_constant_weight() -> None:
 @pytest.mark.parametrize("kind", [Difference, Shift])
 @pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
 @pytest.mark.parametrize("epochs", [1, 2, 5])
-def test_the_weight_rises_linearly_to_its_value(kind: type[Term], weight: float, epochs: int) -> None:
+def test_the_weight_rises_linearly_during_warmup(kind: type[Term], weight: float, epochs: int) -> None:
     loss = kind(weight=weight, warmup_epochs=epochs)
     rising = [weight * (epoch + 1) / epochs for epoch in range(epochs)]
     assert [loss.weight_at(epoch) for epoch in range(epochs)] == pytest.approx(rising)
     assert loss.weight_at(epochs - 1) == loss.weight_at(epochs) == loss.weight_at(1000) == weight
 
 
-def test_layers_are_pairs_and_the_teachers_default_to_the_students() -> None:
+def test_teacher_layers_default_to_the_students() -> None:
     same = Difference(student_layers=["layer1", "layer2"])
     assert same.teacher_layers == same.student_layers == ("layer1", "layer2")
     pair = Difference(student_layers=["layer1"], teacher_layers=["stage1.0"])
@@ -94,7 +94,7 @@ def test_layers_are_pairs_and_the_teachers_default_to_the_students() -> None:
         (Shift, {"layers": "layer3"}, "not one string, got 'layer3'"),
     ],
 )
-def test_errors(kind: type[Term], options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(kind: type[Term], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**options)
 
@@ -114,12 +114,12 @@ def test_which_losses_compare_logits_and_need_a_teacher() -> None:
     assert not HardTargetLoss().needs_teacher
 
 
-def test_a_warm_up_reaches_the_losses() -> None:
+def test_losses_pass_on_weight_and_warmup() -> None:
     assert SoftTargetLoss(weight=0.8, warmup_epochs=4).weight_at(0) == pytest.approx(0.2)
     assert HardTargetLoss(weight=0.8, warmup_epochs=4).weight_at(1) == pytest.approx(0.4)
 
 
-def test_progress_and_epoch_begin_at_zero_and_are_not_saved() -> None:
+def test_progress_and_epoch_start_at_zero_and_are_not_saved() -> None:
     loss, other = Difference(), Difference()
     assert (loss.progress, loss.epoch) == (0, 0)
     loss.progress = torch.tensor(0.25)
@@ -127,7 +127,7 @@ def test_progress_and_epoch_begin_at_zero_and_are_not_saved() -> None:
     assert loss.state_dict() == {}
 
 
-def test_metrics_are_empty_each_losses_own_and_no_part_of_its_state() -> None:
+def test_metrics_belong_to_one_loss_are_copied_and_not_saved() -> None:
     loss, other = Difference(), Difference()
     assert loss.metrics == {}
     loss.metrics["fraction"] = torch.tensor(0.5)

@@ -30,7 +30,7 @@ def test_is_zero_where_one_of_two_neighbours_agrees_or_there_is_none() -> None:
     assert correlation_loss(student[:1], teacher[:1]) == 0
 
 
-def test_changes_with_the_square_of_a_factor() -> None:
+def test_scales_with_the_square_of_a_factor() -> None:
     student, teacher = pair()
     loss = correlation_loss(student, teacher)
     torch.testing.assert_close(correlation_loss(-3 * student, -3 * teacher), 9 * loss)
@@ -47,7 +47,7 @@ def test_refuses_shapes_that_would_be_broadcast() -> None:
         correlation_loss(torch.randn(5, 1), torch.randn(5, 3))
 
 
-def test_linear_layers_bring_both_to_one_width() -> None:
+def test_linear_layers_embed_both_in_one_width() -> None:
     student, teacher = random_outputs(5, a=(3, 2, 4), b=(6,)), random_outputs(5, a=(7,), b=(8,))
     loss, copy = (CorrelationLoss(student_layers=["a", "b"], dimensions=4) for _ in range(2))
     loss.build(student, teacher)
@@ -74,13 +74,13 @@ def test_linear_layers_bring_both_to_one_width() -> None:
     assert copy(student, teacher, _LABELS) == loss(student, teacher, _LABELS)
 
 
-def test_defaults_are_those_of_the_benchmark() -> None:
+def test_defaults_match_the_benchmark() -> None:
     loss = CorrelationLoss()
     assert (loss.weight, loss.dimensions, loss.warmup_epochs) == (0.02, 128, 0)
     assert (loss.student_layers, loss.gather) == (("avgpool",), True)
     assert CorrelationLoss(weight=2.0, warmup_epochs=4).weight_at(0) == 0.5
 
 
-def test_refuses_no_dimensions() -> None:
+def test_refuses_zero_dimensions() -> None:
     with pytest.raises(ValueError, match=r"^dimensions must be >= 1, got 0\.$"):
         CorrelationLoss(dimensions=0)

@@ -31,7 +31,7 @@ def test_a_value_by_hand() -> None:
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_is_the_soft_target_loss_when_the_other_classes_weigh_what_the_teacher_gives_them(
+def test_equals_the_soft_target_loss_if_beta_is_the_teachers_non_target_probability(
     alpha: float, temperature: float
 ) -> None:
     student, teacher = pair(rows=1)
@@ -43,7 +43,7 @@ def test_is_the_soft_target_loss_when_the_other_classes_weigh_what_the_teacher_g
     torch.testing.assert_close(*(torch.autograd.grad(value, student)[0] for value in (loss, expected)))
 
 
-def test_is_zero_at_equality_and_above_elsewhere() -> None:
+def test_is_zero_at_equality_and_positive_elsewhere() -> None:
     student, teacher = pair()
     same = teacher.clone().requires_grad_()
     loss = decoupled_loss(same, teacher, _LABELS)
@@ -53,7 +53,7 @@ def test_is_zero_at_equality_and_above_elsewhere() -> None:
     assert decoupled_loss(student, teacher, _LABELS) > 0.1
 
 
-def test_a_constant_added_to_a_row_changes_nothing() -> None:
+def test_invariant_to_a_constant_added_to_a_row() -> None:
     student, teacher = pair()
     shift = 10 * torch.randn(2, 6, 1, dtype=torch.float64)
     shifted = decoupled_loss(student + shift[0], teacher + shift[1], _LABELS)
@@ -66,7 +66,7 @@ def test_logits_and_temperature_scale_together() -> None:
     torch.testing.assert_close(scaled, 9 * decoupled_loss(student, teacher, _LABELS, temperature=4.0))
 
 
-def test_each_half_sees_its_part_alone() -> None:
+def test_each_part_depends_only_on_its_classes() -> None:
     student, teacher = pair()
     student.requires_grad_()
     label = F.one_hot(_LABELS, 5).bool()
@@ -81,7 +81,7 @@ def test_each_half_sees_its_part_alone() -> None:
     torch.testing.assert_close(target, decoupled_loss(student, teacher, _LABELS, alpha=1.0, beta=0.0))
 
 
-def test_the_order_of_rows_and_of_classes_is_no_matter() -> None:
+def test_invariant_to_the_order_of_rows_and_classes() -> None:
     student, teacher = pair()
     loss = decoupled_loss(student, teacher, _LABELS)
     rows, classes = torch.randperm(6), torch.randperm(5)
@@ -90,7 +90,7 @@ def test_the_order_of_rows_and_of_classes_is_no_matter() -> None:
     torch.testing.assert_close(renamed, loss)
 
 
-def test_unlabelled_rows_are_as_if_they_were_not_there() -> None:
+def test_unlabelled_rows_are_ignored() -> None:
     student, teacher = pair()
     student.requires_grad_()
     labels = torch.tensor([0, -1, 2, -1, -1, 3])
@@ -103,7 +103,7 @@ def test_unlabelled_rows_are_as_if_they_were_not_there() -> None:
     assert (student.grad[kept] != 0).all()
 
 
-def test_is_zero_where_nothing_is_labelled() -> None:
+def test_is_zero_without_labels() -> None:
     student, teacher = pair()
     student.requires_grad_()
     loss = decoupled_loss(student, teacher, torch.full((6,), -1))
@@ -112,7 +112,7 @@ def test_is_zero_where_nothing_is_labelled() -> None:
     assert (student.grad == 0).all()  # type: ignore[union-attr]
 
 
-def test_of_probabilities_the_largest_counts() -> None:
+def test_probabilities_count_as_their_most_probable_class() -> None:
     student, teacher = pair()
     mixed = 0.7 * F.one_hot(_LABELS, 5).float() + 0.3 * F.one_hot(_LABELS.flip(0), 5).float()
     expected = decoupled_loss(student, teacher, _LABELS)
@@ -129,7 +129,7 @@ def test_the_module_passes_its_options() -> None:
     assert loss.state_dict() == {}
 
 
-def test_defaults_are_those_released() -> None:
+def test_defaults_match_the_released_code() -> None:
     loss = DecoupledLoss()
     assert (loss.alpha, loss.beta, loss.temperature, loss.weight) == (1.0, 8.0, 4.0, 1.0)
     assert loss.warmup_epochs == 20
@@ -149,6 +149,6 @@ def test_defaults_are_those_released() -> None:
         ({"weight": -1.0}, "weight must be >= 0"),
     ],
 )
-def test_errors(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DecoupledLoss(**options)

@@ -16,7 +16,7 @@ def pair(rows: int = 6, classes: int = 5) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_equals_scipys_correlations(temperature: float) -> None:
+def test_matches_scipys_correlations(temperature: float) -> None:
     student, teacher = pair()
     p, q = (softmax(z.numpy() / temperature, axis=1) for z in (student, teacher))
     samples = sum(1 - pearsonr(p[i], q[i]).statistic for i in range(6)) / 6
@@ -33,11 +33,11 @@ def test_a_value_by_hand() -> None:
     logits = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
     assert dist_loss(logits, logits.flip(1), beta=1.0, gamma=0.0).item() == pytest.approx(2, rel=1e-6)
     assert dist_loss(logits, logits.flip(1), beta=0.0, gamma=3.0).item() == pytest.approx(6, rel=1e-6)
-    # at temperature 2 the probabilities are nearer to each other, their correlation is the same
+    # temperature 2 brings the probabilities closer together and does not change their correlation
     assert dist_loss(logits, logits.flip(1), beta=1.0, gamma=1.0, temperature=2.0).item() == pytest.approx(16, rel=1e-6)
 
 
-def test_is_zero_at_equality_and_above_elsewhere() -> None:
+def test_is_zero_at_equality_and_positive_elsewhere() -> None:
     student, teacher = pair()
     same = teacher.clone().requires_grad_()
     loss = dist_loss(same, teacher)
@@ -47,7 +47,7 @@ def test_is_zero_at_equality_and_above_elsewhere() -> None:
     assert dist_loss(student, teacher) > 0.1
 
 
-def test_a_shift_and_a_factor_on_the_probabilities_change_nothing() -> None:
+def test_invariant_to_shift_and_scale_of_probabilities() -> None:
     _, teacher = pair()
     probabilities = teacher.softmax(1)
     fraction = torch.rand(6, 1, dtype=torch.float64) * 0.5 + 0.25
@@ -59,7 +59,7 @@ def test_a_shift_and_a_factor_on_the_probabilities_change_nothing() -> None:
     assert dist_loss(mixed, teacher, beta=0.0, gamma=1.0).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_a_constant_added_to_a_row_of_logits_and_the_order_change_nothing() -> None:
+def test_invariant_to_a_constant_added_to_a_row_and_to_order() -> None:
     student, teacher = pair()
     loss = dist_loss(student, teacher)
     shift = 10 * torch.randn(2, 6, 1, dtype=torch.float64)
@@ -75,12 +75,12 @@ def test_logits_and_temperature_scale_together() -> None:
     torch.testing.assert_close(scaled, 9 * dist_loss(student, teacher, temperature=2.0))
 
 
-def test_lies_in_its_range() -> None:
+def test_values_lie_in_their_range() -> None:
     for student, teacher in (pair(), (pair()[0], -pair()[0])):
         assert 0 <= dist_loss(student, teacher, beta=1.0, gamma=2.0, temperature=3.0) <= 2 * 9 * 3
 
 
-def test_the_module_passes_its_options_and_no_labels() -> None:
+def test_the_module_passes_its_options_and_ignores_labels() -> None:
     student, teacher = pair()
     loss = DistLoss(temperature=3.0, beta=0.5, gamma=2.0, weight=0.7, warmup_epochs=2)
     one, other = (loss(Outputs(student), Outputs(teacher), torch.full((6,), label)) for label in (-1, 3))
@@ -89,7 +89,7 @@ def test_the_module_passes_its_options_and_no_labels() -> None:
     assert (loss.weight, loss.weight_at(0)) == (0.7, 0.35)
 
 
-def test_defaults_are_those_released() -> None:
+def test_defaults_match_the_released_code() -> None:
     loss = DistLoss()
     assert (loss.temperature, loss.beta, loss.gamma, loss.weight) == (4.0, 1.0, 1.0, 2.0)
     assert loss.warmup_epochs == 0
@@ -110,6 +110,6 @@ def test_defaults_are_those_released() -> None:
         ({"weight": -1.0}, "weight must be >= 0"),
     ],
 )
-def test_errors(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistLoss(**options)

@@ -1,4 +1,4 @@
-"""Every loss at the edges: half precision, saturation, collapsed and empty features, batches of one."""
+"""Every loss on extreme inputs: half precision, saturation, collapsed and zero features, batches of one."""
 
 from collections.abc import Callable
 from itertools import product
@@ -46,7 +46,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def _decoupled(student: Tensor, teacher: Tensor) -> Tensor:
-    """Labels among which the last class is missing."""
+    """Compute the loss for labels without the last class."""
     return decoupled_loss(student, teacher, torch.arange(len(student)) % (student.shape[1] - 1))
 
 
@@ -124,7 +124,7 @@ def _case(name: str, inputs: str) -> tuple[Loss, Tensor, Tensor]:
 
 
 _BEYOND_FLOAT16 = [(torch.float16, "coral", inputs) for inputs in ("of 300", "of 10000", "saturated")]
-"""The gradient is of the size of the features' cube, which float16 cannot hold."""
+"""The gradient grows with the cube of the features, beyond the range of float16."""
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def _outputs(width: int, size: int, dtype: torch.dtype = torch.float32, rows: in
 
 
 def _second_step(loss: DistillationLoss, student: Outputs, teacher: Outputs) -> Tensor:
-    """The term with a queue that a first step has filled."""
+    """Compute the term after a first step, which fills the queue."""
     loss(_outputs(3, 4), _outputs(5, 2), _LABELS)
     return loss(student, teacher, _LABELS[: len(student.logits)])
 
@@ -224,7 +224,7 @@ def test_the_student_and_the_learned_parts_get_gradients_and_the_teacher_none(na
         (torch.float64, torch.float64, False),
     ],
 )
-def test_any_precision_of_features_and_weights(
+def test_all_precisions_of_features_and_weights_give_finite_values(
     name: str, features: torch.dtype, weights: torch.dtype, autocast: bool, rows: int
 ) -> None:
     loss = _MODULES[name]()

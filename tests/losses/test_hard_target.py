@@ -13,7 +13,7 @@ def logits(rows: int = 6, classes: int = 5, dtype: torch.dtype = torch.float64) 
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
-def test_equals_scipy(smoothing: float) -> None:
+def test_matches_scipy(smoothing: float) -> None:
     z, labels = logits(), torch.tensor([0, 4, 2, 2, 1, 3])
     targets = (1 - smoothing) * F.one_hot(labels, 5).numpy() + smoothing / 5
     expected = -(targets * log_softmax(z.numpy(), axis=1)).sum() / 6
@@ -21,7 +21,7 @@ def test_equals_scipy(smoothing: float) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_unlabelled_rows_are_as_if_they_were_not_there(smoothing: float) -> None:
+def test_unlabelled_rows_are_ignored(smoothing: float) -> None:
     z, labels = logits().requires_grad_(), torch.tensor([0, -1, 2, -1, -1, 3])
     loss = hard_target_loss(z, labels, label_smoothing=smoothing)
     kept = labels >= 0
@@ -32,7 +32,7 @@ def test_unlabelled_rows_are_as_if_they_were_not_there(smoothing: float) -> None
     assert (z.grad[kept] != 0).all()
 
 
-def test_is_zero_where_nothing_is_labelled() -> None:
+def test_is_zero_without_labels() -> None:
     z = logits().requires_grad_()
     loss = hard_target_loss(z, torch.full((6,), -1))
     loss.backward()
@@ -40,7 +40,7 @@ def test_is_zero_where_nothing_is_labelled() -> None:
     assert (z.grad == 0).all()  # type: ignore[union-attr]
 
 
-def test_takes_probabilities_as_labels() -> None:
+def test_accepts_probabilities_as_labels() -> None:
     z, targets = logits(), torch.rand(6, 5).softmax(1)
     expected = -(targets.double() * z.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(hard_target_loss(z, targets), expected)
@@ -52,7 +52,7 @@ def test_takes_probabilities_as_labels() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("factor", [1.0, 5.0])
-def test_weights_are_those_of_a_mean(smoothing: float, factor: float) -> None:
+def test_weights_give_a_weighted_mean(smoothing: float, factor: float) -> None:
     z, weights = logits(), torch.tensor([0.0, 3.0, 0.5, 1.0, 1.0, 2.0], dtype=torch.float64)
     labels = torch.tensor([0, 4, -1, 2, 1, 3])
     kept = labels >= 0
@@ -69,7 +69,7 @@ def test_weights_are_those_of_a_mean(smoothing: float, factor: float) -> None:
     )
 
 
-def test_equal_weights_change_nothing_and_none_above_zero_give_zero() -> None:
+def test_equal_weights_change_nothing_and_zero_weights_give_zero() -> None:
     z, labels = logits().requires_grad_(), torch.tensor([0, 4, -1, 2, 1, 3])
     for target in (labels, torch.rand(6, 5).softmax(1), torch.full((6,), -1)):
         torch.testing.assert_close(
@@ -81,7 +81,7 @@ def test_equal_weights_change_nothing_and_none_above_zero_give_zero() -> None:
         assert (gradient == 0).all()
 
 
-def test_a_constant_added_to_a_row_changes_nothing() -> None:
+def test_invariant_to_a_constant_added_to_a_row() -> None:
     z, labels = logits(), torch.tensor([0, 4, 2, -1, 1, 3])
     shifted = z + 10 * torch.randn(6, 1, dtype=torch.float64)
     torch.testing.assert_close(hard_target_loss(shifted, labels), hard_target_loss(z, labels))
@@ -97,14 +97,14 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(hard_target_loss(z, targets), F.cross_entropy(z.float(), targets.float()))
 
 
-def test_float64_stays() -> None:
+def test_float64_is_kept() -> None:
     assert hard_target_loss(logits(), torch.zeros(6, dtype=torch.long)).dtype == torch.float64
     assert hard_target_loss(logits(), torch.rand(6, 5)).dtype == torch.float64
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_saturated_logits_stay_finite(dtype: torch.dtype, smoothing: float) -> None:
+def test_saturated_logits_give_finite_values(dtype: torch.dtype, smoothing: float) -> None:
     z = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]], dtype=dtype, requires_grad=True)
     loss = hard_target_loss(z, torch.tensor([1, 0]), label_smoothing=smoothing)
     loss.backward()
@@ -120,14 +120,14 @@ def test_the_gradient_is_the_difference_of_probabilities() -> None:
     assert torch.autograd.gradcheck(lambda x: hard_target_loss(x, labels, label_smoothing=0.1), (z,))
 
 
-def test_the_module_reads_the_students_logits_alone() -> None:
+def test_the_module_reads_only_the_students_logits() -> None:
     student, teacher = logits().requires_grad_(), logits().requires_grad_()
     labels = torch.tensor([0, 4, -1, 2, 1, 3])
     loss = HardTargetLoss(weight=0.3, label_smoothing=0.1)
     term = loss(Outputs(student), Outputs(teacher), labels)
     torch.testing.assert_close(
         term, hard_target_loss(student, labels, label_smoothing=0.1)
-    )  # the weight is the caller's
+    )  # the weight is applied by the caller
     term.backward()
     assert student.grad is not None
     assert teacher.grad is None

@@ -23,18 +23,18 @@ def pair(m: int = 30, n: int = 20, width: int = 2, shift: float = 1.0) -> tuple[
     return torch.randn(m, width, dtype=torch.float64), torch.randn(n, width, dtype=torch.float64) + shift
 
 
-def programme(
+def quadratic_program(
     source: Tensor, target: Tensor, ridge: float = 0.01, bandwidths: tuple[float, ...] = (0.5, 1.0, 2.0)
 ) -> tuple[Array, Array]:
-    """A and t of w'Aw / 2 - t'w, whose minimum is the paper's."""
+    """Return A and t of the paper's objective w'Aw / 2 - t'w."""
     rows, m = torch.cat([source, target]).numpy(), len(source)
     distances = ((rows[:, None] - rows[None]) ** 2).sum(2)
     kernel = sum(np.exp(-distances / (2 * a * distances.mean())) for a in bandwidths)
     return kernel[:m, :m] / m + ridge * np.eye(m), kernel[:m, m:].mean(1)
 
 
-def violation(among: Array, towards: Array, weights: Array, bound: float, tolerance: float) -> float:
-    """How far the Karush-Kuhn-Tucker conditions are from being met, for the best multiplier of the mean."""
+def kkt_violation(among: Array, towards: Array, weights: Array, bound: float, tolerance: float) -> float:
+    """Return the violation of the Karush-Kuhn-Tucker conditions, for the best multiplier of the mean."""
     infeasible = max(-weights.min(), weights.max() - bound, abs(weights.mean() - 1) - tolerance)
     gradient = among @ weights - towards
     # gradient - multiplier must be >= 0 below the bound, and <= 0 above 0
@@ -59,19 +59,19 @@ CASES = [
 
 @pytest.mark.parametrize("sizes", [(30, 20, 2, 1.0), (25, 40, 5, 0.3), (40, 40, 1, 2.0), (20, 1, 3, 0.0)], ids=str)
 @pytest.mark.parametrize(("bound", "tolerance", "ridge"), CASES)
-def test_the_conditions_of_optimality_are_met(
+def test_the_kkt_conditions_are_met(
     sizes: tuple[int, int, int, float], bound: float, tolerance: float, ridge: float
 ) -> None:
     source, target = pair(*sizes)
     weights = kernel_mean_matching(source, target, bound=bound, tolerance=tolerance, ridge=ridge).numpy()
-    assert violation(*programme(source, target, ridge), weights, bound, tolerance) < 1e-5
+    assert kkt_violation(*quadratic_program(source, target, ridge), weights, bound, tolerance) < 1e-5
 
 
 @pytest.mark.parametrize("shift", [-1.0, 4.0])
 @pytest.mark.parametrize(("bound", "tolerance", "ridge"), CASES)
-def test_no_other_solver_finds_less(bound: float, tolerance: float, ridge: float, shift: float) -> None:
+def test_the_objective_matches_scipys_solver(bound: float, tolerance: float, ridge: float, shift: float) -> None:
     source, target = pair(12, 15, 2, shift)
-    among, towards = programme(source, target, ridge, (0.4, 3.0))
+    among, towards = quadratic_program(source, target, ridge, (0.4, 3.0))
     weights = kernel_mean_matching(
         source, target, bound=bound, tolerance=tolerance, ridge=ridge, bandwidths=(0.4, 3.0)
     ).numpy()
@@ -93,8 +93,8 @@ def test_no_other_solver_finds_less(bound: float, tolerance: float, ridge: float
     assert np.abs(weights - other.x).max() < 1e-2
 
 
-def test_the_band_is_reached_from_either_side() -> None:
-    """Far from the target, less weight than 1 in the mean would do; around it, more."""
+def test_the_mean_weight_stays_within_the_tolerance() -> None:
+    """Without a limit, the mean weight is below 1 far from the target and above 1 around it."""
     source, target = pair(30, 20, 2, 4.0)
     means = [
         kernel_mean_matching(source, target, bound=10.0, tolerance=tolerance).mean().item()
@@ -111,24 +111,24 @@ def test_the_band_is_reached_from_either_side() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_true_ratio_of_gaussians_is_recovered_and_the_bias_removed(seed: int) -> None:
+def test_recovers_the_density_ratio_of_gaussians(seed: int) -> None:
     """The source N(0, 1), the target N(1, 1)."""
     torch.manual_seed(seed)
     source, target = pair(400, 400, 1)
     weights = kernel_mean_matching(source, target)
     x = source[:, 0]
     truth = (x - 0.5).exp()
-    few = x < 2  # beyond, there are a handful of samples of the source to stand for the target's
+    few = x < 2  # above, the source has only a few samples
     assert np.corrcoef(weights[few], truth[few])[0, 1] > 0.95
     assert effective_sample_size(weights) < 350
     assert abs(x.mean() - target.mean()) > 0.9
-    for bound, ridge, bias in ((10, 0.01, 0.15), (1000, 1e-3, 0.05)):  # bound and ridge hold some of it
+    for bound, ridge, bias in ((10, 0.01, 0.15), (1000, 1e-3, 0.05)):  # bound and ridge leave some bias
         weights = kernel_mean_matching(source, target, bound=bound, ridge=ridge)
         assert abs(weights @ x / weights.sum() - target.mean()) < bias
         assert abs(weights @ x.square() / weights.sum() - target.square().mean()) < 5 * bias
 
 
-def test_reweighting_makes_the_discrepancy_smaller() -> None:
+def test_reweighting_reduces_the_mmd() -> None:
     """Samples of the source drawn by their weights are nearer to the target."""
     source, target = pair(200, 200, 2)
     weights = kernel_mean_matching(source, target)
@@ -143,7 +143,7 @@ def test_equal_domains_get_equal_weights() -> None:
     assert effective_sample_size(weights) > 29.9
 
 
-def test_a_shift_a_rotation_or_a_factor_changes_nothing_and_an_order_is_followed() -> None:
+def test_invariant_to_shift_rotation_and_scale_and_equivariant_to_order() -> None:
     source, target = pair()
     weights = kernel_mean_matching(source, target)
     rotation = random_rotation(2)
@@ -152,7 +152,7 @@ def test_a_shift_a_rotation_or_a_factor_changes_nothing_and_an_order_is_followed
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_type_of_the_weights(dtype: torch.dtype) -> None:
+def test_weights_are_float32_or_float64(dtype: torch.dtype) -> None:
     source, target = (features.to(dtype).requires_grad_() for features in pair())
     weights = kernel_mean_matching(source, target)
     assert weights.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -165,7 +165,7 @@ def test_the_type_of_the_weights(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("bound", [1.0, 10.0])
 @pytest.mark.parametrize("tolerance", [0.0, 0.1, 1.0])
-def test_hostile_features_give_finite_weights(bound: float, tolerance: float) -> None:
+def test_degenerate_features_give_finite_weights(bound: float, tolerance: float) -> None:
     usual = torch.randn(6, 3)
     for source in (torch.zeros(6, 3), usual, 1e4 * usual, usual[:1], usual[:1].expand(6, 3)):
         for target in (torch.ones(4, 3), torch.zeros(1, 3), 1e4 * torch.randn(5, 3), source):
@@ -176,14 +176,14 @@ def test_hostile_features_give_finite_weights(bound: float, tolerance: float) ->
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_features_that_are_not_finite_give_nan_for_the_module_to_find(value: float) -> None:
+def test_non_finite_features_give_nan(value: float) -> None:
     source, target = torch.randn(6, 3), torch.randn(5, 3)
     source[2, 1] = value
     assert kernel_mean_matching(source, target).isnan().all()
     assert kernel_mean_matching(target, source).isnan().all()
 
 
-def test_the_module_weighs_the_cross_entropy_and_moves_no_features() -> None:
+def test_the_module_weights_the_cross_entropy_and_gives_features_no_gradient() -> None:
     source = Outputs(torch.randn(5, 4, requires_grad=True), {"a": torch.randn(5, 3, 2, 4, requires_grad=True)})
     target = Outputs(torch.randn(7, 4, requires_grad=True), {"a": torch.randn(7, 3, 2, 4, requires_grad=True)})
     loss = KernelMeanMatchingLoss(
@@ -230,14 +230,14 @@ def test_defaults() -> None:
         ({"ridge": 0.0}, r"^ridge must be >= 0\.0001, got 0\.0\.$"),
     ],
 )
-def test_errors(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kernel_mean_matching(*pair(), **options)
     with pytest.raises(ValueError, match=message):
         KernelMeanMatchingLoss(**options)
 
 
-def test_more_errors() -> None:
+def test_other_invalid_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match="got 2 numbers per sample of the source and 3 per sample of the target"):
         kernel_mean_matching(torch.randn(4, 2), torch.randn(4, 3))
     with pytest.raises(ValueError, match=r"^label_smoothing must be in \[0, 1\], got -0\.1\.$"):

@@ -16,8 +16,8 @@ def pair(m: int = 5, n: int = 7, width: int = 3) -> tuple[Tensor, Tensor]:
     return torch.randn(m, width, dtype=torch.float64), torch.randn(n, width, dtype=torch.float64) + 1
 
 
-def scale_of(source: Tensor, target: Tensor) -> float:
-    """The mean of the squared distances of all pairs, those of a sample with itself included."""
+def mean_squared_distance(source: Tensor, target: Tensor) -> float:
+    """Return the mean over all pairs of samples, including each sample with itself."""
     rows = torch.cat([source, target]).detach().numpy()
     return float(np.mean([((a - b) ** 2).sum() for a in rows for b in rows]))
 
@@ -39,19 +39,19 @@ CASES = [((0.5, 1.0, 2.0), True), ((0.5, 1.0, 2.0), False), ((0.3,), True), ((4.
 
 @pytest.mark.parametrize("sizes", [(5, 7), (4, 4), (2, 9)], ids=str)
 @pytest.mark.parametrize(("bandwidths", "unbiased"), CASES)
-def test_equals_the_double_sum(bandwidths: tuple[float, ...], unbiased: bool, sizes: tuple[int, int]) -> None:
+def test_matches_the_double_sum(bandwidths: tuple[float, ...], unbiased: bool, sizes: tuple[int, int]) -> None:
     source, target = pair(*sizes)
-    expected = double_sum(source.numpy(), target.numpy(), scale_of(source, target), bandwidths, unbiased)
+    expected = double_sum(source.numpy(), target.numpy(), mean_squared_distance(source, target), bandwidths, unbiased)
     assert mmd_loss(source, target, bandwidths=bandwidths, unbiased=unbiased).item() == pytest.approx(
         expected, rel=1e-10
     )
 
 
 @pytest.mark.parametrize(("bandwidths", "unbiased"), CASES)
-def test_both_gradients_are_numerically_those_at_a_fixed_scale(bandwidths: tuple[float, ...], unbiased: bool) -> None:
+def test_gradients_match_finite_differences_at_a_fixed_scale(bandwidths: tuple[float, ...], unbiased: bool) -> None:
     source, target = (features.requires_grad_() for features in pair(3, 4, 2))
     mmd_loss(source, target, bandwidths=bandwidths, unbiased=unbiased).backward()
-    scale, step = scale_of(source, target), 1e-6
+    scale, step = mean_squared_distance(source, target), 1e-6
     for moved in (source, target):
         expected = torch.zeros_like(moved)
         for place in np.ndindex(*moved.shape):
@@ -75,7 +75,7 @@ def test_a_value_by_hand() -> None:
         assert value.item() == pytest.approx(2 - 2 * np.exp(-1.0))
 
 
-def test_the_unbiased_estimate_is_zero_in_the_mean_for_equal_domains_and_the_biased_one_is_not() -> None:
+def test_the_unbiased_estimate_has_mean_zero_for_equal_domains() -> None:
     generator = torch.Generator().manual_seed(0)
     batches = torch.randn(400, 12, 4, dtype=torch.float64, generator=generator)
     for unbiased in (True, False):
@@ -87,7 +87,7 @@ def test_the_unbiased_estimate_is_zero_in_the_mean_for_equal_domains_and_the_bia
     assert shifted.mean() > 20 * shifted.std() / len(shifted) ** 0.5
 
 
-def test_is_zero_at_equality_if_biased_and_symmetric() -> None:
+def test_the_biased_estimate_is_zero_at_equality_and_both_are_symmetric() -> None:
     source, target = pair()
     assert mmd_loss(source, source.flip(0), unbiased=False).item() == pytest.approx(0, abs=1e-12)
     assert mmd_loss(source, source.clone()) < 0
@@ -98,7 +98,7 @@ def test_is_zero_at_equality_if_biased_and_symmetric() -> None:
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
-def test_a_shift_a_rotation_a_factor_or_another_order_changes_nothing(unbiased: bool) -> None:
+def test_invariant_to_shift_rotation_scale_and_order(unbiased: bool) -> None:
     source, target = pair()
     loss = mmd_loss(source, target, unbiased=unbiased)
     rotation = random_rotation(3)
@@ -107,7 +107,7 @@ def test_a_shift_a_rotation_a_factor_or_another_order_changes_nothing(unbiased: 
     assert not torch.isclose(mmd_loss(source + 1, target, unbiased=unbiased), loss, rtol=1e-3)
 
 
-def test_a_domain_of_one_sample_has_no_unbiased_estimate_but_a_biased_one() -> None:
+def test_the_unbiased_estimate_of_a_single_sample_is_zero() -> None:
     for m, n in ((1, 4), (4, 1), (1, 1)):
         source, target = (features.requires_grad_() for features in pair(m, n))
         value = mmd_loss(source, target)
@@ -119,7 +119,7 @@ def test_a_domain_of_one_sample_has_no_unbiased_estimate_but_a_biased_one() -> N
         assert mmd_loss(source, target, unbiased=False) > 0.1
 
 
-def test_descending_brings_the_domains_together() -> None:
+def test_gradient_descent_aligns_the_domains() -> None:
     source, target = pair(40, 40)
     target = (target + 2).requires_grad_()
     start = mmd_loss(source, target).item()
@@ -130,7 +130,7 @@ def test_descending_brings_the_domains_together() -> None:
     assert (target.mean(0) - source.mean(0)).norm() < 1  # from 5
 
 
-def test_refuses_other_widths() -> None:
+def test_refuses_different_widths() -> None:
     with pytest.raises(
         ValueError,
         match=r"^Domains are compared in one space, got 3 numbers per sample of the source and 4 per sample of the "
@@ -139,7 +139,7 @@ def test_refuses_other_widths() -> None:
         mmd_loss(torch.randn(5, 3), torch.randn(5, 4))
 
 
-def test_the_module_averages_maps_sums_layers_and_has_the_released_defaults() -> None:
+def test_the_module_averages_maps_and_sums_layers() -> None:
     loss = MMDLoss()
     assert (loss.weight, loss.warmup_epochs, loss.bandwidths, loss.unbiased) == (1.0, 0, (0.5, 1.0, 2.0), True)
     assert (loss.layers, loss.gather) == (("avgpool",), True)
@@ -158,6 +158,6 @@ def test_the_module_averages_maps_sums_layers_and_has_the_released_defaults() ->
 @pytest.mark.parametrize(
     ("bandwidths", "shown"), [((), r"\[\]"), ((1.0, 0.0), r"\[1\.0, 0\.0\]"), ([-1.0], r"\[-1\.0\]")]
 )
-def test_refuses_bandwidths_that_are_none(bandwidths: Any, shown: str) -> None:
+def test_refuses_invalid_bandwidths(bandwidths: Any, shown: str) -> None:
     with pytest.raises(ValueError, match=rf"^bandwidths must be numbers above 0, got {shown}\.$"):
         MMDLoss(bandwidths=bandwidths)

@@ -23,7 +23,7 @@ def test_is_the_mean_over_the_batch() -> None:
     torch.testing.assert_close(neuron_selectivity_loss(student, teacher), torch.stack(rows).mean())
 
 
-def test_is_zero_at_equality_and_above_elsewhere() -> None:
+def test_is_zero_at_equality_and_positive_elsewhere() -> None:
     student, teacher = random_maps()
     assert neuron_selectivity_loss(teacher, teacher.clone()).item() == pytest.approx(0, abs=1e-12)
     twice = torch.cat([teacher, teacher], dim=1)
@@ -31,7 +31,7 @@ def test_is_zero_at_equality_and_above_elsewhere() -> None:
     assert neuron_selectivity_loss(student, teacher) > 1e-3
 
 
-def test_order_and_factors_of_the_channels_change_nothing() -> None:
+def test_invariant_to_order_and_scale_of_channels() -> None:
     student, teacher = random_maps()
     loss = neuron_selectivity_loss(student, teacher)
     factors = torch.randn(3, 4, 1, 1, dtype=torch.float64)
@@ -42,7 +42,7 @@ def test_order_and_factors_of_the_channels_change_nothing() -> None:
     torch.testing.assert_close(neuron_selectivity_loss(teacher, student), loss)
 
 
-def test_the_larger_map_is_averaged() -> None:
+def test_the_larger_map_is_average_pooled() -> None:
     student, _ = random_maps()
     large = torch.randn(3, 7, 10, 18, dtype=torch.float64)
     pooled = F.avg_pool2d(large, (2, 3))
@@ -50,7 +50,7 @@ def test_the_larger_map_is_averaged() -> None:
     torch.testing.assert_close(neuron_selectivity_loss(large, student), neuron_selectivity_loss(pooled, student))
 
 
-def test_the_module_and_its_published_defaults() -> None:
+def test_the_module_passes_its_layers_and_has_the_published_defaults() -> None:
     student, teacher = random_maps()
     loss = NeuronSelectivityLoss()
     assert (loss.weight, loss.warmup_epochs) == (50.0, 0)

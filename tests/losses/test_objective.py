@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 class Square(DistillationLoss):
-    """The student's mean square, with two metrics and what the objective set."""
+    """The mean square of the student's logits, with its root and the progress and epoch as metrics."""
 
     views = 2
 
@@ -38,8 +38,8 @@ class Square(DistillationLoss):
         return value
 
 
-class Count(TorchDispatchMode):
-    """Counts the operations that are dispatched, by name."""
+class RecordOperations(TorchDispatchMode):
+    """Records the names of dispatched operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def alignment(**losses: AlignmentLoss | HardTargetLoss) -> Objective:
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2, 5])
-def test_the_sum_equals_scalar_weights_to_the_bit(epoch: int) -> None:
+def test_the_total_equals_the_weighted_sum_exactly(epoch: int) -> None:
     losses = {
         "hard": HardTargetLoss(weight=0.1),
         "soft": SoftTargetLoss(4.0, weight=0.9, warmup_epochs=3),
@@ -92,7 +92,7 @@ def test_double_precision_is_kept() -> None:
     assert (single.dtype, total.dtype) == (torch.float32, torch.float64)
 
 
-def test_a_weight_that_changes_during_training_counts() -> None:
+def test_changes_of_a_weight_take_effect() -> None:
     loss = Square(weight=1.0)
     objective, student = distillation(mine=loss), outputs()
     first, _ = objective(student, None, torch.zeros(4))
@@ -109,13 +109,13 @@ def test_gradients_reach_the_terms() -> None:
     assert not logged["mine_root"].requires_grad
 
 
-def test_few_operations_whatever_the_number_of_terms() -> None:
+def test_the_sum_takes_three_operations_for_any_number_of_terms() -> None:
     """No weight is sent to the device in a step, and the sum is one stack, one product and one sum."""
     objective = distillation(a=Square(), b=Square(weight=0.5), c=Square(weight=2.0))
     student, labels = outputs(), torch.zeros(4)
 
     def step() -> list[str]:
-        with Count() as count:
+        with RecordOperations() as count:
             objective.begin_step(progress=0.5, epoch=1, device=CPU)
             objective(student, None, labels)
         return count.names
@@ -125,10 +125,10 @@ def test_few_operations_whatever_the_number_of_terms() -> None:
     assert [name for name in step() if name not in own] == ["aten.fill_", "aten.stack", "aten.mul", "aten.sum"]
 
 
-# --- what terms know of the training
+# --- progress and epoch
 
 
-def test_terms_know_progress_and_epoch() -> None:
+def test_terms_receive_progress_and_epoch() -> None:
     objective, student = distillation(mine=Square(), other=Square()), outputs()
     for progress, epoch in ((0.0, 0), (0.25, 0), (0.5, 1), (0.75, 1)):
         objective.begin_step(progress=progress, epoch=epoch, device=CPU)
@@ -138,7 +138,7 @@ def test_terms_know_progress_and_epoch() -> None:
             assert logged[f"{name}_epoch"] == epoch
 
 
-def test_they_stay_in_their_place_and_are_neither_saved_nor_cast() -> None:
+def test_progress_and_epoch_keep_their_memory_and_dtype_and_are_not_saved() -> None:
     objective = distillation(mine=Square())
     objective.begin_step(progress=0.1, epoch=1, device=CPU)
     place = objective.terms["mine"].progress.data_ptr()
@@ -155,10 +155,10 @@ def test_they_stay_in_their_place_and_are_neither_saved_nor_cast() -> None:
         assert term.progress == pytest.approx(0.2)
 
 
-# --- what terms need
+# --- requirements of the terms
 
 
-def test_what_terms_read_and_need() -> None:
+def test_layers_teacher_and_views_are_collected_from_the_terms() -> None:
     hint = HintLoss(student_layers=["a", "b"], teacher_layers=["c", "d"])
     objective = distillation(hard=HardTargetLoss(), hint=hint, at=AttentionLoss(student_layers=["b", "c"]))
     assert objective.layers == ["a", "b", "c"]
@@ -200,7 +200,7 @@ def test_learned_parts_are_built_once_and_rebuilt_from_shapes() -> None:
     assert torch.equal(other(student, teacher, labels)[0], objective(student, teacher, labels)[0])
 
 
-def test_terms_get_the_networks() -> None:
+def test_terms_receive_the_networks_in_build() -> None:
     given: dict[str, Any] = {}
 
     class Pair(Square):
@@ -217,7 +217,7 @@ def test_terms_get_the_networks() -> None:
     assert given == {"pair": {"student_network": network, "teacher_network": teacher}, "one": {"network": network}}
 
 
-def test_only_shapes_are_given_to_terms() -> None:
+def test_terms_are_built_from_outputs_of_zeros() -> None:
     class Look(Square):
         def check(self, student: Outputs, teacher: Outputs) -> None:
             assert not student.logits.any()
@@ -228,7 +228,7 @@ def test_only_shapes_are_given_to_terms() -> None:
     distillation(mine=Look()).build(outputs(), outputs(), network=nn.Identity())
 
 
-def test_a_layer_that_does_not_fit_is_reported_before_anything_is_built() -> None:
+def test_incompatible_layers_are_refused_before_anything_is_built() -> None:
     objective = distillation(hint=HintLoss(student_layers=["b"]), at=AttentionLoss(student_layers=["a"]))
     both = outputs(a=(4,), b=(4, 2, 2))
     with pytest.raises(ValueError, match="AttentionLoss compares maps"):
@@ -236,14 +236,14 @@ def test_a_layer_that_does_not_fit_is_reported_before_anything_is_built() -> Non
     assert objective.state_dict() == {}
 
 
-def test_classes_must_match_where_logits_are_compared() -> None:
+def test_different_classes_are_refused_if_logits_are_compared() -> None:
     other = Outputs(torch.randn(4, 7))
     with pytest.raises(ValueError, match="teacher has 7 classes and the student 3, but the loss 'soft' compares"):
         distillation(hard=HardTargetLoss(), soft=SoftTargetLoss()).build(outputs(), other, network=nn.Identity())
     distillation(hard=HardTargetLoss()).build(outputs(), other, network=nn.Identity())
 
 
-def test_no_teacher_is_needed_for_labels() -> None:
+def test_a_hard_target_loss_needs_no_teacher() -> None:
     objective = distillation(hard=HardTargetLoss())
     objective.build(outputs(), None, network=nn.Identity())
     assert objective.shapes == [{"logits": [4, 3], "features": {}}, None]
@@ -270,7 +270,7 @@ def test_no_teacher_is_needed_for_labels() -> None:
         ),
     ],
 )
-def test_errors(losses: dict[str, Any], message: str) -> None:
+def test_invalid_terms_are_refused(losses: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Objective(losses, accepts=(DistillationLoss,))
 

@@ -21,7 +21,7 @@ def test_a_value_by_hand() -> None:
     assert probabilistic_loss(torch.ones(2, 3), torch.eye(2)).item() != pytest.approx(expected, rel=1e-3)
 
 
-def test_is_zero_at_equality_and_above_elsewhere() -> None:
+def test_is_zero_at_equality_and_positive_elsewhere() -> None:
     student, teacher = pair()
     same = teacher.clone().requires_grad_()
     loss = probabilistic_loss(same, teacher)
@@ -31,7 +31,7 @@ def test_is_zero_at_equality_and_above_elsewhere() -> None:
     assert probabilistic_loss(student, teacher) > 1e-3
 
 
-def test_a_rotation_or_a_factor_on_any_vector_changes_nothing() -> None:
+def test_invariant_to_rotation_and_scale_of_vectors() -> None:
     student, teacher = pair()
     loss = probabilistic_loss(student, teacher)
     factors = torch.rand(5, 1, dtype=torch.float64) + 0.5
@@ -42,7 +42,7 @@ def test_a_rotation_or_a_factor_on_any_vector_changes_nothing() -> None:
     assert not torch.isclose(probabilistic_loss(student + 1, teacher), loss, rtol=1e-3)
 
 
-def test_opposite_vectors_stay_finite() -> None:
+def test_opposite_vectors_give_finite_values() -> None:
     for _ in range(100):
         vector = 300 * torch.randn(1, 512)
         student = torch.cat([vector, -vector]).requires_grad_()

@@ -67,7 +67,7 @@ _TEMPERATURE = float(_REFERENCE["temperature"])
         ("cc_repdistiller", "embed", correlation_loss),
     ],
 )
-def test_equals_the_released_implementation(name: str, inputs: str, loss: Loss) -> None:
+def test_matches_the_released_implementation(name: str, inputs: str, loss: Loss) -> None:
     student, teacher = (torch.from_numpy(_REFERENCE[f"{inputs}_{side}"]) for side in ("student", "teacher"))
     student.requires_grad_()
     value = loss(student, teacher)
@@ -89,10 +89,10 @@ def mmd_as_released(source: Tensor, target: Tensor) -> Tensor:
     ("name", "loss", "error"),
     [
         ("coral_tllib", coral_as_released, 1e-12),
-        ("mkmmd_tllib_alpha_0.5_1_2", mmd_as_released, 2e-6),  # the released value holds rounding to float32
+        ("mkmmd_tllib_alpha_0.5_1_2", mmd_as_released, 2e-6),  # the released value was rounded to float32
     ],
 )
-def test_equals_the_released_adaptation(name: str, loss: Loss, error: float) -> None:
+def test_matches_the_released_adaptation_code(name: str, loss: Loss, error: float) -> None:
     source, target = (torch.from_numpy(_REFERENCE[f"embed_{side}"]) for side in ("student", "teacher"))
     source.requires_grad_()
     value = loss(source, target)
@@ -102,27 +102,27 @@ def test_equals_the_released_adaptation(name: str, loss: Loss, error: float) -> 
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
 
 
-def labels_of(logits: Tensor) -> Tensor:
-    """Labels with an unlabelled row among them, but for a batch of one."""
+def make_labels(logits: Tensor) -> Tensor:
+    """Return labels of which one is -1, except for a batch of one."""
     rows, classes = logits.shape
     labels = (3 * torch.arange(rows) + 1) % classes
     labels[1:2] = -1
     return labels
 
 
-def negatives_of(anchors: Tensor) -> tuple[Tensor, Tensor]:
+def make_negatives(anchors: Tensor) -> tuple[Tensor, Tensor]:
     rows, width = anchors.shape
     generator = torch.Generator().manual_seed(1)
     negatives = torch.randn(5, width, dtype=torch.float64, generator=generator)
     return negatives, (torch.arange(5) + torch.arange(rows)[:, None]) % 3 == 0
 
 
-def scales_of(means: Tensor) -> Tensor:
+def make_scales(means: Tensor) -> Tensor:
     return torch.linspace(-1, 2, means.shape[1], dtype=torch.float64)
 
 
-def pooled(maps: Array, height: int, width: int) -> Array:
-    """Means over windows that cover the map, as evenly as whole pixels allow."""
+def average_pooled(maps: Array, height: int, width: int) -> Array:
+    """Average maps over windows, as adaptive pooling does."""
     result = np.empty((*maps.shape[:2], height, width))
     for i, j in product(range(height), range(width)):
         rows = slice(i * maps.shape[2] // height, ceil((i + 1) * maps.shape[2] / height))
@@ -131,9 +131,9 @@ def pooled(maps: Array, height: int, width: int) -> Array:
     return result
 
 
-def equally_large(*maps: Array) -> Iterator[Array]:
+def pooled_to_equal_size(*maps: Array) -> Iterator[Array]:
     height, width = (min(sides) for sides in zip(*(m.shape[2:] for m in maps), strict=True))
-    return (pooled(m, height, width) for m in maps)
+    return (average_pooled(m, height, width) for m in maps)
 
 
 def divergence(teacher: Array, student: Array) -> float:
@@ -161,7 +161,7 @@ def standardized(student: Array, teacher: Array) -> float:
 
 def decoupled(student: Array, teacher: Array) -> float:
     rows = []
-    for label, s, t in zip(labels_of(torch.from_numpy(student)).tolist(), student, teacher, strict=True):
+    for label, s, t in zip(make_labels(torch.from_numpy(student)).tolist(), student, teacher, strict=True):
         if label >= 0:
             p, q = softmax(t / 2), softmax(s / 2)
             others = [np.delete(probabilities, label) for probabilities in (p, q)]
@@ -189,13 +189,13 @@ def hint(student: Array, teacher: Array) -> float:
 def hierarchical_context(student: Array, teacher: Array) -> float:
     levels = [student.shape[2:], *((k, k) for k in (4, 2, 1) if k < student.shape[2])]
     weights = [2.0**-k for k in range(len(levels))]
-    errors = [hint(pooled(student, *level), pooled(teacher, *level)) for level in levels]
+    errors = [hint(average_pooled(student, *level), average_pooled(teacher, *level)) for level in levels]
     return float(np.average(errors, weights=weights))
 
 
 def attention(student: Array, teacher: Array) -> float:
     total = 0.0
-    for s, t in zip(*equally_large(student, teacher), strict=True):
+    for s, t in zip(*pooled_to_equal_size(student, teacher), strict=True):
         where = [sum(channel.ravel() ** 2 for channel in maps) for maps in (s, t)]
         unit = [maps / sqrt(maps @ maps) for maps in where]
         total += sum((a - b) ** 2 for a, b in zip(*unit, strict=True))
@@ -206,7 +206,7 @@ def neuron_selectivity(student: Array, teacher: Array) -> float:
     def mean_kernel(a: Array, b: Array) -> float:
         return sum(cosine(x.ravel(), y.ravel()) ** 2 for x in a for y in b) / len(a) / len(b)
 
-    samples = zip(*equally_large(student, teacher), strict=True)
+    samples = zip(*pooled_to_equal_size(student, teacher), strict=True)
     return float(np.mean([mean_kernel(s, s) + mean_kernel(t, t) - 2 * mean_kernel(s, t) for s, t in samples]))
 
 
@@ -254,14 +254,14 @@ def correlation(student: Array, teacher: Array) -> float:
 
 
 def variational(means: Array, teacher: Array) -> float:
-    variances = np.log1p(np.exp(scales_of(torch.from_numpy(means)).numpy())) + 1e-5
+    variances = np.log1p(np.exp(make_scales(torch.from_numpy(means)).numpy())) + 1e-5
     channels = zip(np.moveaxis(means, 1, 0), np.moveaxis(teacher, 1, 0), variances, strict=True)
     likelihoods = [norm.logpdf(t, loc=mean, scale=sqrt(variance)) for mean, t, variance in channels]
     return -float(np.mean(likelihoods)) - log(sqrt(2 * np.pi))
 
 
 def contrastive(anchors: Array, positives: Array) -> float:
-    negatives, excluded = (tensor.numpy() for tensor in negatives_of(torch.from_numpy(anchors)))
+    negatives, excluded = (tensor.numpy() for tensor in make_negatives(torch.from_numpy(anchors)))
     total = 0.0
     for anchor, positive, without in zip(anchors, positives, excluded, strict=True):
         candidates = [positive, *(n for n, left_out in zip(negatives, without, strict=True) if not left_out)]
@@ -276,7 +276,7 @@ class Method(NamedTuple):
     loss: Loss
     formula: Callable[[Array, Array], float]
     shapes: Sequence[Shapes]
-    """Of student and teacher; the first is small enough for numerical gradients."""
+    """Shapes of student and teacher; the first pair is small enough for gradcheck."""
 
 
 _LOGITS: list[Shapes] = [(shape, shape) for shape in [(3, 4), (1, 2), (2, 2), (7, 3), (2, 100), (5, 100)]]
@@ -313,7 +313,7 @@ _METHODS: dict[str, Method] = {
         lambda s, t: soft_target_loss(s, t, temperature=3.0, standardize=True), standardized, _LOGITS
     ),
     "decoupled": Method(
-        lambda s, t: decoupled_loss(s, t, labels_of(s), alpha=0.7, beta=5.0, temperature=2.0), decoupled, _LOGITS
+        lambda s, t: decoupled_loss(s, t, make_labels(s), alpha=0.7, beta=5.0, temperature=2.0), decoupled, _LOGITS
     ),
     "dist": Method(lambda s, t: dist_loss(s, t, beta=2.0, gamma=3.0, temperature=3.0), dist, _LOGITS),
     "hint": Method(hint_loss, hint, _SAME),
@@ -329,12 +329,12 @@ _METHODS: dict[str, Method] = {
     ),
     "correlation": Method(correlation_loss, correlation, _SAME),
     "variational": Method(
-        lambda s, t: variational_loss(s, t, scales_of(s)),
+        lambda s, t: variational_loss(s, t, make_scales(s)),
         variational,
         [(shape, shape) for shape in [(2, 3, 2, 2), (1, 1, 1, 1), (3, 5, 4, 2), (1, 4, 7, 7)]],
     ),
     "contrastive": Method(
-        lambda s, t: contrastive_loss(s, t, *negatives_of(s), temperature=0.5), contrastive, _SAME[:4]
+        lambda s, t: contrastive_loss(s, t, *make_negatives(s), temperature=0.5), contrastive, _SAME[:4]
     ),
 }
 
@@ -347,7 +347,7 @@ def pair(shapes: Shapes) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("name", "shapes"), [(name, shapes) for name, method in _METHODS.items() for shapes in method.shapes]
 )
-def test_equals_the_formula(name: str, shapes: Shapes) -> None:
+def test_matches_the_published_formula(name: str, shapes: Shapes) -> None:
     student, teacher = pair(shapes)
     if name == "standardized" and shapes == ((1, 2), (1, 2)):  # z-scores of two classes differ only in order
         student, teacher = torch.tensor([[[1.0, 3.0]], [[7.0, 2.0]]], dtype=torch.float64)
@@ -359,6 +359,6 @@ def test_equals_the_formula(name: str, shapes: Shapes) -> None:
 
 
 @pytest.mark.parametrize("name", list(_METHODS))
-def test_both_gradients_are_those_of_the_value(name: str) -> None:
+def test_gradients_pass_gradcheck(name: str) -> None:
     student, teacher = (features.requires_grad_() for features in pair(_METHODS[name].shapes[0]))
     assert torch.autograd.gradcheck(_METHODS[name].loss, (student, teacher), atol=1e-8)

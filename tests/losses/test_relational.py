@@ -32,7 +32,7 @@ def test_values_by_hand() -> None:
     assert relational_loss(student, teacher).item() == pytest.approx(25 * distance + 50 * angle, rel=1e-9)
 
 
-def test_is_zero_at_equality_and_above_elsewhere() -> None:
+def test_is_zero_at_equality_and_positive_elsewhere() -> None:
     student, teacher = pair()
     assert relational_loss(teacher, teacher.clone()) == 0
     assert relational_loss(student, teacher, distance_weight=1.0, angle_weight=0.0) > 1e-3
@@ -42,7 +42,7 @@ def test_is_zero_at_equality_and_above_elsewhere() -> None:
 @pytest.mark.parametrize(
     "weights", [{"distance_weight": 1.0, "angle_weight": 0.0}, {"distance_weight": 0.0, "angle_weight": 1.0}]
 )
-def test_a_shift_a_rotation_or_a_factor_changes_nothing(weights: dict[str, float]) -> None:
+def test_invariant_to_shift_rotation_and_scale(weights: dict[str, float]) -> None:
     student, teacher = pair()
     loss = relational_loss(student, teacher, **weights)
     changed = relational_loss(3 * student @ random_rotation(3) + 5, 0.1 * teacher @ random_rotation(7) - 2, **weights)
@@ -74,7 +74,7 @@ def test_angles_in_chunks_of_anchors_have_the_same_value_and_gradient(
     assert taken[: len(steps)] == steps
 
 
-def test_chunks_count_the_width_of_the_features_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chunk_size_accounts_for_the_width_of_features(monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 50, dtype=torch.float64)
     whole = relational_loss(student, teacher)
     largest = 0
@@ -98,18 +98,18 @@ def test_close_vectors_far_from_the_origin_keep_their_distances() -> None:
     torch.testing.assert_close(loss, relational_loss(student, teacher), rtol=1e-5, atol=0)
 
 
-def test_a_collapsed_student_counts_as_one_in_which_all_are_equally_far_apart() -> None:
+def test_a_collapsed_student_counts_as_equidistant() -> None:
     collapsed = torch.ones(3, 2)
     assert relational_loss(collapsed, torch.eye(3), distance_weight=1.0, angle_weight=0.0).item() == pytest.approx(
         0, abs=1e-6
     )
-    # cosines of 0 beside 1 and 1/2, two of each at every vertex
+    # cosines of 0 instead of 1 and 1/2, two of each at every vertex
     assert relational_loss(collapsed, torch.eye(3), distance_weight=0.0, angle_weight=1.0).item() == pytest.approx(
         3.75 / 27
     )
 
 
-def test_equal_vectors_have_no_direction_and_a_finite_gradient() -> None:
+def test_equal_vectors_give_a_finite_gradient() -> None:
     student, teacher = pair()
     student[1] = student[0]
     student.requires_grad_()
@@ -144,6 +144,6 @@ def test_the_module_averages_maps_and_has_the_published_defaults() -> None:
         ({"weight": -1.0}, "loss's weight must be >= 0"),
     ],
 )
-def test_errors(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RelationalLoss(**options)

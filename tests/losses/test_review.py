@@ -22,21 +22,21 @@ def teacher() -> Outputs:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 16])
-def test_a_difference_that_is_constant_counts_once(size: int) -> None:
+def test_a_constant_difference_gives_its_square(size: int) -> None:
     features = torch.randn(2, 3, size, size, dtype=torch.float64)
     assert hierarchical_context_loss(features + 3, features).item() == pytest.approx(9)
     assert hierarchical_context_loss(features, features.clone()) == 0
 
 
 @pytest.mark.parametrize(("size", "weights"), [(2, 1 + 1 / 2), (4, 1 + 1 / 2 + 1 / 4), (8, 1 + 1 / 2 + 1 / 4 + 1 / 8)])
-def test_a_difference_without_a_mean_is_seen_at_full_size_alone(size: int, weights: float) -> None:
-    board = (torch.arange(size)[:, None] + torch.arange(size)) % 2 * 2.0 - 1
-    loss = hierarchical_context_loss(board.expand(2, 3, size, size), torch.zeros(2, 3, size, size))
+def test_a_checkerboard_difference_counts_only_at_full_size(size: int, weights: float) -> None:
+    checkerboard = (torch.arange(size)[:, None] + torch.arange(size)) % 2 * 2.0 - 1
+    loss = hierarchical_context_loss(checkerboard.expand(2, 3, size, size), torch.zeros(2, 3, size, size))
     assert loss.item() == pytest.approx(1 / weights)
 
 
-def test_each_level_by_hand() -> None:
-    """A half of the map is above, the other below: pooling to 2x2 keeps it, to 1x1 does not."""
+def test_levels_match_a_value_by_hand() -> None:
+    """Halves of 1 and -1: pooling to 2x2 keeps the difference, to 1x1 removes it."""
     halves = torch.ones(1, 1, 8, 8)
     halves[:, :, :4] = -1
     assert hierarchical_context_loss(halves, torch.zeros_like(halves)).item() == pytest.approx(1.75 / 1.875)
@@ -45,12 +45,12 @@ def test_each_level_by_hand() -> None:
 @pytest.mark.parametrize(
     ("student_shape", "teacher_shape"), [((2, 1, 4, 4), (2, 3, 4, 4)), ((2, 3, 4, 4), (2, 3, 2, 2)), ((2, 3), (2, 3))]
 )
-def test_refuses_other_shapes(student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> None:
+def test_refuses_different_shapes(student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"^hierarchical_context_loss compares maps \(B, C, H, W\) of one shape, got"):
         hierarchical_context_loss(torch.randn(student_shape), torch.randn(teacher_shape))
 
 
-def test_fuses_from_the_deepest_layer_to_the_shallowest(student: Outputs, teacher: Outputs) -> None:
+def test_layers_are_fused_from_the_deepest_to_the_shallowest(student: Outputs, teacher: Outputs) -> None:
     loss = ReviewLoss(student_layers=_LAYERS)
     loss.build(student, teacher)
     loss.eval()  # where batch norm with its initial statistics divides by sqrt(1 + 1e-5)
@@ -60,7 +60,7 @@ def test_fuses_from_the_deepest_layer_to_the_shallowest(student: Outputs, teache
     def conv(name: str, x: Tensor, padding: int = 0) -> Tensor:
         return F.conv2d(x, weights[f"fusions.{name}.weight"], weights.get(f"fusions.{name}.bias"), padding=padding)
 
-    def upscaled(x: Tensor, size: int) -> Tensor:
+    def upscale(x: Tensor, size: int) -> Tensor:
         rows = torch.arange(size) * x.shape[2] // size
         return x[:, :, rows][:, :, :, rows]
 
@@ -71,15 +71,15 @@ def test_fuses_from_the_deepest_layer_to_the_shallowest(student: Outputs, teache
         s, t = (x[:, :, None, None] if x.dim() == 2 else x for x in (s, t))
         fused = conv(f"{i}.reduce.0", s) * scale
         if deeper is not None:
-            deeper = upscaled(deeper, size)
+            deeper = upscale(deeper, size)
             gates = torch.sigmoid(conv(f"{i}.attend", torch.cat([fused, deeper], 1)))
             fused = fused * gates[:, :1] + deeper * gates[:, 1:]
-        deeper = upscaled(fused, t.shape[2])
+        deeper = upscale(fused, t.shape[2])
         expected += hierarchical_context_loss(conv(f"{i}.expand.0", deeper, padding=1) * scale, t)
     torch.testing.assert_close(loss(student, teacher, _LABELS), expected)
 
 
-def test_a_shallow_layers_term_reaches_the_deeper_layers(student: Outputs, teacher: Outputs) -> None:
+def test_gradients_of_shallow_terms_reach_deeper_layers(student: Outputs, teacher: Outputs) -> None:
     loss = ReviewLoss(student_layers=_LAYERS)
     loss.build(student, teacher)
     for value in student.features.values():
@@ -110,7 +110,7 @@ def test_learned_parts_are_in_the_state_dict(channels: int, width: int) -> None:
     assert loss(student, teacher, _LABELS) == copy(student, teacher, _LABELS)
 
 
-def test_defaults_are_those_released() -> None:
+def test_defaults_match_the_released_code() -> None:
     loss = ReviewLoss()
     assert (loss.weight, loss.warmup_epochs) == (5.0, 20)
     assert loss.student_layers == loss.teacher_layers == ("layer1", "layer2", "layer3", "avgpool")

@@ -39,8 +39,8 @@ def trained(request: pytest.FixtureRequest) -> tuple[ReweightedLoss, int]:
     return loss, width
 
 
-def odds_of(loss: ReweightedLoss, source: Outputs, target: Outputs) -> Tensor:
-    """The classifier's logits for the source's features and then for the target's."""
+def log_odds(loss: ReweightedLoss, source: Outputs, target: Outputs) -> Tensor:
+    """Return the classifier's logits for the features of the source and then of the target."""
     rows = torch.cat([source.features["a"], target.features["a"]]).detach()
     rows = (rows - rows.mean(0)) / rows.std(0, correction=0) / rows.shape[1] ** 0.5
     with torch.no_grad():
@@ -48,13 +48,13 @@ def odds_of(loss: ReweightedLoss, source: Outputs, target: Outputs) -> Tensor:
 
 
 def linear_layer(loss: ReweightedLoss, index: int) -> nn.Linear:
-    """A linear layer of the classifier."""
+    """Return a linear layer of the classifier."""
     layer = loss.get_submodule(f"classifiers.0.{index}")
     assert isinstance(layer, nn.Linear)
     return layer
 
 
-def test_the_ratio_is_bayes_rule() -> None:
+def test_the_density_ratio_follows_bayes_rule() -> None:
     """Exact log-odds of N(0, 1) against N(1, 1), of which there are three times as many."""
     x = torch.randn(50, dtype=torch.float64)
     ratio = (x - 0.5).exp()
@@ -64,7 +64,7 @@ def test_the_ratio_is_bayes_rule() -> None:
     torch.testing.assert_close(density_ratio(odds, source_size=20, target_size=60, bound=2.0), clipped / clipped.mean())
 
 
-def test_the_sizes_count_before_the_bound() -> None:
+def test_domain_sizes_are_applied_before_the_bound() -> None:
     odds = torch.tensor([0.0, 2.0], dtype=torch.float64)
     torch.testing.assert_close(
         density_ratio(odds, source_size=8, target_size=1), density_ratio(odds, source_size=1, target_size=1)
@@ -75,7 +75,7 @@ def test_the_sizes_count_before_the_bound() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("odds", [[1e4, 1e4, 9e3], [-1e4, 0.0, 1e4], [-1e4, -1e4, -1e4], [0.0, 0.0, 0.0]])
-def test_weights_are_finite_and_of_mean_one(dtype: torch.dtype, odds: list[float]) -> None:
+def test_weights_are_finite_with_mean_one(dtype: torch.dtype, odds: list[float]) -> None:
     weights = density_ratio(torch.tensor(odds, dtype=dtype), source_size=3, target_size=3)
     assert weights.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert weights.isfinite().all()
@@ -83,12 +83,12 @@ def test_weights_are_finite_and_of_mean_one(dtype: torch.dtype, odds: list[float
     assert weights.mean().item() == pytest.approx(1)
 
 
-def test_more_odds_for_the_source_are_less_weight() -> None:
+def test_weights_decrease_with_the_odds_of_the_source() -> None:
     weights = density_ratio(torch.linspace(-2, 2, 9), source_size=1, target_size=1)
     assert (weights.diff() < 0).all()
 
 
-def test_the_effective_size() -> None:
+def test_effective_sample_size() -> None:
     assert effective_sample_size(torch.full((7,), 0.3)).item() == pytest.approx(7)
     assert effective_sample_size(torch.tensor([0.0, 5.0, 0.0])) == 1
     assert effective_sample_size(torch.zeros(3)) == 0
@@ -99,15 +99,15 @@ def test_the_effective_size() -> None:
     assert effective_sample_size(torch.full((4,), 3e4, dtype=torch.float16)).dtype == torch.float32
 
 
-def test_the_true_ratio_of_gaussians_is_recovered(trained: tuple[ReweightedLoss, int]) -> None:
+def test_recovers_the_density_ratio_of_gaussians(trained: tuple[ReweightedLoss, int]) -> None:
     loss, width = trained
     source, target = gaussians(4000, width)
     x = source.features["a"][:, 0].numpy()
-    odds, truth = odds_of(loss, source, target)[:4000], np.exp(x - 0.5)
+    odds, truth = log_odds(loss, source, target)[:4000], np.exp(x - 0.5)
     assert np.corrcoef(density_ratio(odds, source_size=4000, target_size=4000, bound=100.0), truth)[0, 1] > 0.95
     weights = density_ratio(odds, source_size=4000, target_size=4000).numpy()
     assert np.corrcoef(weights, truth.clip(max=10))[0, 1] > 0.99
-    assert abs(x.mean()) < 0.1  # the source's mean, where the target's is 1
+    assert abs(x.mean()) < 0.1  # the mean of the source; that of the target is 1
     assert (weights * x).mean() == pytest.approx(1, abs=0.15)
     assert (weights * x**2).mean() == pytest.approx(2, abs=0.4)
     assert loss.metrics["effective_sample_size"] < 350
@@ -117,14 +117,14 @@ def test_the_true_ratio_of_gaussians_is_recovered(trained: tuple[ReweightedLoss,
 def test_the_classifier_is_calibrated_on_fresh_samples(trained: tuple[ReweightedLoss, int]) -> None:
     """The fraction of source samples in a bin is the predicted probability."""
     loss, width = trained
-    odds = odds_of(loss, *gaussians(10_000, width))
+    odds = log_odds(loss, *gaussians(10_000, width))
     predicted, is_source = odds.sigmoid(), torch.arange(20_000) < 10_000
     for low in torch.arange(0.1, 0.9, 0.1):
         bin_ = (predicted >= low) & (predicted < low + 0.1)
         assert is_source[bin_].float().mean().item() == pytest.approx(predicted[bin_].mean().item(), abs=0.05)
 
 
-def test_at_first_it_is_the_plain_cross_entropy_and_log_two() -> None:
+def test_the_initial_loss_is_cross_entropy_plus_log_two() -> None:
     for hidden in (0, 8):
         source, target = outputs(5, a=(3, 2, 4)), outputs(7, a=(3, 2, 4))
         loss = ReweightedLoss(layer="a", hidden=hidden, penalty=0.0)
@@ -135,14 +135,14 @@ def test_at_first_it_is_the_plain_cross_entropy_and_log_two() -> None:
 
 
 @pytest.mark.parametrize("labels", [_LABELS, torch.rand(5, 4).softmax(1)], ids=["indices", "probabilities"])
-def test_the_term_is_written_out(labels: Tensor) -> None:
+def test_the_loss_matches_the_formula(labels: Tensor) -> None:
     source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
     loss = ReweightedLoss(layer="a", label_smoothing=0.1, bound=1.5, penalty=0.3)
     loss.build(source, target)
     layer = linear_layer(loss, 0)
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)
-    odds = odds_of(loss, source, target)
+    odds = log_odds(loss, source, target)
     weights = density_ratio(odds[:5], source_size=5, target_size=7, bound=1.5)
     expected = hard_target_loss(source.logits, labels, label_smoothing=0.1, weights=weights)
     expected += F.binary_cross_entropy_with_logits(odds, torch.tensor([1.0] * 5 + [0.0] * 7))
@@ -154,7 +154,7 @@ def test_the_term_is_written_out(labels: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_error_of_a_classifier_in_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+def test_the_loss_of_a_half_precision_classifier_is_computed_in_float32(dtype: torch.dtype) -> None:
     source, target = outputs(50, a=(3,)), outputs(70, a=(3,))
     loss = ReweightedLoss(layer="a", penalty=0.0)
     loss.build(source, target)
@@ -168,7 +168,7 @@ def test_the_error_of_a_classifier_in_half_precision_is_computed_in_float32(dtyp
     torch.testing.assert_close(term, learned, rtol=1e-5, atol=0)
 
 
-def test_features_are_not_moved_and_weights_are_constants() -> None:
+def test_features_and_weights_get_no_gradient() -> None:
     source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
     loss = ReweightedLoss(layer="a")
     loss.build(source, target)
@@ -177,7 +177,7 @@ def test_features_are_not_moved_and_weights_are_constants() -> None:
     assert source.features["a"].grad is None
     assert target.features["a"].grad is None
     assert target.logits.grad is None
-    weights = density_ratio(odds_of(loss, source, target)[:5], source_size=5, target_size=7)
+    weights = density_ratio(log_odds(loss, source, target)[:5], source_size=5, target_size=7)
     logits = source.logits.detach().requires_grad_()
     hard_target_loss(logits, _LABELS, weights=weights).backward()
     torch.testing.assert_close(source.logits.grad, logits.grad)
@@ -188,7 +188,7 @@ def test_features_are_not_moved_and_weights_are_constants() -> None:
         torch.testing.assert_close(gradient, parameter.grad)
 
 
-def test_the_penalty_draws_to_equal_weights() -> None:
+def test_the_penalty_makes_weights_more_equal() -> None:
     sizes = []
     for penalty in (0.0, 0.3):
         torch.manual_seed(0)
@@ -203,7 +203,7 @@ def test_the_penalty_draws_to_equal_weights() -> None:
     assert sizes[1] > 1.5 * sizes[0]
 
 
-def test_a_shift_or_a_factor_on_all_features_changes_nothing() -> None:
+def test_invariant_to_shift_and_scale_of_features() -> None:
     source, target = outputs(5, a=(3,)), outputs(7, a=(3,))
     loss = ReweightedLoss(layer="a", hidden=4)
     loss.build(source, target)
@@ -246,6 +246,6 @@ def test_defaults() -> None:
         ({"hidden": -1}, r"^penalty and hidden must be >= 0, got 0\.001 and -1\.$"),
     ],
 )
-def test_errors(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ReweightedLoss(**options)

@@ -12,18 +12,18 @@ def pair() -> tuple[Tensor, Tensor]:
 
 
 def test_a_value_by_hand() -> None:
-    """Two images that are unlike each other, and that are the same: rows (1, 0) and (1, 1) / sqrt(2)."""
+    """Two different images and two equal ones: rows (1, 0) and (1, 1) / sqrt(2)."""
     assert similarity_loss(torch.eye(2), torch.ones(2, 3)).item() == pytest.approx(1 - 0.5**0.5)
 
 
-def test_is_zero_at_equality_and_above_elsewhere() -> None:
+def test_is_zero_at_equality_and_positive_elsewhere() -> None:
     student, teacher = pair()
     assert similarity_loss(teacher, teacher.clone()) == 0
     assert similarity_loss(student, teacher) > 1e-3
     assert similarity_loss(student[:1], teacher[:1]).item() == pytest.approx(0)
 
 
-def test_a_rotation_or_a_factor_changes_nothing() -> None:
+def test_invariant_to_rotation_and_scale() -> None:
     student, teacher = pair()
     loss = similarity_loss(student, teacher)
     rotated = student.flatten(1) @ random_rotation(12)
@@ -33,7 +33,7 @@ def test_a_rotation_or_a_factor_changes_nothing() -> None:
     assert not torch.isclose(similarity_loss(student + 1, teacher), loss)
 
 
-def test_the_module_and_its_published_defaults() -> None:
+def test_the_module_passes_its_layers_and_has_the_published_defaults() -> None:
     student, teacher = pair()
     loss = SimilarityLoss()
     assert (loss.weight, loss.warmup_epochs, loss.student_layers, loss.gather) == (3000.0, 0, ("layer3",), True)

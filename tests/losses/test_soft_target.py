@@ -16,7 +16,7 @@ def pair(rows: int = 6, classes: int = 5, dtype: torch.dtype = torch.float64) ->
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
-def test_equals_scipy(temperature: float) -> None:
+def test_matches_scipy(temperature: float) -> None:
     student, teacher = pair()
     p, q = (softmax(z.numpy() / temperature, axis=1) for z in (teacher, student))
     expected = temperature**2 * rel_entr(p, q).sum() / 6
@@ -24,7 +24,7 @@ def test_equals_scipy(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_equals_the_double_sum(temperature: float) -> None:
+def test_matches_the_double_sum(temperature: float) -> None:
     student, teacher = pair(4, 3)
     total = 0.0
     for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
@@ -37,7 +37,7 @@ def test_equals_the_double_sum(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_standardized_equals_z_scores_in_numpy(temperature: float) -> None:
+def test_standardize_matches_z_scores_in_numpy(temperature: float) -> None:
     student, teacher = pair()
     p, q = (
         softmax((z - z.mean(1, keepdims=True)) / (z.std(1, ddof=1, keepdims=True) + 1e-7) / temperature, axis=1)
@@ -48,7 +48,7 @@ def test_standardized_equals_z_scores_in_numpy(temperature: float) -> None:
     assert loss.item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_differs_from_cross_entropy_by_the_teachers_entropy_without_gradient() -> None:
+def test_differs_from_cross_entropy_by_the_teachers_entropy() -> None:
     student, teacher = pair()
     student.requires_grad_()
     soft = (teacher / 4).softmax(1)
@@ -62,7 +62,7 @@ def test_differs_from_cross_entropy_by_the_teachers_entropy_without_gradient() -
 
 
 @pytest.mark.parametrize("standardize", [False, True])
-def test_is_zero_at_equality_and_above_elsewhere(standardize: bool) -> None:
+def test_is_zero_at_equality_and_positive_elsewhere(standardize: bool) -> None:
     student, teacher = pair()
     same = teacher.clone().requires_grad_()
     loss = soft_target_loss(same, teacher, temperature=4.0, standardize=standardize)
@@ -73,7 +73,7 @@ def test_is_zero_at_equality_and_above_elsewhere(standardize: bool) -> None:
 
 
 @pytest.mark.parametrize("standardize", [False, True])
-def test_a_constant_added_to_a_row_changes_nothing(standardize: bool) -> None:
+def test_invariant_to_a_constant_added_to_a_row(standardize: bool) -> None:
     student, teacher = pair()
     shift = 10 * torch.randn(2, 6, 1, dtype=torch.float64)
     shifted = soft_target_loss(student + shift[0], teacher + shift[1], temperature=2.0, standardize=standardize)
@@ -86,7 +86,7 @@ def test_logits_and_temperature_scale_together() -> None:
     torch.testing.assert_close(scaled, 9 * soft_target_loss(student, teacher, temperature=4.0))
 
 
-def test_standardized_forgets_the_scale_of_a_row() -> None:
+def test_standardize_is_invariant_to_the_scale_of_a_row() -> None:
     student, teacher = pair()
     factors = torch.rand(2, 6, 1, dtype=torch.float64) + 0.5
     scaled = soft_target_loss(factors[0] * student, factors[1] * teacher, temperature=2.0, standardize=True)
@@ -98,8 +98,8 @@ def test_standardized_forgets_the_scale_of_a_row() -> None:
     )
 
 
-def test_at_a_high_temperature_it_is_the_squared_error_of_centred_logits() -> None:
-    """Hinton et al., section 2.1: that is what T^2 is for."""
+def test_a_high_temperature_gives_the_squared_error_of_centred_logits() -> None:
+    """Hinton et al., section 2.1, which explains the factor T^2."""
     student, teacher = pair()
     student.requires_grad_()
     difference = student - teacher
@@ -111,7 +111,7 @@ def test_at_a_high_temperature_it_is_the_squared_error_of_centred_logits() -> No
     )
 
 
-def test_the_mean_is_over_the_batch() -> None:
+def test_is_the_mean_over_the_batch() -> None:
     student, teacher = pair()
     rows = [soft_target_loss(student[[i]], teacher[[i]], temperature=4.0) for i in range(6)]
     torch.testing.assert_close(soft_target_loss(student, teacher, temperature=4.0), torch.stack(rows).mean())
@@ -130,7 +130,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, standardize: 
     torch.testing.assert_close(mixed, loss)
 
 
-def test_float64_stays() -> None:
+def test_float64_is_kept() -> None:
     for standardize in (False, True):
         assert soft_target_loss(*pair(), temperature=4.0, standardize=standardize).dtype == torch.float64
 
@@ -138,7 +138,7 @@ def test_float64_stays() -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 @pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_saturated_logits_stay_finite(dtype: torch.dtype, standardize: bool, temperature: float) -> None:
+def test_saturated_logits_give_finite_values(dtype: torch.dtype, standardize: bool, temperature: float) -> None:
     student = torch.tensor([[1e4, -1e4, 0.0], [-1e4, -1e4, 1e4]], dtype=dtype, requires_grad=True)
     teacher = torch.tensor([[-1e4, 1e4, 0.0], [1e4, 1e4, -1e4]], dtype=dtype)
     loss = soft_target_loss(student, teacher, temperature=temperature, standardize=standardize)
@@ -160,7 +160,7 @@ def test_constant_rows_have_a_finite_gradient(standardize: bool) -> None:
 
 
 @pytest.mark.parametrize("standardize", [False, True])
-def test_the_gradient_is_right(standardize: bool) -> None:
+def test_the_gradient_passes_gradcheck(standardize: bool) -> None:
     student, teacher = pair()
     student.requires_grad_()
     assert torch.autograd.gradcheck(
@@ -168,7 +168,7 @@ def test_the_gradient_is_right(standardize: bool) -> None:
     )
 
 
-def test_the_module_compares_logits_and_leaves_a_detached_teacher_alone() -> None:
+def test_the_module_trains_only_the_student() -> None:
     student, teacher = pair()
     student.requires_grad_()
     teacher.requires_grad_()
@@ -182,7 +182,7 @@ def test_the_module_compares_logits_and_leaves_a_detached_teacher_alone() -> Non
     assert loss.weight == 0.7
 
 
-def test_labels_make_no_difference() -> None:
+def test_labels_are_ignored() -> None:
     student, teacher = pair()
     loss = SoftTargetLoss()
     one, other = (loss(Outputs(student), Outputs(teacher), torch.full((6,), label)) for label in (-1, 3))

@@ -23,7 +23,7 @@ def test_values_by_hand() -> None:
     assert variational_loss(means, teacher, scales).item() == pytest.approx(expected, rel=1e-10)
 
 
-def test_is_least_at_the_teacher_and_at_the_mean_squared_error() -> None:
+def test_is_minimal_at_the_teacher_and_at_the_mean_squared_error() -> None:
     means, teacher = torch.randn(2, 4, 3, 5, 2, dtype=torch.float64)
     best = inverse_softplus((means - teacher).square().mean((0, 2, 3))).requires_grad_()
     loss = variational_loss(means, teacher, best)
@@ -34,7 +34,7 @@ def test_is_least_at_the_teacher_and_at_the_mean_squared_error() -> None:
     assert variational_loss(teacher, teacher, best) < variational_loss(0.9 * teacher + 0.1 * means, teacher, best)
 
 
-def test_a_common_shift_changes_nothing() -> None:
+def test_invariant_to_a_common_shift() -> None:
     means, teacher = torch.randn(2, 4, 3, 5, 2, dtype=torch.float64)
     scales = torch.randn(3, dtype=torch.float64)
     shifted = variational_loss(means + 7, teacher + 7, scales)
@@ -42,7 +42,7 @@ def test_a_common_shift_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("scale", [-1e4, 1e4])
-def test_extreme_variances_stay_finite(scale: float) -> None:
+def test_extreme_variances_give_finite_values(scale: float) -> None:
     scales = torch.full((3,), scale, requires_grad=True)
     loss = variational_loss(torch.randn(2, 3, 2, 2), torch.randn(2, 3, 2, 2), scales)
     loss.backward()
@@ -52,7 +52,7 @@ def test_extreme_variances_stay_finite(scale: float) -> None:
 
 
 @pytest.mark.parametrize("variance", [1.1e-5, 1e-3, 0.5, 5.0, 1e4])
-def test_every_variance_starts_at_the_initial_one(variance: float) -> None:
+def test_variances_start_at_initial_variance(variance: float) -> None:
     loss = VariationalLoss(student_layers=["a"], initial_variance=variance)
     loss.build(random_outputs(3, a=(2, 4, 4)), random_outputs(3, a=(7, 4, 4)))
     (scale,) = loss.scales
@@ -60,7 +60,7 @@ def test_every_variance_starts_at_the_initial_one(variance: float) -> None:
     torch.testing.assert_close(F.softplus(scale.detach()) + 1e-5, torch.full((7,), variance), rtol=1e-3, atol=0)
 
 
-def test_the_mean_is_three_convolutions_of_the_student_at_one_resolution() -> None:
+def test_the_mean_is_computed_by_three_convolutions() -> None:
     student, teacher = random_outputs(3, a=(2, 8, 4), b=(4,)), random_outputs(3, a=(5, 4, 4), b=(6,))
     loss = VariationalLoss(student_layers=["a", "b"])
     loss.build(student, teacher)
@@ -88,7 +88,7 @@ def test_the_mean_is_three_convolutions_of_the_student_at_one_resolution() -> No
     torch.testing.assert_close(loss(student, teacher, _LABELS), expected)
 
 
-def test_the_variances_train_and_are_saved() -> None:
+def test_variances_are_trained_and_saved() -> None:
     student, teacher = random_outputs(3, a=(2, 4, 4)), random_outputs(3, a=(5, 4, 4))
     loss, copy = VariationalLoss(student_layers=["a"]), VariationalLoss(student_layers=["a"])
     loss.build(student, teacher)
@@ -98,7 +98,7 @@ def test_the_variances_train_and_are_saved() -> None:
     before = loss(student, teacher, _LABELS)
     before.backward()
     optimizer.step()
-    assert (loss.scales[0] != start).all()  # towards a smaller variance, since 5 is too much
+    assert (loss.scales[0] != start).all()  # the initial variance of 5 is too large
     assert (loss.scales[0] < start).all()
     after = loss(student, teacher, _LABELS)
     assert after < before
@@ -106,7 +106,7 @@ def test_the_variances_train_and_are_saved() -> None:
     assert copy(student, teacher, _LABELS) == after
 
 
-def test_defaults_are_those_of_the_benchmark() -> None:
+def test_defaults_match_the_benchmark() -> None:
     loss = VariationalLoss()
     assert (loss.weight, loss.initial_variance, loss.warmup_epochs) == (1.0, 5.0, 0)
     assert loss.student_layers == loss.teacher_layers == ("layer1", "layer2", "layer3")
