@@ -20,7 +20,7 @@ def test_a_value_by_hand() -> None:
     assert correlation_loss(student[[0, 2, 1]], torch.zeros(3, 2)) == ((0 + 2) + (0 + 4)) / 2  # the order counts
 
 
-def test_is_zero_where_one_of_two_neighbours_agrees_or_there_is_none() -> None:
+def test_is_zero_if_one_of_two_neighbours_agrees_and_for_a_single_sample() -> None:
     student, teacher = pair()
     assert correlation_loss(teacher, teacher.clone()) == 0
     student[::2] = teacher[::2]
