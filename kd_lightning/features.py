@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,9 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.reading = False
-        self.output: Any = None
+        self.output: object = None
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: object, output: object) -> None:
         if self.reading:
             self.output = output
 
@@ -103,7 +103,7 @@ class FeatureTap:
         """
         given: dict[str, Tensor] = {}
 
-        def keep(name: str, output: Any) -> None:
+        def keep(name: str, output: object) -> None:
             given[name] = self._map(name, output).clone()
 
         hooks = [
@@ -122,7 +122,7 @@ class FeatureTap:
                     "name the layer that follows, or the block that holds both."
                 )
 
-    def _map(self, name: str, output: Any) -> Tensor:
+    def _map(self, name: str, output: object) -> Tensor:
         maps = _tensor(name, output)
         return maps.permute(0, 3, 1, 2) if name in self._channels_last else maps
 
@@ -135,11 +135,11 @@ class FeatureTap:
         last: list[tuple[int, ...]] = [()]
         self._channels_last = set()
 
-        def record(module: nn.Module, args: Any, output: Any) -> None:
+        def record(module: nn.Module, args: object, output: object) -> None:
             if isinstance(module, nn.Linear | nn.LayerNorm | nn.Conv2d) and isinstance(output, Tensor):
                 last[0] = tuple(output.shape) if _is_channels_last(module, output) else ()
 
-        def compare(name: str, output: Any) -> None:
+        def compare(name: str, output: object) -> None:
             if isinstance(output, Tensor) and output.dim() == 4:
                 batch, height, width, channels = output.shape
                 if last[0] in ((batch, height, width, channels), (batch, height * width, channels)):  # maps, or tokens
@@ -173,7 +173,7 @@ def layer_shapes(network: nn.Module, images: Tensor) -> dict[str, tuple[int, ...
     shapes: dict[str, tuple[int, ...]] = {}
     names = {module: name for name, module in network.named_modules() if name}
 
-    def record(module: nn.Module, args: Any, output: Any) -> None:
+    def record(module: nn.Module, args: object, output: object) -> None:
         if isinstance(output, Tensor):
             shapes[names[module]] = tuple(output.shape)
 
@@ -245,7 +245,7 @@ def logits_of(output: object, network: nn.Module) -> Tensor:
     return logits
 
 
-def _tensor(name: str, output: Any) -> Tensor:
+def _tensor(name: str, output: object) -> Tensor:
     if output is None:
         raise UserError(f"Layer {name!r} did not run in the network's forward; name a layer that does.")
     if not isinstance(output, Tensor):

@@ -73,6 +73,10 @@ class ImageData(Protocol):
 class ViewData(ImageData, Protocol):
     """A data module whose training images can be shown in fixed views, so that outputs for them can be cached."""
 
+    @property
+    def views(self) -> int:
+        """The number of fixed views of each training image."""
+
     def view_dataloader(self, view: int) -> Iterable[RawBatch]:
         """Return this rank's part of the training images, each once, in one of the fixed views."""
 

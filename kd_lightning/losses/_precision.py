@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
-from typing import Any, TypeVar
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
 
-Function = TypeVar("Function", bound=Callable[..., Tensor])
+Arguments = ParamSpec("Arguments")
 
 
-def in_full_precision(function: Function) -> Function:
+def in_full_precision(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
     """Wrap a function of tensors so that float16 and bfloat16 arguments arrive as float32, with autocast off inside.
 
     Example:
@@ -22,15 +22,16 @@ def in_full_precision(function: Function) -> Function:
     """
 
     @wraps(function)
-    def wrapper(*args: Any, **options: Any) -> Tensor:
+    def wrapper(*args: Arguments.args, **options: Arguments.kwargs) -> Tensor:
         device = next(_devices((*args, *options.values())), "cpu")
         with torch.autocast(device, enabled=False):
-            return function(*map(_widen, args), **{name: _widen(value) for name, value in options.items()})
+            widened = {name: _widen(value) for name, value in options.items()}
+            return function(*map(_widen, args), **widened)  # type: ignore[arg-type]
 
-    return wrapper  # type: ignore[return-value]
+    return wrapper
 
 
-def _devices(values: Iterable[Any]) -> Iterator[str]:
+def _devices(values: Iterable[object]) -> Iterator[str]:
     for value in values:
         if isinstance(value, Tensor):
             yield value.device.type
@@ -38,7 +39,7 @@ def _devices(values: Iterable[Any]) -> Iterator[str]:
             yield from _devices(value)
 
 
-def _widen(value: Any) -> Any:
+def _widen(value: object) -> object:
     if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
         return value.float()
     if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):

@@ -1,7 +1,6 @@
 """Networks with fewer channels: selects entries of their weights, or slices them to saved shapes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ def slice_to(network: nn.Module, wanted: Mapping[str, Sequence[int]]) -> nn.Modu
     return select(network, kept)
 
 
-def _is_part(shape: Any, whole: Sequence[int]) -> bool:
+def _is_part(shape: object, whole: Sequence[int]) -> bool:
     if not isinstance(shape, list | tuple) or len(shape) != len(whole):
         return False
     return all(isinstance(side, int) and 0 < side <= full for side, full in zip(shape, whole, strict=True))

@@ -3,7 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 from torch import nn
 
@@ -91,9 +91,10 @@ def _with_outputs(head: nn.Module, outputs: int) -> nn.Module:
     if isinstance(head, nn.Linear):
         return nn.Linear(head.in_features, outputs, bias=head.bias is not None).to(head.weight)
     if isinstance(head, nn.Conv2d) and head.groups == 1:
-        options: dict[str, Any] = {"stride": head.stride, "padding": head.padding, "dilation": head.dilation}
-        sizes: Any = head.kernel_size
-        return nn.Conv2d(head.in_channels, outputs, sizes, bias=head.bias is not None, **options).to(head.weight)
+        pairs = (head.kernel_size, head.stride, head.padding, head.dilation)
+        size, stride, padding, dilation = cast("list[tuple[int, int]]", pairs)
+        conv = nn.Conv2d(head.in_channels, outputs, size, stride, padding, dilation, bias=head.bias is not None)
+        return conv.to(head.weight)
     raise UserError(
         f"The logits are computed by a {type(head).__name__}, which replace_head cannot build; replace it yourself."
     )

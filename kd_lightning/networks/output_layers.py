@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from kd_lightning.features import evaluating
 
@@ -90,10 +91,10 @@ def _training_all(network: nn.Module) -> Iterator[None]:
 
 def _closest_weights(logits: Tensor, images: Tensor) -> set[Tensor]:
     """Walk from the logits towards the images; stop at operations that multiply by a weight matrix."""
-    depends: dict[Any, bool] = {}
-    found, seen, open_nodes = set[Tensor](), set[Any](), [logits.grad_fn]
+    depends: dict[Node, bool] = {}
+    found, seen, open_nodes = set[Tensor](), set[Node](), [cast("Node", logits.grad_fn)]
     while open_nodes:
-        node: Any = open_nodes.pop()
+        node = open_nodes.pop()
         if node in seen:
             continue
         seen.add(node)
@@ -105,7 +106,7 @@ def _closest_weights(logits: Tensor, images: Tensor) -> set[Tensor]:
     return found
 
 
-def _reaches(node: Any, images: Tensor, known: dict[Any, bool]) -> bool:
+def _reaches(node: Node, images: Tensor, known: dict[Node, bool]) -> bool:
     """Return whether a node of the autograd graph depends on the images; without recursion, for deep networks."""
     path = [node]
     while path:
@@ -121,9 +122,10 @@ def _reaches(node: Any, images: Tensor, known: dict[Any, bool]) -> bool:
     return known[node]
 
 
-def _leaves(node: Any) -> Iterator[Tensor]:
-    if hasattr(node, "variable"):
-        yield node.variable
+def _leaves(node: Node) -> Iterator[Tensor]:
+    weight = getattr(node, "variable", None)
+    if isinstance(weight, Tensor):
+        yield weight
     for child, _ in node.next_functions:
         if child is not None:
             yield from _leaves(child)

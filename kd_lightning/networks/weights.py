@@ -91,7 +91,7 @@ def _find_weights(content: dict[str, Any], path: str | Path, entry: str | None) 
     return weights
 
 
-def _tensors(values: dict[Any, Any]) -> dict[str, Tensor]:
+def _tensors(values: Mapping[str, object]) -> dict[str, Tensor]:
     return {key: value for key, value in values.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
@@ -181,7 +181,7 @@ def _other_kind(value: Tensor, wanted: Tensor) -> bool:
 
 
 @contextmanager
-def check_fits(module: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[None]:
+def check_fits(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Iterator[None]:
     """Turn torch's error on a state dict of another module into one sentence.
 
     Raises:

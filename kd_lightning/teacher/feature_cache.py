@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.data.protocol import ViewData
 from kd_lightning.errors import UserError
 from kd_lightning.features import evaluating
 from kd_lightning.networks.output_layers import output_layers
@@ -73,7 +74,7 @@ class FeatureCache:
             hook.remove()
         return found[-1].float()
 
-    def enable_cache(self, data: Any, where: bool | str, precision: str) -> None:
+    def enable_cache(self, data: ViewData, where: bool | str, precision: str) -> None:
         """Cache the features of the training images; other heads can use a folder of them as well.
 
         Args:
@@ -90,7 +91,7 @@ class FeatureCache:
         count, width = len(data.splits["train"].labels), self.head.in_features
         self.cache = OutputCache(count, width, data.views, fingerprint, folder)
 
-    def load_view(self, epoch: int, trainer: Any, convert_input: Callable[[Tensor], Tensor]) -> None:
+    def load_view(self, epoch: int, trainer: pl.Trainer, convert_input: Callable[[Tensor], Tensor]) -> None:
         """Load the view of an epoch into the cache; see :func:`load_view`."""
         assert self.cache is not None
         load_view(self.cache, epoch, trainer, lambda images: self.compute(convert_input(images)))

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +45,7 @@ def arithmetic(network: nn.Module, precision: str) -> dict[str, str]:
     return {"device": device, "precision": f"{dtype} under {precision}{products}"}
 
 
-def _settings(part: nn.Module) -> list[tuple[str, Any]]:
+def _settings(part: nn.Module) -> list[tuple[str, bool | int | float | str]]:
     plain = (bool, int, float, str)
     return [
         (name, value) for name, value in sorted(vars(part).items()) if isinstance(value, plain) and name != "training"

@@ -1,10 +1,9 @@
 """Folds batch norms into the convolutions before them."""
 
 from collections import Counter
-from typing import Any
 
 from torch import nn
-from torch.fx import GraphModule, symbolic_trace
+from torch.fx import GraphModule, Node, symbolic_trace
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kd_lightning.networks.copying import copy_network
@@ -29,12 +28,15 @@ def fold_batch_norms(network: nn.Module) -> nn.Module | None:
     found = False
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     for node in list(traced.graph.nodes):
-        before: Any = node.args[0] if node.op == "call_module" and node.args else None
-        if getattr(before, "op", None) != "call_module" or len(before.users) > 1 or calls[before.target] > 1:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, Node) or before.op != "call_module":
             continue
-        conv, norm = traced.get_submodule(before.target), traced.get_submodule(node.target)
+        name = str(before.target)
+        if len(before.users) > 1 or calls[name] > 1:
+            continue
+        conv, norm = traced.get_submodule(name), traced.get_submodule(node.target)
         if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.running_mean is not None:
-            traced.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            traced.set_submodule(name, fuse_conv_bn_eval(conv, norm))
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
             found = True

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from kd_lightning.data.protocol import ViewData
 from kd_lightning.features import FeatureTap, Outputs, logits_of
 from kd_lightning.networks.compiled import unwrap_compiled
 from kd_lightning.networks.copying import copy_network
@@ -175,7 +176,7 @@ class FrozenTeacher:
             "its logits are not cached (with views=V on the data module and teacher_cache=true it runs once a view)",
         ]
 
-    def enable_cache(self, data: Any, classes: int, where: bool | str, precision: str) -> None:
+    def enable_cache(self, data: ViewData, classes: int, where: bool | str, precision: str) -> None:
         """Cache the logits of the training images.
 
         Args:
@@ -193,7 +194,7 @@ class FrozenTeacher:
         self._val_logits = {}
         self.cache = OutputCache(len(data.splits["train"].labels), classes, data.views, fingerprint, folder)
 
-    def load_view(self, epoch: int, trainer: Any) -> None:
+    def load_view(self, epoch: int, trainer: pl.Trainer) -> None:
         """Load the view of an epoch into the cache; see :func:`load_view`."""
         assert self.cache is not None
         load_view(self.cache, epoch, trainer, lambda images: self(images).logits)

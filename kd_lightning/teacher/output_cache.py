@@ -4,7 +4,6 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -121,7 +120,7 @@ class OutputCache:
         owner = json.dumps([view, *self.shape, self._fingerprint], sort_keys=True)
         return zlib.crc32(content, zlib.crc32(owner.encode()))
 
-    def _recorded(self, folder: Path) -> dict[str, Any] | None:
+    def _recorded(self, folder: Path) -> Mapping[str, object] | None:
         """Return the settings of the logits in a folder, or ``None`` if there are no logits."""
         try:
             recorded = json.loads((folder / _RECORD).read_text())

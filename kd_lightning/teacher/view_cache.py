@@ -1,16 +1,16 @@
 """Loads the view of an epoch into a cache; a network runs on each training image once a view."""
 
 from collections.abc import Callable
-from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from kd_lightning.data.protocol import has_fixed_views
+from kd_lightning.data.protocol import ViewData, has_fixed_views
 from kd_lightning.teacher.output_cache import OutputCache
 
 
-def load_view(cache: OutputCache, epoch: int, trainer: Any, compute: Callable[[Tensor], Tensor]) -> None:
+def load_view(cache: OutputCache, epoch: int, trainer: pl.Trainer, compute: Callable[[Tensor], Tensor]) -> None:
     """Make view ``epoch % cache.views`` the current one; if it is missing, all ranks compute it together.
 
     Args:
@@ -41,11 +41,12 @@ def uncacheable_reason(data: object) -> str | None:
 
 
 @torch.no_grad()
-def compute_view(cache: OutputCache, view: int, trainer: Any, compute: Callable[[Tensor], Tensor]) -> Tensor:
+def compute_view(cache: OutputCache, view: int, trainer: pl.Trainer, compute: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the rows ``(N, C)`` of a view; each rank computes a part of them."""
     rows = torch.zeros(cache.shape, device=trainer.strategy.root_device)
+    data: ViewData = trainer.datamodule  # type: ignore[attr-defined]
     with trainer.precision_plugin.forward_context():
-        for batch in trainer.datamodule.view_dataloader(view):
+        for batch in data.view_dataloader(view):
             images, _, ids = trainer.strategy.batch_to_device(batch)
             rows[ids // cache.views] = compute(images).float()
     total: Tensor = trainer.strategy.reduce(rows, reduce_op="sum")  # every row is zero on all ranks but one
