@@ -61,7 +61,7 @@ def _oracle_gain(run: Run) -> float:
     """Return how much better than the chosen epoch the best one was, by the target's validation labels."""
     events = EventAccumulator(str(run.folder)).Reload()
     criterion, oracle = ([event.value for event in events.Scalars(tag)] for tag in ("val/criterion", "oracle/accuracy"))
-    return max(oracle) - oracle[criterion.index(max(criterion))]
+    return float(max(oracle) - oracle[criterion.index(max(criterion))])
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ float32, NCHW, PIL transforms in a DataLoader of two workers, torch's SGD, the t
 """
 
 import argparse
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timing import repeat, time_rounds
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -27,7 +28,7 @@ def random_images(count: int) -> tuple[Tensor, Tensor]:
     return images, torch.randint(10, (count,), generator=generator)
 
 
-class PlainImages(Dataset):
+class PlainImages(Dataset[tuple[Tensor, int]]):
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images.permute(0, 2, 3, 1).contiguous().numpy(), labels
         self.transform = transforms.Compose(
@@ -47,11 +48,11 @@ class PlainImages(Dataset):
         return self.transform(self.images[index]), int(self.labels[index])
 
 
-def plain_loader(images: Tensor, labels: Tensor, batch_size: int) -> DataLoader:
+def plain_loader(images: Tensor, labels: Tensor, batch_size: int) -> DataLoader[tuple[Tensor, int]]:
     return DataLoader(PlainImages(images, labels), batch_size, shuffle=True, num_workers=2, drop_last=True)
 
 
-def endless(loader: DataLoader) -> Iterator[list[Tensor]]:
+def endless(loader: Iterable[Any]) -> Iterator[Any]:
     while True:
         yield from loader
 
@@ -59,7 +60,7 @@ def endless(loader: DataLoader) -> Iterator[list[Tensor]]:
 class PlainStep:
     """One step of the loop, its batch included."""
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, loader: DataLoader, device: torch.device) -> None:
+    def __init__(self, teacher: nn.Module, student: nn.Module, loader: Iterable[Any], device: torch.device) -> None:
         self.teacher, self.student = teacher.to(device).eval(), student.to(device)
         self.optimizer = torch.optim.SGD(self.student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
         self.batches, self.device = endless(loader), device
@@ -67,9 +68,9 @@ class PlainStep:
     def __call__(self) -> None:
         images, labels = (part.to(self.device) for part in next(self.batches))
         with torch.no_grad():
-            taught = self.teacher(images)
+            teacher_logits = self.teacher(images)
         logits = self.student(images)
-        soft = F.kl_div((logits / 4).log_softmax(1), (taught / 4).softmax(1), reduction="batchmean") * 16
+        soft = F.kl_div((logits / 4).log_softmax(1), (teacher_logits / 4).softmax(1), reduction="batchmean") * 16
         loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * soft
         self.optimizer.zero_grad()
         loss.backward()
@@ -87,13 +88,7 @@ def main() -> None:
     loader = plain_loader(*random_images(4096), options.batch_size)
     networks_used = getattr(networks, options.teacher)(), networks.resnet20()
     step = PlainStep(*networks_used, loader, torch.device(options.device))
-    step()
-    start = time.perf_counter()
-    for _ in range(options.steps):
-        step()
-    if options.device == "cuda":
-        torch.cuda.synchronize()
-    spent = time.perf_counter() - start
+    (spent,) = time_rounds({"steps": repeat(step, options.steps)}, 1)["steps"]
     print(f"{options.steps * options.batch_size / spent:.0f} images/s, {spent / options.steps * 1e3:.1f} ms a step")
 
 

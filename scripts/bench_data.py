@@ -8,12 +8,12 @@ worker processes too); the three take turns in one process, and the median of th
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torchvision
 from bench_baseline import MEAN, STD, endless, plain_loader, random_images
+from timing import repeat, time_rounds
 
 from kd_lightning.data.augmentation import Augmentation
 from kd_lightning.data.batch import RawBatch
@@ -38,15 +38,6 @@ class RandomImages(ImageDataModule):
     def load(self, split: str) -> ImageSet | None:
         images, labels = random_images(self.count if split == "train" else 256)
         return ImageSet(labels, images)
-
-
-def rate(batch: Callable[[], object], batch_size: int, batches: int) -> float:
-    start = time.perf_counter()
-    for _ in range(batches):
-        batch()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return batches * batch_size / (time.perf_counter() - start)
 
 
 def main() -> None:
@@ -77,12 +68,8 @@ def main() -> None:
         "per image, PIL": (lambda: next(plain)[0].to(device), 20),
         "bound": (bound, 100),
     }
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(options.rounds + 1):
-        for name, (batch, batches) in sides.items():
-            found = rate(batch, options.batch_size, batches)
-            if number:  # the first round warms up
-                rates[name].append(found)
+    seconds = time_rounds({name: repeat(batch, batches) for name, (batch, batches) in sides.items()}, options.rounds)
+    rates = {name: [sides[name][1] * options.batch_size / each for each in found] for name, found in seconds.items()}
     median = {name: statistics.median(found) for name, found in rates.items()}
     print(
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, "

@@ -42,7 +42,7 @@ def seconds(function: Callable[[], object], device: torch.device, repeats: int =
             function()
             end.record()
             end.synchronize()
-            found.append(start.elapsed_time(end) / 1e3)
+            found.append(float(start.elapsed_time(end)) / 1e3)
         else:
             begun = time.perf_counter()
             function()
@@ -76,7 +76,7 @@ def floor(network: nn.Module, hardware: Hardware, passes: int) -> float:
         network.eval()(images)
     for hook in hooks:
         hook.remove()
-    return passes * max(counter.get_total_flops() / hardware.flops, 2 * written / hardware.bandwidth)
+    return passes * max(float(counter.get_total_flops()) / hardware.flops, 2 * written / hardware.bandwidth)
 
 
 class Clock(pl.Callback):

@@ -9,16 +9,17 @@ Weights and calibration images are random: speed depends on neither.
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 from platform import processor
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from timing import repeat, time_rounds
 
 from kd_lightning import networks
 from kd_lightning.export import OnnxClassifier, export_network
@@ -48,16 +49,12 @@ def main() -> None:
         sessions["dynamic"] = OnnxClassifier(dynamic, threads=1), dynamic.stat().st_size
         for batch in (1, 64):
             shown = np.random.default_rng(0).random((batch, 3, 32, 32), dtype=np.float32)
-            times: dict[str, list[float]] = {name: [] for name in sessions}
-            for _ in range(options.rounds):
-                for name, (session, _size) in sessions.items():
-                    start = perf_counter()
-                    for _ in range(1 + 100 // batch):
-                        session(shown)
-                    times[name].append((perf_counter() - start) / (1 + 100 // batch))
-            whole = median(times["float32"])
+            calls = 1 + 100 // batch
+            sides = {name: repeat(partial(session, shown), calls) for name, (session, _) in sessions.items()}
+            seconds = {name: median(found) / calls for name, found in time_rounds(sides, options.rounds).items()}
+            whole = seconds["float32"]
             for name, (_, size) in sessions.items():
-                own = median(times[name])
+                own = seconds[name]
                 print(f"batch {batch:2} {name:8} {own * 1e3:7.3f} ms  {whole / own:5.2f}x  {size / 1e6:.3f} MB")
 
 

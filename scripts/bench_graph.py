@@ -1,8 +1,8 @@
 """Measure how fast a distillation step can be on a GPU: eager, compiled, and replayed as a CUDA graph.
 
-All sides do the same arithmetic: a batch is gathered and augmented from images on the device, the teacher answers
-(online, from its cached logits, or not at all), ResNet-20 takes a step of SGD, all without Lightning. They show the
-speed that is to be had; ``bench_epoch.py`` shows the speed that ``Trainer.fit`` reaches.
+All sides do the same arithmetic: a batch is gathered and augmented from images on the device, the teacher runs (in each
+step, once for its cached logits, or not at all), and ResNet-20 takes a step of SGD, all without Lightning. They show what
+is possible; ``bench_epoch.py`` shows the speed that ``Trainer.fit`` reaches.
 
     python scripts/bench_graph.py [--teacher resnet34] [--batch-size 128] [--steps 60]
     python scripts/bench_graph.py --device cpu --images 2000 --steps 3  # only shows that it runs
@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from timing import repeat, time_rounds
 from torch import Tensor, nn
 
 from kd_lightning import networks
@@ -51,7 +52,7 @@ class Data:
 
 
 class Step:
-    """One step; everything that it reads and changes lies on the device, so that a graph can replay it."""
+    """A training step; everything that it reads and changes lies on the device, so that a graph can replay it."""
 
     def __init__(self, data: Data, teacher: nn.Module | None, cached: bool, compiled: str | None = None) -> None:
         self.data, self.teacher, self.cached = data, teacher, cached
@@ -80,13 +81,13 @@ class Step:
             logits = self.student(images).float()
         loss = F.cross_entropy(logits, data.labels.index_select(0, ids))
         if self.cached:
-            answers = data.teacher_logits.index_select(0, ids).float()
+            teacher_logits = data.teacher_logits.index_select(0, ids).float()
         elif self.teacher is not None:
             with torch.no_grad():
-                answers = self.teacher(images.to(torch.bfloat16)).float()
+                teacher_logits = self.teacher(images.to(torch.bfloat16)).float()
         else:
             return loss
-        return 0.1 * loss + 0.9 * soft_target_loss(logits, answers, temperature=4.0)
+        return 0.1 * loss + 0.9 * soft_target_loss(logits, teacher_logits, temperature=4.0)
 
     def graphed(self, steps: int = 1) -> Callable[[], None]:
         side = torch.cuda.Stream()
@@ -104,19 +105,12 @@ class Step:
 
 def measure(name: str, function: Callable[[], object], data: Data, steps: int, each: int = 1) -> None:
     """Print the median of five rounds of ``steps`` steps; a call of ``function`` makes ``each`` of them."""
-    synchronize = torch.cuda.synchronize if data.packed.is_cuda else lambda: None
     started = time.perf_counter()
-    for _ in range(3):
-        function()
-    synchronize()
-    warm_up, calls, rounds = time.perf_counter() - started, max(1, steps // each), []
-    for _ in range(5):
-        begun = time.perf_counter()
-        for _ in range(calls):
-            function()
-        synchronize()
-        rounds.append((time.perf_counter() - begun) / calls / each)
-    step = statistics.median(rounds)
+    repeat(function, 3)()
+    if data.packed.is_cuda:
+        torch.cuda.synchronize()
+    warm_up, calls = time.perf_counter() - started, max(1, steps // each)
+    step = statistics.median(time_rounds({name: repeat(function, calls)}, 5)[name]) / calls / each
     images = len(data.offsets) / step
     print(
         f"{name:<26} {step * 1e3:8.3f} ms a step {images:12,.0f} images/s "
@@ -140,18 +134,18 @@ def main() -> None:
     data = Data(options.images, options.batch_size, device)
     teacher = fold_batch_norms(getattr(networks, options.teacher)().eval())
     assert teacher is not None
-    teacher.requires_grad_(False).to(device, torch.bfloat16, memory_format=torch.channels_last)
+    teacher.requires_grad_(False).to(device, torch.bfloat16).to(memory_format=torch.channels_last)
     on = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"torch {torch.__version__}, {on}, {options.teacher} -> resnet20, batch {options.batch_size}")
     batch = data.order[: options.batch_size]
     measure("batch, eager", lambda: data.images(batch), data, options.steps)
-    for name, asked, cached in (("alone", None, False), ("cached", None, True), ("online", teacher, False)):
-        measure(f"{name}, eager", Step(data, asked, cached), data, options.steps)
+    for name, online, cached in (("alone", None, False), ("cached", None, True), ("online", teacher, False)):
+        measure(f"{name}, eager", Step(data, online, cached), data, options.steps)
         if device.type == "cuda":
-            measure(f"{name}, graph", Step(data, asked, cached).graphed(), data, options.steps)
-        measure(f"{name}, compiled", Step(data, asked, cached, "default"), data, options.steps)
+            measure(f"{name}, graph", Step(data, online, cached).graphed(), data, options.steps)
+        measure(f"{name}, compiled", Step(data, online, cached, "default"), data, options.steps)
         if device.type == "cuda":
-            compiled = Step(data, asked, cached, "default")
+            compiled = Step(data, online, cached, "default")
             for _ in range(3):
                 compiled()  # compiles before the capture
             measure(f"{name}, compiled, graph", compiled.graphed(), data, options.steps)

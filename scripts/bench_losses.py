@@ -8,10 +8,10 @@ process, and the median of the rounds counts.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from timing import time_rounds
 from torch import nn
 
 from kd_lightning import losses
@@ -55,8 +55,7 @@ class Step:
         trained = nn.ModuleList([student, self.loss]).parameters()
         self.optimizer = torch.optim.SGD([weight for weight in trained if weight.requires_grad], lr=1e-3)
 
-    def __call__(self) -> float:
-        start = time.perf_counter()
+    def __call__(self) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             student = self.student(self.images)
             with torch.no_grad():
@@ -66,7 +65,6 @@ class Step:
         self.optimizer.zero_grad()
         total.backward()
         self.optimizer.step()
-        return time.perf_counter() - start
 
 
 def main() -> None:
@@ -75,13 +73,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    steps = {name: Step(name, options.batch_size) for name in METHODS}
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
-    for number in range(options.rounds + 1):
-        for name, step in steps.items():
-            spent = step()
-            if number:  # the first round warms up
-                seconds[name].append(spent)
+    seconds = time_rounds({name: Step(name, options.batch_size) for name in METHODS}, options.rounds)
     kd = statistics.median(seconds["KD"])
     for name, spent in seconds.items():
         median = statistics.median(spent)

@@ -5,32 +5,34 @@ python scripts/bench_overhead.py [--rounds 7] [--device cpu]
 
 import argparse
 import statistics
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import lightning
 import torch
 import torch.nn.functional as F
 from bench_data import RandomImages
 from bench_step import fitted
+from timing import time_rounds
 from torch import nn
 
 from kd_lightning import TeacherModule, networks
+from kd_lightning.data.batch import Batch
 from kd_lightning.modules.parameter_groups import parameter_groups
 
 
 def raw(network: nn.Module, batch_size: int, device: torch.device) -> Callable[[int], None]:
-    """The same batches, network, loss, optimizer and schedule."""
+    """Return a function that takes a number of steps with the same batches, network, loss, optimizer and schedule."""
     data = RandomImages(batch_size)
-    network.to(device, memory_format=torch.channels_last).train()
+    network.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(
         parameter_groups(network.parameters()), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
     )
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
 
-    def endless():
+    def endless() -> Iterator[Batch]:
         while True:
             for batch in data.train_dataloader():
                 yield data.augment(batch._replace(labels=batch.labels.to(device), ids=batch.ids.to(device)))
@@ -39,7 +41,7 @@ def raw(network: nn.Module, batch_size: int, device: torch.device) -> Callable[[
 
     def steps(count: int) -> None:
         for _ in range(count):
-            images, labels, _ = next(batches)
+            images, labels, *_ = next(batches)
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 logits = network(images)
             loss = F.cross_entropy(logits.float(), labels)
@@ -52,14 +54,15 @@ def raw(network: nn.Module, batch_size: int, device: torch.device) -> Callable[[
 
 
 class Tiny(nn.Module):
-    """Next to no arithmetic."""
+    """Computes next to nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(3, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.fc(images[:, :, 0, 0])
+        logits: torch.Tensor = self.fc(images[:, :, 0, 0])
+        return logits
 
 
 def main() -> None:
@@ -77,16 +80,8 @@ def main() -> None:
             "fit": fitted(TeacherModule(network()), None, options),
             "raw loop": raw(network(), batch_size, device),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
-        for number in range(options.rounds + 1):
-            for name, steps in sides.items():
-                start = time.perf_counter()
-                steps(count)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                if number:
-                    seconds[name].append((time.perf_counter() - start) / count)
-        fit, plain = (statistics.median(seconds[name]) for name in sides)
+        seconds = time_rounds({name: partial(steps, count) for name, steps in sides.items()}, options.rounds)
+        fit, plain = (statistics.median(found) / count for found in seconds.values())
         print(
             f"{network.__name__:<9} batch {batch_size:>3}: fit {fit * 1e6:9,.0f} us, raw loop {plain * 1e6:9,.0f} us, "
             f"{(fit - plain) * 1e6:5,.0f} us above ({fit / plain:.3f})"

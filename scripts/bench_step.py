@@ -9,9 +9,9 @@ counts. bfloat16 mixed precision on our sides, float32 in the plain loop, one to
 import argparse
 import statistics
 import threading
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning
@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import torch
 from bench_baseline import PlainStep, plain_loader, random_images
 from bench_data import RandomImages
+from timing import repeat, time_rounds
 
 from kd_lightning import DistillationModule, TeacherModule, networks
 
@@ -85,20 +86,13 @@ def main() -> None:
         torch.device(options.device if options.device != "gpu" else "cuda"),
     )
     sides: dict[str, Callable[[int], None]] = {
-        "plain loop": lambda count: [plain() for _ in range(count)] and None,
+        "plain loop": lambda count: repeat(plain, count)(),
         "online": fitted(DistillationModule(networks.resnet20(), teacher, **common), None, options),
         "cached": fitted(DistillationModule(networks.resnet20(), teacher, teacher_cache=True, **common), 1, options),
         "student alone": fitted(TeacherModule(networks.resnet20(), compile=options.compile), None, options),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(options.rounds + 1):
-        for name, steps in sides.items():
-            start = time.perf_counter()
-            steps(options.steps)
-            if options.device in ("cuda", "gpu"):
-                torch.cuda.synchronize()
-            if number:  # the first round warms up, compiles and fills the cache
-                seconds[name].append((time.perf_counter() - start) / options.steps)
+    spent = time_rounds({name: partial(steps, options.steps) for name, steps in sides.items()}, options.rounds)
+    seconds = {name: [each / options.steps for each in found] for name, found in spent.items()}
     median = {name: statistics.median(found) for name, found in seconds.items()}
     print(
         f"torch {torch.__version__}, lightning {lightning.__version__}, {options.teacher} -> resnet20, "

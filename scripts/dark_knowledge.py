@@ -16,6 +16,7 @@ import argparse
 import logging
 import warnings
 from statistics import mean
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -45,20 +46,20 @@ class WithoutOne(DigitsDataModule):
 
 
 def network() -> ResNet:
-    """Teacher and student alike: what is compared is what they learn from."""
+    """Return a network; teacher and students have the same one, since what they learn from is compared."""
     return ResNet([1, 1, 1], [16, 32, 64], in_channels=1)
 
 
 def trained(module: pl.LightningModule, data: DigitsDataModule, epochs: int) -> nn.Module:
-    """The module after training, in eval mode."""
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    """Return the module after training, in eval mode."""
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     pl.Trainer(max_epochs=epochs, accelerator="cpu", enable_model_summary=False, **quiet).fit(module, data)
     return module.eval()
 
 
 @torch.no_grad()
-def said(module: nn.Module, split: str) -> tuple[Tensor, Tensor]:
-    """Logits and labels of all validation or test images."""
+def logits_and_labels(module: nn.Module, split: str) -> tuple[Tensor, Tensor]:
+    """Return logits and labels of all validation or test images."""
     data = DigitsDataModule(split_seed=0)
     data.setup("fit" if split == "val" else split)
     batches = [data.augment(batch) for batch in getattr(data, f"{split}_dataloader")()]
@@ -66,7 +67,7 @@ def said(module: nn.Module, split: str) -> tuple[Tensor, Tensor]:
 
 
 def with_bias(logits: Tensor, validation: Tensor, omitted: int) -> Tensor:
-    """Logits in which one class is raised until its mean probability on validation images is that of a tenth."""
+    """Return logits in which one class is raised until its mean probability on validation images is that of a tenth."""
     low, high = 0.0, 50.0
     for _ in range(40):
         raised = (low + high) / 2 * nn.functional.one_hot(torch.tensor(omitted), logits.shape[1])
@@ -76,24 +77,24 @@ def with_bias(logits: Tensor, validation: Tensor, omitted: int) -> Tensor:
 
 
 def experiment(omitted: int, temperature: float, epochs: int, seed: int) -> dict[str, list[float]]:
-    """For each student the accuracy on the omitted digit and on all, before and after its bias is raised."""
+    """Return for each student the accuracy on the omitted digit and on all, before and after its bias is raised."""
     pl.seed_everything(seed, verbose=False)
     teacher = trained(TeacherModule(network()), DigitsDataModule(seed=seed, split_seed=0), epochs)
     data = WithoutOne(seed=seed)
     data.omitted = omitted
-    figures = {}
+    accuracies: dict[str, list[float]] = {}
     for name, softened in {
         "without temperature (T = 1)": 1.0,
         f"with temperature (T = {temperature:g})": temperature,
     }.items():
         module = DistillationModule(network(), teacher.network, temperature=softened, alpha=1.0)  # type: ignore[arg-type]
         student = trained(module, data, epochs)
-        (logits, labels), (validation, _) = said(student, "test"), said(student, "val")
-        figures[name] = []
-        for answers in (logits.argmax(1), with_bias(logits, validation, omitted).argmax(1)):
-            right = (answers == labels).float()
-            figures[name] += [float(right[labels == omitted].mean()), float(right.mean())]
-    return figures
+        (logits, labels), (validation, _) = logits_and_labels(student, "test"), logits_and_labels(student, "val")
+        accuracies[name] = []
+        for predictions in (logits.argmax(1), with_bias(logits, validation, omitted).argmax(1)):
+            right = (predictions == labels).float()
+            accuracies[name] += [float(right[labels == omitted].mean()), float(right.mean())]
+    return accuracies
 
 
 def main() -> None:
@@ -114,7 +115,7 @@ def main() -> None:
     )
     print("| --- | ---: | ---: | ---: | ---: |")
     for name in found[0]:
-        cells = [f"{mean(column):.1%}" for column in zip(*(figures[name] for figures in found), strict=True)]
+        cells = [f"{mean(column):.1%}" for column in zip(*(accuracies[name] for accuracies in found), strict=True)]
         print(f"| {name} | {' | '.join(cells)} |")
 
 

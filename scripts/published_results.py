@@ -103,7 +103,8 @@ def with_tables(readme: str, rows: dict[str, list[dict[str, Any]]]) -> str:
     for what, made in [("results", table(rows)), ("search", search_table(rows))]:
         begin, end = MARKS[0].format(what), MARKS[1]
         new = f"{begin}\n{made}\n{end}"
-        readme, found = re.subn(f"(?s){begin}.*?{end}", lambda _, new=new: new, readme)
+        escaped = new.replace("\\", r"\\")
+        readme, found = re.subn(f"(?s){begin}.*?{end}", escaped, readme)
         if not found:
             raise ValueError(f"README.md has no {begin} for the table.")
     return readme

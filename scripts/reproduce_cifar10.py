@@ -204,7 +204,7 @@ class RowRun:
             seconds += max(times) - min(times)
             for tag, values in curves.items():
                 values.update({event.step: event.value for event in logged.get(tag, [])})
-        metrics = {
+        metrics: dict[str, Any] = {
             "what": self.row.what,
             "teacher": self.row.teacher,
             "alone": self.row.alone,
@@ -216,7 +216,8 @@ class RowRun:
         if self.row.tested:
             test = Run(self.folder).test or {}
             kept = [name for name in ("accuracy", "ece", "agreement", "loss", "parameters") if name in test]
-            metrics |= {"test": {name: test[name] for name in kept}, "device": _device(test["device"])}
+            metrics["test"] = {name: test[name] for name in kept}
+            metrics["device"] = _device(test["device"])
         return metrics
 
 
