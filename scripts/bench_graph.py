@@ -1,8 +1,8 @@
 """Measure how fast a distillation step can be on a GPU: eager, compiled, and replayed as a CUDA graph.
 
-All sides do the same arithmetic: a batch is gathered and augmented from images on the device, the teacher runs (in each
-step, once for its cached logits, or not at all), and ResNet-20 takes a step of SGD, all without Lightning. They show what
-is possible; ``bench_epoch.py`` shows the speed that ``Trainer.fit`` reaches.
+All sides do the same arithmetic: a batch is gathered and augmented from images on the device, the teacher runs (in
+each step, once for its cached logits, or not at all), and ResNet-20 takes a step of SGD, all without Lightning. They
+show what is possible; ``bench_epoch.py`` shows the speed that ``Trainer.fit`` reaches.
 
     python scripts/bench_graph.py [--teacher resnet34] [--batch-size 128] [--steps 60]
     python scripts/bench_graph.py --device cpu --images 2000 --steps 3  # only shows that it runs
