@@ -57,3 +57,11 @@ def first_line(error: BaseException) -> str:
         'one line'
     """
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def find_cause(error: BaseException, *types: type[Exception]) -> BaseException | None:
+    """Return the first of an error and its causes that has one of the types, or ``None``."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, types):
+        cause = cause.__cause__
+    return cause

@@ -2,6 +2,7 @@
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,7 @@ def make_trainer(tmp_path: Path) -> "Callable[..., pl.Trainer]":
 def kd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a `kd-lightning` command in an empty folder and gives what it printed; its exit is a ``SystemExit``."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])  # the command adds the working folder
 
     def call(*arguments: str) -> str:
         from kd_lightning.__main__ import main

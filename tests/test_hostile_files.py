@@ -280,7 +280,7 @@ def test_no_command_takes_a_checkpoint_that_names_a_foreign_class(
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_foreign_class_is_refused(here: Path, stranger: Callable[[], bool], kind: str) -> None:
     naming(LAST, FOREIGN[kind])
-    with pytest.raises(ValueError, match=r"last\.ckpt' names the class 'stranger\..*import 'stranger' yourself first"):
+    with pytest.raises(ValueError, match=r"last\.ckpt' names the class 'stranger\..*in Python import 'stranger' first"):
         TeacherModule.load_from_checkpoint(LAST)
     assert not stranger()
 

@@ -1,6 +1,6 @@
 """A checkpoint file: opened once, checked once."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
-from kd_lightning.checkpoints.trust import check_trusted_classes, resolve
+from kd_lightning.checkpoints.trust import check_trusted_classes, import_classes, resolve
 from kd_lightning.errors import UserError
 from kd_lightning.files.digest import sha256
 from kd_lightning.files.format import KEY, check_format
@@ -21,6 +21,8 @@ class Checkpoint:
 
     Args:
         path: A checkpoint of a run, or any published state dict (``.ckpt .pt .pth .th .safetensors``).
+        trusted: Import paths of further classes and functions that it may name, for example those in the
+            ``config.yaml`` of its run.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -33,8 +35,9 @@ class Checkpoint:
         network = checkpoint.network()
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, trusted: Collection[str] = ()) -> None:
         self.path = Path(path)
+        self.trusted = frozenset(trusted)
         self.content = read_checkpoint(path)
         check_format(self.content, path)
 
@@ -94,6 +97,15 @@ class Checkpoint:
         """Return the hexadecimal digest of the file."""
         return sha256(self.path)
 
+    def trust(self) -> None:
+        """Import what the checkpoint names, and let it create that: its hyper-parameters become a program.
+
+        Raises:
+            UserError: If it names a class that does not exist.
+        """
+        for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+            self.trusted |= import_classes(self.content.get(key), str(self.path))
+
     def network(self) -> nn.Module:
         """Rebuild the network with its weights and ``data_config``, in eval mode.
 
@@ -101,8 +113,9 @@ class Checkpoint:
             UserError: If the checkpoint names classes that are not trusted, or does not describe its network because
                 it was saved from Python.
         """
-        saved = self.hyper_parameters
-        check_trusted_classes(saved, str(self.path))
+        # the teacher is not rebuilt
+        saved = {name: value for name, value in self.hyper_parameters.items() if name != "teacher"}
+        check_trusted_classes(saved, str(self.path), trusted=self.trusted)
         kind = resolve(saved.get("_class_path"))
         if not (
             self.is_run
@@ -115,7 +128,7 @@ class Checkpoint:
                 "do; build the network in Python, fill it with from_checkpoint, and call "
                 "kd_lightning.export.export_network."
             )
-        options: dict[str, Any] = {"teacher": None} if "teacher" in saved else {}
+        options: dict[str, Any] = {"teacher": None} if "teacher" in self.hyper_parameters else {}
         rebuilt: Any = kind.load_from_checkpoint(self, **options)  # type: ignore[arg-type]  # our modules accept it
         network: nn.Module = rebuilt.network
         return network.eval()

@@ -50,10 +50,10 @@ def rebuild_module(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.of_run(checkpoint)
-    path, saved = str(checkpoint.path), checkpoint.hyper_parameters
-    check_trusted_classes(saved, path)
+    path, saved, trusted = str(checkpoint.path), checkpoint.hyper_parameters, checkpoint.trusted
     described = {name: value for name, value in saved.items() if name not in arguments}
-    allowed = referenced_classes(described, path)
+    check_trusted_classes(described, path, trusted=trusted)
+    allowed = referenced_classes(described, path, trusted=trusted)
     _check_complete(cls, checkpoint, network, {*saved, *arguments})
     replaced = dict(arguments)
     if network in described:

@@ -6,7 +6,7 @@ import pkgutil
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, get_type_hints
@@ -18,12 +18,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, first_line
 
 _TRUSTED = ("kd_lightning", "torch", "torchvision")
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 """Function with which Lightning rebuilds a module of its command line."""
-_ALLOWED_TYPES = (nn.Module, Optimizer, LRScheduler)
+ALLOWED_TYPES = (nn.Module, Optimizer, LRScheduler)
 
 
 def unserializable(*objects: str) -> list[str]:
@@ -37,40 +37,79 @@ def unserializable(*objects: str) -> list[str]:
     return list(objects) if _given_hyperparameters.get() is None else []
 
 
-def check_trusted_classes(hyper_parameters: Any, path: str) -> None:
+def check_trusted_classes(
+    hyper_parameters: Any, path: str, *, trusted: Collection[str] = (), strings: bool = True
+) -> None:
     """Make sure that rebuilding a module imports no module that only the checkpoint names.
 
     Args:
         hyper_parameters: Hyper-parameters of the checkpoint.
         path: Path of the checkpoint, for the message.
+        trusted: Import paths that it may name as well.
+        strings: As in :func:`class_paths`.
 
     Raises:
         UserError: If they name a class outside kd_lightning, torch, torchvision and the modules already imported.
     """
-    for name in _class_paths(hyper_parameters):
-        package, module = name.partition(".")[0], name.rpartition(".")[0]
-        if name != _INSTANTIATOR and package not in _TRUSTED and module not in sys.modules:
+    for name in class_paths(hyper_parameters, strings=strings):
+        module = name.rpartition(".")[0]
+        if is_foreign(name) and name not in trusted and module not in sys.modules:
             raise UserError(
-                f"{path!r} names the class {name!r}, which is not part of kd_lightning, torch or torchvision; "
-                f"import {module or name!r} yourself first if you trust it."
+                f"{path!r} names the class {name!r}, which is not part of kd_lightning, torch or torchvision; if you "
+                f"trust it, name its run (test -c RUN, export RUN) or add --trust, or in Python import "
+                f"{module or name!r} first."
             )
 
 
-def referenced_classes(hyper_parameters: Any, path: str) -> set[str]:
+def is_foreign(class_path: str) -> bool:
+    """Return whether an import path is outside the packages whose classes every checkpoint may name.
+
+    Example:
+        >>> is_foreign("timm.create_model"), is_foreign("torch.nn.Linear")
+        (True, False)
+    """
+    return class_path != _INSTANTIATOR and class_path.partition(".")[0] not in _TRUSTED
+
+
+def imported_packages(paths: Iterable[str]) -> list[str]:
+    """Return which packages of import paths were imported, without those whose classes every checkpoint may name.
+
+    Example:
+        >>> imported_packages(["torch.nn.Linear", "argparse.ArgumentParser", "argparse.Action"])
+        ['argparse']
+    """
+    return sorted({name.partition(".")[0] for name in paths if is_foreign(name)} & set(sys.modules))
+
+
+def referenced_classes(
+    hyper_parameters: Any,
+    path: str,
+    *,
+    trusted: Collection[str] = (),
+    types: tuple[type, ...] = ALLOWED_TYPES,
+    strings: bool = True,
+) -> set[str]:
     """Return all import paths of the classes and functions in hyper-parameters.
 
     Call :func:`check_trusted_classes` first: this function imports them.
+
+    Args:
+        hyper_parameters: Hyper-parameters of the checkpoint.
+        path: Path of the checkpoint, for the message.
+        trusted: Import paths of classes and functions that may create anything.
+        types: Classes whose objects all others may create.
+        strings: As in :func:`class_paths`.
 
     Raises:
         UserError: If one of them creates anything but a network, loss, optimizer or scheduler: torch also has classes
             that start a process when they are created.
     """
     paths: set[str] = set()
-    for name in _class_paths(hyper_parameters):
+    for name in class_paths(hyper_parameters, strings=strings):
         named = resolve(name)
         if name == _INSTANTIATOR or not callable(named):
             continue
-        if not _is_allowed_type(named):
+        if name not in trusted and not _is_allowed_type(named, types):
             raise UserError(
                 f"{path!r} names {name!r}, which is not a network, loss, optimizer or scheduler; pass the argument "
                 "that needs it to load_from_checkpoint yourself if you trust the file."
@@ -140,13 +179,13 @@ def strip_pretrained(config: Any) -> Any:
     return {key: strip_pretrained(value) for key, value in config.items()}
 
 
-def _is_allowed_type(named: Any) -> bool:
+def _is_allowed_type(named: Any, types: tuple[type, ...]) -> bool:
     created = named
     if not inspect.isclass(named):
         created = None
         with suppress(NameError, TypeError, AttributeError):  # an annotation that cannot be resolved
             created = get_type_hints(named).get("return")
-    return inspect.isclass(created) and issubclass(created, _ALLOWED_TYPES)
+    return inspect.isclass(created) and issubclass(created, types)
 
 
 def _import_paths(named: Any) -> set[str]:
@@ -161,17 +200,53 @@ def _import_paths(named: Any) -> set[str]:
     return {f"{module}.{named.__qualname__}" for module in [*exporting, named.__module__]}
 
 
-def _class_paths(value: Any) -> Iterator[str]:
+def class_paths(value: Any, *, strings: bool = True) -> Iterator[str]:
+    """Yield the import paths in nested plain data.
+
+    Args:
+        value: Hyper-parameters, or a part of them.
+        strings: Yield plain strings that could name a class as well.
+
+    Example:
+        >>> list(class_paths({"network": {"class_path": "my_nets.Net", "init_args": {"act": "torch.nn.ReLU"}}}))
+        ['my_nets.Net', 'torch.nn.ReLU']
+    """
     if isinstance(value, dict):
         for key, item in value.items():
             if key in ("class_path", "_class_path", "_instantiator") and isinstance(item, str):
                 yield item
             elif key != "path":  # the name of a file, such as "test.pt", can equal the name of a class
-                yield from _class_paths(item)
-    elif isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
+                yield from class_paths(item, strings=strings)
+    elif isinstance(value, str) and strings and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
         package = value.partition(".")[0]
-        if package in sys.modules or find_spec(package):  # a plain string may name a class as well
+        if package in sys.modules or find_spec(package):
             yield value
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
-            yield from _class_paths(item)
+            yield from class_paths(item, strings=strings)
+
+
+def import_classes(configuration: Any, path: str) -> set[str]:
+    """Import the classes and functions that a configuration names, and return their import paths.
+
+    Args:
+        configuration: Nested plain data that the user trusts.
+        path: Path of its file, for the message.
+
+    Raises:
+        UserError: If one of them does not exist.
+    """
+    for name in class_paths(configuration, strings=False):
+        module, _, attribute = name.rpartition(".")
+        if not is_foreign(name):
+            continue
+        try:
+            pkgutil.resolve_name(f"{module}:{attribute}")
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{path!r} names {name!r}, and there is no module {error.name!r}; install it, or run the command in "
+                "the folder that contains it."
+            ) from error
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"{path!r} names {name!r}, which cannot be imported ({first_line(error)}).") from error
+    return set(class_paths(configuration))

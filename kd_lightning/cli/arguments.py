@@ -4,10 +4,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from kd_lightning.checkpoints.checkpoint import Checkpoint
+from kd_lightning.checkpoints.described import saved_configuration
+from kd_lightning.checkpoints.trust import imported_packages
 from kd_lightning.cli.echo import echo
+from kd_lightning.cli.sources import echo_imported
 from kd_lightning.errors import MissingFileError, UserError
-from kd_lightning.recipes import recipe_texts
-from kd_lightning.runs.run import BEST, LAST, LOGS, Run
+from kd_lightning.recipes import recipe_names, recipe_texts
+from kd_lightning.runs.run import BEST, CONFIG, LAST, LOGS, Run
 
 
 def expand_arguments(arguments: list[str]) -> Iterator[str]:
@@ -32,7 +36,7 @@ def expand_arguments(arguments: list[str]) -> Iterator[str]:
             last.append(f"--model.teacher.path={value}")
         elif "\n" in value or Path(value).is_file():  # a recipe's text: Lightning starts further ranks with our words
             yield from ("-c", value)
-        elif (config := _trained_config(value, arguments)) is not None:
+        elif (config := _trained_config(value, arguments) or _config_of_folder(value)) is not None:
             yield from ("-c", str(config))
         else:
             for text in recipe_texts(value):
@@ -57,19 +61,35 @@ def _trained_config(recipe: str, arguments: list[str]) -> Path | None:
     return config if config.is_file() else None
 
 
+def _config_of_folder(name: str) -> Path | None:
+    """Return the configuration of a run that is named by its folder, or by the folder of its versions."""
+    if name in recipe_names() or not Path(name).is_dir():
+        return None
+    run = Run.find(name)
+    if not run.config_file.is_file():
+        raise MissingFileError(f"The run {str(run.folder)!r} has no {CONFIG}; name a recipe or a YAML file with -c.")
+    return run.config_file
+
+
 def _value_of(flag: str, arguments: list[str]) -> str | None:
     joined = [argument.removeprefix(f"{flag}=") for argument in arguments if argument.startswith(f"{flag}=")]
     return next(iter(joined + [value for name, value in pairwise(arguments) if name == flag]), None)
 
 
 def _with_config(arguments: list[str]) -> list[str]:
-    """Add the ``config.yaml`` of a checkpoint's run where only the checkpoint is named."""
+    """Add the configuration that a checkpoint describes where only the checkpoint is named."""
     flags = {argument.partition("=")[0] for argument in arguments}
-    if arguments[0] in ("fit", "layers") or flags & {"-c", "--config", "-h", "--help", "--model", "--print_config"}:
+    if flags & {"-c", "--config", "-h", "--help", "--model", "--model.class_path", "--print_config"}:
         return arguments
     checkpoint = _value_of("--ckpt_path", arguments)
-    run = None if checkpoint is None else Run.of_checkpoint(checkpoint)
-    if run is None:
-        raise UserError("No model is named; add -c with a recipe or the config.yaml of a run.")
-    echo(f"The configuration is {run.config_file}.")
-    return [arguments[0], "-c", str(run.config_file), *arguments[1:]]
+    if arguments[0] in ("fit", "layers") or checkpoint in (None, BEST, LAST, "auto"):
+        raise UserError("No model is named; add -c with a recipe, a run or a YAML file.")
+    opened = Checkpoint.of_run(checkpoint)
+    if "--trust" in flags:
+        opened.trust()
+    text = saved_configuration(opened)
+    echo(f"The configuration is the one in {checkpoint}: its module and its data.")
+    echo_imported(str(checkpoint), imported_packages(opened.trusted))
+    if not any(line.startswith("data:") for line in text.splitlines()) and "--data" not in flags:
+        raise UserError(f"{checkpoint!r} does not describe its data; add --data, or -c with a recipe or a run.")
+    return [arguments[0], "-c", text, *arguments[1:]]

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.checkpoints.trust import check_trusted_classes, is_from_checkpoint
 from kd_lightning.cli.echo import echo
-from kd_lightning.errors import MissingFileError
+from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.runs.run import BEST, LAST, LOGS, Run
 
 
@@ -26,6 +26,8 @@ def choose_checkpoint(options: Namespace, command: str) -> Checkpoint | None:
     which = options.get("ckpt_path")
     if which is None:
         if command == "fit":
+            if options.get("trust"):
+                raise UserError("--trust is about what a checkpoint names, and fit starts from none; leave it out.")
             return None
         if _is_pretrained(options) and configured_run(options) is None:
             echo("The weights are those that the network is built with; name a run's checkpoint with --ckpt_path.")
@@ -35,7 +37,8 @@ def choose_checkpoint(options: Namespace, command: str) -> Checkpoint | None:
     if opened is None:
         echo("There is no checkpoint to resume from, so the run starts from the beginning.")
         return None
-    check_trusted_classes(opened.hyper_parameters, str(opened.path))
+    if not options.get("trust"):
+        check_trusted_classes(opened.hyper_parameters, str(opened.path))
     echo(f"The checkpoint is {opened.path}.")
     return opened
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kd_lightning.errors import UserError, user_message
+from kd_lightning.errors import UserError, find_cause, user_message
 
 
 @contextmanager
@@ -28,14 +28,6 @@ def exit_on_error(command: str, *others: type[Exception]) -> Iterator[None]:
         if message is None or os.environ.get("KD_LIGHTNING_TRACEBACK"):
             raise
         sys.exit(f"kd-lightning {command}: {message}")
-
-
-def find_cause(error: BaseException, *types: type[Exception]) -> BaseException | None:
-    """Return the first of an error and its causes that has one of the types, or ``None``."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, types):
-        cause = cause.__cause__
-    return cause
 
 
 def innermost_cause(error: BaseException) -> BaseException:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kd_lightning.checkpoints.checkpoint import Checkpoint
+from kd_lightning.cli.sources import open_source
 from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.export.network import MIN_CALIBRATION_IMAGES, SUFFIXES, ExportResult, Format, export_network
-from kd_lightning.runs.run import Run, find_checkpoint
+from kd_lightning.runs.source import Source
 
 
 def export(
@@ -18,37 +18,40 @@ def export(
     int8: bool = False,
     fp16: bool = False,
     uint8: bool = False,
+    trust: bool = False,
     calibration_images: int = 512,
 ) -> None:
     """Export the trained network of a checkpoint to a file for inference, and compare the file with it.
 
     Args:
-        checkpoint: A checkpoint file, or a run or recipe (the best of its newest run).
+        checkpoint: A run or recipe (the best of its newest run), whose own classes are imported, or a checkpoint file,
+            which may name classes of kd_lightning, torch and torchvision only.
         output: File to write; by default beside the checkpoint, as best.onnx or best-int8.onnx.
         format: onnx (ONNX Runtime), torch (torch.export) or safetensors (only weights).
         int8: Quantize to 8 bits, calibrated on training images of the run.
         fp16: Store weights and compute in float16 (onnx) or bfloat16 (torch).
         uint8: Take images as bytes from 0 to 255 in place of floats in [0, 1].
+        trust: Import whatever a checkpoint file names.
         calibration_images: Number of images to calibrate int8 on.
 
     Raises:
         MissingFileError: If there is no such checkpoint, or its training images do not exist (int8).
         UserError: If the options cannot be combined, the network cannot be exported, or the file disagrees with it.
     """
-    file = find_checkpoint(checkpoint)
-    run = Run.of_checkpoint(file)
     if int8 and calibration_images < MIN_CALIBRATION_IMAGES:
         raise UserError(f"calibration_images must be >= {MIN_CALIBRATION_IMAGES}, got {calibration_images}.")
+    source = open_source(checkpoint, trust=trust)
+    file = source.path
     marks = [name for name, given in {"int8": int8, "fp16": fp16, "uint8": uint8}.items() if given]
     path = Path(output) if output else file.with_name("-".join([file.stem, *marks]) + SUFFIXES[format])
-    opened = Checkpoint(file)
-    network = opened.network()
-    calibration = _images(run, "train", calibration_images) if int8 else None
+    network = source.network()
+    calibration = _images(source, "train", calibration_images) if int8 else None
     if int8 and calibration is None:
         raise MissingFileError(
-            f"int8 is calibrated on training images, and those of {str(file)!r} do not exist; keep the file in its run."
+            f"int8 is calibrated on training images, and those of {str(file)!r} do not exist; restore them, or export "
+            "without int8."
         )
-    images = _images(run, "val", 256)
+    images = _images(source, "val", 256)
     result = export_network(
         network,
         path,
@@ -57,7 +60,7 @@ def export(
         fp16=fp16,
         uint8=uint8,
         calibration=calibration,
-        metadata=_provenance(opened, run),
+        metadata=_provenance(source),
     )
     print(_describe(result, "validation images of the run" if images is not None else "random images"))
 
@@ -73,15 +76,15 @@ def _describe(result: ExportResult, images: str) -> str:
     )
 
 
-def _images(run: Run | None, split: str, count: int) -> Tensor | None:
-    found = None if run is None else run.images(split, count=count)
+def _images(source: Source, split: str, count: int) -> Tensor | None:
+    found = source.images(split, count=count)
     return None if found is None else found[0]
 
 
-def _provenance(checkpoint: Checkpoint, run: Run | None) -> dict[str, str]:
-    accuracy = None
+def _provenance(source: Source) -> dict[str, str]:
+    accuracy, checkpoint = None, source.checkpoint
     with suppress(UserError, TypeError):  # a damaged test.json adds nothing
-        metrics = (run.test if run is not None else None) or {}
+        metrics = (source.run.test if source.run is not None else None) or {}
         tested = Path(metrics.get("checkpoint") or "").parts[-2:]
         accuracy = metrics.get("accuracy") if tested == checkpoint.path.parts[-2:] else None  # the run may have moved
     return {

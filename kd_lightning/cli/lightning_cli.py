@@ -12,15 +12,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from kd_lightning.callbacks import FeatureWriter, PredictionWriter, RunSummary, StepCheckpoint, TensorBoardImages
 from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.checkpoints.io import use_atomic_checkpoints
+from kd_lightning.checkpoints.trust import class_paths, imported_packages
 from kd_lightning.cli.arguments import expand_arguments
-from kd_lightning.cli.checkpoint_choice import choose_checkpoint
+from kd_lightning.cli.checkpoint_choice import choose_checkpoint, configured_run
 from kd_lightning.cli.device_options import choose_accelerator, drop_advertisements, set_matmul_precision
 from kd_lightning.cli.echo import echo
-from kd_lightning.cli.errors import exit_on_error, find_cause, innermost_cause, one_line
+from kd_lightning.cli.errors import exit_on_error, innermost_cause, one_line
 from kd_lightning.cli.layers import print_layers
+from kd_lightning.cli.sources import echo_imported
 from kd_lightning.cli.teacher_files import find_teacher
 from kd_lightning.cli.trainer_errors import explain_device_error, explain_trainer_errors
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, find_cause
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.runs.run import BEST, LAST, LOGS, Run
 
@@ -76,7 +78,9 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(StepCheckpoint, "progress")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(FeatureWriter, "features")
-        if self.lists_layers:
+        if not self.lists_layers:
+            parser.add_argument("--trust", action="store_true", help="Import whatever the checkpoint names.")
+        else:
             parser.add_argument("--image_shape", type=list[int] | None, default=None, help="[C, H, W] of an image.")
 
     def _parse_ckpt_path(self) -> None:
@@ -89,6 +93,8 @@ class CommandLine(LightningCLI):
         """Find the checkpoints that are named, before anything is built."""
         self.command = self.config.get("subcommand") or "layers"
         self.options = self.config.get(self.command, self.config)
+        if (run := configured_run(self.options)) is not None:
+            echo_imported(str(run.config_file), imported_packages(class_paths(run.configuration, strings=False)))
         callbacks = self.options.get("trainer.callbacks")
         if isinstance(callbacks, list):  # of a run that the same command resumes, which added them before
             self.options["trainer.callbacks"] = [c for i, c in enumerate(callbacks) if c not in callbacks[:i]]
@@ -103,6 +109,7 @@ class CommandLine(LightningCLI):
         if self.command != "layers":
             self.options["weights_only"] = True  # read files as data; Lightning's default runs the code in them
             self.opened = choose_checkpoint(self.options, self.command)
+            del self.options["trust"]  # config.yaml does not keep it
             self._use_folder_of(self.opened)
 
     def instantiate_classes(self) -> None:

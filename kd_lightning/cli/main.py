@@ -1,5 +1,6 @@
 """The command `kd-lightning`; commands that need no network start without torch."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -22,10 +23,17 @@ _FUNCTIONS = {
 
 def main() -> None:
     """Run the command that the arguments name."""
+    _find_modules_here()
     try:
         _run(sys.argv[1] if len(sys.argv) > 1 else "--help")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _find_modules_here() -> None:
+    """Let a user's modules in the working folder be imported, as ``python -m`` does; installed ones come first."""
+    if os.getcwd() not in sys.path and not sys.flags.safe_path:
+        sys.path.append(os.getcwd())
 
 
 def _run(command: str) -> None:

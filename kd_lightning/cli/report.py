@@ -7,20 +7,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kd_lightning.cli.sources import echo_imported
 from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.report.contents import all_pictures, table, write
 from kd_lightning.report.measuring import measure
-from kd_lightning.report.model import Model, load_model, teacher_of
+from kd_lightning.report.model import Model, load_model, source_of, teacher_of
 from kd_lightning.report.page import MARKS
+from kd_lightning.runs.source import Source
 
 
-def report(models: list[str], output: str = "report", teacher: str | None = None) -> None:
+def report(models: list[str], output: str = "report", teacher: str | None = None, trust: bool = False) -> None:
     """Measure trained runs and exported files on the test images, and write a page that compares them.
 
     Args:
-        models: Runs, trained recipes, checkpoints and ONNX files; the data are those of the first that has a run.
+        models: Runs and trained recipes, whose own classes are imported, and checkpoints and ONNX files, which may name
+            classes of kd_lightning, torch and torchvision only; the data are those of the first that has them.
         output: Folder to write index.html, report.md and its pictures to.
         teacher: Model that the others are compared with; by default the teacher of a run, otherwise the largest.
+        trust: Import whatever a checkpoint names, that of an ONNX file too.
 
     Raises:
         MissingFileError: If a model or the test images do not exist.
@@ -29,7 +33,10 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
     """
     folder = Path(output)
     _check_folder(folder)
-    found = _load(models, teacher)
+    found = _load(models, teacher, trust)
+    for model in found:
+        if model.source is not None:
+            echo_imported(model.name, model.source.imported)
     images, labels = _test_images(found)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -55,17 +62,15 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
     print(f"The report is {folder / 'index.html'}.")
 
 
-def _load(names: list[str], teacher: str | None) -> list[Model]:
+def _load(names: list[str], teacher: str | None, trust: bool) -> list[Model]:
     """Load the models, the teacher first, and give them unique names."""
     wanted = list(dict.fromkeys([*([teacher] if teacher else []), *names]))
-    shape = next((s for s in (_shape(load_model(name)) for name in wanted) if s), None)
-    found = [load_model(name, shape) for name in wanted]
+    sources = [source_of(name, trust=trust) for name in wanted]
+    shape = next(filter(None, map(_shape, sources)), None)
+    found = [load_model(name, shape, source=source) for name, source in zip(wanted, sources, strict=True)]
     if teacher is None:
-        configured = next((t for t in (teacher_of(model.run, shape) for model in found) if t), None)
-        largest = max(found, key=lambda model: model.parameters)
-        first = largest
-        if configured is not None:
-            first = next((m for m in found if m.file.resolve() == configured.file.resolve()), configured)
+        configured = next(filter(None, (teacher_of(model, shape, found) for model in found)), None)
+        first = configured or max(found, key=lambda model: model.parameters)
         found = [first, *(model for model in found if model is not first)]
     for i, model in enumerate(found):
         same = sum(other.name == model.name for other in found[:i])
@@ -78,20 +83,19 @@ def _load(names: list[str], teacher: str | None) -> list[Model]:
     return found
 
 
-def _shape(model: Model) -> tuple[int, int, int] | None:
-    data = None if model.run is None else model.run.data()
+def _shape(source: Source | None) -> tuple[int, int, int] | None:
+    data = None if source is None else source.data
     with suppress(OSError):
         return None if data is None else data.image_shape
     return None
 
 
 def _test_images(models: list[Model]) -> tuple[Tensor, Tensor]:
-    for source in models:
-        if source.run is not None:
-            shown = source.run.images("test")
-            if shown is not None:
-                _check_shapes(models, source, tuple(shown[0].shape[1:]))
-                return shown
+    for model in models:
+        shown = None if model.source is None else model.source.images("test")
+        if shown is not None:
+            _check_shapes(models, model, tuple(shown[0].shape[1:]))
+            return shown
     raise MissingFileError("No model comes from a run whose test images exist; add such a run.")
 
 

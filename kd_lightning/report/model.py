@@ -1,25 +1,23 @@
 """A model of a report: a run, a checkpoint or an exported file, ready to classify images."""
 
-from argparse import ArgumentError
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jsonargparse import ArgumentParser
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.errors import UserError
 from kd_lightning.export import Inference, OnnxClassifier
 from kd_lightning.export.extra import require_extra
 from kd_lightning.files.digest import sha256
-from kd_lightning.networks import DataConfig, data_config
-from kd_lightning.runs.run import LOGS, Run, find_checkpoint
+from kd_lightning.networks import DataConfig, data_config, set_data_config
+from kd_lightning.runs.run import LOGS, Run
+from kd_lightning.runs.source import Source
 
 Floats = npt.NDArray[np.float32]
 
@@ -31,7 +29,7 @@ class Model:
     Attributes:
         name: Name, unique in a report.
         file: The checkpoint or the ONNX file.
-        run: The run that it comes from, if that is known.
+        run: The run that it comes from, if that is known, for its training curves.
         parameters: Number of parameters.
         macs: Multiply-accumulates for one image, where they can be counted.
         size: Bytes of an exported file, or of the weights in a checkpoint, which contains more than them.
@@ -39,6 +37,7 @@ class Model:
         shape: Shape of the images that an exported file takes; a network itself may take others too.
         runtime: Name and version of the runtime.
         classify: Function from images in [0, 1], float32 ``(B, channels, H, W)``, to logits, on one thread.
+        source: The checkpoint with its data and teacher, if that is known.
     """
 
     name: str
@@ -51,32 +50,47 @@ class Model:
     shape: tuple[int, int, int] | None
     runtime: str
     classify: Callable[[Floats], Floats]
+    source: Source | None = None
 
 
-def load_model(where: str, shape: tuple[int, int, int] | None = None) -> Model:
+def source_of(where: str, *, trust: bool = False) -> Source | None:
+    """Return the checkpoint that a model of :func:`load_model` comes from, if that is known, without loading the model.
+
+    Args:
+        where: Path or name.
+        trust: Import whatever the checkpoint names, that of an ONNX file too.
+    """
+    if Path(where).suffix == ".onnx":
+        return _exported_from(OnnxClassifier(where, threads=1).metadata, trust)
+    return Source(where, trust=trust)
+
+
+def load_model(where: str, shape: tuple[int, int, int] | None = None, *, source: Source | None = None) -> Model:
     """Load the model of a run, a recipe (its newest run), a checkpoint or an ONNX file.
 
     Args:
         where: Path or name.
         shape: Shape of an image, to count multiply-accumulates where the file does not have it.
+        source: Its :func:`source_of`, if that was found before.
 
     Raises:
         MissingFileError: If there is none.
         UserError: If it cannot be read, or does not take images of that shape.
     """
-    path = Path(where)
-    if path.suffix == ".onnx":
-        return _of_onnx(path)
-    return _of_checkpoint(find_checkpoint(where), shape)
-
-
-def _of_checkpoint(path: Path, shape: tuple[int, int, int] | None) -> Model:
-    run = Run.of_checkpoint(path)
-    return _of_network(Checkpoint(path).network(), _name(run.folder if run else path), path, run, shape)
+    source = source or source_of(where)
+    if source is None or Path(where).suffix == ".onnx":
+        return _of_onnx(Path(where), source)
+    name = _name(source.run.folder if source.run else source.path)
+    return _of_network(source.network(), name, source.path, source.run, source, shape)
 
 
 def _of_network(
-    network: nn.Module, name: str, path: Path, run: Run | None, shape: tuple[int, int, int] | None
+    network: nn.Module,
+    name: str,
+    path: Path,
+    run: Run | None,
+    source: Source | None,
+    shape: tuple[int, int, int] | None,
 ) -> Model:
     model = Inference(network).eval()
 
@@ -89,7 +103,8 @@ def _of_network(
     parameters = sum(weight.numel() for weight in model.network.parameters())
     size = sum(value.numel() * value.element_size() for value in model.network.state_dict().values())
     classes = model.known.classes or ()
-    return Model(name, path, run, parameters, macs, size, classes, None, f"PyTorch {torch.__version__}", classify)
+    runtime = f"PyTorch {torch.__version__}"
+    return Model(name, path, run, parameters, macs, size, classes, None, runtime, classify, source)
 
 
 def _macs(model: Inference, name: str, shape: tuple[int, int, int]) -> int:
@@ -109,21 +124,19 @@ def _macs(model: Inference, name: str, shape: tuple[int, int, int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def _of_onnx(path: Path) -> Model:
+def _of_onnx(path: Path, source: Source | None) -> Model:
     classifier = OnnxClassifier(path, threads=1)
     (parameters, macs), size = onnx_size(path), path.stat().st_size
-    run, classes = _exported_run(classifier.metadata), tuple(classifier.classes)
+    run, classes = None if source is None else source.run, tuple(classifier.classes)
     runtime = f"ONNX Runtime {require_extra('onnxruntime').__version__}"
-    return Model(path.name, path, run, parameters, macs, size, classes, classifier.shape, runtime, classifier)
+    return Model(path.name, path, run, parameters, macs, size, classes, classifier.shape, runtime, classifier, source)
 
 
-def _exported_run(metadata: Mapping[str, str]) -> Run | None:
-    """Return the run that a file was exported from, unless its checkpoint is gone or has changed."""
+def _exported_from(metadata: Mapping[str, str], trust: bool) -> Source | None:
+    """Return the checkpoint that a file was exported from, unless it is gone or has changed."""
     checkpoint = Path(metadata.get("checkpoint", ""))
-    if not checkpoint.is_file():
-        return None
-    same = sha256(checkpoint) == metadata.get("checkpoint_sha256")
-    return Run.of_checkpoint(checkpoint) if same else None
+    same = checkpoint.is_file() and sha256(checkpoint) == metadata.get("checkpoint_sha256")
+    return Source(checkpoint, trust=trust) if same else None
 
 
 def onnx_size(path: Path) -> tuple[int, int | None]:
@@ -157,28 +170,28 @@ def _name(path: Path) -> str:
     return "/".join(part for part in inside if part != "version_0") or path.name
 
 
-def teacher_of(run: Run | None, shape: tuple[int, int, int] | None) -> Model | None:
-    """Load the teacher that a run's configuration names, if its files exist.
+def teacher_of(model: Model, shape: tuple[int, int, int] | None, known: Sequence[Model] = ()) -> Model | None:
+    """Load the teacher that a distilled model had, if its files exist.
 
     Args:
-        run: The run, if it is known.
+        model: The model.
         shape: Shape of an image.
+        known: Models that were loaded before; one of them may be the teacher.
+
+    Raises:
+        UserError: If the teacher's file is damaged, or a checkpoint names classes for it that are not trusted.
     """
-    if run is None:
+    source = model.source
+    path = None if source is None else source.teacher_path
+    if source is None or path is None:
         return None
-    named = ((run.config.get("model") or {}).get("init_args") or {}).get("teacher")
-    if not isinstance(named, dict):
+    run = None if path == source.path else Run.of_checkpoint(path)
+    if run is not None and (same := next((m for m in known if m.file.resolve() == path.resolve()), None)):
+        return same
+    network = source.teacher()
+    if network is None:
         return None
-    path = Path((named.get("init_args") or {}).get("path") or run.config_file)
-    if Run.of_checkpoint(path) is not None:
-        return _of_checkpoint(path, shape) if path.is_file() else None
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--teacher", type=nn.Module)
-    try:
-        network = parser.instantiate_classes(parser.parse_object({"teacher": named})).teacher
-    except (OSError, ValueError, ArgumentError):
-        return None
-    data = run.data()
-    if data_config(network).mean is None and data is not None:  # as DistillationModule takes it
-        network.data_config = DataConfig.of(data.mean, data.std, data.classes)
-    return _of_network(network, f"teacher of {_name(run.folder)}", path, None, shape)
+    if data_config(network).mean is None and source.data is not None:  # as DistillationModule takes it
+        set_data_config(network, DataConfig.of(source.data.mean, source.data.std, source.data.classes))
+    name = f"teacher of {model.name}" if run is None else _name(run.folder)
+    return _of_network(network, name, path, run, None, shape)

@@ -235,16 +235,33 @@ class Run:
         data = self.data()
         return None if data is None else load_images(data, split, count)
 
-    def network(self) -> "nn.Module":
-        """Return the network of the best checkpoint, in eval mode.
+    def open(self) -> "Checkpoint":
+        """Open the best checkpoint, which may name what ``config.yaml`` names: a run is a program.
 
         Raises:
             FileNotFoundError: If the run has no best checkpoint.
-            ValueError: If the checkpoint is damaged or names classes that are not trusted.
+            ValueError: If the checkpoint is damaged, or ``config.yaml`` names a class that does not exist.
         """
         from kd_lightning.checkpoints.checkpoint import Checkpoint
+        from kd_lightning.checkpoints.trust import import_classes
 
-        return Checkpoint(self.best).network()
+        best = self.best
+        named = self.configuration if self.config_file.is_file() else {}
+        return Checkpoint(best, trusted=import_classes(named, str(self.config_file)))
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """Return the sections ``model`` and ``data`` of :attr:`config`, from which the run can be rebuilt."""
+        return {name: self.config.get(name) or {} for name in ("model", "data")}
+
+    def network(self) -> "nn.Module":
+        """Return the network of the best checkpoint, in eval mode; what ``config.yaml`` names is imported.
+
+        Raises:
+            FileNotFoundError: If the run has no best checkpoint.
+            ValueError: If the checkpoint is damaged or names classes that ``config.yaml`` does not name.
+        """
+        return self.open().network()
 
 
 def find_checkpoint(name: str | Path) -> Path:

@@ -38,7 +38,7 @@ def test_an_untrusted_class_is_refused_and_not_imported(build: Callable[[str], A
         ValueError, match=r"^'a/best\.ckpt' names the class 'untrusted\.Network', which is not"
     ) as error:
         check_trusted_classes(build(f"{untrusted}.Network"), "a/best.ckpt")
-    assert "import 'untrusted' yourself first if you trust it." in str(error.value)
+    assert "add --trust, or in Python import 'untrusted' first." in str(error.value)
     assert set(sys.modules) == before
 
 

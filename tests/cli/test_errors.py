@@ -1,7 +1,7 @@
 import pytest
 
-from kd_lightning.cli.errors import exit_on_error, find_cause, innermost_cause
-from kd_lightning.errors import MissingFileError, UserError, add_user_message
+from kd_lightning.cli.errors import exit_on_error, innermost_cause
+from kd_lightning.errors import MissingFileError, UserError, add_user_message, find_cause
 
 
 def _raise(error: Exception, cause: Exception | None = None) -> None:

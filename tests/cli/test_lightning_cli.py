@@ -12,7 +12,7 @@ import torch
 from command_options import QUICK, QUIET
 from torch import nn
 
-from kd_lightning.networks import ResNet, from_checkpoint
+from kd_lightning.networks import ResNet, data_config, from_checkpoint
 
 Command = Callable[..., str]
 
@@ -172,7 +172,7 @@ def test_best_and_last_belong_to_the_config_that_is_given(kd: Command, here: Pat
 
 def test_a_checkpoint_alone_brings_its_config(kd: Command, here: Path) -> None:
     printed = kd("test", "--ckpt_path", str(STUDENT_RUN / "checkpoints/best.ckpt"), *QUIET)
-    assert f"The configuration is {STUDENT_RUN}/config.yaml." in printed
+    assert f"The configuration is the one in {STUDENT_RUN}/checkpoints/best.ckpt" in printed
     assert "test/accuracy" in printed
 
 
@@ -291,7 +291,9 @@ data: kd_lightning.DigitsDataModule
         (["test", "-c", "digits/teacher"], "does not contain a run with checkpoints"),
         (["test", "-c", "digits/teacher", "--ckpt_path", "best"], "does not contain a run with checkpoints"),
         (["test"], "No model is named; add -c"),
-        (["test", "--ckpt_path", "x.ckpt"], "No model is named; add -c"),
+        (["test", "--ckpt_path", "best"], "No model is named; add -c"),
+        (["fit"], "No model is named; add -c"),
+        (["test", "--ckpt_path", "x.ckpt"], "There is no checkpoint 'x.ckpt'"),
         (["compare", "digits/teacher"], "The recipe 'digits/teacher' is not trained yet"),
         (["fit", "-c", "folder/teacher", "--data.root=nowhere"], "There is no folder 'nowhere/train'"),
         (["fit", "-c", "digits/student", "--model.label_smoothing=2"], "label_smoothing must be in [0, 1]"),
@@ -335,8 +337,8 @@ def test_checkpoints_can_be_turned_off(kd: Command, tmp_path: Path) -> None:
 
 
 class Bomb:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return open, ("ran", "w")  # type: ignore[return-value]
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return open, ("ran", "w")
 
 
 @pytest.mark.parametrize("kind", ["foreign", "truncated", "flipped", "code", "other"])
@@ -375,7 +377,7 @@ def test_bad_checkpoints_are_one_sentence(kd: Command, here: Path, kind: str) ->
 
 def test_the_checkpoint_of_a_run_fills_a_network(here: Path) -> None:
     network = from_checkpoint(ResNet([2, 2, 2], [16, 32, 64], in_channels=1), TEACHER_RUN / "checkpoints/best.ckpt")
-    assert network.data_config.classes == tuple("0123456789")  # type: ignore[union-attr]
+    assert data_config(network).classes == tuple("0123456789")
 
 
 def test_help_lists_the_commands(kd: Command) -> None:

@@ -25,7 +25,6 @@ from kd_lightning.report.drawing import pareto, trade_off
 from kd_lightning.report.measuring import measure
 from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Model, load_model, onnx_size, teacher_of
-from kd_lightning.runs.run import Run
 
 Command = Callable[..., str]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -146,7 +145,7 @@ def test_work_of_attention_is_counted_alike(int8: bool, tmp_path: Path, monkeypa
     images = torch.rand(64, 3, 16, 16)
     export_network(vit, tmp_path / "vit.onnx", images, calibration=images if int8 else None)
     (tmp_path / "vit.ckpt").touch()
-    monkeypatch.setattr("kd_lightning.report.model.Checkpoint", lambda path: SimpleNamespace(network=lambda: vit))
+    monkeypatch.setattr("kd_lightning.runs.source.Checkpoint", lambda path: SimpleNamespace(network=lambda: vit))
     tokens, width = 17, 16
     layer = tokens * width * (3 * width + width + 2 * 32) + 2 * tokens * tokens * width
     expected = 16 * width * 3 * 4 * 4 + 2 * layer + 5 * width
@@ -200,13 +199,29 @@ def test_a_teacher_of_plain_weights_leads(place: Path, monkeypatch: pytest.Monke
     shutil.copytree("lightning_logs/digits/distill/version_0", run)
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace(str(teacher.file), str(tmp_path / "published.pt")))
-    taught_by = teacher_of(Run(run), (1, 8, 8))
+    distilled = load_model(str(run), (1, 8, 8))
+    taught_by = teacher_of(distilled, (1, 8, 8))
     assert taught_by is not None
     assert (taught_by.parameters, taught_by.macs) == (teacher.parameters, teacher.macs)
     images = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)
     np.testing.assert_allclose(taught_by.classify(images), teacher.classify(images), atol=1e-5)
     (tmp_path / "published.pt").unlink()
-    assert teacher_of(Run(run), (1, 8, 8)) is None
+    assert teacher_of(distilled, (1, 8, 8)) is None
+
+
+@pytest.mark.parametrize("names", [["digits/distill", "student.onnx"], ["digits/distill", "digits/teacher"]])
+def test_each_checkpoint_is_read_once(
+    place: Path,
+    kd: Command,
+    loaded_files: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    names: list[str],
+) -> None:
+    monkeypatch.chdir(place)
+    kd("report", *names, "-o", str(tmp_path / "out"))
+    runs = [Path("lightning_logs", recipe, "version_0") for recipe in ("digits/distill", "digits/teacher")]
+    assert sorted(loaded_files) == [run / "checkpoints/best.ckpt" for run in runs]
 
 
 def test_the_front_is_what_nothing_beats() -> None:
