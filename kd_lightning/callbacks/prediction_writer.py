@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from kd_lightning.callbacks.gather_rows import gather_rows
 from kd_lightning.errors import OutputExistsError
 from kd_lightning.files.atomic import atomic_write
+from kd_lightning.networks.data_config import data_config
 
 _Row = tuple[int, int, float]
 
@@ -62,17 +63,19 @@ class PredictionWriter(BasePredictionWriter):
         folder = trainer.log_dir or trainer.default_root_dir  # on all ranks, since Lightning broadcasts it
         if trainer.is_global_zero:
             data = trainer.datamodule  # type: ignore[attr-defined]
+            # images without labels have no classes of their own
+            classes = getattr(data, "classes", None) or data_config(getattr(pl_module, "network", None)).classes
+            named = [_named(row, data, classes) for row in rows]
             table = StringIO(newline="")
-            csv.writer(table).writerows([("image", "label", "probability"), *(_named(row, data) for row in rows)])
+            csv.writer(table).writerows([("image", "label", "probability"), *named])
             self.written = Path(self.path) if self.path else _unused_path(Path(folder))
             with atomic_write(self.written) as file:
                 file.write(table.getvalue().encode())
 
 
-def _named(row: _Row, data: object) -> tuple[str, str, str]:
+def _named(row: _Row, data: object, classes: Sequence[str] | None) -> tuple[str, str, str]:
     sample, label, probability = row
     name = data.image_name("predict", sample) if hasattr(data, "image_name") else str(sample)
-    classes = getattr(data, "classes", None)
     return name, classes[label] if classes else str(label), f"{probability:.6f}"
 
 

@@ -1,6 +1,7 @@
 """`kd-lightning classify`."""
 
 import csv
+import sys
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy.typing as npt
 from kd_lightning.errors import MissingFileError, OutputExistsError, UserError
 from kd_lightning.export.onnx_classifier import OnnxClassifier
 from kd_lightning.files.atomic import atomic_write
-from kd_lightning.files.images import SUFFIXES, load_image
+from kd_lightning.files.find_images import FoundImages, describe_left_out, find_images
+from kd_lightning.files.images import load_image
 
 Row = tuple[str, str, str]
 
@@ -33,6 +35,11 @@ def classify(model: str, images: list[str], output: str | None = None) -> None:
     if output is not None and Path(output).exists():
         raise OutputExistsError(f"{output!r} exists; delete it, or name another file with -o.")
     classifier = OnnxClassifier(model)
+    if classifier.shape[0] not in (1, 3):
+        raise UserError(
+            f"{model!r} takes images of {classifier.shape[0]} channels, and files are read with 1 (grey) or 3; call "
+            "OnnxClassifier in Python."
+        )
     files = [file for name in images for file in _images_in(Path(name))]
     rows: list[Row] = []
     unreadable: list[str] = []
@@ -74,10 +81,12 @@ def _write(rows: list[Row], output: str | None) -> None:
 def _images_in(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-    if not found:
+    found = find_images(path) if path.is_dir() else FoundImages()
+    if found.left_out:
+        print(describe_left_out(path, found.left_out), file=sys.stderr)
+    if not found.files:
         raise MissingFileError(f"There is no image {str(path)!r}, nor a folder of that name with images in it.")
-    return found
+    return found.files
 
 
 def _pixels(file: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:

@@ -186,7 +186,7 @@ class DomainPairDataModule(pl.LightningDataModule):
                 f"({truncate(target)}); give both the same names in the same order."
             )
         channels = len(self.source.mean), len(self.target.mean)
-        if channels[0] != channels[1] and 1 not in channels:
+        if channels[0] != channels[1] and sorted(channels) != [1, 3]:
             raise UserError(
                 f"The source's images have {channels[0]} channels and the target's {channels[1]}; only grey images can "
                 "get more channels."

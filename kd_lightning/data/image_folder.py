@@ -7,22 +7,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from kd_lightning.data.augmentation.settings import Augmentation
+from kd_lightning.data.folder_layout import FolderLayout, Listing
 from kd_lightning.data.image_set import ImageFiles, ImageSet
 from kd_lightning.data.module import ImageDataModule
-from kd_lightning.errors import MissingFileError, UserError
-from kd_lightning.files.images import SUFFIXES, open_image
+from kd_lightning.data.partition import Partition, draw_partition, restore_partition, save_partition
+from kd_lightning.errors import UserError
+from kd_lightning.files.images import UnreadableImageError, check_image, describe_unreadable, shown_size
+from kd_lightning.networks.data_config import truncate
 
 _AUGMENTATION = Augmentation(padding=4, flip=True, mixup=0.0, cutmix=0.0)
+_TEST_FRACTION = 0.1
 
 
 class ImageFolderDataModule(ImageDataModule):
     """Images in ``train/<class>/``, and optionally in ``val/<class>/``, ``test/<class>/`` and ``predict/``.
 
-    Every image becomes RGB. Without ``val/`` a fraction of each class of ``train/`` is validated on. ``predict/`` may
-    hold images at any depth; without it, ``predict`` shows those of ``test/``. A set that fits into memory is decoded
-    once and kept there (packed, four bytes a pixel), otherwise ``num_workers`` processes read it batch by batch.
+    Images are found at any depth of a class folder. Without ``val/`` a fraction of each class of ``train/`` is
+    validated on. If there is no ``train/``, ``val/`` or ``test/``, the folders in the root are the classes:
+    ``val_fraction`` of each is validated on and a tenth tested on, chosen by ``split_seed`` and kept in checkpoints.
+    ``predict/`` may hold images at any depth; without it, ``predict`` shows those of the test.
+
+    Training images without labels (label -1, from which a student or a target domain learns) are in ``unlabelled/``
+    at any depth, or directly in ``train/`` (or in the root) where that has no folders.
+
+    An image is read as a viewer shows it: turned as its EXIF orientation says, its transparent parts white, of an
+    animation the first frame. With one mean and deviation it becomes grey (luma), with three RGB. All formats that the
+    installed Pillow reads are used (HEIC with ``pillow-heif``); other files are counted in a warning, hidden ones are
+    ignored. ``predict`` leaves out images that cannot be read, and names them.
+
+    A set that fits into memory is decoded once and kept there, otherwise ``num_workers`` processes read it batch by
+    batch.
 
     Args:
         root: The folder.
@@ -30,12 +47,12 @@ class ImageFolderDataModule(ImageDataModule):
         augmentation: Random changes to training images; unset fields keep these defaults.
         mean: Mean of each channel; the default is ImageNet's, which published networks expect, as for ``std``.
         std: Standard deviation of each channel.
-        memory_limit: GiB that a set may take in memory.
+        memory_limit: GiB that a set may take in memory: its bytes, and a padded copy of four bytes a pixel.
         **options: Arguments of :class:`ImageDataModule`.
 
     Raises:
         MissingFileError: If a folder does not exist.
-        UserError: If a class folder is empty, an image cannot be read or has another size, or the classes of two
+        UserError: If a class folder is empty, images cannot be read or have another size, or the classes of two
             splits differ.
     """
 
@@ -51,79 +68,154 @@ class ImageFolderDataModule(ImageDataModule):
         **options: Any,
     ) -> None:
         augmentation = Augmentation.resolve(augmentation, _AUGMENTATION)
+        if len(mean) not in (1, 3):
+            raise UserError(
+                f"Images are read with 3 channels, or 1 for grey, but mean has {len(mean)} values; give 3 or 1."
+            )
         super().__init__(augmentation=augmentation, mean=mean, std=std, **options)
         self.save_hyperparameters({"root": root, "image_size": image_size, "memory_limit": memory_limit})
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.size = None if image_size is None else (image_size, image_size)
         self.memory_limit = memory_limit
+        self.layout = FolderLayout(self.root)
+        self._saved_partition: dict[str, Any] | None = None
 
-    @cached_property
+    @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the folders in ``train/`` (else ``val/``, ``test/``), sorted."""
-        split = next((s for s in ("train", "val", "test") if (self.root / s).is_dir()), None)
-        if split is None:
-            raise MissingFileError(
-                f"{str(self.root)!r} has no folder train/, val/ or test/; put images into train/<class>/."
-            )
-        return _class_folders(self.root / split)
+        """The names of the class folders, sorted; empty if no image is labelled."""
+        return self.layout.classes
 
     def load(self, split: str) -> ImageSet | ImageFiles | None:
         """List and check a split's files, and decode them if they fit into memory."""
-        folder = self.root / split
-        if split == "predict":
-            if not folder.is_dir():
-                return self.splits.read("test")
-            files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-            labels = torch.full((len(files),), -1)
-        elif split == "val" and not folder.is_dir():
+        if split == "predict" and "test" in self.splits and not (self.root / "predict").is_dir():
+            return self.splits["test"]
+        listing = self._listing(split)
+        if listing is None:
             return None
-        else:
-            files, labels = self._labelled(folder)
-        if not files:
-            raise UserError(f"{str(folder)!r} holds no images ({', '.join(sorted(SUFFIXES))}).")
-        images = ImageFiles(labels, files, self._size(files))
+        images = self._readable(listing, skip_unreadable=split == "predict")
         return images.in_memory() if self._fits(images) else images
 
-    def _labelled(self, folder: Path) -> tuple[list[Path], torch.Tensor]:
-        if not folder.is_dir():
-            raise MissingFileError(f"There is no folder {str(folder)!r}; put images into {folder.name}/<class>/.")
-        if (found := _class_folders(folder)) != self.classes:
-            differing = sorted(set(found) ^ set(self.classes))
-            raise UserError(f"The class folders of {str(folder)!r} differ from the others: {', '.join(differing)}.")
-        files, labels = [], []
-        for label, name in enumerate(self.classes):
-            members = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in SUFFIXES)
-            if not members:
-                raise UserError(f"The class folder {str(folder / name)!r} holds no images; fill or remove it.")
-            files += members
-            labels += [label] * len(members)
-        return files, torch.tensor(labels)
+    # --- the partition of a set whose folders are not splits, which Lightning keeps in checkpoints
 
-    def _size(self, files: list[Path]) -> tuple[int, int]:
-        with ThreadPoolExecutor() as pool:
-            sizes = list(pool.map(_header_size, files))
-        if self.size is not None:
-            return self.size
-        for file, size in zip(files, sizes, strict=True):
-            if size != sizes[0]:
-                raise UserError(
-                    f"{str(file)!r} has {size[1]}x{size[0]} pixels and {str(files[0])!r} {sizes[0][1]}x{sizes[0][0]}; "
-                    "set image_size to resize all images."
+    def state_dict(self) -> dict[str, Any]:
+        """Return the partition into training, validation and test images, if there are no folders for them."""
+        if "_partition" not in vars(self):
+            return {}
+        return {"partition": save_partition(self._partition, self._names)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Use the partition of a checkpoint, so that the same images are tested on."""
+        self._saved_partition = state_dict.get("partition")
+        drawn = vars(self).pop("_partition", None)
+        if drawn is not None and any(
+            not torch.equal(drawn.parts[split], samples) for split, samples in self._partition.parts.items()
+        ):
+            self.splits.clear()
+            self.augmenter.clear()
+
+    @cached_property
+    def _labelled(self) -> Listing:
+        return self.layout.training_images()
+
+    @property
+    def _names(self) -> list[str]:
+        return [file.relative_to(self.root).as_posix() for file in self._labelled.files]
+
+    @cached_property
+    def _partition(self) -> Partition:
+        if self._saved_partition is not None:
+            restored = restore_partition(self._saved_partition, self._names)
+            if restored.changed:
+                rank_zero_warn(
+                    f"{str(self.root)!r} has changed since the checkpoint was saved: {restored.changed}; new images "
+                    "are trained on only."
                 )
-        return sizes[0]
+            return restored
+        drawn = draw_partition(
+            self._labelled.labels,
+            val_fraction=self.val_fraction,
+            test_fraction=_TEST_FRACTION,
+            seed=self.split_seed,
+        )
+        counts = {split: len(samples) for split, samples in drawn.parts.items()}
+        rank_zero_info(
+            f"{str(self.root)!r} has no train/, so its {len(self.classes)} folders are the classes "
+            f"({truncate(self.classes)}): {counts['train']} images are trained on, {counts['val']} validated on and "
+            f"{counts['test']} tested on, by split_seed {self.split_seed}."
+        )
+        return drawn
+
+    # --- listing and checking
+
+    def _listing(self, split: str) -> Listing | None:
+        folder = self.root / split
+        if split == "predict" and folder.is_dir():
+            listing = self.layout.other_images(folder)
+            if not listing.files:
+                raise UserError(f"{str(folder)!r} holds no images that Pillow reads; put some there, or remove it.")
+            return listing
+        if self.layout.has_one_set and self.classes:
+            split = "test" if split == "predict" else split
+            part = self._partition.parts[split].tolist()
+            if not part:
+                raise UserError(
+                    f"{str(self.root)!r} has too few images in each class to divide them; put them into "
+                    f"train/<class>/ and {split}/<class>/."
+                )
+            listing = Listing([self._labelled.files[i] for i in part], self._labelled.labels[part])
+            return self._with_unlabelled(listing) if split == "train" else listing
+        if split == "train":
+            return self._with_unlabelled(self._labelled)
+        if split == "val" and not folder.is_dir():
+            return None
+        return self.layout.labelled_images(self.root / ("test" if split == "predict" else split))
+
+    def _with_unlabelled(self, labelled: Listing) -> Listing:
+        unlabelled = self.layout.unlabelled_images()
+        files = labelled.files + unlabelled.files
+        if not files:
+            raise UserError(f"{str(self.root)!r} holds no training images; put them into train/<class>/.")
+        return Listing(files, torch.cat([labelled.labels, unlabelled.labels]))
+
+    def _readable(self, listing: Listing, *, skip_unreadable: bool) -> ImageFiles:
+        """Read the headers of all files, which also give the size if it is not fixed."""
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(self._size_or_error, listing.files))
+        errors = [result for result in found if isinstance(result, UnreadableImageError)]
+        sizes = {row: result for row, result in enumerate(found) if isinstance(result, tuple)}
+        if errors:
+            message = describe_unreadable(errors, len(found))
+            if not (skip_unreadable and sizes):
+                raise UserError(message)
+            rank_zero_warn(f"Left out: {message}")
+        (first, common), *_ = sizes.items()
+        for row, (height, width) in sizes.items():
+            if (height, width) != common:
+                raise UserError(
+                    f"{str(listing.files[row])!r} has {width}x{height} pixels and {str(listing.files[first])!r} "
+                    f"{common[1]}x{common[0]}; set image_size to resize all images."
+                )
+        files = [listing.files[row] for row in sizes]
+        return ImageFiles(
+            listing.labels[list(sizes)],
+            files,
+            size=common,
+            resize=self.size is not None,
+            channels=len(self.mean),
+            skip_unreadable=skip_unreadable,
+        )
+
+    def _size_or_error(self, file: Path) -> tuple[int, int] | UnreadableImageError:
+        try:
+            if self.size is None:
+                return shown_size(file)
+            check_image(file)
+        except UnreadableImageError as error:
+            return error
+        return self.size
 
     def _fits(self, images: ImageFiles) -> bool:
-        height, width = (side + 2 * self.augmenter.padding for side in images.size)
-        return len(images.files) * height * width * 4 <= self.memory_limit * 2**30
-
-
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not names:
-        raise UserError(f"{str(folder)!r} has no class folders; put images into {folder.name}/<class>/.")
-    return tuple(names)
-
-
-def _header_size(file: Path) -> tuple[int, int]:
-    with open_image(file) as image:
-        return image.height, image.width
+        height, width = images.size
+        padded_height, padded_width = (side + 2 * self.augmenter.padding for side in images.size)
+        needed = len(images.files) * (height * width * images.channels + padded_height * padded_width * 4)
+        return needed <= self.memory_limit * 2**30

@@ -2,15 +2,18 @@
 
 import re
 import warnings
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sized
+from typing import Any, TypeVar, cast
 from weakref import finalize
 
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from torch.utils.data import DataLoader, SequentialSampler
 
 from kd_lightning.data.batch import RawBatch
+from kd_lightning.data.image_set import PartialBatch
 from kd_lightning.data.sampler import EpochSampler
+from kd_lightning.errors import UserError
+from kd_lightning.files.images import UnreadableImageError, describe_unreadable
 
 Fetched = TypeVar("Fetched")
 
@@ -29,7 +32,23 @@ class ImageLoader(DataLoader[RawBatch]):
 
     def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]
         self._stop_ignoring()  # at most once
-        return super().__iter__()
+        return self._readable(super().__iter__())
+
+    def _readable(self, batches: Iterator[RawBatch | PartialBatch]) -> Iterator[RawBatch]:
+        """Raise an error for images that cannot be read, or leave them out and name them after the last batch."""
+        errors: list[UnreadableImageError] = []
+        for batch in batches:
+            if not isinstance(batch, PartialBatch):
+                yield batch
+                continue
+            if not batch.skip_unreadable:
+                raise UserError(describe_unreadable(batch.errors, len(batch.errors) + len(batch.batch.ids)))
+            errors += batch.errors
+            if len(batch.batch.ids):
+                yield batch.batch
+        if errors:
+            count = len(cast("Sized", self.sampler))
+            warnings.warn(f"Left out: {describe_unreadable(errors, count)}", stacklevel=2)
 
 
 class EpochLoader(ImageLoader):

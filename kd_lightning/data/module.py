@@ -21,6 +21,7 @@ from kd_lightning.data.labels import check_labels
 from kd_lightning.data.loader import EpochLoader, ImageLoader, as_fetched
 from kd_lightning.data.precision import to_trainer_precision
 from kd_lightning.data.sampler import EpochSampler
+from kd_lightning.data.shapes import stored_with_channels
 from kd_lightning.data.splits import StoredSplits
 from kd_lightning.errors import UserError
 
@@ -212,7 +213,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         # no gradients are kept, so a batch of small images may be as large as is fast
         batch_size = max(self.batch_size, min(256, 2**20 // math.prod(self.image_shape)))
         indices = [(position, view) for position in range(rank, len(subset), world_size)]  # as of EpochSampler
-        return DataLoader(
+        return ImageLoader(
             subset, batch_size=batch_size, sampler=indices, num_workers=self.num_workers, collate_fn=as_fetched
         )
 
@@ -239,6 +240,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def _load_checked(self, split: str) -> ImageSet | ImageFiles | None:
         images = self.load(split)
+        if isinstance(images, ImageSet) and images.pixels.dim() == 4:
+            images = replace(images, pixels=stored_with_channels(images.pixels, channels=len(self.mean)))
         if images is not None and bool((images.labels != -1).any()):
             check_labels(images.labels, num_classes=self.num_classes, split=split)
         return images

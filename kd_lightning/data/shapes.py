@@ -26,7 +26,10 @@ def resize(images: Tensor, *, size: tuple[int, int]) -> Tensor:
 
 
 def with_channels(images: Tensor, *, channels: int) -> Tensor:
-    """Repeat the grey channel of floats ``(B, 1 or 3, H, W)``, or turn colour to grey.
+    """Repeat the grey channel of images ``(B, 1 or 3, H, W)``, or turn colours to grey by luma.
+
+    Raises:
+        UserError: If neither gives as many channels.
 
     Example:
         >>> with_channels(torch.rand(2, 1, 8, 8), channels=3).shape
@@ -34,10 +37,24 @@ def with_channels(images: Tensor, *, channels: int) -> Tensor:
     """
     if images.shape[1] == channels:
         return images
+    if sorted((images.shape[1], channels)) != [1, 3]:
+        raise UserError(
+            f"Images of {images.shape[1]} channels cannot be turned into {channels}, only colour (3) into grey (1) and "
+            "grey into colour; give mean and std one value for each channel."
+        )
     if channels == 1:
         luma = per_channel(_LUMA, device=images.device).to(images.dtype)
         return (images * luma).sum(1, keepdim=True)
     return images.repeat(1, channels, 1, 1)
+
+
+def stored_with_channels(pixels: Tensor, *, channels: int) -> Tensor:
+    """Return uint8 ``(N, 1 or 3, H, W)`` as :func:`with_channels` does, grey to the bit as Pillow does."""
+    if (pixels.shape[1], channels) != (3, 1):
+        return with_channels(pixels, channels=channels)
+    weights = (torch.tensor(_LUMA, dtype=torch.float64) * 2**16).round().int()[:, None, None]
+    parts = torch.split(pixels, 4096)  # integers take four times as much memory
+    return torch.cat([((part * weights).sum(1, keepdim=True) + 2**15 >> 16).to(torch.uint8) for part in parts])
 
 
 def statistics(values: Sequence[float], *, channels: int) -> tuple[float, ...]:

@@ -49,6 +49,12 @@ class StoredSplits(Mapping[str, Stored]):
             self._read[split] = images
         return self._read[split]
 
+    def clear(self) -> None:
+        """Forget the splits, so that they are read again."""
+        self._read.clear()
+        for name in ("has_val", "_samples"):
+            vars(self).pop(name, None)
+
     @cached_property
     def has_val(self) -> bool:
         """Return whether validation images are stored, so that all training images are trained on."""

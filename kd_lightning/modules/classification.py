@@ -174,7 +174,7 @@ class ClassificationModule(pl.LightningModule, ABC):
             rank_zero_warn(describe_probabilities(f"The network {name}"))
         if self.trainer.state.fn == "fit" and getattr(self.network, "aux_logits", False):
             rank_zero_warn(f"{name} has auxiliary classifiers, which no loss trains; build it with aux_logits=False.")
-        self.num_classes = count_classes(self.network, logits, getattr(self.data_module, "num_classes", None))
+        self.num_classes = count_classes(self.network, logits, getattr(self.data_module, "num_classes", None) or None)
 
     def _first_forward(self, images: Tensor) -> Tensor:
         self.channels_last = use_channels_last(self.network, lambda: self(images))

@@ -81,7 +81,7 @@ def truncate(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def data_config(network: nn.Module) -> DataConfig:
+def data_config(network: nn.Module | None) -> DataConfig:
     """Return the configuration that is attached to a network, with ``None`` in all fields if there is none."""
     known: DataConfig = getattr(network, _ATTRIBUTE, DataConfig())
     return known

@@ -40,6 +40,9 @@ def root(tmp_path: Path) -> Path:
 def read_pixels(file: Path, size: tuple[int, int] | None = None) -> Tensor:
     with Image.open(file) as image:
         rgb = image.convert("RGB")
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            rgb = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     if size is not None:
         rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
@@ -88,7 +91,8 @@ def test_images_to_predict_are_found_at_any_depth_and_are_unlabelled(root: Path,
     files = [write_image(root / "predict" / place) for place in ("a.png", "more/b.PNG", "more/still/c.jpg")]
     (root / "predict" / "notes.txt").write_text("no image")
     data = ImageFolderDataModule(str(root), memory_limit=memory_limit)
-    data.setup("predict")
+    with pytest.warns(UserWarning, match=r"^1 file of .*predict' is left out, .*: 1 \.txt\.$"):
+        data.setup("predict")
     (batch,) = batches(data, "predict")
     assert batch.labels.tolist() == [-1, -1, -1]
     assert batch.ids.tolist() == [0, 1, 2]
@@ -116,7 +120,7 @@ def test_images_of_different_sizes_are_resized_to_image_size(root: Path, memory_
     data.setup("fit")
     assert data.image_shape == (3, 7, 7)
     images = data.splits["train"]
-    shown = images.pixels[6] if isinstance(images, ImageSet) else images.stream(torch.tensor([6]))[0]
+    shown = images.pixels[6] if isinstance(images, ImageSet) else images.stream(torch.tensor([6])).pixels[0]
     assert torch.equal(shown, read_pixels(odd, (7, 7)))
     assert {batch.images.shape[2:] for batch in batches(data, "train")} == {(7, 7)}
 
@@ -149,7 +153,7 @@ def test_streamed_batches_equal_those_in_memory(root: Path, workers: int, alphas
 
 
 def test_the_memory_limit_counts_padding_and_four_bytes_per_pixel(root: Path) -> None:
-    needed = 16 * (6 + 2) * (8 + 2) * 4 / 2**30
+    needed = 16 * (6 * 8 * 3 + (6 + 2) * (8 + 2) * 4) / 2**30
     for limit, resident in ((needed, True), (needed * 0.999, False)):
         images = ImageFolderDataModule(str(root), **grouped(padding=1, memory_limit=limit)).load("train")
         assert isinstance(images, ImageSet) == resident
@@ -167,7 +171,8 @@ def test_images_of_different_sizes_are_refused_by_name(root: Path, memory_limit:
 def test_an_empty_class_folder_is_refused(root: Path) -> None:
     (root / "train" / "cat").mkdir()
     (root / "train" / "cat" / "notes.txt").write_text("no image")
-    expected = f"The class folder {str(root / 'train' / 'cat')!r} holds no images; fill or remove it."
+    folder = str(root / "train" / "cat")
+    expected = f"The class folder {folder!r} holds no images that Pillow reads (1 .txt); fill or remove it."
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         ImageFolderDataModule(str(root)).setup("fit")
 
@@ -194,14 +199,15 @@ def test_a_truncated_image_is_refused_by_name(root: Path) -> None:
         ImageFolderDataModule(str(root)).setup("fit")
 
 
-# PyTorch waits five seconds for workers of which one has failed
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_truncated_streamed_image_is_refused_by_name(root: Path, workers: int) -> None:
     bad = root / "test" / "bee" / "1.png"
     bad.write_bytes(bad.read_bytes()[:60])
     data = ImageFolderDataModule(str(root), memory_limit=0.0, num_workers=workers)
     data.setup("test")
-    with pytest.raises(ValueError, match=re.escape(f"{str(bad)!r} cannot be read as an image")):
+    with pytest.raises(
+        ValueError, match=f"^{re.escape(repr(str(bad)))} cannot be read as an image; fix or remove it.$"
+    ):
         batches(data, "test")
 
 
@@ -218,7 +224,7 @@ def test_missing_folders_are_refused_by_name(root: Path) -> None:
         with pytest.raises(FileNotFoundError, match=f"^{re.escape(expected)}$"):
             ImageFolderDataModule(str(root)).setup(stage)
     (root / "predict").mkdir()
-    with pytest.raises(ValueError, match=r"predict' holds no images \(\.bmp, .*\)\.$"):
+    with pytest.raises(ValueError, match=r"predict' holds no images that Pillow reads; put"):
         ImageFolderDataModule(str(root)).setup("predict")
     shutil.rmtree(root / "train" / "ant")
     shutil.rmtree(root / "train" / "bee")
@@ -227,7 +233,9 @@ def test_missing_folders_are_refused_by_name(root: Path) -> None:
     shutil.rmtree(root / "train")
     with pytest.raises(FileNotFoundError, match=r"train'; put images into train/<class>/\.$"):
         ImageFolderDataModule(str(root)).setup("fit")
-    with pytest.raises(FileNotFoundError, match=r"has no folder train/, val/ or test/; put images into train/<class>"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^There is no folder .*none'; set root to the folder of your images\.$"
+    ):
         ImageFolderDataModule(str(root / "none")).num_classes  # noqa: B018
 
 

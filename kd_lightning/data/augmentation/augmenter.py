@@ -79,6 +79,11 @@ class Augmenter:
         """Return the images before normalization and mixing, uint8 ``(B, channels, H, W)``."""
         return self._integers(batch).to(torch.uint8)
 
+    def clear(self) -> None:
+        """Forget the images and crops of splits that are read again."""
+        self.device_images.clear()
+        self.crop_cache.clear()
+
     def view_of_epoch(self, epoch: int) -> int:
         """Return the view that an epoch shows, or -1 for images without augmentation."""
         return epoch if self.views is None or epoch < 0 else epoch % self.views
