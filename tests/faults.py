@@ -125,7 +125,7 @@ def signal_in_a_cache(number: int) -> None:
         os.kill(os.getpid(), number)
         return compute(*arguments)
 
-    view_cache.compute_view = interrupted
+    view_cache.compute_view = interrupted  # type: ignore[assignment]
 
 
 def full_disk(size: int) -> None:

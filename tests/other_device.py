@@ -64,7 +64,7 @@ class OtherTensor(Tensor):
         return tensor
 
     @classmethod
-    def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _run(operator, args, kwargs or {})
 
     # these read a tensor's memory without an operator
@@ -87,11 +87,12 @@ class OtherTensor(Tensor):
     __index__ = __int__
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         return self.detach()
 
     @data.setter
-    def data(self, value: "OtherTensor") -> None:
+    def data(self, value: Tensor) -> None:
+        assert isinstance(value, OtherTensor)
         Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.held = value.held
 
@@ -101,7 +102,9 @@ class OtherTensor(Tensor):
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"can't convert {DEVICE} device type tensor to numpy. Use Tensor.cpu() first.")
 
-    def new_tensor(self, data: Any, *, dtype: Any = None, device: Any = None, **options: Any) -> Tensor:
+    def new_tensor(  # type: ignore[override]
+        self, data: Any, dtype: Any = None, device: Any = None, **options: Any
+    ) -> Tensor:
         return _make_tensor(data, dtype=dtype or self.dtype, device=device or DEVICE, **options)
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:

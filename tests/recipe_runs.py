@@ -1,10 +1,12 @@
 """Recipes, cut to two steps on tiny data that this file makes: for tests that run them on some device."""
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import nn
 
 from kd_lightning.networks import LeNet, ResNet, resnet8x4, resnet20, resnet32x4, resnet34
 from kd_lightning.recipes import recipe_names
@@ -17,14 +19,14 @@ QUICK = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
 ]
-TEACHERS = {
+TEACHERS: dict[str, Callable[[], nn.Module]] = {
     "adapt": lambda: LeNet(image_size=16),
     "digits": lambda: ResNet([2, 2, 2], [16, 32, 64], in_channels=1),
     "cifar10": resnet34,
     "cifar100": lambda: resnet32x4(num_classes=100),
     "folder": resnet34,
 }
-STUDENTS = {
+STUDENTS: dict[str, Callable[[], nn.Module]] = {
     "digits": lambda: ResNet([1, 1, 1], [2, 4, 8], in_channels=1),
     "cifar10": resnet20,
     "cifar100": lambda: resnet8x4(num_classes=100),
@@ -77,5 +79,6 @@ def fit_arguments(name: str, folder: Path) -> list[str]:
 def save_network(recipes: str, role: str, folder: Path) -> Path:
     """Save an untrained network of a folder of recipes, ``"teacher"`` or ``"student"``."""
     path = folder / f"{role}.pt"
-    torch.save({"teacher": TEACHERS, "student": STUDENTS}[role][recipes]().state_dict(), path)
+    networks = TEACHERS if role == "teacher" else STUDENTS
+    torch.save(networks[recipes]().state_dict(), path)
     return path

@@ -45,8 +45,8 @@ def test_reads_what_the_layers_return(small: Callable[..., ResNet], images: Tens
     logits, features = FeatureTap(network, ["layer1", "layer2.0.conv1", "fc"])(images)
     assert list(features) == ["layer1", "layer2.0.conv1", "fc"]
     stem = torch.relu(network.bn1(network.conv1(images)))
-    torch.testing.assert_close(features["layer1"], network.layer1(stem))
-    torch.testing.assert_close(features["layer2.0.conv1"], network.layer2[0].conv1(features["layer1"]))
+    torch.testing.assert_close(features["layer1"], network.get_submodule("layer1")(stem))
+    torch.testing.assert_close(features["layer2.0.conv1"], network.get_submodule("layer2.0.conv1")(features["layer1"]))
     assert logits is features["fc"]
     torch.testing.assert_close(logits, network(images))
 
@@ -142,7 +142,7 @@ def test_nothing_is_kept_alive(small: Callable[..., ResNet], images: Tensor, thr
         seen.append(weakref.ref(output))
 
     tap = FeatureTap(network, ["layer1"])
-    network.layer1.register_forward_hook(watch)
+    network.get_submodule("layer1").register_forward_hook(watch)
     (tap if through_tap else network)(images)
     gc.collect()
     assert seen[0]() is None
@@ -233,7 +233,7 @@ def test_layer_shapes_leave_out_what_is_no_tensor_or_does_not_run() -> None:
 
 def test_evaluating_restores_each_layers_own_mode(small: Callable[..., ResNet], images: Tensor) -> None:
     network = small().train()
-    network.layer1.eval()
+    network.get_submodule("layer1").eval()
     modes = {name: module.training for name, module in network.named_modules()}
     assert len(set(modes.values())) == 2
     with evaluating(network):
@@ -308,7 +308,7 @@ def test_channels_last_maps_are_read_with_the_channels_first(
 
 def test_losses_on_maps_take_channels_last_ones(make_trainer: Callable[..., pl.Trainer]) -> None:
     student, teacher = resnet20(num_classes=10), _swin()
-    reads: dict[str, list[str]] = {"student_layers": ["layer2"], "teacher_layers": ["features.3"]}
+    reads: dict[str, Any] = {"student_layers": ["layer2"], "teacher_layers": ["features.3"]}
     losses = {"hint": HintLoss(**reads), "attention": AttentionLoss(**reads), "similarity": SimilarityLoss(**reads)}
     module = DistillationModule(student, teacher, losses=losses, teacher_check="off")
     loader = DataLoader(TensorDataset(torch.rand(8, 3, 32, 32), torch.arange(8)), batch_size=4)

@@ -40,6 +40,7 @@ from kd_lightning.networks import (
     from_checkpoint,
     replace_head,
     reuse_teacher_classifier,
+    set_data_config,
 )
 
 LOSSES = [
@@ -168,13 +169,15 @@ def test_learned_parts_of_losses_are_built_beside_the_weights(kind: Any, tmp_pat
 def test_teacher_and_student_may_lie_anywhere_before_a_fit(
     layers: list[str], trained_there: bool, tmp_path: Path
 ) -> None:
-    student, teacher = network(), EnsembleTeacher([network(), network(8)], average="probabilities", weights=[1, 2])
+    losses: dict[str, kd_losses.DistillationLoss] | None = None
+    teacher: nn.Module = EnsembleTeacher([network(), network(8)], average="probabilities", weights=[1, 2])
+    if layers:
+        losses = {"hard": kd_losses.HardTargetLoss(), "cc": CorrelationLoss(student_layers=layers)}
+        teacher = network(8)
+    student = network()
     if trained_there:
         student.to("other"), teacher.to("other")
-    feature_losses = {"hard": kd_losses.HardTargetLoss(), "cc": CorrelationLoss(student_layers=layers)}
-    if layers:
-        teacher = network(8).to(next(teacher.parameters()).device)
-    module = DistillationModule(student, teacher, losses=feature_losses if layers else None, teacher_check="warn")
+    module = DistillationModule(student, teacher, losses=losses, teacher_check="warn")
     trainer(tmp_path).fit(module, digits())
     trainer(tmp_path).fit(module, digits())  # its weights came back to the CPU
     figures = trainer(tmp_path).test(module, digits(), verbose=False)[0]
@@ -184,7 +187,7 @@ def test_teacher_and_student_may_lie_anywhere_before_a_fit(
 @pytest.mark.parametrize("place", [True, "logits"])
 @on_other_device
 def test_cached_logits(place: bool | str, tmp_path: Path) -> None:
-    folder = place if place is True else str(tmp_path / place)
+    folder = str(tmp_path / place) if isinstance(place, str) else place
     module = DistillationModule(network(), network(8), teacher_cache=folder, teacher_check="off")
     trainer(tmp_path, max_epochs=3).fit(module, digits(views=2))
     if place is not True:  # a CPU would round otherwise
@@ -231,7 +234,7 @@ def test_optimizers_resume_within_an_epoch(optimizer: str, tmp_path: Path) -> No
 
 def network_of_other_data(width: int) -> ResNet:
     made = network(width)
-    made.data_config = DataConfig.of([0.1 * width], [0.4])  # type: ignore[assignment]
+    set_data_config(made, DataConfig.of([0.1 * width], [0.4]))
     return made
 
 
@@ -281,7 +284,8 @@ def test_steps_that_are_not_finite_are_skipped(tmp_path: Path) -> None:
     assert fitted.callback_metrics["train/skipped_steps"] == 1
     with pytest.raises(ValueError, match="Epoch 0, step 2: "):
         trainer(tmp_path, max_epochs=1, limit_train_batches=5).fit(
-            TeacherModule(Dropping()), torch.utils.data.DataLoader(batches, batch_size=None)
+            TeacherModule(Dropping()),
+            torch.utils.data.DataLoader(batches, batch_size=None),  # type: ignore[arg-type]
         )
 
 
@@ -322,7 +326,7 @@ def figures(printed: str) -> list[str]:
 @on_other_device
 def test_networks_made_of_others_lie_where_those_lie() -> None:
     members = [network().to("other"), network(8).to("other")]
-    members[1].data_config = DataConfig.of([0.3], [0.4])  # type: ignore[assignment]
+    set_data_config(members[1], DataConfig.of([0.3], [0.4]))
     images = torch.rand(2, 1, 8, 8, device="other")
     assert str(EnsembleTeacher(members, average="probabilities", weights=[1, 2])(images).device) == "other:0"
     assert str(reuse_teacher_classifier(members[0], network(8))(images).device) == "other:0"

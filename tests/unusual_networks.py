@@ -19,11 +19,11 @@ class HeadFirst(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Return ``(B, 16)``."""
         maps = self.second(self.first(images).relu()).relu()
-        return self.inner(maps.mean((2, 3))).relu()  # type: ignore[no-any-return]
+        return self.inner(maps.mean((2, 3))).relu()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(B, 10)``."""
-        return self.head(self.features(images))  # type: ignore[no-any-return]
+        return self.head(self.features(images))
 
 
 class TwoHeads(HeadFirst):
@@ -36,7 +36,7 @@ class TwoHeads(HeadFirst):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(B, 10)``."""
         features = self.features(images)
-        return (self.head(features) + self.second_head(features)) / 2  # type: ignore[no-any-return]
+        return (self.head(features) + self.second_head(features)) / 2
 
 
 class ConvHead(nn.Module):
@@ -65,7 +65,7 @@ class SharedWeights(HeadFirst):
     def features(self, images: Tensor) -> Tensor:
         """Return ``(B, 16)``."""
         maps = self.third(self.second(self.first(images).relu()).relu()).relu()
-        return self.inner(maps.mean((2, 3))).relu()  # type: ignore[no-any-return]
+        return self.inner(maps.mean((2, 3))).relu()
 
 
 class SharedLayer(HeadFirst):
@@ -74,7 +74,7 @@ class SharedLayer(HeadFirst):
     def features(self, images: Tensor) -> Tensor:
         """Return ``(B, 16)``."""
         maps = self.second(self.second(self.first(images).relu()).relu()).relu()
-        return self.inner(maps.mean((2, 3))).relu()  # type: ignore[no-any-return]
+        return self.inner(maps.mean((2, 3))).relu()
 
 
 class Viewing(nn.Module):
@@ -89,7 +89,7 @@ class Viewing(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(B, 10)``."""
         maps = functional.max_pool2d(self.norm(self.conv(images)).relu(), 2)
-        return self.fc(maps.view(maps.size(0), -1))  # type: ignore[no-any-return]
+        return self.fc(maps.view(maps.size(0), -1))
 
 
 class Probabilities(Viewing):
@@ -136,7 +136,7 @@ class WithAuxiliary(Viewing):
 
     aux_logits = True
 
-    def forward(self, images: Tensor) -> "Tensor | GoogLeNetOutputs":  # type: ignore[override]
+    def forward(self, images: Tensor) -> "Tensor | GoogLeNetOutputs":
         """Return logits ``(B, 10)``, in train mode as the first field of a named tuple."""
         logits = super().forward(images)
         return GoogLeNetOutputs(logits, logits, logits) if self.training else logits

@@ -24,7 +24,7 @@ def test_mps_is_refused_before_the_first_step(
 ) -> None:
     fits = make_trainer()
     monkeypatch.setattr(fits.accelerator, "setup_device", lambda device: None)
-    fits.strategy._root_device = torch.device("mps")  # type: ignore[union-attr]
+    fits.strategy._root_device = torch.device("mps")  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="not tested on Apple's MPS; train with accelerator='cpu', or on a CUDA GPU"):
         fits.fit(TeacherModule(small()), digits)
 

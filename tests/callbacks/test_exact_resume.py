@@ -84,16 +84,17 @@ def test_dropout_differs_between_ranks_and_a_resume_with_other_ranks_works(
     make_trainer: Trainers, tmp_path: Path
 ) -> None:
     found, options = {}, {"strategy": "ddp_fork", "devices": 2, "accumulate_grad_batches": 2}
-    for name, path in (("whole", None), ("again", "whole/3.ckpt")):  # in which gradients wait
+    saved = tmp_path / "whole" / "3.ckpt"  # within an accumulation: it has gradients
+    for name, path in (("whole", None), ("again", saved)):
         (tmp_path / name).mkdir()
-        run(make_trainer(callbacks=[Masks(tmp_path / name)], **options), path and tmp_path / path, batch_size=64)
+        run(make_trainer(callbacks=[Masks(tmp_path / name)], **options), path, batch_size=64)
         found[name] = [masks(tmp_path / name, rank) for rank in range(2)]
     assert not (found["whole"][0] == found["whole"][1]).all(1).any()
     for whole, again in zip(found["whole"], found["again"], strict=True):
         assert torch.equal(whole[3:], again)
         assert len(again) >= 2
     alone = make_trainer(accumulate_grad_batches=2)
-    run(alone, tmp_path / "whole" / "3.ckpt", batch_size=64)
+    run(alone, saved, batch_size=64)
     assert alone.callback_metrics["train/loss"].isfinite()
     assert alone.current_epoch == 1
 

@@ -10,7 +10,8 @@ import torch
 
 from kd_lightning import DigitsDataModule, TeacherModule
 from kd_lightning.callbacks import FeatureWriter
-from kd_lightning.networks import DataConfig, ResNet
+from kd_lightning.data.image_set import ImageSet
+from kd_lightning.networks import DataConfig, ResNet, set_data_config
 
 Networks = Callable[..., ResNet]
 Trainers = Callable[..., pl.Trainer]
@@ -21,7 +22,7 @@ def test_the_file_holds_what_the_layers_say_of_each_image(
     small: Networks, make_trainer: Trainers, tmp_path: Path, split: str, count: int
 ) -> None:
     network, data = small(), DigitsDataModule(batch_size=100)
-    network.data_config = DataConfig.of((0.5,), (0.2,))  # type: ignore[assignment]
+    set_data_config(network, DataConfig.of((0.5,), (0.2,)))
     path = tmp_path / "folder" / "features.npz"
     writer = FeatureWriter(["avgpool", "layer1"], str(path), split)  # type: ignore[arg-type]
     make_trainer(callbacks=[writer]).predict(TeacherModule(network), data)
@@ -32,12 +33,14 @@ def test_the_file_holds_what_the_layers_say_of_each_image(
     assert (np.diff(found["ids"]) > 0).all()
     stored = data.splits["train" if split in ("train", "val") else split]
     assert (found["labels"] == stored.labels[found["ids"]].numpy()).all()
-    assert stored.pixels is not None
+    assert isinstance(stored, ImageSet)
     images = (stored.pixels[found["ids"]].float() / 255 - 0.5) / 0.2  # as it was trained on, and not augmented
     with torch.no_grad():
-        features = network.eval().avgpool(network.layer2(network.layer1(network.bn1(network.conv1(images)).relu())))
+        maps = network.eval().bn1(network.conv1(images)).relu()
+        for layer in ("layer1", "layer2", "avgpool"):
+            maps = network.get_submodule(layer)(maps)
         np.testing.assert_allclose(found["logits"], network(images), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found["avgpool"], features, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found["avgpool"], maps, rtol=1e-3, atol=1e-4)
     assert found["layer1"].shape == (count, 4, 8, 8)
 
 

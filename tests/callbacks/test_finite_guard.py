@@ -210,8 +210,8 @@ def crd() -> dict[str, Any]:
 SKIPPED: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "SGD": (taught, {}),
     "no fused kernel": (partial(taught, optimizer=SGD), {}),
-    "Adam": (partial(taught, optimizer=partial(torch.optim.Adam, lr=0.01)), {}),  # type: ignore[arg-type]
-    "fused AdamW": (partial(taught, optimizer=partial(torch.optim.AdamW, lr=0.01, fused=True)), {}),  # type: ignore[arg-type]
+    "Adam": (partial(taught, optimizer=partial(torch.optim.Adam, lr=0.01)), {}),
+    "fused AdamW": (partial(taught, optimizer=partial(torch.optim.AdamW, lr=0.01, fused=True)), {}),
     "distillation": (distilled, {}),
     "clipping": (taught, {"gradient_clip_val": 0.5}),
     "clipping by value": (taught, {"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"}),
@@ -403,6 +403,12 @@ class Own(pl.LightningDataModule):
         return self.loader
 
 
+def set_label(loader: DataLoader, label: int) -> None:
+    """Change the label of an image of the third batch."""
+    assert isinstance(loader.dataset, TensorDataset)
+    loader.dataset.tensors[1][9] = label
+
+
 class Labels(pl.Callback):
     """Changes a label in the loader's data after an epoch."""
 
@@ -411,7 +417,8 @@ class Labels(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.current_epoch == self.epoch - 1:
-            trainer.train_dataloader.dataset.tensors[1][9] = self.label  # type: ignore[union-attr]
+            assert trainer.train_dataloader is not None
+            set_label(trainer.train_dataloader, self.label)
 
 
 @pytest.mark.parametrize("label", [-2, 10, 10**6])
@@ -422,7 +429,7 @@ def test_labels_out_of_range_stop_the_training(
 ) -> None:
     loader = batches()
     if epoch == 0:
-        loader.dataset.tensors[1][9] = label  # type: ignore[attr-defined]
+        set_label(loader, label)
     record = Record()
     with pytest.raises(ValueError, match=rf"Label {label} is outside \[0, 10\).*correct the labels"):
         make_trainer(max_epochs=2, callbacks=[record, Labels(epoch, label)]).fit(distilled(), wrap(loader))
@@ -433,7 +440,7 @@ def test_labels_out_of_range_after_a_resume(make_trainer: Trainers, tmp_path: Pa
     trainer, _ = fit(make_trainer, taught(), batches())
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     loader = batches()
-    loader.dataset.tensors[1][9] = 10  # type: ignore[attr-defined]
+    set_label(loader, 10)
     with pytest.raises(ValueError, match="Label 10 is outside"):
         make_trainer(max_epochs=2).fit(taught(), loader, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
 
@@ -493,10 +500,11 @@ class Shares(pl.LightningDataModule):
         self.bad, self.label = bad, label
 
     def train_dataloader(self) -> DataLoader:
-        rank = self.trainer.global_rank  # type: ignore[union-attr]
+        assert self.trainer is not None
+        rank = self.trainer.global_rank
         loader = batches(*(self.bad if rank == 1 else ()))
         if rank == 1 and self.label is not None:
-            loader.dataset.tensors[1][9] = self.label  # type: ignore[attr-defined]
+            set_label(loader, self.label)
         return loader
 
 
@@ -578,7 +586,7 @@ OBEDIENT = {
 @pytest.mark.parametrize("name", OBEDIENT)
 @pytest.mark.parametrize("bad", [(0,), (0, 1, 3), (5,)])
 def test_a_fused_optimizer_leaves_the_update_out(name: str, bad: tuple[int, ...], make_trainer: Trainers) -> None:
-    module = taught(optimizer=OBEDIENT[name], on_nonfinite="skip")  # type: ignore[arg-type]
+    module = taught(optimizer=OBEDIENT[name], on_nonfinite="skip")
     trainer, states = fit(make_trainer, module, batches(*bad), gradient_clip_val=0.5)
     for step in range(6):
         kept = {key: value for key, value in states[step].items() if key in states[step + 1]}
@@ -592,7 +600,7 @@ def test_a_fused_optimizer_leaves_the_update_out(name: str, bad: tuple[int, ...]
 def test_the_device_and_the_host_come_to_the_same_bits(
     name: str, bad: tuple[int, ...], make_trainer: Trainers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = partial(taught, optimizer=OBEDIENT[name], on_nonfinite="skip")  # type: ignore[arg-type]
+    build = partial(taught, optimizer=OBEDIENT[name], on_nonfinite="skip")
     host, _ = fit(make_trainer, build(), batches(*bad))
     monkeypatch.setattr(finite_guard, "_stays_on_device", lambda verdict: True)
     device, _ = fit(make_trainer, build(), batches(*bad))
@@ -659,7 +667,9 @@ class Wide(pl.Callback):
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fit_loop.batch_idx < self.until:
-            next(pl_module.parameters()).grad.fill_(INF)  # type: ignore[union-attr]
+            gradient = next(pl_module.parameters()).grad
+            assert gradient is not None
+            gradient.fill_(INF)
 
 
 @pytest.fixture(params=["on the host", "on a device"])
@@ -685,7 +695,9 @@ def test_overflows_are_counted_and_not_fatal(until: int, optimizer: Any, mode: A
             for s in (step, step + 1)
         ]
         assert same(*weights) == (step < until)
-    assert trainer.precision_plugin.scaler.get_scale() == 2.0 ** (4 - until)  # type: ignore[union-attr]
+    assert isinstance(trainer.precision_plugin, MixedPrecision)
+    assert trainer.precision_plugin.scaler is not None
+    assert trainer.precision_plugin.scaler.get_scale() == 2.0 ** (4 - until)
 
 
 @pytest.mark.usefixtures("anywhere")
@@ -761,9 +773,10 @@ def test_every_gradient_is_looked_at() -> None:
     optimizer = torch.optim.SGD(weights, lr=1.0)
     for number in range(3):  # the last has none
         for value in (NAN, INF, -INF):
-            for weight in weights[:3]:
-                weight.grad = torch.ones(3)
-            weights[number].grad[1] = value  # type: ignore[index]
+            gradients = torch.ones(3, 3)
+            gradients[number, 1] = value
+            for weight, gradient in zip(weights[:3], gradients, strict=True):
+                weight.grad = gradient
             guard = FiniteGuard("stop", EpochMetrics())
             guard.begin(nn.Module())
             with pytest.raises(ValueError, match="A step: a gradient is not finite"):

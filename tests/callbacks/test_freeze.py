@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from resume_check import SaveEach
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
 from unusual_networks import ConvHead, HeadFirst, TwoHeads
 
 from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
@@ -292,8 +293,8 @@ def test_the_network_is_left_as_it_was(small: Networks, make_trainer: Trainers) 
         assert {name for name, weight in network.named_parameters() if not weight.requires_grad} == {"conv1.weight"}
         assert [name for name, layer in network.named_modules() if not layer.training] == ["bn1"]
         assert torch.equal(network.conv1.weight, before["conv1.weight"])
-        assert torch.equal(network.bn1.running_mean, before["bn1.running_mean"])  # type: ignore[arg-type]
-        assert torch.equal(network.layer1[0].conv1.weight, before["layer1.0.conv1.weight"]) != moves
+        assert torch.equal(network.get_buffer("bn1.running_mean"), before["bn1.running_mean"])
+        assert torch.equal(network.get_parameter("layer1.0.conv1.weight"), before["layer1.0.conv1.weight"]) != moves
 
 
 class Fails(pl.Callback):
@@ -334,7 +335,8 @@ class Keeper(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         self.steps.append({name: weight.detach().clone() for name, weight in pl_module.named_parameters()})
         if trainer.world_size > 1:
-            self.options.append(trainer.model.find_unused_parameters)  # type: ignore[union-attr,arg-type]
+            assert isinstance(trainer.model, DistributedDataParallel)
+            self.options.append(trainer.model.find_unused_parameters)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         state = {"steps": self.steps, "weights": pl_module.state_dict(), "options": self.options}
@@ -382,7 +384,7 @@ def test_two_processes_stay_one_after_a_thaw(
         for name, weight in weights.items():
             assert torch.equal(weight, others[name]), f"the ranks differ in {name} after step {step}"
             torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-5)
-    assert not torch.equal(first["steps"][-1]["network.conv1.weight"], network.conv1.weight)  # type: ignore[arg-type,union-attr]
+    assert not torch.equal(first["steps"][-1]["network.conv1.weight"], network.get_parameter("conv1.weight"))
 
 
 @several
@@ -411,7 +413,9 @@ class Compressing(DDPStrategy):
     """Lightning registers hooks on GPUs alone."""
 
     def _register_ddp_hooks(self) -> None:
-        self.model.register_comm_hook(self._ddp_comm_state, self._ddp_comm_hook)  # type: ignore[union-attr,operator]
+        assert isinstance(self.model, DistributedDataParallel)
+        assert self._ddp_comm_hook is not None
+        self.model.register_comm_hook(self._ddp_comm_state, self._ddp_comm_hook)
 
 
 @several

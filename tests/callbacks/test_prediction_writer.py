@@ -68,6 +68,7 @@ def test_the_default_file_lies_with_the_run_and_is_never_overwritten(
     trainer, module, written = make_trainer(callbacks=[writer], logger=logger), TeacherModule(small()), []
     for _ in range(3):
         trainer.predict(module, digits)
+        assert writer.written is not None
         written.append(writer.written)
     run = tmp_path / "run" / "version_0"
     assert written == [run / "predictions.csv", run / "predictions-1.csv", run / "predictions-2.csv"]

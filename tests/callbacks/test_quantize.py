@@ -65,7 +65,10 @@ def test_a_layer_computes_with_rounded_weight_and_input_and_its_parameters_stay(
     output = torch.func.functional_call(plain, expected, (rounded,))
     assert torch.equal(got, output)
     output.square().sum().backward()
-    assert torch.equal(layer.get_parameter("weight").grad, expected["weight"].grad)
+    found, gradient = layer.get_parameter("weight").grad, expected["weight"].grad
+    assert found is not None
+    assert gradient is not None
+    assert torch.equal(found, gradient)
 
 
 def test_an_error_in_a_layer_leaves_its_parameter(recwarn: pytest.WarningsRecorder) -> None:
@@ -111,8 +114,9 @@ def test_the_student_rounds_from_its_epoch_on_and_the_teacher_never(
     half = len(rounds) // 2
     assert rounds == [False] * half + [True] * half
     assert set(module.network.state_dict()) == keys
-    assert not has_hooks(module.network.conv1)
-    assert all(torch.equal(value, module.teacher.state_dict()[name]) for name, value in before.items())  # type: ignore[union-attr]
+    assert not has_hooks(module.network.get_submodule("conv1"))
+    assert module.teacher is not None
+    assert all(torch.equal(value, module.teacher.state_dict()[name]) for name, value in before.items())
 
 
 def test_validation_rounds_too(small: Networks, make_trainer: Trainers) -> None:
@@ -179,6 +183,6 @@ def test_what_does_not_fit_is_refused(small: Networks, make_trainer: Trainers) -
 def test_a_pruned_network_can_be_rounded_afterwards(small: Networks, make_trainer: Trainers) -> None:
     module = TeacherModule(small(width=16))
     fit(make_trainer, module, PruneNetwork(keep=0.5, epochs=[0]), QuantizationAwareTraining(from_epoch=1), max_epochs=3)
-    assert module.network.conv1.weight.shape[0] < 16
+    assert module.network.get_parameter("conv1.weight").shape[0] < 16
     with torch.no_grad():
         assert module.network(torch.rand(2, 1, 8, 8)).isfinite().all()

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from kd_lightning.callbacks.running_means import RunningMeans
 
@@ -75,7 +76,9 @@ def test_the_sums_of_all_ranks_replace_ones_own() -> None:
 
 def test_goes_on_from_saved_sums() -> None:
     whole, first, second = RunningMeans(), RunningMeans(), RunningMeans()
-    steps = [({"a": torch.randn(()), "b": torch.randn(())}, {"a": count, "b": 1}) for count in (3, 1, 7)]
+    steps: list[tuple[dict[str, Tensor], dict[str, Tensor | int]]] = [
+        ({"a": torch.randn(()), "b": torch.randn(())}, {"a": count, "b": 1}) for count in (3, 1, 7)
+    ]
     for values, counts in steps:
         whole.add(values, counts)
     first.add(*steps[0])
@@ -99,9 +102,9 @@ def test_the_state_is_plain(tmp_path: Path) -> None:
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_step_is_undone_as_a_whole(steps: int, saved: bool) -> None:
     means = RunningMeans()
-    for value in range(steps):
+    for step in range(steps):
         means.begin_step()
-        means.add({"a": torch.tensor(float(value))}, {"a": 1})
+        means.add({"a": torch.tensor(float(step))}, {"a": 1})
         means.undo_step(torch.tensor(False))
     before = means.compute()
     means.begin_step()

@@ -91,11 +91,11 @@ def fit_plain(make_trainer: Callable[..., pl.Trainer], val: Any, **options: Any)
     look = Measure()
     train = DataLoader(TensorDataset(torch.rand(8, 1, 2, 2), torch.arange(8) % 3), batch_size=4)
     trainer = make_trainer(callbacks=[look], num_sanity_val_steps=0, limit_train_batches=1, **options)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    layer = nn.Linear(4, 3)
     with torch.no_grad():
-        network[1].weight.zero_()
-        network[1].bias.copy_(torch.tensor([0.0, 1.0, 0.0]))  # always predicts 1
-    trainer.fit(SeveralLoaders(network), train, val)
+        layer.weight.zero_()
+        layer.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))  # always predicts 1
+    trainer.fit(SeveralLoaders(nn.Sequential(nn.Flatten(), layer)), train, val)
     return look.found
 
 

@@ -169,9 +169,10 @@ def test_it_draws_beside_another_logger(
 def test_of_two_domains_the_target_is_drawn(tmp_path: Path) -> None:
     pair = DomainPairDataModule(DigitsDataModule(), DigitsDataModule(mean=(0.1,), std=(0.9,)))
     trainer = pl.Trainer(accelerator="cpu", logger=TensorBoardLogger(tmp_path))
-    trainer.datamodule = pair
+    trainer.datamodule = pair  # type: ignore[attr-defined]
     batch = {domain: pair.augment(part) for domain, part in next(iter(pair.train_dataloader()))[0].items()}
     TensorBoardImages(images=12).on_train_batch_start(trainer, pl.LightningModule(), batch, 0)
+    assert trainer.logger is not None
     trainer.logger.finalize("success")
     expected = make_grid(pair.target.pixels(next(iter(pair.train_dataloader()))[0]["target"])[:12])
     shown = picture(events(trainer), "train/images")

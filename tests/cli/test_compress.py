@@ -235,6 +235,8 @@ def test_the_whole_chain_of_the_digits(tmp_path: Path) -> None:
     for name in ("teacher", "student", "distilled", "pruned", "pruned-int8"):
         assert f"| {name}.onnx |" in page
     pruned, whole = (onnx_size(tmp_path / f"out/{name}.onnx")[1] for name in ("pruned", "teacher"))
+    assert pruned is not None
+    assert whole is not None
     assert 0.3 < pruned / whole < 0.52, "the file is of the network after the last pruning"
 
 

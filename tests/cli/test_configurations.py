@@ -57,11 +57,11 @@ class TwoSteps(pl.Callback):
         trainer.should_stop = trainer.global_step >= 2
 
 
-def _made(
-    path: str, needed: dict[str, st.SearchStrategy[Any]] | None = None, **arguments: st.SearchStrategy[Any]
+def _class(
+    path: str, required: dict[str, st.SearchStrategy[Any]] | None = None, **optional: Any
 ) -> st.SearchStrategy[Configuration]:
-    """A class with what it needs, and some of its other arguments."""
-    chosen = st.fixed_dictionaries(needed or {}, optional=arguments)
+    """Draw a class with its required arguments and some of the optional ones, each given as a strategy."""
+    chosen = st.fixed_dictionaries(required or {}, optional=optional)
     return st.fixed_dictionaries({"class_path": st.just(path), "init_args": chosen})
 
 
@@ -92,7 +92,8 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
 
 def _loss(name: str) -> st.SearchStrategy[Configuration]:
     names = {name for name in _parameters(getattr(losses, name)) if name in ARGUMENTS}
-    return _made(f"kd_lightning.losses.{name}", **{name: ARGUMENTS[name] for name in sorted(names)})
+    optional: dict[str, Any] = {name: ARGUMENTS[name] for name in sorted(names)}
+    return _class(f"kd_lightning.losses.{name}", **optional)
 
 
 def _parameters(kind: type) -> list[str]:
@@ -116,7 +117,7 @@ def _terms(names: list[str]) -> st.SearchStrategy[Configuration]:
 BETWEEN_DOMAINS = [name for name in NAMES if issubclass(getattr(losses, name), AlignmentLoss)]
 BETWEEN_NETWORKS = [name for name in NAMES if name not in BETWEEN_DOMAINS]
 
-RESNET = _made(
+RESNET = _class(
     "kd_lightning.networks.ResNet",
     {"blocks": st.just([1, 1, 1]), "widths": _of([2, 4, 8], [2, 2, 2], [8, 4, 2]), "in_channels": st.just(1)},
     shortcut=_of("A", "B"),
@@ -125,12 +126,12 @@ RESNET = _made(
 )
 NETWORK = st.one_of(
     *[RESNET] * 6,
-    _made("kd_lightning.networks.resnet8x4", {"in_channels": st.just(1)}),
-    *[_made("kd_lightning.networks.replace_head", {"network": RESNET, "num_classes": _of(10, 10, 3)})] * 2,
-    _made(f"{HERE}.Mine", habit=_of("none", "none", "none", "in place", "frozen", "tuple", "nan", "maps")),
+    _class("kd_lightning.networks.resnet8x4", {"in_channels": st.just(1)}),
+    *[_class("kd_lightning.networks.replace_head", {"network": RESNET, "num_classes": _of(10, 10, 3)})] * 2,
+    _class(f"{HERE}.Mine", habit=_of("none", "none", "none", "in place", "frozen", "tuple", "nan", "maps")),
     _of({"class_path": "torch.nn.Flatten"}, {"class_path": "torch.nn.LazyLinear", "init_args": {"out_features": 10}}),
 )
-ENSEMBLE = _made(
+ENSEMBLE = _class(
     "kd_lightning.networks.EnsembleTeacher",
     {"networks": st.lists(RESNET, min_size=1, max_size=2)},
     average=_of("logits", "probabilities"),
@@ -138,15 +139,15 @@ ENSEMBLE = _made(
 )
 
 OPTIMIZER = st.one_of(
-    _made("torch.optim.SGD", lr=_of(0.01, 0.1), momentum=_of(0.0, 0.9), nesterov=st.booleans()),
-    _made("torch.optim.AdamW", lr=_of(0.001), betas=_of([0.9, 0.99], [0.9, 0.9])),
+    _class("torch.optim.SGD", lr=_of(0.01, 0.1), momentum=_of(0.0, 0.9), nesterov=st.booleans()),
+    _class("torch.optim.AdamW", lr=_of(0.001), betas=_of([0.9, 0.99], [0.9, 0.9])),
     _of({"class_path": "torch.optim.LBFGS"}, {"class_path": "torch.optim.SparseAdam"}),
 )
 SCHEDULER = st.one_of(
-    _made("torch.optim.lr_scheduler.StepLR", {"step_size": _of(1, 2)}, gamma=_of(0.1, 1.0)),
-    _made("torch.optim.lr_scheduler.CosineAnnealingLR", {"T_max": _of(1, 2)}),
-    _made("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": st.just(0.1), "total_steps": _of(1, 2, 9)}),
-    _made("torch.optim.lr_scheduler.ReduceLROnPlateau", factor=_of(0.1), patience=SMALL),
+    _class("torch.optim.lr_scheduler.StepLR", {"step_size": _of(1, 2)}, gamma=_of(0.1, 1.0)),
+    _class("torch.optim.lr_scheduler.CosineAnnealingLR", {"T_max": _of(1, 2)}),
+    _class("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": st.just(0.1), "total_steps": _of(1, 2, 9)}),
+    _class("torch.optim.lr_scheduler.ReduceLROnPlateau", factor=_of(0.1), patience=SMALL),
 )
 OPTIMIZATION = {
     "learning_rate": _of(0.001, 0.1),
@@ -187,7 +188,7 @@ ADAPTATION = _module(
     {"network": NETWORK, "losses": _terms([*BETWEEN_DOMAINS * 3, "HardTargetLoss", "SoftTargetLoss"])},
     {},
 )
-DATA = _made(
+DATA = _class(
     "kd_lightning.DigitsDataModule",
     batch_size=_of(1, 2, 7, 64, 64, 10**9),
     val_fraction=_of(0.001, 0.2, 0.999),
@@ -222,7 +223,7 @@ TRAINER = st.fixed_dictionaries(
         "limit_val_batches": _of(0, 1),
     },
 )
-PAIR = _made("kd_lightning.DomainPairDataModule", {"source": DATA, "target": DATA})
+PAIR = _class("kd_lightning.DomainPairDataModule", {"source": DATA, "target": DATA})
 TASKS = st.one_of(
     *[st.fixed_dictionaries({"model": m, "data": DATA}) for m in (TEACHING, DISTILLATION, DISTILLATION, HINTON)],
     st.fixed_dictionaries({"model": ADAPTATION, "data": PAIR}),

@@ -62,7 +62,7 @@ def test_a_loss_of_ones_own(
     checkpoint = tmp_path / "lightning_logs/digits/distill/version_0/checkpoints/best.ckpt"
     module = DistillationModule.load_from_checkpoint(checkpoint)
     assert module.losses["pooled"].weight == 10.0
-    assert module.losses["pooled"].project.out_features == 64  # type: ignore[union-attr]
+    assert module.losses["pooled"].project.out_features == 64
     assert "test/accuracy" in kd("test", "-c", "digits/distill", *QUIET)
 
 

@@ -68,7 +68,7 @@ def test_a_step_is_the_sum_of_the_weighted_terms(make_trainer: Trainers) -> None
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
             seen["loss"] = outputs["loss"]
 
-    terms = {"hard": HardTargetLoss(weight=2.0), "mmd": MMDLoss(weight=0.5)}
+    terms: dict[str, AlignmentLoss | HardTargetLoss] = {"hard": HardTargetLoss(weight=2.0), "mmd": MMDLoss(weight=0.5)}
     trainer = make_trainer(max_steps=1, limit_val_batches=0, callbacks=[Watch()])
     trainer.fit(AdaptationModule(net, terms), pair())
     source, target = seen["batch"]["source"], seen["batch"]["target"]
@@ -189,4 +189,4 @@ def test_data_of_one_domain_are_refused(make_trainer: Trainers, concat: bool | N
 
 def test_a_loss_between_networks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'soft' \(SoftTargetLoss\) compares two networks"):
-        AdaptationModule(network(), {"hard": HardTargetLoss(), "soft": SoftTargetLoss()})
+        AdaptationModule(network(), {"hard": HardTargetLoss(), "soft": SoftTargetLoss()})  # type: ignore[dict-item]

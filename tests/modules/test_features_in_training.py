@@ -40,8 +40,8 @@ Trainers = Callable[..., pl.Trainer]
 
 def every_loss(student: tuple[str, str], teacher: tuple[str, str], size: int = 64) -> dict[str, DistillationLoss]:
     """All of them at once: of each network two layers, the last one its embedding."""
-    maps = {"student_layers": student, "teacher_layers": teacher}
-    last = {"student_layers": student[1:], "teacher_layers": teacher[1:]}
+    maps: dict[str, Any] = {"student_layers": student, "teacher_layers": teacher}
+    last: dict[str, Any] = {"student_layers": student[1:], "teacher_layers": teacher[1:]}
     return {
         "hard": HardTargetLoss(),
         "soft": SoftTargetLoss(),
@@ -124,7 +124,8 @@ def test_compiled_training_reads_the_same_features(small: Networks, make_trainer
         fitted: Any = module
         if compiled and what == "network":
             module.network.compile(backend="eager")
-            module.teacher.compile(backend="eager")  # type: ignore[union-attr]
+            assert module.teacher is not None
+            module.teacher.compile(backend="eager")
         elif compiled:
             fitted = torch.compile(module, backend="eager")
         trainer.fit(fitted, DigitsDataModule(batch_size=128))

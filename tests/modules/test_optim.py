@@ -190,10 +190,11 @@ def test_a_run_with_the_learning_rate_finder_equals_one_with_the_rate_that_it_fo
     torch.manual_seed(0)
     first = TeacherModule(small())
     second = TeacherModule(copy.deepcopy(first.network))
-    finder = LearningRateFinder(num_training_steps=15, min_lr=1e-3)
-    options: dict[str, Any] = {"max_epochs": 2, "limit_train_batches": 4}
+    finder = LearningRateFinder(num_training_steps=15, min_lr=1e-3, early_stop_threshold=None)
+    options: dict[str, Any] = {"max_epochs": 4, "limit_train_batches": 4}  # the finder takes no more steps than these
     make_trainer(callbacks=[finder], **options).fit(first, digits)
     assert finder.optimal_lr is not None
+    assert first.learning_rate is not None
     second.learning_rate = first.learning_rate
     assert first.learning_rate == finder.optimal_lr.suggestion()
     make_trainer(**options).fit(second, digits)
@@ -215,8 +216,9 @@ def test_a_plateau_follows_lr_monitor_and_its_mode_must_fit(
             trainer.fit(module, digits)
     else:
         trainer.fit(module, digits)
-        best = trainer.lr_scheduler_configs[0].scheduler.best
-        assert best == pytest.approx(float(trainer.callback_metrics[monitor]))
+        scheduler = trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(scheduler, ReduceLROnPlateau)
+        assert scheduler.best == pytest.approx(float(trainer.callback_metrics[monitor]))
 
 
 def test_lightning_without_extras_trains_and_tests(
@@ -249,7 +251,7 @@ def test_each_block_of_a_transformer_has_a_rate_of_its_own() -> None:
     network = Blocks()
     groups = layerwise_decay_groups(network, 0.5)
     scales = {weight: group["lr_scale"] for group in groups for weight in group["params"]}
-    blocks = [scales[block[0].weight] for block in network.blocks]  # type: ignore[index]
+    blocks = [scales[network.get_parameter(f"blocks.{index}.0.weight")] for index in range(3)]
     assert [*blocks, scales[network.head.weight]] == [1 / 8, 1 / 4, 1 / 2, 1]
     assert scales[network.embedding.weight] == scales[network.position] == 1 / 16
 

@@ -69,15 +69,15 @@ def taught(build: Callable[[], nn.Module] = network, **options: Any) -> TeacherM
 
 
 def with_queue() -> DistillationModule:
-    layers = {"student_layers": ["avgpool"], "teacher_layers": ["avgpool"]}
-    return distilled({"hard": HardTargetLoss(), "crd": ContrastiveLoss(queue_size=512, **layers)})
+    contrastive = ContrastiveLoss(queue_size=512, student_layers=["avgpool"], teacher_layers=["avgpool"])
+    return distilled({"hard": HardTargetLoss(), "crd": contrastive})
 
 
 def with_hint() -> DistillationModule:
     return distilled({"hard": HardTargetLoss(), "hint": HintLoss(student_layers=["layer1"], teacher_layers=["layer1"])})
 
 
-steps = {"lr_scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=1), "lr_interval": "epoch"}
+steps: dict[str, Any] = {"lr_scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=1), "lr_interval": "epoch"}
 CONFIGURATIONS: dict[str, tuple[Modules, dict[str, Any], dict[str, Any]]] = {
     "teacher": (taught, {}, {}),
     "distillation": (distilled, {}, {}),
@@ -87,8 +87,8 @@ CONFIGURATIONS: dict[str, tuple[Modules, dict[str, Any], dict[str, Any]]] = {
     "dropout": (partial(taught, Dropping), {}, {}),
     "accumulation": (distilled, {}, {"accumulate_grad_batches": 2}),
     "accumulation over the end of an epoch": (distilled, {}, {"accumulate_grad_batches": 3}),
-    "no validation, a schedule of epochs": (partial(taught, **steps), {}, {"limit_val_batches": 0}),  # type: ignore[arg-type]
-    "AdamW": (partial(taught, optimizer=torch.optim.AdamW, **steps), {}, {}),  # type: ignore[arg-type]
+    "no validation, a schedule of epochs": (partial(taught, **steps), {}, {"limit_val_batches": 0}),
+    "AdamW": (partial(taught, optimizer=torch.optim.AdamW, **steps), {}, {}),
     "mixup": (taught, {"augmentation": Augmentation(mixup=0.2)}, {}),
     "bfloat16": (distilled, {}, {"precision": "bf16-mixed"}),
     "validation within an epoch": (distilled, {}, {"val_check_interval": 2}),

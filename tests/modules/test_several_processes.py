@@ -41,8 +41,9 @@ class Keeper(pl.Callback):
         teacher = getattr(pl_module, "teacher", None) or nn.Identity()
         state = {"weights": pl_module.state_dict(), "teacher": teacher.state_dict(), "curve": torch.stack(self.curve)}
         if trainer.world_size > 1:  # what DDP's wrapper reduces and sends
-            assert not any("teacher" in name for name in trainer.model.state_dict())  # type: ignore[union-attr]
-            assert not any("teacher" in name for name, _ in trainer.model.named_buffers())  # type: ignore[union-attr]
+            assert trainer.model is not None
+            assert not any("teacher" in name for name in trainer.model.state_dict())
+            assert not any("teacher" in name for name, _ in trainer.model.named_buffers())
         torch.save({**state, "figures": dict(trainer.callback_metrics)}, self.folder / f"{trainer.global_rank}.pt")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -31,11 +31,12 @@ class ShardedTeacher(DistillationModule):
     so there it is not asked, and ``teacher_check`` must be off.
     """
 
-    sharded_layers: tuple[str, ...] = ()
+    sharded_layers = ("layer1", "layer2")
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        teacher: Any = self.teacher.to(memory_format=torch.contiguous_format)  # type: ignore[union-attr,call-overload]
+        assert self.teacher is not None
+        teacher: Any = self.teacher.to(memory_format=torch.contiguous_format)
         mesh = init_device_mesh(self.trainer.strategy.root_device.type, (self.trainer.world_size,))
         for part in (*map(teacher.get_submodule, self.sharded_layers), teacher):
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
@@ -64,7 +65,6 @@ def test_a_sharded_teacher_teaches_the_same(
     for kind in (DistillationModule, ShardedTeacher):
         (folder := tmp_path / kind.__name__).mkdir()
         module = kind(copy.deepcopy(student), teacher, teacher_check="off")
-        module.sharded_layers = ("layer1", "layer2")  # type: ignore[assignment]
         gloo = DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=30))
         trainer = make_trainer(strategy=gloo, devices=2, max_epochs=2, callbacks=[Keeper(folder)])
         trainer.fit(module, DigitsDataModule(batch_size=batch_size))

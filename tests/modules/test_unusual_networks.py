@@ -27,30 +27,30 @@ Trainers = Callable[..., pl.Trainer]
 
 def _with_old_weight_norm() -> nn.Module:
     network = Viewing()
-    network.fc = torch.nn.utils.weight_norm(network.fc)  # type: ignore[assignment]
+    network.fc = torch.nn.utils.weight_norm(network.fc)
     network(torch.rand(2, 1, 8, 8))
     return network
 
 
 def _dynamic_int8() -> nn.Module:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).eval()
-    return torch.ao.quantization.quantize_dynamic(network, {nn.Linear})  # type: ignore[no-any-return]
+    return torch.ao.quantization.quantize_dynamic(network, {nn.Linear})
 
 
 def _static_int8() -> nn.Module:
     quantization = torch.ao.quantization
     layers = [quantization.QuantStub(), nn.Conv2d(1, 8, 3), nn.ReLU(), quantization.DeQuantStub(), nn.Flatten()]
     network = nn.Sequential(*layers, nn.Linear(8 * 36, 10)).eval()
-    network.qconfig = quantization.get_default_qconfig("x86")  # type: ignore[assignment]
+    network.qconfig = quantization.get_default_qconfig("x86")
     network[5].qconfig = None  # type: ignore[assignment]
     quantization.prepare(network, inplace=True)
     network(torch.randn(8, 1, 8, 8))
-    return quantization.convert(network)  # type: ignore[no-any-return]
+    return quantization.convert(network)
 
 
 def _scripted() -> nn.Module:
     with torch.no_grad():
-        return torch.jit.script(Viewing())  # type: ignore[no-any-return]
+        return torch.jit.script(Viewing())
 
 
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
@@ -130,7 +130,8 @@ def test_a_network_that_views_its_maps_computes_as_in_plain_torch(digits: Digits
         module = DistillationModule(network, network, teacher_check="off")
         trainer = pl.Trainer(logger=False, accelerator="cpu", limit_test_batches=1, enable_progress_bar=False)
         trainer.test(module, digits, verbose=False)
-        assert (module.channels_last, module.frozen_teacher.channels_last) == (fits, fits)  # type: ignore[union-attr]
+        assert module.frozen_teacher is not None
+        assert (module.channels_last, module.frozen_teacher.channels_last) == (fits, fits)
         images = torch.rand(3, 1, 8, 8).to(memory_format=torch.channels_last)
         torch.testing.assert_close(module.eval()(images), plain(contiguous(images)))
 
@@ -207,7 +208,7 @@ def test_hooks_go_with_the_module_that_reads_the_layer(small: Networks) -> None:
     def hooks() -> int:
         while gc.collect():
             pass
-        return len(student.layer1._forward_hooks)
+        return len(student.get_submodule("layer1")._forward_hooks)
 
     for _ in range(3):
         wrap()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kd_lightning import DigitsDataModule, TeacherModule
 from kd_lightning.callbacks import FreezeLayers
-from kd_lightning.networks import DataConfig, ResNet
+from kd_lightning.networks import DataConfig, ResNet, set_data_config
 from kd_lightning.teacher.feature_cache import FeatureCache
 
 Networks = Callable[..., ResNet]
@@ -23,7 +23,8 @@ class Watch(pl.Callback):
     """Counts the training images that the frozen part sees, and keeps the losses."""
 
     def __init__(self) -> None:
-        self.asked, self.losses = 0, []  # type: ignore[var-annotated]
+        self.asked = 0
+        self.losses: list[float] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -45,7 +46,7 @@ def probe(
         if not name.startswith("fc."):
             nn.init.normal_(weight, std=0.5)
     network(torch.randn(64, 1, 8, 8))  # batch norms that have seen images
-    network.data_config = DataConfig.of((0.5,), (0.2,))  # type: ignore[assignment]
+    set_data_config(network, DataConfig.of((0.5,), (0.2,)))
     watch, module = Watch(), TeacherModule(network, feature_cache=cache, learning_rate=0.01)
     trainer = make_trainer(max_epochs=epochs, callbacks=[FreezeLayers(), watch], limit_val_batches=0, **options)
     trainer.fit(module, DigitsDataModule(batch_size=200, views=views))
@@ -69,7 +70,7 @@ def test_a_folder_serves_another_head(make_trainer: Trainers, tmp_path: Path) ->
     first, one = probe(make_trainer, folder)
     second, other = probe(make_trainer, folder, seed=1)
     assert (first.asked, second.asked) == (2 * TRAINING_IMAGES, 0)
-    assert not torch.equal(one.network.fc.weight, other.network.fc.weight)  # type: ignore[union-attr, arg-type]
+    assert not torch.equal(one.network.get_parameter("fc.weight"), other.network.get_parameter("fc.weight"))
 
 
 def test_features_of_other_weights_are_refused(make_trainer: Trainers, tmp_path: Path) -> None:

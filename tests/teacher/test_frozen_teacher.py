@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning import Augmentation, DigitsDataModule, DistillationModule
+from kd_lightning.data.image_set import ImageSet
 from kd_lightning.features import Outputs
 from kd_lightning.losses import DistillationLoss, HardTargetLoss, HintLoss, SoftTargetLoss
-from kd_lightning.networks import DataConfig, EnsembleTeacher, ResNet, resnet20, wrn_16_2
+from kd_lightning.networks import DataConfig, EnsembleTeacher, ResNet, resnet20, set_data_config, wrn_16_2
 from kd_lightning.teacher.frozen_teacher import FrozenTeacher
 
 Networks = Callable[..., ResNet]
@@ -29,9 +30,10 @@ def seasoned(network: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
-            for tensor, low, high in ((part.running_var, 0.5, 2), (part.weight, 0.5, 1.5), (part.bias, -0.3, 0.3)):
-                tensor.data.uniform_(low, high, generator=generator)  # type: ignore[union-attr]
-            part.running_mean.uniform_(-0.3, 0.3, generator=generator)  # type: ignore[union-attr]
+            state = part.state_dict()
+            for name, low, high in (("running_var", 0.5, 2), ("weight", 0.5, 1.5), ("bias", -0.3, 0.3)):
+                state[name].uniform_(low, high, generator=generator)
+            state["running_mean"].uniform_(-0.3, 0.3, generator=generator)
     return network.eval()
 
 
@@ -125,7 +127,7 @@ def test_a_network_that_cannot_be_folded_is_asked_as_it_is(kind: type[nn.Module]
     for images in (torch.rand(8, 1, 8, 8), -torch.rand(8, 1, 8, 8)):
         with torch.no_grad():
             expected = network(images)
-        tolerance = {"rtol": 0.05, "atol": 0.05} if dtype else {}
+        tolerance: dict[str, Any] = {"rtol": 0.05, "atol": 0.05} if dtype else {}
         torch.testing.assert_close(teaching(images).logits, expected, **tolerance)
 
 
@@ -196,7 +198,8 @@ class Watch(pl.Callback):
 
     def __init__(self) -> None:
         self.asked, self.asked_in_validation = 0, 0
-        self.losses, self.ids = [], []  # type: ignore[var-annotated]
+        self.losses: list[float] = []
+        self.ids: list[Tensor] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.current_epoch > 0 and self.losses:
@@ -262,12 +265,12 @@ class Run:
 def teacher(small: Networks) -> nn.Module:
     """Seasoned, with logits up to 5, of which float16 rounds off up to 0.002; it names every digit."""
     network = seasoned(small(8))
-    network.fc.weight.data *= 60  # type: ignore[union-attr, operator]
-    data = DigitsDataModule()
-    images = data.load("train").pixels  # type: ignore[union-attr]
+    stored = DigitsDataModule().load("train")
+    assert isinstance(stored, ImageSet)
     with torch.no_grad():
-        logits = network((images / 255 - 0.305) / 0.376)  # type: ignore[operator]
-        network.fc.bias -= logits.mean(0)  # type: ignore[union-attr, operator]
+        network.get_parameter("fc.weight").mul_(60)
+        logits = network((stored.pixels / 255 - 0.305) / 0.376)
+        network.get_parameter("fc.bias").sub_(logits.mean(0))
     return network
 
 
@@ -298,9 +301,9 @@ def test_a_cached_run_is_the_online_run_in_mixed_precision(make_trainer: Trainer
 
 
 def test_a_teacher_with_other_statistics_is_asked_in_its_own(make_trainer: Trainers, teacher: nn.Module) -> None:
-    teacher.data_config = DataConfig.of((0.5,), (0.2,))  # type: ignore[assignment]
+    set_data_config(teacher, DataConfig.of((0.5,), (0.2,)))
     plain = copy.deepcopy(teacher)
-    plain.data_config = DataConfig()  # type: ignore[assignment]
+    set_data_config(plain, DataConfig())
     online, cached = (Run(make_trainer, teacher, where, epochs=1) for where in (False, True))
     torch.testing.assert_close(cached.said, online.said, rtol=1.001 * 2**-11, atol=1e-5)
     assert not torch.allclose(Run(make_trainer, plain, True, epochs=1).said, cached.said, atol=0.1)
@@ -328,7 +331,8 @@ def test_the_cache_covers_what_drop_last_leaves_out_and_no_more(make_trainer: Tr
     """Batches of 800: a step an epoch, of other images each time."""
     run = Run(make_trainer, teacher, True, epochs=4, data={"batch_size": 800})
     assert run.watch.asked == 2 * TRAINING_IMAGES
-    cache = run.module.frozen_teacher.cache  # type: ignore[union-attr]
+    assert run.module.frozen_teacher is not None
+    cache = run.module.frozen_teacher.cache
     assert cache is not None
     cache.load(1, CPU)
     train = run.data.train_samples
@@ -371,13 +375,13 @@ def test_a_folder_is_filled_by_as_many_runs_as_it_takes(
 
 def changed(teacher: nn.Module) -> nn.Module:
     teacher = copy.deepcopy(teacher)
-    teacher.fc.bias.data[3] += 0.001  # type: ignore[union-attr, index, operator]
+    teacher.state_dict()["fc.bias"][3] += 0.001
     return teacher
 
 
 def another_running_mean(teacher: nn.Module) -> nn.Module:
     teacher = copy.deepcopy(teacher)
-    teacher.bn1.running_mean[0] += 0.001  # type: ignore[union-attr, index, operator]
+    teacher.state_dict()["bn1.running_mean"][0] += 0.001
     return teacher
 
 
@@ -408,16 +412,16 @@ def test_a_folder_of_other_logits_is_refused_with_the_reason(
 
 
 def with_statistics(teacher: nn.Module) -> nn.Module:
-    teacher.data_config = DataConfig.of((0.5,), (0.2,))  # type: ignore[assignment]
+    set_data_config(teacher, DataConfig.of((0.5,), (0.2,)))
     return teacher
 
 
-def of_probabilities(teacher: nn.Module) -> nn.Module:
-    return EnsembleTeacher(list(copy.deepcopy(teacher).networks), average="probabilities")  # type: ignore[arg-type]
+def of_probabilities(teacher: EnsembleTeacher) -> nn.Module:
+    return EnsembleTeacher(list(copy.deepcopy(teacher.networks)), average="probabilities")
 
 
-def with_shares(teacher: nn.Module) -> nn.Module:
-    return EnsembleTeacher(list(copy.deepcopy(teacher).networks), weights=[1.0, 9.0])  # type: ignore[arg-type]
+def with_shares(teacher: EnsembleTeacher) -> nn.Module:
+    return EnsembleTeacher(list(copy.deepcopy(teacher.networks)), weights=[1.0, 9.0])
 
 
 @pytest.mark.parametrize("alter", [with_statistics, of_probabilities, with_shares])

@@ -24,9 +24,8 @@ MADE_OF = {"teacher": "a", "view_seed": "0", "views": "4"}
 
 
 def opened(folder: Path | None, **options: Any) -> OutputCache:
-    return OutputCache(
-        **{"samples": SAMPLES, "classes": CLASSES, "views": VIEWS, "fingerprint": MADE_OF} | options, folder=folder
-    )
+    defaults: dict[str, Any] = {"samples": SAMPLES, "classes": CLASSES, "views": VIEWS, "fingerprint": MADE_OF}
+    return OutputCache(**defaults | options, folder=folder)
 
 
 def logits_of(view: int) -> Tensor:
