@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kd_lightning.data.batch import RawBatch
 from kd_lightning.data.image_set import ImageFiles, ImageSet, Subset, read_image
 
 
@@ -88,11 +89,12 @@ def test_sample_names_are_files_or_numbers(files: list[Path]) -> None:
 def test_a_subset_keeps_the_sample_numbers_of_the_full_set(files: list[Path], resident: bool) -> None:
     images = ImageFiles(torch.arange(5) * 10, files, (4, 5))
     part = Subset(images.in_memory() if resident else images, torch.tensor([4, 2, 1]), split="train")
-    batch = part.__getitems__([(2, 7), (0, 7)])
+    batch, single = part.__getitems__([(2, 7), (0, 7)]), part[1, -1]
     assert len(part) == 3
+    assert isinstance(batch, RawBatch)
+    assert isinstance(single, RawBatch)
     assert (batch.ids.tolist(), batch.labels.tolist(), batch.epoch, batch.split) == ([1, 4], [10, 40], 7, "train")
     assert (
         batch.pixels.numel() == 0 if resident else torch.equal(batch.pixels, images.stream(torch.tensor([1, 4])).pixels)
     )
-    assert part[1, -1].ids.tolist() == [2]
-    assert part[1, -1].epoch == -1
+    assert (single.ids.tolist(), single.epoch) == ([2], -1)

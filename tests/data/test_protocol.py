@@ -8,12 +8,14 @@ from kd_lightning.data.protocol import ImageData, ViewData, has_fixed_views, is_
 
 
 def test_single_and_paired_data_modules_fulfil_the_protocol() -> None:
-    digits: ViewData = DigitsDataModule(views=2)
+    digits: ImageData = DigitsDataModule(views=2)
     pair: ImageData = DomainPairDataModule(DigitsDataModule(), DigitsDataModule())
     assert is_image_data(digits)
     assert is_image_data(pair)
-    assert has_fixed_views(digits)
     assert not has_fixed_views(pair)
+    assert has_fixed_views(digits)
+    with_views: ViewData = digits
+    assert with_views.views == 2
 
 
 @pytest.mark.parametrize("data", [None, pl.LightningDataModule()])
