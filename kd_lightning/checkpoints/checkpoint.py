@@ -106,6 +106,12 @@ class Checkpoint:
         for key in ("hyper_parameters", "datamodule_hyper_parameters"):
             self.trusted |= import_classes(self.content.get(key), str(self.path))
 
+    def restore_data(self, data: Any) -> None:
+        """Give a data module the state that was saved of it, for example which of its images are tested on."""
+        state = self.content.get(type(data).__qualname__)
+        if isinstance(state, dict):
+            data.load_state_dict(state)
+
     def network(self) -> nn.Module:
         """Rebuild the network with its weights and ``data_config``, in eval mode.
 

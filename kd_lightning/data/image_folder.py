@@ -110,8 +110,11 @@ class ImageFolderDataModule(ImageDataModule):
         if drawn is not None and any(
             not torch.equal(drawn.parts[split], samples) for split, samples in self._partition.parts.items()
         ):
+            read = list(self.splits)
             self.splits.clear()
             self.augmenter.clear()
+            for split in read:
+                self.splits.read(split)
 
     @cached_property
     def _labelled(self) -> Listing:
@@ -126,10 +129,7 @@ class ImageFolderDataModule(ImageDataModule):
         if self._saved_partition is not None:
             restored = restore_partition(self._saved_partition, self._names)
             if restored.changed:
-                rank_zero_warn(
-                    f"{str(self.root)!r} has changed since the checkpoint was saved: {restored.changed}; new images "
-                    "are trained on only."
-                )
+                rank_zero_warn(f"{str(self.root)!r} has changed since the checkpoint was saved: {restored.changed}.")
             return restored
         drawn = draw_partition(
             self._labelled.labels,

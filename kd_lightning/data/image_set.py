@@ -115,7 +115,7 @@ class ImageFiles:
         Raises:
             UserError: If an image cannot be read, or with ``skip_unreadable`` none can.
         """
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor() as pool, torch.inference_mode(False):  # threads could not write to such a tensor
             pixels, rows, errors = self._decode(range(len(self.files)), pool.map)
         if not errors:
             return ImageSet(self.labels, pixels, self.files)

@@ -2,8 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Sized
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator
+from typing import Any, TypeVar
 from weakref import finalize
 
 from lightning.fabric.utilities.warnings import PossibleUserWarning
@@ -13,7 +13,7 @@ from kd_lightning.data.batch import RawBatch
 from kd_lightning.data.image_set import PartialBatch
 from kd_lightning.data.sampler import EpochSampler
 from kd_lightning.errors import UserError
-from kd_lightning.files.images import UnreadableImageError, describe_unreadable
+from kd_lightning.files.images import describe_unreadable
 
 Fetched = TypeVar("Fetched")
 
@@ -35,20 +35,17 @@ class ImageLoader(DataLoader[RawBatch]):
         return self._readable(super().__iter__())
 
     def _readable(self, batches: Iterator[RawBatch | PartialBatch]) -> Iterator[RawBatch]:
-        """Raise an error for images that cannot be read, or leave them out and name them after the last batch."""
-        errors: list[UnreadableImageError] = []
+        """Raise an error for images that cannot be read, or leave them out and name them in a warning."""
         for batch in batches:
             if not isinstance(batch, PartialBatch):
                 yield batch
                 continue
+            message = describe_unreadable(batch.errors, len(batch.errors) + len(batch.batch.ids))
             if not batch.skip_unreadable:
-                raise UserError(describe_unreadable(batch.errors, len(batch.errors) + len(batch.batch.ids)))
-            errors += batch.errors
+                raise UserError(message)
+            warnings.warn(f"Left out: {message}", stacklevel=2)
             if len(batch.batch.ids):
                 yield batch.batch
-        if errors:
-            count = len(cast("Sized", self.sampler))
-            warnings.warn(f"Left out: {describe_unreadable(errors, count)}", stacklevel=2)
 
 
 class EpochLoader(ImageLoader):

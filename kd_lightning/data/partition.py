@@ -75,8 +75,8 @@ def restore_partition(saved: dict[str, Any], names: Sequence[str]) -> Partition:
     if saved["digest"] != _digest(names):
         lost = {split: len(saved[split]) - len(samples) for split, samples in parts.items()}
         changed = (
-            f"it had {saved['count']} labelled images and has {len(names)}, without {lost['val']} of those that are "
-            f"validated on and {lost['test']} of those that are tested on"
+            f"it had {saved['count']} labelled images and has {len(names)}; {lost['val']} of the validation and "
+            f"{lost['test']} of the test images are gone, and new images are only trained on"
         )
     return Partition({"train": kept.nonzero().flatten(), **parts}, changed)
 

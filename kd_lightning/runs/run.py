@@ -230,10 +230,15 @@ class Run:
             Floats in [0, 1], shape ``(N, channels, H, W)``, and labels, shape ``(N,)``; ``None`` if the data module is
             not one of kd_lightning or the image files no longer exist.
         """
+        from kd_lightning.checkpoints.checkpoint import Checkpoint
         from kd_lightning.runs.rebuild import load_images
 
         data = self.data()
-        return None if data is None else load_images(data, split, count)
+        if data is None:
+            return None
+        with suppress(MissingFileError):
+            Checkpoint(self.best).restore_data(data)
+        return load_images(data, split, count)
 
     def open(self) -> "Checkpoint":
         """Open the best checkpoint, which may name what ``config.yaml`` names: a run is a program.

@@ -59,10 +59,11 @@ class Source:
     @cached_property
     def data(self) -> Any:
         """The data module before ``setup``; ``None`` if it is not one of kd_lightning, or not known."""
-        if self._program is not None:
-            return self._program.data()
-        data = rebuild_data(self.checkpoint)
-        return data if is_image_data(data) else None
+        data = rebuild_data(self.checkpoint) if self._program is None else self._program.data()
+        if not is_image_data(data):
+            return None
+        self.checkpoint.restore_data(data)
+        return data
 
     def images(self, split: str, *, count: int | None = None) -> tuple[Tensor, Tensor] | None:
         """Return images of a split and their labels, as :meth:`Run.images` does."""
