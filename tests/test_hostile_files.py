@@ -36,7 +36,7 @@ LAST = RUN / "checkpoints/last.ckpt"
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 SHORT = [*QUIET, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.log_every_n_steps=1"]
 COMMANDS = ["fit", "validate", "test", "predict"]
-SHAPE = {"blocks": [1, 1, 1], "widths": [2, 4, 8], "in_channels": 1}
+SHAPE: dict[str, Any] = {"blocks": [1, 1, 1], "widths": [2, 4, 8], "in_channels": 1}
 """Of the digits' student."""
 
 
@@ -95,7 +95,7 @@ def sentence(kd: Command, *arguments: str) -> str:
     return message
 
 
-def filled(path: Path, role: str = "network", **shape: Any) -> list[str]:
+def filled(path: str | Path, role: str = "network", **shape: Any) -> list[str]:
     """The flags that fill a network of a recipe from a file."""
     flags = {"": "kd_lightning.networks.from_checkpoint", ".path": path, ".network": "kd_lightning.networks.ResNet"}
     flags |= {f".network.{name}": json.dumps(value) for name, value in {**SHAPE, **shape}.items()}
@@ -324,7 +324,7 @@ def test_of_a_file_that_fills_a_network_only_the_weights_are_used(
 
 
 RUNS = "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler"
-PROCESS = {
+PROCESS: dict[str, Any] = {
     "entrypoint": "touch", "args": ["ran"], "env": {}, "stdout": None, "stderr": None, "local_rank_id": 0,
     "numa_options": None,
 }  # fmt: skip
@@ -597,7 +597,8 @@ def test_numbers_that_cannot_be_copied_as_they_are_are_refused(
 
 
 def test_keys_that_are_no_names_are_passed_over(tmp_path: Path) -> None:
-    torch.save({0: torch.rand(2), **student().state_dict()}, tmp_path / "weights.pt")
+    weights: dict[Any, Tensor] = {0: torch.rand(2), **student().state_dict()}
+    torch.save(weights, tmp_path / "weights.pt")
     from_checkpoint(student(), tmp_path / "weights.pt")
     torch.save({0: torch.rand(2)}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="does not contain weights"):
@@ -648,7 +649,7 @@ def test_the_name_of_a_loss_is_a_plain_word(small: Networks, name: str) -> None:
 class Named(DigitsDataModule):
     """Images and classes that are called like paths, formulas and rows."""
 
-    classes = ("../../a", "/b", "=1+1", 'd"', "e\nf", "g,h", "", " ", "{i}", "\u202ej")  # type: ignore[assignment]
+    classes = ("../../a", "/b", "=1+1", 'd"', "e\nf", "g,h", "", " ", "{i}", "\u202ej")
 
     def image_name(self, split: str, sample: int) -> str:
         return f"../../{self.classes[sample % 10]}"
