@@ -47,7 +47,12 @@ def network() -> ResNet:
 
 
 def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     return pl.Trainer(default_root_dir=folder, log_every_n_steps=1, **quiet, **{"max_epochs": 1, **options})
 
 
@@ -76,7 +81,7 @@ def test_files_of_all_classes_that_are_left_out_are_counted_once(tmp_path: Path)
         assert len(data.splits.read("train").labels) == 3
 
 
-def test_images_beside_the_class_folders_are_told(tmp_path: Path) -> None:
+def test_images_beside_the_class_folders_are_reported(tmp_path: Path) -> None:
     write(tmp_path, "train/cat/a.png", "train/dog/b.png", "train/loose.png")
     with pytest.warns(
         UserWarning, match=r"Images directly in .*train' are left out, .*: loose\.png; unlabelled images"
@@ -85,7 +90,7 @@ def test_images_beside_the_class_folders_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["valid", "Validation", "TEST"])
-def test_a_folder_that_may_be_a_split_is_told(tmp_path: Path, name: str) -> None:
+def test_a_folder_that_may_be_a_split_is_reported(tmp_path: Path, name: str) -> None:
     write(tmp_path, "train/cat/a.png", "train/dog/b.png", f"{name}/cat/a.png")
     with pytest.warns(UserWarning, match=rf"{name}' is not read; if it is '(val|test)', rename it\."):
         ImageFolderDataModule(str(tmp_path)).splits.read("train")
