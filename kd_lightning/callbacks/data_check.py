@@ -3,32 +3,43 @@
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import nn
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from kd_lightning.data.labels import check_labels
+from kd_lightning.data.loader_checks import check_not_empty, check_repeatable, last_batch_size
 from kd_lightning.data.protocol import is_image_data
-from kd_lightning.errors import UserError
+from kd_lightning.data.read_batch import check_channels, read_images, read_training_batch
+from kd_lightning.errors import UserError, add_user_message, first_line
+from kd_lightning.features import layer_shapes
+from kd_lightning.networks.dry_run import first_twice, to_input_dtype
 
 
 class DataCheck(pl.Callback):
-    """Checks batches and labels before they are learned from.
+    """Checks loaders, batches and labels before they are learned from.
 
-    The modules of this package attach it. Data modules of this package check all their labels when they read them; the
-    labels of other data are checked batch by batch, on a device where the check waits for it in the first epoch only.
+    The modules of this package attach it. Data modules of this package check all their labels when they read them, and
+    their images have one shape; other data are checked batch by batch. To check labels waits for a device, which
+    happens in the first epoch only.
     """
 
     def __init__(self) -> None:
         self._first_epoch = 0
+        self._shape: tuple[int, ...] = ()
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Check that the data yield what the module trains on: single batches, or pairs of domains.
 
         Raises:
-            UserError: If they do not.
+            UserError: If they do not, or a loader to evaluate on is empty.
         """
-        if stage != "fit":
-            return
         data: object = trainer.datamodule  # type: ignore[attr-defined]
+        if stage != "fit":
+            if not is_image_data(data):
+                _check_evaluation_loaders(trainer, stage)
+            return
         pairs, name = getattr(data, "yields_pairs", False), type(pl_module).__name__
         if pl_module.takes_pairs and is_image_data(data) and not pairs:
             raise UserError(
@@ -42,24 +53,117 @@ class DataCheck(pl.Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Check the batch size.
+        """Check the loaders' lengths and the batch size.
 
         Raises:
-            UserError: If it is one and the network has batch norms, which need a variance.
+            UserError: If a validation loader is empty or can be read only once, or if a batch has one image and the
+                network has batch norms, which need a variance.
         """
-        self._first_epoch = trainer.current_epoch
-        normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in pl_module.network.modules())
+        self._first_epoch, self._shape = trainer.current_epoch, ()
+        check_repeatable(trainer.val_dataloaders, "validation")
+        if trainer.limit_val_batches and 0 in trainer.num_val_batches:
+            check_not_empty(trainer.val_dataloaders, "validation")
+        normed = _batch_norms(trainer, pl_module)
         if normed and getattr(trainer.train_dataloader, "batch_size", None) == 1:
             raise UserError("Batch norm needs more than one image in a batch; set batch_size to 2 or more.")
+        if normed:
+            _check_last_batch(trainer, pl_module, normed)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Check the labels of other data.
+        """Check the batches and labels of other data.
 
         Raises:
-            UserError: If a label is out of range.
+            UserError: If a batch cannot be read, its images have other channels than the first one's, or a label is out
+                of range.
         """
         if pl_module.num_classes is None or is_image_data(trainer.datamodule):  # type: ignore[attr-defined]
             return
-        labels = (batch["source"] if isinstance(batch, dict) else batch)[1]
+        (images, labels, _), _ = read_training_batch(batch, pairs=pl_module.takes_pairs)
+        self._check_images(images, pl_module)
         if trainer.current_epoch == self._first_epoch or labels.device.type == "cpu":
             check_labels(labels, num_classes=pl_module.num_classes)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Check the images of other data, on the first of which the network is tried unless it was before."""
+        self._check_evaluated(trainer, pl_module, batch)
+
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Check the images of other data, on the first of which the network is tried unless it was before."""
+        self._check_evaluated(trainer, pl_module, batch)
+
+    def on_predict_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Check the images of other data, on the first of which the network is tried unless it was before."""
+        self._check_evaluated(trainer, pl_module, batch)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Say which batch a network fails on, where it differs from the one that the network was tried on."""
+        if isinstance(exception, UserError) or not isinstance(exception, RuntimeError | ValueError):
+            return
+        if "Expected more than 1 value per channel" in str(exception):
+            add_user_message(
+                exception,
+                "A training batch has one image, and batch norm needs at least two values for each channel; set "
+                "drop_last=True in the loader, or another batch_size.",
+            )
+        elif self._shape and self._shape != pl_module.image_shape:
+            add_user_message(
+                exception,
+                f"{type(pl_module.network).__name__} fails for images of shape {self._shape}, where the first had the "
+                f"shape {pl_module.image_shape} ({first_line(exception)}); give all images the same size.",
+            )
+
+    def _check_evaluated(self, trainer: pl.Trainer, pl_module: Any, batch: Any) -> None:
+        if is_image_data(trainer.datamodule):  # type: ignore[attr-defined]
+            return
+        images = read_images(batch)
+        if pl_module.image_shape is None and len(images):
+            with torch.inference_mode(False):  # in which weights would be converted to ones that cannot be trained
+                pl_module.dry_run(first_twice(images))
+        self._check_images(images, pl_module)
+
+    def _check_images(self, images: Tensor, pl_module: Any) -> None:
+        self._shape = tuple(images.shape[1:])
+        check_channels(images, pl_module.image_shape)
+
+
+def _check_evaluation_loaders(trainer: pl.Trainer, stage: str) -> None:
+    name, limit, source = {
+        "validate": ("validation", trainer.limit_val_batches, trainer.validate_loop._data_source),
+        "test": ("test", trainer.limit_test_batches, trainer.test_loop._data_source),
+        "predict": ("prediction", trainer.limit_predict_batches, trainer.predict_loop._data_source),
+    }[stage]
+    if limit and source.is_defined():
+        check_not_empty(source.dataloader(), name)
+
+
+def _batch_norms(trainer: pl.Trainer, pl_module: Any) -> dict[str, nn.Module]:
+    """Return the batch norms that need more than one image in a batch of one process."""
+    return {
+        name: module
+        for name, module in pl_module.network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.training
+        and not (isinstance(module, nn.SyncBatchNorm) and trainer.world_size > 1)
+    }
+
+
+def _check_last_batch(trainer: pl.Trainer, pl_module: Any, normed: dict[str, nn.Module]) -> None:
+    """Check that batch norms over one value for each image, as behind linear layers, do not get a batch of one."""
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader) or last_batch_size(loader) != 1:
+        return
+    if trainer.num_training_batches < len(loader) or isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+        return  # of sharded networks no layers can be run before the first step
+    images = to_input_dtype(torch.zeros(2, *pl_module.image_shape), pl_module.network)
+    for name, shape in layer_shapes(pl_module.network, pl_module.network_input(images)).items():
+        if name in normed and shape[0] == 2 and all(length == 1 for length in shape[2:]):
+            raise UserError(
+                f"The last training batch of an epoch has one image, of which the batch norm {name!r} gets a single "
+                "value for each channel; set drop_last=True in the loader, or another batch_size."
+            )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kd_lightning.callbacks.rank_state import gather_ranks, select_rank
 from kd_lightning.callbacks.running_means import MeansState, RunningMeans
+from kd_lightning.data.labels import class_indices
 from kd_lightning.errors import UserError
 
 
@@ -45,12 +46,9 @@ class EpochMetrics(pl.Callback):
             labels: Class indices ``(B,)``, -1 where unlabelled, or class probabilities ``(B, C)``.
         """
         with torch.no_grad():
-            labelled: Tensor | int = len(logits)
-            if labels.is_floating_point():
-                correct = logits.argmax(1) == labels.argmax(1)
-            else:
-                correct, labelled = logits.argmax(1) == labels, (labels >= 0).sum()
-            accuracy = correct.sum() / torch.as_tensor(labelled, device=logits.device).clamp(min=1)
+            classes = class_indices(labels)
+            labelled = (classes >= 0).sum()
+            accuracy = (logits.argmax(1) == classes).sum() / labelled.clamp(min=1)
             values = {"loss": loss, "accuracy": accuracy, **terms}
             self.means.add(values, {**dict.fromkeys(values, len(logits)), "accuracy": labelled})
 

@@ -10,7 +10,9 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from kd_lightning.callbacks.gather_rows import gather_rows
-from kd_lightning.errors import OutputExistsError
+from kd_lightning.data.protocol import is_image_data
+from kd_lightning.data.read_batch import read_to_predict
+from kd_lightning.errors import OutputExistsError, UserError
 from kd_lightning.features import FeatureTap, evaluating
 from kd_lightning.files.atomic import atomic_write
 
@@ -28,6 +30,7 @@ class FeatureWriter(BasePredictionWriter):
 
     Raises:
         OutputExistsError: If ``path`` exists.
+        UserError: If a ``split`` is chosen of data that have none.
 
     Example:
         >>> writer = FeatureWriter(["avgpool"], "features.npz", split="train")
@@ -57,7 +60,13 @@ class FeatureWriter(BasePredictionWriter):
         self._tap = FeatureTap(pl_module.network, self.layers)
         self._rows = []
         if self.split != "predict":
-            trainer.datamodule.predict_split = self.split  # type: ignore[attr-defined]
+            data: object = trainer.datamodule  # type: ignore[attr-defined]
+            if not is_image_data(data):
+                raise UserError(
+                    f"FeatureWriter can choose the split {self.split!r} in data modules of kd_lightning only; give "
+                    "predict the loader of these images, and leave out split."
+                )
+            data.predict_split = self.split
 
     def write_on_batch_end(
         self,
@@ -72,11 +81,11 @@ class FeatureWriter(BasePredictionWriter):
         """Read the layers."""
         if self._tap is None:
             return
-        images, labels, *ids = batch
+        images, labels, ids = read_to_predict(batch)
         with evaluating(pl_module.network):
             outputs = self._tap(pl_module.network_input(images))
         first = sum(len(rows["labels"]) for rows in self._rows)
-        numbers = ids[0] if ids else torch.arange(first, first + len(labels))
+        numbers = torch.arange(first, first + len(labels)) if ids is None else ids
         tensors = {**outputs.features, "logits": outputs.logits, "labels": labels, "ids": numbers}
         self._rows.append({name: _plain(tensor) for name, tensor in tensors.items()})
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.callbacks.protocol import trained_module
+from kd_lightning.data.read_batch import read_images
 from kd_lightning.files.atomic import atomic_write
 
 
@@ -29,7 +30,7 @@ class RunSummary(pl.Callback):
     ) -> None:
         """Keep one batch to measure the speed with."""
         if self._images is None:
-            self._images = batch[0]
+            self._images = read_images(batch)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the file."""

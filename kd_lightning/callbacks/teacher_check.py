@@ -8,6 +8,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from kd_lightning.data.labels import check_labels, class_indices
+from kd_lightning.data.loader_checks import flattened
+from kd_lightning.data.read_batch import check_channels, read_batch
 from kd_lightning.errors import UserError
 from kd_lightning.teacher.frozen_teacher import FrozenTeacher
 
@@ -17,6 +20,7 @@ class _Distillation(Protocol):
 
     frozen_teacher: FrozenTeacher | None
     num_classes: int | None
+    image_shape: tuple[int, ...] | None
 
     @property
     def shares_classes(self) -> bool: ...
@@ -48,7 +52,12 @@ class TeacherCheck(pl.Callback):
         if not module.shares_classes:
             rank_zero_info("The teacher has other classes than the data, so its accuracy is not measured.")
             return
-        correct, count = accuracy_on_val(trainer, lambda images: teacher(images).logits)
+
+        def classify(images: Tensor) -> Tensor:
+            check_channels(images, module.image_shape)
+            return teacher(images).logits
+
+        correct, count = accuracy_on_val(trainer, classify)
         if not count:
             rank_zero_info("There are no labelled validation images to check the teacher on.")
             return
@@ -69,16 +78,18 @@ def accuracy_on_val(trainer: pl.Trainer, classify: Callable[[Tensor], Tensor]) -
         trainer: Trainer that is about to fit.
         classify: Function from images to logits, called without gradient.
     """
-    loaders = trainer.val_dataloaders
-    loaders = loaders if isinstance(loaders, list | tuple) else [] if loaders is None else [loaders]
+    loaders = flattened(trainer.val_dataloaders)
     counts = torch.zeros(2, dtype=torch.int64, device=trainer.strategy.root_device)
     with torch.no_grad():
         for loader, limit in zip(loaders, trainer.num_val_batches, strict=False):
             for index, batch in enumerate(loader):
                 if index >= limit:
                     break
-                images, labels, *_ = trainer.strategy.batch_to_device(batch)
-                counts += torch.stack([(classify(images).argmax(1) == labels).sum(), (labels >= 0).sum()])
+                images, labels, _ = read_batch(trainer.strategy.batch_to_device(batch))
+                logits = classify(images)
+                check_labels(labels, num_classes=logits.shape[1])
+                classes = class_indices(labels)
+                counts += torch.stack([(logits.argmax(1) == classes).sum(), (classes >= 0).sum()])
     correct, count = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
     return correct, count
 

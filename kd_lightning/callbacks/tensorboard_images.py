@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from kd_lightning.callbacks.confusion_figure import confusion_figure
+from kd_lightning.data.read_batch import read_images
 
 HP_METRIC = "hp/test_accuracy"
 
@@ -44,7 +45,8 @@ class TensorBoardImages(pl.Callback):
         logger = _tensorboard(trainer)
         if logger is None or trainer.global_step > 0 or batch_idx > 0:
             return
-        images = (batch["target"] if isinstance(batch, dict) else batch)[0]  # the data's statistics are the target's
+        # of a pair the target's, as the data's statistics are
+        images = read_images(batch["target"] if isinstance(batch, dict) else batch)
         pictures = _denormalize(images[: self.images], trainer.datamodule)  # type: ignore[attr-defined]
         logger.experiment.add_image("train/images", make_grid(pictures), 0)
         reference = getattr(pl_module, "reference_logits", None)

@@ -12,12 +12,12 @@ class Batch(NamedTuple):
         images: Normalized floats ``(B, channels, H, W)``.
         labels: Class indices ``(B,)``, -1 where unlabelled; class probabilities ``(B, C)`` under mixup and CutMix.
         ids: ``sample * V + view``, int64 ``(B,)``, with samples numbered over the full stored set and V fixed views of
-            each (1: the sample itself).
+            each (1: the sample itself); ``None`` where a plain loader gives no integers.
     """
 
     images: Tensor
     labels: Tensor
-    ids: Tensor
+    ids: Tensor | None = None
 
 
 class RawBatch(NamedTuple):

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.data.labels import check_labels
+from kd_lightning.data.read_batch import read_batch, read_training_batch
+from kd_lightning.errors import UserError
 from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.losses import AlignmentLoss, HardTargetLoss, Objective
 from kd_lightning.modules.classification import ClassificationModule
@@ -19,10 +22,11 @@ class AdaptationModule(ClassificationModule):
     Both domains pass through the network as one batch, so that its batch norms see both. Each term of the objective
     compares the network's outputs on the source with those on the target; labels are the source's.
 
-    Batches are ``{"source": (images, labels, ...), "target": (images, ...)}``, as ``DomainPairDataModule`` yields them.
-    The target's labels are only used for the metrics under ``oracle/``, which select nothing. The best checkpoint is
-    selected by ``val/criterion``: the accuracy on the source's validation images plus the mutual information of images
-    and predictions on the target's, as a fraction of the logarithm of the number of classes.
+    Batches are ``{"source": (images, labels, ...), "target": (images, ...)}``, as ``DomainPairDataModule`` or a dict of
+    two loaders yields them; validation loaders are the source's, then the target's. The target's labels, if there are
+    any, are only used for the metrics under ``oracle/``, which select nothing. The best checkpoint is selected by
+    ``val/criterion``: the accuracy on the source's validation images plus the mutual information of images and
+    predictions on the target's, as a fraction of the logarithm of the number of classes.
 
     Args:
         network: Network to train.
@@ -58,7 +62,8 @@ class AdaptationModule(ClassificationModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the terms."""
-        (source_images, labels, *_), (target_images, *_) = batch["source"], batch["target"]
+        (source_images, labels, _), target_images = read_training_batch(batch, pairs=True)
+        assert target_images is not None
         progress = self.trainer.global_step / self._total_steps
         self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=source_images.device)
         both = self._tap(self.network_input(torch.cat([source_images, target_images])))
@@ -94,8 +99,13 @@ class AdaptationModule(ClassificationModule):
         if dataloader_idx == 0:
             super().validation_step(batch, batch_idx)
             return
-        images, labels, *_ = batch
+        if dataloader_idx > 1:
+            raise UserError(
+                "AdaptationModule validates on two loaders, the source's and the target's; leave out the others."
+            )
+        images, labels, _ = read_batch(batch, labelled=False)
         logits = self(images)
+        check_labels(labels, num_classes=logits.shape[1])
         if self.target_evaluation is None:
             self.target_evaluation = Evaluation(logits.shape[1]).to(logits.device)
         self.target_evaluation.update(logits, labels)
@@ -103,7 +113,7 @@ class AdaptationModule(ClassificationModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the source's metrics, the criterion, and the target's metrics under ``oracle/``."""
-        accuracy = None if self.evaluation is None else self.evaluation.compute().get("accuracy")
+        accuracy = self.evaluations[0].compute().get("accuracy") if self.evaluations else None
         super().on_validation_epoch_end()
         if self.target_evaluation is None:
             return

@@ -25,6 +25,7 @@ from kd_lightning.checkpoints.io import use_atomic_checkpoints
 from kd_lightning.checkpoints.rebuild import rebuild_module
 from kd_lightning.checkpoints.trust import unserializable
 from kd_lightning.data.labels import check_labels
+from kd_lightning.data.read_batch import read_batch, read_to_predict
 from kd_lightning.errors import UserError
 from kd_lightning.features import logits_of
 from kd_lightning.files.format import FORMAT, KEY
@@ -41,6 +42,7 @@ from kd_lightning.networks.dry_run import (
     check_precision,
     count_classes,
     describe_probabilities,
+    input_dtype,
     returns_probabilities,
     to_input_dtype,
     try_forward,
@@ -54,7 +56,12 @@ from kd_lightning.networks.weights import check_fits
 class ClassificationModule(pl.LightningModule, ABC):
     """Optimizes, evaluates and saves the network under ``network``; a subclass defines ``training_step``.
 
-    Batches are ``(images, labels)`` or ``(images, labels, ids)``; label -1 means unlabelled.
+    Batches are ``(images, labels)`` or ``(images, labels, ids)``, and what follows is ignored: images are floats
+    ``(B, channels, H, W)``; labels are class indices, any integers ``(B,)`` or ``(B, 1)``, -1 where unlabelled, or
+    class probabilities, floats ``(B, C)`` whose rows sum to 1. ``predict`` takes images without labels too.
+
+    Of several validation or test loaders the first has the metrics ``val/accuracy`` and so on, which callbacks and
+    schedules follow; the next has ``val/accuracy/loader_1`` and so on.
 
     Args:
         network: Network to train, images ``(B, channels, H, W)`` to logits ``(B, C)``.
@@ -111,7 +118,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.num_classes: int | None = None
         self.image_shape: tuple[int, ...] | None = None
         self.convert_input: nn.Module = nn.Identity()
-        self.evaluation: Evaluation | None = None
+        self.evaluations: dict[int, Evaluation] = {}
         self.confusion: Tensor | None = None
         self.epoch_metrics = EpochMetrics()
         self.finite_guard = FiniteGuard(on_nonfinite, self.epoch_metrics)
@@ -124,8 +131,11 @@ class ClassificationModule(pl.LightningModule, ABC):
         return logits_of(self.network(self.network_input(images)), self.network)
 
     def network_input(self, images: Tensor) -> Tensor:
-        """Return images of the data module as the network takes them: in its statistics and memory format."""
+        """Return images of the data module as the network takes them: in its statistics, type and memory format."""
         images = self.convert_input(images)
+        # other precisions convert batches, mixed ones those of half precision
+        if images.dtype == torch.float64 or self._trainer is None or self._trainer.precision == "32-true":
+            images = images.to(input_dtype(self.network))
         return images if self.channels_last else contiguous(images)
 
     @abstractmethod
@@ -145,7 +155,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         check_device(self.trainer)
         use_atomic_checkpoints(self.trainer.strategy)
         self._match_data()
-        images = example_images(self.trainer)
+        images = example_images(self.trainer, pairs=self.takes_pairs)
         if images is not None:
             self.dry_run(images)
         if stage == "fit" and self.compiles:
@@ -258,53 +268,57 @@ class ClassificationModule(pl.LightningModule, ABC):
             self.log("train/loss_step", loss.detach(), prog_bar=True)
             self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of validation images."""
-        self._evaluate(batch, batch_idx)
+        self._evaluate(batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation images."""
         self._finish_evaluation("val")
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of test images."""
-        self._evaluate(batch, batch_idx)
+        self._evaluate(batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the test images."""
         self._finish_evaluation("test")
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Prediction:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Prediction:
         """Return the most probable label of each image, and its probability."""
-        images, _, *ids = batch if isinstance(batch, list | tuple) and len(batch) > 1 else (batch, None)
+        images, _, ids = read_to_predict(batch)
         probabilities, labels = self(images).float().softmax(1).max(1)
-        return Prediction(ids[0] if ids else None, labels, probabilities)
+        return Prediction(ids, labels, probabilities)
 
     def reference_logits(self, images: Tensor, batch_idx: int | None = None) -> Tensor | None:
         """Return logits ``(B, C)`` with which predictions are compared, a teacher's for example, or ``None``.
 
         Args:
             images: ``(B, channels, H, W)``.
-            batch_idx: Number of the batch of an evaluation, which is the same in each epoch.
+            batch_idx: Number of the batch in the first loader of an evaluation, which is the same in each epoch.
         """
         return None
 
-    def _evaluate(self, batch: Any, batch_idx: int) -> None:
-        images, labels, *_ = batch
+    def _evaluate(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        images, labels, _ = read_batch(batch)
         logits = self(images)
         self.num_classes = logits.shape[1]
         check_labels(labels, num_classes=self.num_classes)
-        if self.evaluation is None:
-            self.evaluation = Evaluation(logits.shape[1]).to(logits.device)
-        self.evaluation.update(logits, labels, self.reference_logits(images, batch_idx))
+        if dataloader_idx not in self.evaluations:
+            self.evaluations[dataloader_idx] = Evaluation(logits.shape[1]).to(logits.device)
+        reference = self.reference_logits(images, batch_idx if dataloader_idx == 0 else None)
+        self.evaluations[dataloader_idx].update(logits, labels, reference)
 
     def _finish_evaluation(self, split: str) -> None:
-        if self.evaluation is None:
-            return
-        metrics = self.evaluation.compute()
-        self.confusion = metrics.pop("confusion", None)
-        self.log_metrics(split, metrics)
-        self.evaluation = None  # created again in the mode (no_grad or inference) of the next evaluation
+        # created again in the mode (no_grad or inference) of the next evaluation
+        evaluations, self.evaluations = self.evaluations, {}
+        for number, evaluation in evaluations.items():
+            metrics = evaluation.compute()
+            confusion = metrics.pop("confusion", None)
+            if number == 0:
+                self.confusion = confusion
+            suffix = f"/loader_{number}" if number else ""  # Lightning keeps its own suffix to itself
+            self.log_metrics(split, {f"{name}{suffix}": value for name, value in metrics.items()})
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Log as Lightning does, and nothing under ``Trainer(barebones=True)``, where it would warn in each step."""

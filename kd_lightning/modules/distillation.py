@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from kd_lightning.callbacks.teacher_check import TeacherCheck
+from kd_lightning.data.read_batch import read_batch
 from kd_lightning.errors import UserError
 from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.losses import DistillationLoss, HardTargetLoss, Objective, SoftTargetLoss
@@ -96,11 +97,11 @@ class DistillationModule(ClassificationModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the terms."""
-        images, labels, *ids = batch
+        images, labels, ids = read_batch(batch)
         progress = self.trainer.global_step / self._total_steps
         self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=images.device)
         student = self._student_tap(self.network_input(images))
-        teacher = None if self.frozen_teacher is None else self.frozen_teacher(images, *ids)
+        teacher = None if self.frozen_teacher is None else self.frozen_teacher(images, ids)
         loss: Tensor
         loss, terms = self.losses(student, teacher, labels)
         inputs = {"images": images} if teacher is None else {"images": images, "the teacher's logits": teacher.logits}

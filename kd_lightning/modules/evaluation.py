@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
+from kd_lightning.data.labels import class_indices
 from kd_lightning.losses import hard_target_loss, soft_target_loss
 
 
@@ -48,18 +49,20 @@ class Evaluation(nn.Module):
 
         Args:
             logits: ``(B, C)``.
-            labels: ``(B,)``, -1 where unlabelled.
+            labels: Class indices ``(B,)``, -1 where unlabelled, or class probabilities ``(B, C)``, of which the most
+                probable class counts for all metrics but the loss.
             teacher_logits: Logits ``(B, C)`` of a teacher to compare with, if there is one.
         """
         logits = logits.float()
-        labelled = (labels >= 0).sum()
+        classes = class_indices(labels)
+        labelled = (classes >= 0).sum()
         self.labelled.update(labelled)
         if labelled > 0:
             self.loss.update(hard_target_loss(logits, labels), labelled)
             # torchmetrics takes logits in [0, 1] for probabilities, and gives a confidence of 1 a bin of its own
             probabilities = logits.softmax(1).clamp(max=1 - 2**-24)
             for name, metric in self._metrics().items():
-                metric.update(probabilities if name == "ece" else logits, labels)
+                metric.update(probabilities if name == "ece" else logits, classes)
         if teacher_logits is not None:
             same = (logits.argmax(1) == teacher_logits.argmax(1)).float()
             self.agreement.update(same)

@@ -3,20 +3,28 @@
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
+from kd_lightning.data.loader_checks import check_repeatable
+from kd_lightning.data.read_batch import read_training_batch
 from kd_lightning.errors import UserError
+from kd_lightning.networks.dry_run import first_twice
 
 
-def example_images(trainer: Any) -> Tensor | None:
+def example_images(trainer: Any, *, pairs: bool) -> Tensor | None:
     """Return two images of the shape of the training images, without advancing the loader.
 
     Args:
         trainer: A ``Trainer`` whose data module, if it has one, is set up.
+        pairs: Whether training batches keep a source and a target apart.
 
     Returns:
         ``(2, channels, H, W)``: random for a data module with an ``image_shape``, otherwise from the first training
         batch; ``None`` if there is neither.
+
+    Raises:
+        UserError: If there is no training batch, or it cannot be read.
     """
     shape = getattr(trainer.datamodule, "image_shape", None)
     if shape is not None:
@@ -24,12 +32,15 @@ def example_images(trainer: Any) -> Tensor | None:
     source = trainer.fit_loop._data_source
     if trainer.state.fn != "fit" or not source.is_defined():
         return None
+    loaders = source.dataloader()
+    check_repeatable(loaders, "training")
+    combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, "max_size_cycle")
     with torch.random.fork_rng(devices=[]):  # a loader draws a seed when it is iterated
-        batch = next(iter(source.dataloader()), None)
-    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
-    if not isinstance(images, Tensor) or images.dim() != 4:
+        fetched = next(iter(combined), None)
+    if fetched is None:
         raise UserError(
-            "The training loader must yield (images, labels) with images (B, channels, H, W), got "
-            f"{type(batch).__name__}."
+            "The training loader yields no batch; give it a data set that is not empty, and with drop_last one of "
+            "at least batch_size images."
         )
-    return images[:1].float().expand(2, -1, -1, -1)
+    (images, _, _), _ = read_training_batch(fetched[0], pairs=pairs)
+    return first_twice(images)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.data.read_batch import read_batch
 from kd_lightning.errors import UserError
 from kd_lightning.losses import hard_target_loss
 from kd_lightning.modules.classification import ClassificationModule
@@ -56,8 +57,12 @@ class TeacherModule(ClassificationModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the cross-entropy with the labels."""
-        images, labels, *ids = batch
-        logits = self(images) if self._features is None else self._features.head(self._features(*ids))
+        images, labels, ids = read_batch(batch)
+        if self._features is None:
+            logits = self(images)
+        else:
+            assert ids is not None
+            logits = self._features.head(self._features(ids))
         loss = hard_target_loss(logits, labels, label_smoothing=self.label_smoothing)
         self.log_step(loss, {}, logits, labels, {"images": images})
         return loss

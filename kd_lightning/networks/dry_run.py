@@ -45,6 +45,17 @@ def check_precision(network: nn.Module, precision: str) -> None:
         )
 
 
+def first_twice(images: Tensor) -> Tensor:
+    """Return the first image of a batch ``(B, channels, H, W)`` twice, as a copy in float32, to try a network on.
+
+    Raises:
+        UserError: If the batch is empty.
+    """
+    if not len(images):
+        raise UserError("The first batch does not contain any image; leave empty batches out of the loader.")
+    return images[:1].float().repeat(2, 1, 1, 1)
+
+
 def try_forward(
     module: nn.Module, forward: Callable[[], Result], who: str, images: Tensor, network: nn.Module | None = None
 ) -> Result:

@@ -456,12 +456,13 @@ def test_where_a_look_waits_for_the_device_labels_are_read_in_the_first_epoch_of
     for module, first in ((fresh, 0), (resumed, 1)):
         callback = data_check.DataCheck()
         loader = SimpleNamespace(batch_size=4)
+        unused = {"val_dataloaders": None, "limit_val_batches": 0, "datamodule": None}
         for epoch in (first, first + 1):
-            run: Any = SimpleNamespace(current_epoch=epoch, train_dataloader=loader, datamodule=None)
+            run: Any = SimpleNamespace(current_epoch=epoch, train_dataloader=loader, **unused)
             if epoch == first:
                 callback.on_train_start(run, module)
             labels = torch.tensor([0], device="meta")  # any device but the CPU
-            callback.on_train_batch_start(run, module, (torch.rand(1), labels), 0)
+            callback.on_train_batch_start(run, module, (torch.rand(1, 1, 8, 8), labels), 0)
     assert checked == [0, 1]
 
 

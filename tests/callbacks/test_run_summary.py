@@ -91,7 +91,7 @@ class Rank:
 def run_rank(rank: int, folder: Path) -> Rank:
     trainer: Any = Rank(rank, folder)
     summary, module = RunSummary(0.0), TeacherModule(nn.Flatten())
-    summary.on_test_batch_start(trainer, module, (torch.rand(2, 3),), 0)
+    summary.on_test_batch_start(trainer, module, (torch.rand(2, 3, 1, 1),), 0)
     summary.on_test_end(trainer, module)
     return trainer
 

@@ -86,6 +86,20 @@ def test_the_order_of_rows_makes_no_difference() -> None:
         torch.testing.assert_close(shuffled, value, rtol=1e-5, atol=1e-6)
 
 
+def test_probabilities_count_as_their_most_probable_class_but_for_the_loss() -> None:
+    logits, labels, _ = data()
+    logits, labels = logits[labels >= 0], labels[labels >= 0]
+    one_hot = torch.eye(10)[labels]
+    soft = 0.9 * one_hot + 0.01
+    indexed, hot, softened = (measure([len(labels)], logits, rows) for rows in (labels, one_hot, soft))
+    for name, value in indexed.items():
+        torch.testing.assert_close(hot[name], value)
+        if name != "loss":
+            torch.testing.assert_close(softened[name], value)
+    expected = -(soft.double() * logits.double().log_softmax(1)).sum(1).mean()
+    assert softened["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_unlabelled_rows_count_only_for_the_agreement() -> None:
     logits, labels, teacher = data()
     kept = labels >= 0
