@@ -5,12 +5,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from kd_lightning.data.labels import check_labels
 from kd_lightning.data.loader_checks import check_not_empty, check_repeatable, last_batch_size
-from kd_lightning.data.protocol import is_image_data
+from kd_lightning.data.protocol import ImageData, is_image_data
 from kd_lightning.data.read_batch import check_channels, read_images, read_training_batch
 from kd_lightning.errors import UserError, add_user_message, first_line
 from kd_lightning.features import layer_shapes
@@ -30,10 +31,13 @@ class DataCheck(pl.Callback):
         self._shape: tuple[int, ...] = ()
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Check that the data yield what the module trains on: single batches, or pairs of domains.
+        """Check that the data yield what the module trains on: single batches or pairs of domains, and labels.
+
+        Where no validation image is labelled, callbacks that follow ``val/accuracy`` follow ``val/agreement`` with the
+        teacher.
 
         Raises:
-            UserError: If they do not, or a loader to evaluate on is empty.
+            UserError: If they do not, a loader to evaluate on is empty, or there is nothing to follow.
         """
         data: object = trainer.datamodule  # type: ignore[attr-defined]
         if stage != "fit":
@@ -51,6 +55,8 @@ class DataCheck(pl.Callback):
                 f"{name} does not train on pairs of domains; set concat: true in DomainPairDataModule, or use "
                 "AdaptationModule."
             )
+        if is_image_data(data):
+            _check_labelled(trainer, pl_module, data)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Check the loaders' lengths and the batch size.
@@ -167,3 +173,22 @@ def _check_last_batch(trainer: pl.Trainer, pl_module: Any, normed: dict[str, nn.
                 f"The last training batch of an epoch has one image, of which the batch norm {name!r} gets a single "
                 "value for each channel; set drop_last=True in the loader, or another batch_size."
             )
+
+
+def _check_labelled(trainer: pl.Trainer, pl_module: Any, data: ImageData) -> None:
+    if not data.has_labels("train"):
+        if not pl_module.learns_without_labels:
+            raise UserError(
+                f"No training image is labelled, and {type(pl_module).__name__} learns from labels; put images into "
+                "train/<class>/, or let a student learn from a teacher."
+            )
+        rank_zero_info("No training image is labelled, so the student learns from its teacher only.")
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    following = [callback for callback in callbacks if getattr(callback, "monitor", None) == "val/accuracy"]
+    if not following or not trainer.limit_val_batches or data.has_labels("val"):
+        return
+    if not pl_module.learns_without_labels:
+        raise UserError("No validation image is labelled, so there is no val/accuracy to follow; label some of them.")
+    for callback in following:
+        callback.monitor = "val/agreement"
+    rank_zero_info("No validation image is labelled, so val/agreement with the teacher is followed, not val/accuracy.")

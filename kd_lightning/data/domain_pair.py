@@ -166,6 +166,10 @@ class DomainPairDataModule(pl.LightningDataModule):
     def predict_split(self, split: str) -> None:
         self.target.predict_split = split
 
+    def has_labels(self, split: str) -> bool:
+        """Return whether an image of a split of the source is labelled."""
+        return self.source.has_labels(split)
+
     def image_name(self, split: str, sample: int) -> str:
         """Return the file of a sample of the target, or its number."""
         return self.target.image_name(split, sample)

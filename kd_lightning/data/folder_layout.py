@@ -1,4 +1,4 @@
-"""Where the images of each split are in a user's folder, and what their classes are."""
+"""Layouts of a user's folder: which images belong to which split, and to which class."""
 
 from collections import Counter
 from functools import cached_property

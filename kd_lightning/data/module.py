@@ -144,6 +144,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Return whether mixup or CutMix blends training images and their labels."""
         return self.augmenter.mixes_images
 
+    def has_labels(self, split: str) -> bool:
+        """Return whether an image of ``"train"`` or ``"val"`` is labelled, or there is none at all."""
+        if split == "val" and not self.splits.has_val:
+            labels = self.splits.read("train").labels[self.splits.val_samples]
+        else:
+            labels = self.splits.read(split).labels
+        return not len(labels) or bool((labels >= 0).any())
+
     def image_name(self, split: str, sample: int) -> str:
         """Return the file of a sample of a split that was read, or its number."""
         split = self.predict_split if split == "predict" else split

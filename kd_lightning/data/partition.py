@@ -13,7 +13,7 @@ class Partition(NamedTuple):
 
     Attributes:
         parts: Samples of ``"train"``, ``"val"`` and ``"test"``, each sorted.
-        changed: What has changed since the partition was drawn, for a message; empty if nothing has.
+        changed: Differences of the set since the partition was drawn, for a message; empty if there are none.
     """
 
     parts: dict[str, Tensor]

@@ -66,6 +66,9 @@ class ImageData(Protocol):
     def mixes_images(self) -> bool:
         """Return whether mixup or CutMix blends training images and their labels."""
 
+    def has_labels(self, split: str) -> bool:
+        """Return whether an image of ``"train"`` or ``"val"`` is labelled, in a pair of domains one of the source."""
+
     def image_name(self, split: str, sample: int) -> str:
         """Return the file of a sample, or its number."""
 

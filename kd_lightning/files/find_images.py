@@ -12,7 +12,7 @@ from kd_lightning.files.images import readable_suffixes
 
 @dataclass(frozen=True)
 class FoundImages:
-    """What a folder contains, hidden files left aside.
+    """Image files and others in a folder, without hidden ones.
 
     Attributes:
         files: Image files, sorted.

@@ -89,6 +89,9 @@ class ClassificationModule(pl.LightningModule, ABC):
     takes_pairs: ClassVar[bool] = False
     """Whether training batches keep a source and a target apart."""
 
+    learns_without_labels = False
+    """Whether it learns from unlabelled images, through a teacher."""
+
     network_argument: ClassVar[str] = "network"
     """Name of the constructor's argument for the trained network."""
 

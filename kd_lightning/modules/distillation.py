@@ -16,7 +16,7 @@ from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.losses import DistillationLoss, HardTargetLoss, Objective, SoftTargetLoss
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks import data_config
-from kd_lightning.networks.data_config import check_same_classes
+from kd_lightning.networks.data_config import check_same_classes, set_data_config
 from kd_lightning.networks.dry_run import (
     describe_probabilities,
     input_dtype,
@@ -119,6 +119,11 @@ class DistillationModule(ClassificationModule):
         return logits if logits.shape[1] == self.num_classes else None
 
     @property
+    def learns_without_labels(self) -> bool:  # type: ignore[override]
+        """Return whether a loss compares the student with a teacher."""
+        return self.losses.needs_teacher
+
+    @property
     def shares_classes(self) -> bool:
         """Return whether teacher and student have the same number of classes."""
         shapes = self.losses.shapes
@@ -187,6 +192,9 @@ class DistillationModule(ClassificationModule):
             rank_zero_info("The teacher's input statistics are not known; those of the data are assumed.")
         if self.losses.compares_logits:
             check_same_classes("The teacher", known, data)
+            own = data_config(self.network)
+            if self.trainer.state.fn == "fit" and not own.classes:  # unlabelled images have no classes of their own
+                set_data_config(self.network, own._replace(classes=known.classes))
 
     def on_fit_start(self) -> None:
         """Optimize the teacher for inference, and open its cache."""

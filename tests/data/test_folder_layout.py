@@ -2,20 +2,24 @@
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from test_image_folder import batches, write_image
 
 from kd_lightning import Checkpoint, DistillationModule, DomainPairDataModule, ImageFolderDataModule, TeacherModule
-from kd_lightning.data import Augmentation
+from kd_lightning.data import Augmentation, DigitsDataModule
+from kd_lightning.data.image_set import ImageSet
 from kd_lightning.errors import UserError
 from kd_lightning.losses import HardTargetLoss, MMDLoss
 from kd_lightning.modules.adaptation import AdaptationModule
-from kd_lightning.networks import ResNet
+from kd_lightning.networks import DataConfig, ResNet, data_config
+from kd_lightning.networks.data_config import set_data_config
 
 
 @pytest.fixture
@@ -217,13 +221,42 @@ def test_a_flat_train_beside_other_folders_of_images_is_refused(tmp_path: Path) 
         ImageFolderDataModule(str(tmp_path)).setup("fit")
 
 
-def test_a_student_learns_from_unlabelled_photographs(tmp_path: Path) -> None:
+def test_a_student_learns_from_unlabelled_photographs(tmp_path: Path, info: pytest.LogCaptureFixture) -> None:
     write(tmp_path, *(f"train/{i:02}.png" for i in range(20)))
     data = ImageFolderDataModule(str(tmp_path), batch_size=6)
-    student = DistillationModule(network(), network(), temperature=2.0, alpha=1.0, teacher_check="off")
+    teacher = network()
+    set_data_config(teacher, DataConfig.of(classes=["cat", "dog"]))
+    student = DistillationModule(network(), teacher, temperature=2.0, alpha=0.9)
     before = {name: weight.clone() for name, weight in student.network.named_parameters()}
-    trainer(tmp_path).fit(student, data)
+    best = ModelCheckpoint(tmp_path / "run", "best", monitor="val/accuracy", mode="max")
+    trainer(tmp_path, callbacks=[best]).fit(student, data)
     assert all(not torch.equal(weight, before[name]) for name, weight in student.network.named_parameters())
+    assert "No training image is labelled, so the student learns from its teacher only." in info.messages
+    assert best.monitor == "val/agreement"
+    assert Path(best.best_model_path).name == "best.ckpt"
+    assert data_config(student.network).classes == ("cat", "dog")
+
+
+def test_a_module_that_learns_from_labels_refuses_unlabelled_images(tmp_path: Path) -> None:
+    write(tmp_path, *(f"train/{i:02}.png" for i in range(20)))
+    with pytest.raises(UserError, match=r"^No training image is labelled, and TeacherModule learns from labels; put"):
+        trainer(tmp_path).fit(TeacherModule(network()), ImageFolderDataModule(str(tmp_path)))
+
+
+class _UnlabelledValidation(DigitsDataModule):
+    def load(self, split: str) -> ImageSet | None:
+        images = super().load("test" if split == "val" else split)
+        assert images is not None
+        return replace(images, labels=torch.full_like(images.labels, -1)) if split == "val" else images
+
+
+def test_an_accuracy_that_cannot_be_measured_is_not_followed(tmp_path: Path) -> None:
+    best = ModelCheckpoint(tmp_path / "run", monitor="val/accuracy", mode="max")
+    module = TeacherModule(ResNet([1], [4], in_channels=1))
+    with pytest.raises(
+        UserError, match=r"^No validation image is labelled, so there is no val/accuracy to follow; label"
+    ):
+        trainer(tmp_path, callbacks=[best]).fit(module, _UnlabelledValidation())
 
 
 def test_a_flat_folder_is_a_target_domain(tmp_path: Path) -> None:
