@@ -27,6 +27,7 @@ echo "== Lint"
 
 echo "== Types"
 .venv-test/bin/mypy
+.venv-test/bin/mypy --config-file tests/mypy.ini
 
 ran="lint, types, tests on the CPU"
 if gpu=$($python -c "import torch; print(torch.cuda.get_device_name())" 2> /dev/null); then
