@@ -114,7 +114,7 @@ def referenced_classes(
                 f"{path!r} names {name!r}, which is not a network, loss, optimizer or scheduler; pass the argument "
                 "that needs it to load_from_checkpoint yourself if you trust the file."
             )
-        paths |= {name, *_import_paths(named)}
+        paths |= {name, *import_paths(named)}
     return paths
 
 
@@ -188,12 +188,12 @@ def _is_allowed_type(named: Any, types: tuple[type, ...]) -> bool:
     return inspect.isclass(created) and issubclass(created, types)
 
 
-def _import_paths(named: Any) -> set[str]:
+def import_paths(named: Any) -> set[str]:
     """Return the paths at which jsonargparse may look an object up: its definition, and every re-export above it."""
     if isinstance(named, functools.partial):
-        return _import_paths(named.func)
+        return import_paths(named.func)
     if not hasattr(named, "__qualname__"):  # a callable object
-        return _import_paths(type(named))
+        return import_paths(type(named))
     parts = named.__module__.split(".")
     above = [".".join(parts[:end]) for end in range(1, len(parts))]
     exporting = [module for module in above if getattr(sys.modules.get(module), named.__qualname__, None) is named]

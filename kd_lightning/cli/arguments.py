@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import yaml
+
 from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.checkpoints.described import saved_configuration
 from kd_lightning.checkpoints.trust import imported_packages
@@ -32,9 +34,13 @@ def expand_arguments(arguments: list[str]) -> Iterator[str]:
             yield argument
             continue
         value = value if joined else next(rest, "")
+        if not value:
+            raise UserError(f"{flag} needs a name; give it a recipe, a run or a file.")
         if flag == "--teacher":
             last.append(f"--model.teacher.path={value}")
         elif "\n" in value or Path(value).is_file():  # a recipe's text: Lightning starts further ranks with our words
+            if "\n" not in value:
+                _check_yaml(Path(value))
             yield from ("-c", value)
         elif (config := _trained_config(value, arguments) or _config_of_folder(value)) is not None:
             yield from ("-c", str(config))
@@ -61,6 +67,16 @@ def _trained_config(recipe: str, arguments: list[str]) -> Path | None:
     return config if config.is_file() else None
 
 
+def _check_yaml(file: Path) -> None:
+    """Read a file of the user's, as jsonargparse does not name it where it is not YAML."""
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(file)!r} is not a YAML file ({' '.join(str(error).split())[:300]}).") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{str(file)!r} is not a configuration; it needs sections such as model, data or trainer.")
+
+
 def _config_of_folder(name: str) -> Path | None:
     """Return the configuration of a run that is named by its folder, or by the folder of its versions."""
     if name in recipe_names() or not Path(name).is_dir():
@@ -80,6 +96,8 @@ def _with_config(arguments: list[str]) -> list[str]:
     """Add the configuration that a checkpoint describes where only the checkpoint is named."""
     flags = {argument.partition("=")[0] for argument in arguments}
     if flags & {"-c", "--config", "-h", "--help", "--model", "--model.class_path", "--print_config"}:
+        return arguments
+    if any(flag.endswith(".help") for flag in flags):
         return arguments
     checkpoint = _value_of("--ckpt_path", arguments)
     if arguments[0] in ("fit", "layers") or checkpoint in (None, BEST, LAST, "auto"):

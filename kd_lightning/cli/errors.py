@@ -30,6 +30,14 @@ def exit_on_error(command: str, *others: type[Exception]) -> Iterator[None]:
         sys.exit(f"kd-lightning {command}: {message}")
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and all errors that it was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
 def innermost_cause(error: BaseException) -> BaseException:
     """Return the cause that all other errors of a chain were raised from."""
     while error.__cause__ is not None:

@@ -7,7 +7,7 @@ import warnings
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from kd_lightning.callbacks import FeatureWriter, PredictionWriter, RunSummary, StepCheckpoint, TensorBoardImages
 from kd_lightning.checkpoints.checkpoint import Checkpoint
@@ -19,6 +19,7 @@ from kd_lightning.cli.device_options import choose_accelerator, drop_advertiseme
 from kd_lightning.cli.echo import echo
 from kd_lightning.cli.errors import exit_on_error, innermost_cause, one_line
 from kd_lightning.cli.layers import print_layers
+from kd_lightning.cli.parse_errors import explain_parse_errors
 from kd_lightning.cli.sources import echo_imported
 from kd_lightning.cli.teacher_files import find_teacher
 from kd_lightning.cli.trainer_errors import explain_device_error, explain_trainer_errors
@@ -44,6 +45,7 @@ class CommandLine(LightningCLI):
         self.lists_layers = not run
         self.parsers: list[LightningArgumentParser] = []
         self.opened: Checkpoint | None = None
+        parsing = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             model_class=ClassificationModule,
             subclass_mode_model=True,
@@ -60,6 +62,7 @@ class CommandLine(LightningCLI):
             },
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
+            parser_kwargs=parsing if not run else {**parsing, **{name: dict(parsing) for name in self.subcommands()}},
             run=run,
         )
 
@@ -82,6 +85,11 @@ class CommandLine(LightningCLI):
             parser.add_argument("--trust", action="store_true", help="Import whatever the checkpoint names.")
         else:
             parser.add_argument("--image_shape", type=list[int] | None, default=None, help="[C, H, W] of an image.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the command line; report mistakes in one sentence."""
+        with explain_parse_errors(self.parsers):
+            super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing, where Lightning lets a checkpoint's hyper-parameters override the command line.

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 _LIGHTNING = {
@@ -56,7 +57,9 @@ def _run(command: str) -> None:
 
         print(__version__)
     else:
-        sys.exit(f"kd-lightning: there is no command {command!r}.\n\n{_help()}")
+        near = get_close_matches(command, [*_LIGHTNING, *_FUNCTIONS, "compress"], n=1)
+        nearest = f"; the nearest is {near[0]}" if near else ""
+        sys.exit(f"kd-lightning: there is no command {command!r}{nearest}; `kd-lightning --help` lists all.")
 
 
 def _call(command: str) -> None:
@@ -64,19 +67,24 @@ def _call(command: str) -> None:
     from jsonargparse import ArgumentParser
 
     from kd_lightning.cli.errors import exit_on_error
+    from kd_lightning.cli.parse_errors import explain_parse_errors
 
     function = getattr(import_module(f"kd_lightning.cli.{command}"), command)
     kinds = function.__annotations__
     lists = [name for name, kind in kinds.items() if kind == list[str]]
     flags = [name for name, kind in kinds.items() if kind is bool]
-    parser = ArgumentParser(prog=f"kd-lightning {command}", description=function.__doc__.partition("\n")[0])
+    description = function.__doc__.partition("\n")[0]
+    parser = ArgumentParser(
+        prog=f"kd-lightning {command}", description=description, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_function_arguments(function, as_positional=True, skip={*lists, *flags})
     for name in lists:  # plain words, where jsonargparse would want one [a, b]
         parser.add_argument(name, nargs="+", type=str)
     for name in flags:
         parser.add_argument(f"--{name}", action="store_true")
-    options = parser.parse_args(["--output" if word == "-o" else word for word in sys.argv[2:]])
     with exit_on_error(command, OSError):
+        with explain_parse_errors([parser]):
+            options = parser.parse_args(["--output" if word == "-o" else word for word in sys.argv[2:]])
         function(**options.as_dict())
 
 
