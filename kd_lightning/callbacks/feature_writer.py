@@ -44,7 +44,7 @@ class FeatureWriter(BasePredictionWriter):
     ) -> None:
         super().__init__("batch")
         self.layers = list(layers or [])
-        self.path = path
+        self.path = None if path is None else Path(path).expanduser()
         self.split = split
         self.written: Path | None = None
         self._tap: FeatureTap | None = None
@@ -55,8 +55,8 @@ class FeatureWriter(BasePredictionWriter):
         super().setup(trainer, pl_module, stage)
         if stage != "predict" or not self.layers:
             return
-        if self.path is not None and Path(self.path).exists():
-            raise OutputExistsError(f"{self.path!r} exists; name another file for the features.")
+        if self.path is not None and self.path.exists():
+            raise OutputExistsError(f"{str(self.path)!r} exists; name another file for the features.")
         self._tap = FeatureTap(pl_module.network, self.layers)
         self._rows = []
         if self.split != "predict":
@@ -99,7 +99,7 @@ class FeatureWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             arrays: dict[str, Any] = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
             order = arrays["ids"].argsort(kind="stable")
-            self.written = Path(self.path or Path(folder, "features.npz"))
+            self.written = self.path or Path(folder, "features.npz")
             with atomic_write(self.written) as file:
                 np.savez(file, **{name: array[order] for name, array in arrays.items()})
 

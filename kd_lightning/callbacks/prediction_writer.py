@@ -29,15 +29,15 @@ class PredictionWriter(BasePredictionWriter):
 
     def __init__(self, path: str | None = None) -> None:
         super().__init__("batch")
-        self.path = path
+        self.path = None if path is None else Path(path).expanduser()
         self.written: Path | None = None
         self._rows: list[_Row] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that no file would be overwritten, before anything is computed."""
         self._rows = []
-        if self.path is not None and Path(self.path).exists():
-            raise OutputExistsError(f"{self.path!r} exists; name another file for the predictions.")
+        if self.path is not None and self.path.exists():
+            raise OutputExistsError(f"{str(self.path)!r} exists; name another file for the predictions.")
 
     def write_on_batch_end(
         self,
@@ -68,7 +68,7 @@ class PredictionWriter(BasePredictionWriter):
             named = [_named(row, data, classes) for row in rows]
             table = StringIO(newline="")
             csv.writer(table).writerows([("image", "label", "probability"), *named])
-            self.written = Path(self.path) if self.path else _unused_path(Path(folder))
+            self.written = self.path or _unused_path(Path(folder))
             with atomic_write(self.written) as file:
                 file.write(table.getvalue().encode())
 

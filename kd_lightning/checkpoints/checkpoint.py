@@ -36,7 +36,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path, *, trusted: Collection[str] = ()) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.trusted = frozenset(trusted)
         self.content = read_checkpoint(path)
         check_format(self.content, path)

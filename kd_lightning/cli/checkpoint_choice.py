@@ -63,7 +63,7 @@ def _run(options: Namespace) -> Run:
 
 
 def _named(which: str, options: Namespace) -> Path:
-    path = _run(options).checkpoint(which) if which in (BEST, LAST) else Path(which)
+    path = _run(options).checkpoint(which) if which in (BEST, LAST) else Path(which).expanduser()
     if not path.is_file():
         raise MissingFileError(f"There is no checkpoint {which!r}; give a file, best, last or auto to --ckpt_path.")
     return path

@@ -32,7 +32,7 @@ def classify(model: str, images: list[str], output: str | None = None) -> None:
         FileNotFoundError: If there is no such file or no image.
         ValueError: If the model cannot be read, or images could not; the others were classified.
     """
-    if output is not None and Path(output).exists():
+    if output is not None and Path(output).expanduser().exists():
         raise OutputExistsError(f"{output!r} exists; delete it, or name another file with -o.")
     classifier = OnnxClassifier(model)
     if classifier.shape[0] not in (1, 3):
@@ -40,7 +40,7 @@ def classify(model: str, images: list[str], output: str | None = None) -> None:
             f"{model!r} takes images of {classifier.shape[0]} channels, and files are read with 1 (grey) or 3; call "
             "OnnxClassifier in Python."
         )
-    files = [file for name in images for file in _images_in(Path(name))]
+    files = [file for name in images for file in _images_in(Path(name).expanduser())]
     rows: list[Row] = []
     unreadable: list[str] = []
     for first in range(0, len(files), 64):

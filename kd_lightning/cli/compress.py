@@ -43,7 +43,7 @@ def compress(arguments: Sequence[str]) -> None:
     file, values = compress_stages(options.config)
     classes = {} if options.num_classes is None else {"num_classes": options.num_classes}
     stages = read_stages(file, {**values, **classes})
-    folder: Path = options.output or LOGS / "compress" / Path(options.config).stem
+    folder: Path = (options.output or LOGS / "compress" / Path(options.config).stem).expanduser()
     titles = [f"== {number}/{len(stages)} {stage.name}:" for number, stage in enumerate(stages, 1)]
     if options.print:
         for title, stage in zip(titles, stages, strict=True):

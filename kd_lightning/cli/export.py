@@ -43,7 +43,7 @@ def export(
     source = open_source(checkpoint, trust=trust)
     file = source.path
     marks = [name for name, given in {"int8": int8, "fp16": fp16, "uint8": uint8}.items() if given]
-    path = Path(output) if output else file.with_name("-".join([file.stem, *marks]) + SUFFIXES[format])
+    path = Path(output).expanduser() if output else file.with_name("-".join([file.stem, *marks]) + SUFFIXES[format])
     network = source.network()
     calibration = _images(source, "train", calibration_images) if int8 else None
     if int8 and calibration is None:

@@ -31,7 +31,7 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
         UserError: If models take different images or have different classes, or the folder contains files that are
             not a report's.
     """
-    folder = Path(output)
+    folder = Path(output).expanduser()
     _check_folder(folder)
     found = _load(models, teacher, trust)
     for model in found:

@@ -48,7 +48,7 @@ def find_teacher(options: Namespace, command: str) -> Iterator[str]:
 
 def _leave_out(options: Namespace, missing: str | None, command: str) -> Iterator[str]:
     for node in _from_checkpoints([options.get("student"), options.get("teacher") if command == "layers" else None]):
-        if not Path(node.init_args.path).is_file():
+        if not Path(node.init_args.path).expanduser().is_file():
             network = node.init_args.network
             for name in list(vars(node)):
                 del node[name]

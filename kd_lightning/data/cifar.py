@@ -41,7 +41,7 @@ class _CIFARDataModule(ImageDataModule):
     def __init__(self, root: str = "data", *, augmentation: Augmentation = _AUGMENTATION, **options: Any) -> None:
         super().__init__(augmentation=Augmentation.resolve(augmentation, _AUGMENTATION), **options)
         self.save_hyperparameters({"root": root})
-        self.root = root
+        self.root = str(Path(root).expanduser())
 
     def prepare_data(self) -> None:
         """Download the archive unless it is there and complete."""

@@ -63,7 +63,7 @@ class MNISTDataModule(ImageDataModule):
             **options,
         )
         self.save_hyperparameters({"root": root, "size": size, "channels": channels})
-        self.root = root
+        self.root = str(Path(root).expanduser())
         self.size = (size or 28, size or 28)
 
     def prepare_data(self) -> None:

@@ -1,6 +1,7 @@
 """SVHN, downloaded and checked by torchvision."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -60,7 +61,7 @@ class SVHNDataModule(ImageDataModule):
             **options,
         )
         self.save_hyperparameters({"root": root, "size": size, "channels": channels})
-        self.root = root
+        self.root = str(Path(root).expanduser())
         self.size = (size or 32, size or 32)
 
     def prepare_data(self) -> None:

@@ -1,6 +1,7 @@
 """USPS, downloaded by torchvision."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -59,7 +60,7 @@ class USPSDataModule(ImageDataModule):
             **options,
         )
         self.save_hyperparameters({"root": root, "size": size, "channels": channels})
-        self.root = root
+        self.root = str(Path(root).expanduser())
         self.size = (size or 16, size or 16)
 
     def prepare_data(self) -> None:

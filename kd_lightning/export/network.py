@@ -71,7 +71,7 @@ def export_network(
         IsADirectoryError: If the path is that of a folder.
         UserError: If the options cannot be combined, the network cannot be exported, or the file disagrees with it.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     _check_options(path, format, fp16, calibration)
     if weight_device(network).type != "cpu":  # where files are written and compared
         network = copy.deepcopy(network).cpu()

@@ -32,7 +32,8 @@ class OnnxClassifier:
         from kd_lightning.export.extra import require_extra
 
         runtime = require_extra("onnxruntime")
-        if not Path(path).is_file():
+        path = Path(path).expanduser()
+        if not path.is_file():
             raise MissingFileError(f"There is no file {str(path)!r}; create one with `kd-lightning export`.")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads

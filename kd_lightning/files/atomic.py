@@ -29,6 +29,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         >>> path.read_text()
         'all of it'
     """
+    path = path.expanduser()
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         MissingFileError: If there is no such file.
         UserError: If the file is damaged (its checksums reveal a flipped bit), contains code, or has another format.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise MissingFileError(f"There is no checkpoint {str(path)!r}; check the path, or train the network first.")
     try:

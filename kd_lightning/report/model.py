@@ -79,7 +79,7 @@ def load_model(where: str, shape: tuple[int, int, int] | None = None, *, source:
     """
     source = source or source_of(where)
     if source is None or Path(where).suffix == ".onnx":
-        return _of_onnx(Path(where), source)
+        return _of_onnx(Path(where).expanduser(), source)
     name = _name(source.run.folder if source.run else source.path)
     return _of_network(source.network(), name, source.path, source.run, source, shape)
 

@@ -38,7 +38,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -53,7 +53,7 @@ class Run:
         Raises:
             FileNotFoundError: If there is no such run.
         """
-        path = Path(name)
+        path = Path(name).expanduser()
         if path.is_file():
             run = cls.of_checkpoint(path)
             if run is None:
@@ -79,7 +79,7 @@ class Run:
         """
         versions = {
             int(run.name.removeprefix("version_")): run
-            for run in Path(folder).glob("version_*")
+            for run in Path(folder).expanduser().glob("version_*")
             if run.name.removeprefix("version_").isdecimal() and any((run / CHECKPOINTS).glob("*.ckpt"))
         }
         if not versions:
@@ -275,4 +275,5 @@ def find_checkpoint(name: str | Path) -> Path:
     Raises:
         FileNotFoundError: If there is no such file or run.
     """
-    return Path(name) if Path(name).is_file() else Run.find(name).best
+    path = Path(name).expanduser()
+    return path if path.is_file() else Run.find(name).best

@@ -34,9 +34,10 @@ class Source:
     """
 
     def __init__(self, name: str | Path, *, trust: bool = False) -> None:
-        self._program = None if Path(name).is_file() else Run.find(name)
+        path = Path(name).expanduser()
+        self._program = None if path.is_file() else Run.find(path)
         self._trust = trust
-        self.path = Path(name) if self._program is None else self._program.best
+        self.path = path if self._program is None else self._program.best
         self.run = self._program or Run.of_checkpoint(self.path)
 
     @cached_property

@@ -87,7 +87,7 @@ class FeatureCache:
         """
         backbone = digest(self.network, without=self.name)
         fingerprint = {"network": backbone, **arithmetic(self.network, precision), **data.fingerprint()}
-        folder = None if where is True else Path(str(where))
+        folder = None if where is True else Path(str(where)).expanduser()
         count, width = len(data.splits["train"].labels), self.head.in_features
         self.cache = OutputCache(count, width, data.views, fingerprint, folder)
 

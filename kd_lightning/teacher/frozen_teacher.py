@@ -190,7 +190,7 @@ class FrozenTeacher:
         """
         network = self.inference_network or self.network
         fingerprint = {"teacher": digest(self.network), **arithmetic(network, precision), **data.fingerprint()}
-        folder = None if where is True else Path(str(where))
+        folder = None if where is True else Path(str(where)).expanduser()
         self._val_logits = {}
         self.cache = OutputCache(len(data.splits["train"].labels), classes, data.views, fingerprint, folder)
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from local_server import Server
+from PIL import Image
 from small_sets import SMALL_CIFAR10, SmallSet, archived, flipped
 
 from kd_lightning.data import CIFAR10DataModule, CIFAR100DataModule
@@ -136,3 +138,21 @@ def test_classes_are_known_without_the_files() -> None:
 
 def flip_a_bit(path: Path) -> None:
     path.write_bytes(flipped(path.read_bytes()))
+
+
+def test_with_one_mean_colours_become_grey_by_luma(tmp_path: Path, cifar10: Any) -> None:
+    data = CIFAR10DataModule(str(tmp_path), mean=[0.0], std=[1.0])
+    data.prepare_data()
+    data.setup("test")
+    (batch,) = [data.augment(batch) for batch in data.test_dataloader()]
+    assert data.image_shape == (1, 32, 32)
+    pixels = SMALL_CIFAR10.pixels[20:].permute(0, 2, 3, 1).numpy()
+    grey = np.stack([np.array(Image.fromarray(image).convert("L")) for image in pixels])
+    assert torch.allclose(batch.images * 255, torch.from_numpy(grey)[:, None].float(), atol=1e-3)
+
+
+def test_channels_that_the_images_do_not_have_are_refused(tmp_path: Path, cifar10: Any) -> None:
+    data = CIFAR10DataModule(str(tmp_path), mean=[0.5, 0.5], std=[1.0, 1.0])
+    data.prepare_data()
+    with pytest.raises(ValueError, match=r"^Images of 3 channels cannot be turned into 2, only colour \(3\) into grey"):
+        data.setup("fit")

@@ -83,3 +83,12 @@ def test_digits_are_cropped_and_not_flipped() -> None:
     shifts = torch.stack([padded[:, :, y : y + 8, x : x + 8] for y in range(3) for x in range(3)])
     assert (shifts == data.pixels(batch)).flatten(2).all(2).any(0).all()
     assert not torch.equal(data.pixels(batch), plain)
+
+
+def test_with_three_means_grey_is_repeated() -> None:
+    data = DigitsDataModule(mean=[0.3, 0.4, 0.5], std=[1.0, 1.0, 1.0])
+    data.setup("test")
+    images = data.augment(next(iter(data.test_dataloader()))).images
+    assert data.image_shape == (3, 8, 8)
+    shifted = images + torch.tensor([0.3, 0.4, 0.5])[:, None, None]
+    assert torch.allclose(shifted, shifted[:, :1].expand(-1, 3, -1, -1), atol=1e-6)

@@ -258,3 +258,113 @@ def test_testing_needs_no_training_folder(root: Path) -> None:
     shutil.rmtree(root / "train")
     data = ImageFolderDataModule(str(root))
     assert [batch.labels.tolist() for batch in batches(data, "test")] == [[0, 0, 0, 1, 1, 1]]
+
+
+# --- channels
+
+
+@pytest.mark.parametrize("memory_limit", [4.0, 0.0])
+def test_with_one_mean_colours_become_grey_by_luma(root: Path, memory_limit: float) -> None:
+    data = ImageFolderDataModule(str(root), mean=[0.5], std=[0.25], memory_limit=memory_limit)
+    assert data.image_shape == (1, 6, 8)
+    (batch,) = batches(data, "test")
+    files = [Path(data.image_name("test", sample)) for sample in batch.ids.tolist()]
+    grey = [np.array(Image.open(file).convert("L")) for file in files]
+    expected = (torch.from_numpy(np.stack(grey))[:, None] / 255 - 0.5) / 0.25
+    assert torch.allclose(batch.images, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_other_numbers_of_channels_are_refused(root: Path, channels: int) -> None:
+    expected = f"read with 3 channels, or 1 for grey, but mean has {channels} values; give 3 or 1"
+    with pytest.raises(ValueError, match=expected):
+        ImageFolderDataModule(str(root), mean=[0.5] * channels, std=[0.25] * channels)
+
+
+# --- orientation, formats and broken files
+
+
+def test_the_size_is_that_of_the_turned_image(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for name in ("ant", "bee"):
+        with Image.open(root / "train" / name / "00.png") as image:
+            upright = image.convert("RGB")
+        upright.transpose(Image.Transpose.ROTATE_90).save(root / "train" / name / "00.png", exif=exif)
+        pixels = torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+        images = in_memory(ImageFolderDataModule(str(root)).load("train"))
+        assert torch.equal(images.pixels[0 if name == "ant" else 6], pixels)
+
+
+@pytest.mark.parametrize("memory_limit", [4.0, 0.0])
+def test_an_orientation_behind_the_pixels_is_not_resized_in_silence(root: Path, memory_limit: float) -> None:
+    file = root / "train" / "ant" / "00.png"
+    exif = Image.Exif()
+    exif[0x112] = 6
+    write_image(file)
+    with Image.open(file) as image:
+        image.save(file, exif=exif)
+    written = file.read_bytes()
+    start, end = written.index(b"eXIf") - 4, written.index(b"IEND") - 4
+    length = int.from_bytes(written[start : start + 4], "big") + 12
+    moved = written[:start] + written[start + length : end] + written[start : start + length] + written[end:]
+    file.write_bytes(moved)
+    data = ImageFolderDataModule(str(root), memory_limit=memory_limit, batch_size=16, val_fraction=0.2)
+    with pytest.raises(ValueError, match=r"00\.png' has 6x8 pixels and the others 8x6; set image_size to resize all"):
+        batches(data, "train") + batches(data, "val")
+
+
+def test_all_formats_of_a_class_are_read(root: Path) -> None:
+    names = ["a.JPG", "b.jfif", "c.gif", "d.webp", "e.tif", "f.bmp"]
+    for name in names:
+        write_image(root / "train" / "ant" / name)
+    images = in_memory(ImageFolderDataModule(str(root)).load("train"))
+    assert {file.name for file in images.files} >= set(names)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("memory_limit", [4.0, 0.0])
+def test_broken_files_are_named_at_once(root: Path, memory_limit: float, workers: int) -> None:
+    broken = [root / "test" / name for name in ("ant/0.png", "bee/2.png")]
+    for file in broken:
+        file.write_bytes(file.read_bytes()[:60])
+    data = ImageFolderDataModule(str(root), memory_limit=memory_limit, num_workers=workers)
+    sentences = " ".join(f"{str(file)!r} cannot be read as an image; fix or remove it." for file in broken)
+    with pytest.raises(ValueError, match=f"^2 of 6 images cannot be read. {re.escape(sentences)}$"):
+        batches(data, "test")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("memory_limit", [4.0, 0.0])
+def test_prediction_leaves_out_broken_files_and_names_them(root: Path, memory_limit: float, workers: int) -> None:
+    files = [write_image(root / "predict" / f"{i}.png") for i in range(5)]
+    files[1].write_bytes(b"no image")
+    files[3].write_bytes(files[3].read_bytes()[:60])
+    (root / "predict" / "._0.png").write_bytes(b"what macOS leaves behind")
+    data = ImageFolderDataModule(str(root), memory_limit=memory_limit, num_workers=workers, batch_size=2)
+    with pytest.warns(UserWarning, match="^Left out: ") as told:
+        found = batches(data, "predict")
+    assert [re.findall(r"(\d)\.png", str(warning.message)) for warning in told] == [["1"], ["3"]]
+    names = [data.image_name("predict", sample) for batch in found for sample in batch.ids.tolist()]
+    assert names == [str(files[i]) for i in (0, 2, 4)]
+    shown = torch.cat([batch.images for batch in found])
+    (root / "predict" / "1.png").unlink()
+    (root / "predict" / "3.png").unlink()
+    whole = torch.cat([batch.images for batch in batches(ImageFolderDataModule(str(root)), "predict")])
+    assert torch.equal(shown, whole)
+
+
+def test_a_batch_of_broken_files_only_is_left_out(root: Path) -> None:
+    files = [write_image(root / "predict" / f"{i}.png") for i in range(4)]
+    for file in files[:2]:
+        file.write_bytes(file.read_bytes()[:60])
+    data = ImageFolderDataModule(str(root), memory_limit=0.0, batch_size=2, image_size=6)
+    with pytest.warns(UserWarning, match="^Left out: 2 of 2 images cannot be read"):
+        assert [batch.ids.tolist() for batch in batches(data, "predict")] == [[2, 3]]
+
+
+@pytest.mark.parametrize("memory_limit", [4.0, 0.0])
+def test_prediction_of_broken_files_only_is_refused(root: Path, memory_limit: float) -> None:
+    write_image(root / "predict" / "0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"0\.png' cannot be read as an image; fix or remove it\.$"):
+        ImageFolderDataModule(str(root), memory_limit=memory_limit).setup("predict")

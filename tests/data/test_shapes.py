@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
-from kd_lightning.data.shapes import check_size, reshape, resize, statistics, with_channels
+from kd_lightning.data.shapes import check_size, reshape, resize, statistics, stored_with_channels, with_channels
 
 PIXELS = torch.randint(0, 256, (3, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -55,3 +55,17 @@ def test_statistics_match_the_converted_images() -> None:
 def test_sizes_below_one_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match=rf"^size must be >= 1, or null for the images' own, got {size}\.$"):
         check_size(size)
+
+
+def test_stored_colours_become_the_grey_of_pillow() -> None:
+    ours = stored_with_channels(PIXELS, channels=1)
+    theirs = [np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")) for image in PIXELS]
+    assert torch.equal(ours, torch.from_numpy(np.stack(theirs))[:, None])
+    assert stored_with_channels(PIXELS, channels=3) is PIXELS
+    assert torch.equal(stored_with_channels(PIXELS[:, :1], channels=3), PIXELS[:, :1].repeat(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(3, 2), (3, 4), (1, 2), (4, 3), (2, 1)])
+def test_other_numbers_of_channels_are_refused(given: int, wanted: int) -> None:
+    with pytest.raises(ValueError, match=f"^Images of {given} channels cannot be turned into {wanted}, only colour"):
+        with_channels(torch.rand(2, given, 4, 4), channels=wanted)
