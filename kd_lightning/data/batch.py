@@ -12,12 +12,26 @@ class Batch(NamedTuple):
         images: Normalized floats ``(B, channels, H, W)``.
         labels: Class indices ``(B,)``, -1 where unlabelled; class probabilities ``(B, C)`` under mixup and CutMix.
         ids: ``sample * V + view``, int64 ``(B,)``, with samples numbered over the full stored set and V fixed views of
-            each (1: the sample itself); ``None`` where a plain loader gives no integers.
+            each (1: the sample itself).
     """
 
     images: Tensor
     labels: Tensor
-    ids: Tensor | None = None
+    ids: Tensor
+
+
+class LoadedBatch(NamedTuple):
+    """A batch of any loader, as modules see it.
+
+    Attributes:
+        images: Normalized floats ``(B, channels, H, W)``.
+        labels: Class indices, int64 ``(B,)``, -1 where unlabelled; or class probabilities ``(B, C)``.
+        ids: Integers ``(B,)``; see :class:`Batch`. ``None`` where the loader gives none.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor | None
 
 
 class RawBatch(NamedTuple):

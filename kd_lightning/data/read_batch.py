@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_lightning.data.batch import Batch
+from kd_lightning.data.batch import Batch, LoadedBatch
 from kd_lightning.errors import UserError
 
 _WANTED = "A batch must be (images, labels) with images (B, channels, H, W)"
 
 
-def read_training_batch(batch: Any, *, pairs: bool) -> tuple[Batch, Tensor | None]:
+def read_training_batch(batch: Any, *, pairs: bool) -> tuple[LoadedBatch, Tensor | None]:
     """Return a batch to train on, and the target's images where batches are pairs of domains.
 
     Args:
@@ -38,7 +38,7 @@ def read_training_batch(batch: Any, *, pairs: bool) -> tuple[Batch, Tensor | Non
     return source, target
 
 
-def read_batch(batch: Any, *, labelled: bool = True) -> Batch:
+def read_batch(batch: Any, *, labelled: bool = True) -> LoadedBatch:
     """Return a batch of any loader with labels as the losses take them; what its values are is not checked.
 
     Args:
@@ -54,15 +54,15 @@ def read_batch(batch: Any, *, labelled: bool = True) -> Batch:
         (tensor([1, 4]), None)
     """
     if isinstance(batch, Batch):
-        return batch
+        return LoadedBatch(*batch)
     images = read_images(batch)
     labels = _element(batch, 1)
     if labels is None and not labelled:
         labels = torch.full((len(images),), -1, device=images.device)
-    return Batch(images, _read_labels(labels, batch, images), _read_ids(batch, images))
+    return LoadedBatch(images, _read_labels(labels, batch, images), _read_ids(batch, images))
 
 
-def read_to_predict(batch: Any) -> Batch:
+def read_to_predict(batch: Any) -> LoadedBatch:
     """Return a batch whose labels are not used: they are not checked, and -1 where there is no tensor of them.
 
     Args:
@@ -76,11 +76,11 @@ def read_to_predict(batch: Any) -> Batch:
         tensor([-1, -1])
     """
     if isinstance(batch, Batch):
-        return batch
+        return LoadedBatch(*batch)
     images, labels = read_images(batch), _element(batch, 1)
     if not isinstance(labels, Tensor) or labels.shape[:1] != images.shape[:1]:
         labels = torch.full((len(images),), -1, device=images.device)
-    return Batch(images, labels, _read_ids(batch, images))
+    return LoadedBatch(images, labels, _read_ids(batch, images))
 
 
 def read_images(batch: Any) -> Tensor:

@@ -7,10 +7,12 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from kd_lightning import DigitsDataModule, TeacherModule
 from kd_lightning.callbacks import FeatureWriter
 from kd_lightning.data.image_set import ImageSet
+from kd_lightning.errors import UserError
 from kd_lightning.networks import DataConfig, ResNet, set_data_config
 
 Networks = Callable[..., ResNet]
@@ -74,3 +76,9 @@ def test_two_processes_write_the_same_as_one(small: Networks, make_trainer: Trai
         assert len(one["ids"]) == 360
         for name in one:
             np.testing.assert_allclose(one[name], two[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_split_of_a_plain_loader_is_refused(small: Networks, make_trainer: Trainers) -> None:
+    trainer = make_trainer(callbacks=[FeatureWriter(["avgpool"], split="train")])
+    with pytest.raises(UserError, match="can choose the split 'train' in data modules of kd_lightning only"):
+        trainer.predict(TeacherModule(small()), DataLoader(torch.rand(4, 1, 8, 8), batch_size=2))  # type: ignore[arg-type]

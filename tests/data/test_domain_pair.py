@@ -96,7 +96,7 @@ class RecordingModule(ClassificationModule):
         self.seen[dataloader_idx].append(batch)
         super().validation_step(batch, batch_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.seen["test"].append(batch)
         super().test_step(batch, batch_idx)
 

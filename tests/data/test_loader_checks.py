@@ -14,7 +14,7 @@ class Stream(IterableDataset):
 
 
 def loader(count: int = 9, **options: Any) -> DataLoader:
-    return DataLoader(list(range(count)), **{"batch_size": 4, **options})
+    return DataLoader(list(range(count)), **{"batch_size": 4, **options})  # type: ignore[arg-type]
 
 
 FULL, EMPTY, STREAM = loader(), loader(0), DataLoader(Stream(), batch_size=4)
