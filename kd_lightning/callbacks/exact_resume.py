@@ -6,11 +6,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.optim import Optimizer
 
 from kd_lightning.callbacks.rank_state import gather_ranks, select_rank
+from kd_lightning.errors import UserError
 
 
 class ExactResume(pl.Callback):
@@ -76,9 +78,17 @@ class ExactResume(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Restore the seed; the rest follows once the weights are on their device."""
+        """Restore the seed; the rest follows once the weights are on their device.
+
+        Raises:
+            UserError: If the run would search another learning rate.
+        """
         if trainer.state.fn != "fit":  # a checkpoint that is tested must not change the next fit
             return
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        # Lightning would begin again after the search, whose own checkpoint has no steps
+        if checkpoint["global_step"] > 0 and any(isinstance(callback, LearningRateFinder) for callback in callbacks):
+            raise UserError("A resumed run keeps its own learning rate; remove the callback that searches one.")
         saved = checkpoint.get("exact_resume", {})
         self.seed, self._loaded_gradients = saved.get("seed"), saved.get("gradients", {})
         self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])

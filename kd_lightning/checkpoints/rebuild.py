@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +19,44 @@ from kd_lightning.checkpoints.trust import (
 from kd_lightning.errors import UserError
 
 
-def rebuild_module(
+def load_from_checkpoint(
     cls: type[pl.LightningModule],
-    checkpoint: str | Path | Checkpoint,
-    arguments: Mapping[str, Any],
-    *,
-    network: str,
+    /,
+    checkpoint_path: str | Path | Checkpoint,
     map_location: str | torch.device | None = None,
     hparams_file: str | Path | None = None,
     strict: bool | None = None,
+    weights_only: bool | None = True,
+    **kwargs: Any,
 ) -> Any:
-    """Rebuild a module and load its state.
+    """Rebuild a module from a checkpoint as Lightning does, but read the file as data.
 
-    Lightning's own way reads the file again, and it has no public way to pass the content.
+    Its checksums are compared, and it may only name networks, losses, optimizers and schedulers of kd_lightning, torch,
+    torchvision and modules that are already imported. Code in it is not run, whatever ``weights_only`` is. An open
+    :class:`Checkpoint` is not read again.
 
     Args:
         cls: Class of the module.
-        checkpoint: Checkpoint of a run, or its path.
-        arguments: Arguments of the module in place of those in the checkpoint.
-        network: Name of the argument for the trained network.
+        checkpoint_path: Path of a checkpoint of a run, or an open checkpoint.
         map_location: Device of the module; the CPU by default.
         hparams_file: YAML file of hyper-parameters to use in place of those in the checkpoint.
         strict: As in ``load_state_dict``.
+        weights_only: Not used.
+        **kwargs: Arguments of the module in place of those in the checkpoint.
 
     Raises:
         MissingFileError: If there is no such file.
-        UserError: If the file is damaged, names classes that it may not name, or was saved from Python and networks or
+        UserError: If the file is damaged, contains code, names anything else, or was saved from Python and networks or
             losses are not passed again.
     """
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = Checkpoint.of_run(checkpoint)
+    network: str = cls.network_argument  # type: ignore[attr-defined]
+    checkpoint = checkpoint_path if isinstance(checkpoint_path, Checkpoint) else Checkpoint.of_run(checkpoint_path)
     path, saved, trusted = str(checkpoint.path), checkpoint.hyper_parameters, checkpoint.trusted
-    described = {name: value for name, value in saved.items() if name not in arguments}
+    described = {name: value for name, value in saved.items() if name not in kwargs}
     check_trusted_classes(described, path, trusted=trusted)
     allowed = referenced_classes(described, path, trusted=trusted)
-    _check_complete(cls, checkpoint, network, {*saved, *arguments})
-    replaced = dict(arguments)
+    _check_complete(cls, checkpoint, network, {*saved, *kwargs})
+    replaced = dict(kwargs)
     if network in described:
         replaced[network] = strip_pretrained(saved[network])  # all weights are in this checkpoint
     if hparams_file is not None:
@@ -66,6 +67,7 @@ def rebuild_module(
         cls.CHECKPOINT_HYPER_PARAMS_KEY: {**saved, **replaced},
     }
     with restricted_imports(path, allowed):
+        # Lightning's own way reads the file again, and it has no public way to pass the content
         module: Any = _load_state(cls, content, strict=strict, **replaced)
     return module if map_location is None else module.to(map_location)
 

@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.data.labels import check_labels
 from kd_lightning.data.read_batch import read_batch, read_training_batch
 from kd_lightning.errors import UserError
 from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.losses import AlignmentLoss, HardTargetLoss, Objective
 from kd_lightning.modules.classification import ClassificationModule
-from kd_lightning.modules.evaluation import Evaluation
+from kd_lightning.modules.evaluation import SplitEvaluation
 from kd_lightning.networks.dry_run import to_input_dtype, try_forward
 
 
@@ -57,7 +56,7 @@ class AdaptationModule(ClassificationModule):
         self.losses = Objective(losses, accepts=(AlignmentLoss, HardTargetLoss), views=1)
         self._tap = FeatureTap(network, self.losses.layers)
         self._total_steps = math.inf
-        self.target_evaluation: Evaluation | None = None
+        self.target_evaluation = SplitEvaluation()
         self._target_log_probabilities: list[Tensor] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -105,26 +104,18 @@ class AdaptationModule(ClassificationModule):
             )
         images, labels, _ = read_batch(batch, labelled=False)
         logits = self(images)
-        check_labels(labels, num_classes=logits.shape[1])
-        if self.target_evaluation is None:
-            self.target_evaluation = Evaluation(logits.shape[1]).to(logits.device)
         self.target_evaluation.update(logits, labels)
         self._target_log_probabilities.append(logits.float().log_softmax(1))
 
     def on_validation_epoch_end(self) -> None:
         """Log the source's metrics, the criterion, and the target's metrics under ``oracle/``."""
-        accuracy = self.evaluations[0].compute().get("accuracy") if self.evaluations else None
         super().on_validation_epoch_end()
-        if self.target_evaluation is None:
+        self.log_metrics("oracle", self.target_evaluation.finish())
+        if not self._target_log_probabilities:
             return
-        oracle = self.target_evaluation.compute()
-        oracle.pop("confusion", None)
-        self.log_metrics("oracle", oracle)
-        self.target_evaluation = None
-        information = self._mutual_information()
-        metrics = {"mutual_information": information}
-        if accuracy is not None:
-            metrics["criterion"] = accuracy + information
+        metrics = {"mutual_information": self._mutual_information()}
+        if "accuracy" in self.evaluation.metrics:
+            metrics["criterion"] = self.evaluation.metrics["accuracy"] + metrics["mutual_information"]
         self.log_metrics("val", metrics)
 
     def _mutual_information(self) -> Tensor:

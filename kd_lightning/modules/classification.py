@@ -3,53 +3,46 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kd_lightning.callbacks.data_check import DataCheck
-from kd_lightning.callbacks.devices import check_device, describe_devices, describe_precision
+from kd_lightning.callbacks.devices import check_device
 from kd_lightning.callbacks.early_stop import EarlyStopReport
 from kd_lightning.callbacks.epoch_metrics import EpochMetrics
 from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.finite_guard import FiniteGuard, StepRecord
 from kd_lightning.callbacks.out_of_memory import OutOfMemoryAdvice
-from kd_lightning.checkpoints.checkpoint import Checkpoint
+from kd_lightning.callbacks.speed_report import SpeedReport
+from kd_lightning.checkpoints import rebuild
 from kd_lightning.checkpoints.io import use_atomic_checkpoints
-from kd_lightning.checkpoints.rebuild import rebuild_module
 from kd_lightning.checkpoints.trust import unserializable
-from kd_lightning.data.labels import check_labels
 from kd_lightning.data.read_batch import read_batch, read_to_predict
-from kd_lightning.errors import UserError
 from kd_lightning.features import logits_of
-from kd_lightning.files.format import FORMAT, KEY
 from kd_lightning.modules import optim
-from kd_lightning.modules.evaluation import Evaluation, Prediction
+from kd_lightning.modules.evaluation import Prediction, SplitEvaluation
 from kd_lightning.modules.example_images import example_images
 from kd_lightning.modules.schedule import SchedulerFactory
-from kd_lightning.networks import DataConfig, data_config, set_data_config
-from kd_lightning.networks.channel_slicing import slice_to, sliced_shapes
 from kd_lightning.networks.compiled import unwrap_compiled
-from kd_lightning.networks.data_config import check_same_classes
+from kd_lightning.networks.data_config import DataConfig, check_same_classes, data_config, train_on
+from kd_lightning.networks.description import apply_description, describe_network
 from kd_lightning.networks.dry_run import (
     check_initialized,
     check_precision,
     count_classes,
-    describe_probabilities,
+    describe_output,
     input_dtype,
-    returns_probabilities,
     to_input_dtype,
     try_forward,
 )
-from kd_lightning.networks.memory_format import contiguous, use_channels_last
-from kd_lightning.networks.normalization import normalization_between
-from kd_lightning.networks.placement import weight_device
+from kd_lightning.networks.input_conversion import InputConversion
 from kd_lightning.networks.weights import check_fits
 
 
@@ -115,14 +108,11 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.optimization = optim.Optimization(
             learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, lr_monitor
         )
-        self._new_rate = False
         self.compiles = compile or compiled
-        self.channels_last = False
+        self.convert_input = InputConversion()
         self.num_classes: int | None = None
         self.image_shape: tuple[int, ...] | None = None
-        self.convert_input: nn.Module = nn.Identity()
-        self.evaluations: dict[int, Evaluation] = {}
-        self.confusion: Tensor | None = None
+        self.evaluation = SplitEvaluation()
         self.epoch_metrics = EpochMetrics()
         self.finite_guard = FiniteGuard(on_nonfinite, self.epoch_metrics)
         # of the subclass's constructor too, which is on the stack
@@ -139,7 +129,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         # other precisions convert batches, mixed ones those of half precision
         if images.dtype == torch.float64 or self._trainer is None or self._trainer.precision == "32-true":
             images = images.to(input_dtype(self.network))
-        return images if self.channels_last else contiguous(images)
+        return images
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -149,7 +139,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         """Attach what watches the run; see each callback."""
         attached: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         kinds = {type(callback) for callback in attached}
-        new = [kind() for kind in (ExactResume, OutOfMemoryAdvice, DataCheck, EarlyStopReport) if kind not in kinds]
+        watching = (ExactResume, OutOfMemoryAdvice, DataCheck, EarlyStopReport, SpeedReport)
+        new = [kind() for kind in watching if kind not in kinds]
         own = [self.finite_guard, self.epoch_metrics]
         return [*new, *(callback for callback in own if callback not in attached)]
 
@@ -183,18 +174,16 @@ class ClassificationModule(pl.LightningModule, ABC):
         check_precision(self.network, str(self.trainer.precision))
         name = type(self.network).__name__
         logits = try_forward(self, lambda: self._first_forward(images), name, images, self.network)
-        if returns_probabilities(logits):
-            rank_zero_warn(describe_probabilities(f"The network {name}"))
-        if self.trainer.state.fn == "fit" and getattr(self.network, "aux_logits", False):
-            rank_zero_warn(f"{name} has auxiliary classifiers, which no loss trains; build it with aux_logits=False.")
+        for warning in describe_output(self.network, logits, trains=self.trainer.state.fn == "fit"):
+            rank_zero_warn(warning)
         self.num_classes = count_classes(self.network, logits, getattr(self.data_module, "num_classes", None) or None)
 
     def _first_forward(self, images: Tensor) -> Tensor:
-        self.channels_last = use_channels_last(self.network, lambda: self(images))
+        self.convert_input.choose_memory_format(self.network, lambda: self(images))
         return self(images)  # type: ignore[no-any-return]
 
     @property
-    def data_module(self) -> Any:
+    def data_module(self) -> object:
         """The data module of the trainer, if there is one."""
         return self._trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
 
@@ -204,15 +193,13 @@ class ClassificationModule(pl.LightningModule, ABC):
         return DataConfig.of(*(getattr(self.data_module, name, None) for name in DataConfig._fields))
 
     def _match_data(self) -> None:
-        known, data = data_config(self.network), self.data
-        self.convert_input = normalization_between(data, known).to(weight_device(self.network))
-        if self.trainer.state.fn == "fit":  # from now on its weights are trained on these data
-            statistics = data if known.mean is None else known
-            set_data_config(self.network, statistics._replace(classes=data.classes or known.classes))
+        self.convert_input.match(self.network, self.data)
+        if self.trainer.state.fn == "fit":
+            train_on(self.network, self.data)
         else:
-            check_same_classes("The network", known, data)
+            check_same_classes("The network", data_config(self.network), self.data)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Return SGD with one cycle in steps, unless others are given."""
         return self.optimization.configure(self, self.network, self.trainer)
 
@@ -224,32 +211,30 @@ class ClassificationModule(pl.LightningModule, ABC):
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
         self.optimization = replace(self.optimization, learning_rate=rate)
-        self._new_rate = self._trainer is not None
 
     def on_train_start(self) -> None:
-        """Print what makes the training fast, and what else could."""
-        if self._new_rate:  # found after the optimizer was built
-            if self.trainer.global_step > 0:
-                raise UserError("A resumed run keeps its own learning rate; remove the callback that searches one.")
-            self.trainer.strategy.setup_optimizers(self.trainer)
-            self._new_rate = False
-        rank_zero_info(f"Speed: {'; '.join(self.describe_speed())}.")
+        """Train at the learning rate of the module, also if it was found after the optimizer was built."""
+        optim.use_found_rate(self.trainer, self.learning_rate)
 
     def describe_speed(self) -> list[str]:
-        """Return what makes the training fast, and what else could."""
+        """Return what makes the network fast, and what else could."""
         compiled = "is compiled" if self.compiles else "is not compiled (compile=true may be faster in long runs)"
         contiguous = "the network runs in contiguous memory (reshape in place of view allows channels-last)"
-        layout = [] if self.channels_last else [contiguous]
-        return [describe_devices(self.trainer), describe_precision(self.trainer), f"the network {compiled}", *layout]
+        return [f"the network {compiled}", *([] if self.convert_input.channels_last else [contiguous])]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Prepare torch's fused SGD for updates that may be skipped."""
         optim.init_momentum_buffers(optimizer)
 
-    def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
         """Clip as Lightning does, unless the update is skipped: torch cannot clip by value without gradients."""
         if any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"]):
-            super().configure_gradient_clipping(optimizer, *args, **kwargs)
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def log_step(
         self, loss: Tensor, terms: dict[str, Tensor], logits: Tensor, labels: Tensor, tensors: dict[str, Tensor]
@@ -277,7 +262,7 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation images."""
-        self._finish_evaluation("val")
+        self.log_metrics("val", self.evaluation.finish())
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of test images."""
@@ -285,7 +270,7 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the test images."""
-        self._finish_evaluation("test")
+        self.log_metrics("test", self.evaluation.finish())
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Prediction:
         """Return the most probable label of each image, and its probability."""
@@ -306,22 +291,13 @@ class ClassificationModule(pl.LightningModule, ABC):
         images, labels, _ = read_batch(batch)
         logits = self(images)
         self.num_classes = logits.shape[1]
-        check_labels(labels, num_classes=self.num_classes)
-        if dataloader_idx not in self.evaluations:
-            self.evaluations[dataloader_idx] = Evaluation(logits.shape[1]).to(logits.device)
         reference = self.reference_logits(images, batch_idx if dataloader_idx == 0 else None)
-        self.evaluations[dataloader_idx].update(logits, labels, reference)
+        self.evaluation.update(logits, labels, reference, loader=dataloader_idx)
 
-    def _finish_evaluation(self, split: str) -> None:
-        # created again in the mode (no_grad or inference) of the next evaluation
-        evaluations, self.evaluations = self.evaluations, {}
-        for number, evaluation in evaluations.items():
-            metrics = evaluation.compute()
-            confusion = metrics.pop("confusion", None)
-            if number == 0:
-                self.confusion = confusion
-            suffix = f"/loader_{number}" if number else ""  # Lightning keeps its own suffix to itself
-            self.log_metrics(split, {f"{name}{suffix}": value for name, value in metrics.items()})
+    @property
+    def confusion(self) -> Tensor | None:
+        """The confusion matrix ``(C, C)`` of the last evaluation, on its first loader, if that had labels."""
+        return self.evaluation.metrics.get("confusion")
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Log as Lightning does, and nothing under ``Trainer(barebones=True)``, where it would warn in each step."""
@@ -334,44 +310,18 @@ class ClassificationModule(pl.LightningModule, ABC):
             self.log(f"{split}/{name}", value, prog_bar=name == "accuracy", sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the network needs to be used elsewhere, as plain data: its input and classes, and its widths."""
-        checkpoint[KEY] = FORMAT
-        checkpoint["data_config"] = data_config(self.network)._asdict()
-        if (shapes := sliced_shapes(self.network)) is not None:
-            checkpoint["sliced_shapes"] = shapes
+        """Add what the network needs to be used elsewhere."""
+        checkpoint.update(describe_network(self.network))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it."""
-        if isinstance(checkpoint.get("sliced_shapes"), dict):
-            slice_to(self.network, checkpoint["sliced_shapes"])
-        set_data_config(self.network, DataConfig.of(**checkpoint.get("data_config", {})))
+        apply_description(self.network, checkpoint)
         if self._trainer is not None:
             self._match_data()
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load as torch does; weights of another network raise one sentence."""
         with check_fits(self, state_dict):
-            return super().load_state_dict(state_dict, *args, **kwargs)
+            return super().load_state_dict(state_dict, strict, assign)
 
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning has a descriptor in its place
-        cls,
-        checkpoint_path: str | Path | Checkpoint,
-        map_location: str | torch.device | None = None,
-        hparams_file: str | Path | None = None,
-        strict: bool | None = None,
-        weights_only: bool | None = True,
-        **kwargs: Any,
-    ) -> Any:
-        """Rebuild a module from a checkpoint as Lightning does, but read the file as data.
-
-        Its checksums are compared, and it may only name networks, losses, optimizers and schedulers of kd_lightning,
-        torch, torchvision and modules that are already imported. Code in it is not run, whatever ``weights_only`` is.
-        An open :class:`Checkpoint` is not read again.
-
-        Raises:
-            UserError: If the file is damaged, contains code, names anything else, or was saved from Python and the
-                networks are not passed again.
-        """
-        places: dict[str, Any] = {"map_location": map_location, "hparams_file": hparams_file, "strict": strict}
-        return rebuild_module(cls, checkpoint_path, kwargs, network=cls.network_argument, **places)
+    load_from_checkpoint = classmethod(rebuild.load_from_checkpoint)  # type: ignore[assignment]

@@ -24,10 +24,8 @@ from kd_lightning.networks.dry_run import (
     to_input_dtype,
     try_forward,
 )
-from kd_lightning.networks.normalization import normalization_between
-from kd_lightning.networks.placement import weight_device
 from kd_lightning.teacher.frozen_teacher import FrozenTeacher
-from kd_lightning.teacher.view_cache import uncacheable_reason
+from kd_lightning.teacher.view_cache import check_cacheable
 
 
 class DistillationModule(ClassificationModule):
@@ -177,7 +175,7 @@ class DistillationModule(ClassificationModule):
         if bool(images.isfinite().all()) and not bool(outputs.logits.isfinite().all()):
             raise UserError("The teacher's logits are not finite (NaN or infinity); its weights are damaged.")
         if teacher.tap.layers:
-            teacher.tap.check_not_overwritten(teacher.network_input(images))
+            teacher.tap.check_not_overwritten(teacher.convert_input(images))
         return outputs
 
     def _match_data(self) -> None:
@@ -186,8 +184,7 @@ class DistillationModule(ClassificationModule):
         if self.frozen_teacher is None:
             return
         known, data = data_config(self.frozen_teacher.network), self.data
-        device = weight_device(self.frozen_teacher.network)
-        self.frozen_teacher.convert_input = normalization_between(data, known).to(device)
+        self.frozen_teacher.convert_input.match(self.frozen_teacher.network, data)
         if known.mean is None and data.mean is not None and self.losses.shapes is None:
             rank_zero_info("The teacher's input statistics are not known; those of the data are assumed.")
         if self.losses.compares_logits:
@@ -207,12 +204,13 @@ class DistillationModule(ClassificationModule):
             self._open_cache(self.frozen_teacher, self.teacher_cache)
 
     def _open_cache(self, teacher: FrozenTeacher, where: bool | str) -> None:
-        data = self.data_module
         reading = next((name for name, loss in self.losses.items() if loss.teacher_layers), None)
-        features = None if reading is None else f"the loss {reading!r} reads the teacher's layers, which are not cached"
-        reason = features or uncacheable_reason(data)
-        if reason is not None:
-            raise UserError(f"The teacher's logits cannot be cached: {reason}, or set teacher_cache=False.")
+        if reading is not None:
+            raise UserError(
+                f"The teacher's logits cannot be cached: the loss {reading!r} reads the teacher's layers, which are "
+                "not cached, or set teacher_cache=False."
+            )
+        data = check_cacheable(self.data_module, "The teacher's logits", "teacher_cache")
         shapes = self.losses.shapes
         assert shapes is not None
         assert shapes[1] is not None
@@ -230,7 +228,7 @@ class DistillationModule(ClassificationModule):
                 self.frozen_teacher.load_view(self.current_epoch, self.trainer)
 
     def describe_speed(self) -> list[str]:
-        """Return what makes the training fast, and what else could: the teacher's part too."""
+        """Return what makes the networks fast, and what else could."""
         return [*super().describe_speed(), *([] if self.frozen_teacher is None else self.frozen_teacher.speed())]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,13 +1,13 @@
 """Metrics of validation and test images."""
 
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
-from kd_lightning.data.labels import class_indices
+from kd_lightning.data.labels import check_labels, class_indices
 from kd_lightning.losses import hard_target_loss, soft_target_loss
 
 
@@ -17,6 +17,12 @@ class Prediction(NamedTuple):
     ids: Tensor | None
     labels: Tensor
     probabilities: Tensor
+
+
+class _Common(TypedDict):
+    num_classes: int
+    ignore_index: int
+    validate_args: bool
 
 
 class Evaluation(nn.Module):
@@ -31,7 +37,7 @@ class Evaluation(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        common: dict[str, Any] = {"num_classes": num_classes, "ignore_index": -1, "validate_args": False}
+        common: _Common = {"num_classes": num_classes, "ignore_index": -1, "validate_args": False}
         self.labelled = SumMetric()
         self.loss = MeanMetric(nan_strategy=float("nan"))
         self.agreement = MeanMetric()
@@ -80,3 +86,47 @@ class Evaluation(nn.Module):
 
     def _metrics(self) -> dict[str, Metric]:
         return cast("dict[str, Metric]", dict(self.by_label.items()))
+
+
+class SplitEvaluation:
+    """The evaluation of a split, one :class:`Evaluation` for each of its loaders, created with its first batch.
+
+    Each pass has new ones, because what is summed has the mode (``no_grad`` or ``inference_mode``) it was created in.
+
+    Attributes:
+        metrics: Metrics of the first loader in the last pass by name, the confusion matrix included.
+
+    Example:
+        >>> evaluation = SplitEvaluation()
+        >>> evaluation.update(torch.eye(3), torch.tensor([0, 1, 1]))
+        >>> evaluation.update(torch.eye(3), torch.tensor([0, 1, 2]), loader=1)
+        >>> {name: round(float(value), 2) for name, value in evaluation.finish().items() if "accuracy" in name}
+        {'accuracy': 0.67, 'accuracy/loader_1': 1.0}
+    """
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, Tensor] = {}
+        self._evaluations: dict[int, Evaluation] = {}
+
+    def update(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None, *, loader: int = 0) -> None:
+        """Add a batch of a loader; see :meth:`Evaluation.update`.
+
+        Raises:
+            UserError: If a label is not a class.
+        """
+        check_labels(labels, num_classes=logits.shape[1])
+        if loader not in self._evaluations:
+            self._evaluations[loader] = Evaluation(logits.shape[1]).to(logits.device)
+        self._evaluations[loader].update(logits, labels, teacher_logits)
+
+    def finish(self) -> dict[str, Tensor]:
+        """Return the scalar metrics of the pass, those of further loaders as ``name/loader_1``, and end it."""
+        evaluations, self._evaluations = self._evaluations, {}
+        computed = {loader: evaluation.compute() for loader, evaluation in evaluations.items()}
+        self.metrics = computed.get(0, {})
+        return {
+            f"{name}/loader_{loader}" if loader else name: value  # Lightning keeps its own suffix to itself
+            for loader, metrics in computed.items()
+            for name, value in metrics.items()
+            if name != "confusion"
+        }

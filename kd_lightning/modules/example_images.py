@@ -1,7 +1,6 @@
 """Two images to try networks on before training."""
 
-from typing import Any
-
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
@@ -12,7 +11,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.networks.dry_run import first_twice
 
 
-def example_images(trainer: Any, *, pairs: bool) -> Tensor | None:
+def example_images(trainer: pl.Trainer, *, pairs: bool) -> Tensor | None:
     """Return two images of the shape of the training images, without advancing the loader.
 
     Args:
@@ -26,7 +25,7 @@ def example_images(trainer: Any, *, pairs: bool) -> Tensor | None:
     Raises:
         UserError: If there is no training batch, or it cannot be read.
     """
-    shape = getattr(trainer.datamodule, "image_shape", None)
+    shape = getattr(trainer.datamodule, "image_shape", None)  # type: ignore[attr-defined]
     if shape is not None:
         return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     source = trainer.fit_loop._data_source

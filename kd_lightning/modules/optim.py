@@ -8,12 +8,18 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim import SGD, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LambdaLR
 
 from kd_lightning.errors import UserError, first_line
-from kd_lightning.modules.parameter_groups import layerwise_decay_groups, parameter_groups, undecayed_by_request
+from kd_lightning.modules.parameter_groups import (
+    ParameterGroups,
+    layerwise_decay_groups,
+    parameter_groups,
+    undecayed_by_request,
+)
 from kd_lightning.modules.schedule import SchedulerFactory, build_scheduler, one_cycle
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -56,7 +62,9 @@ class Optimization:
                 f"layer_decay must be in (0, 1], got {self.layer_decay}; 1 gives all layers the same learning rate."
             )
 
-    def configure(self, module: nn.Module, network: nn.Module, trainer: pl.Trainer) -> dict[str, Any]:
+    def configure(
+        self, module: nn.Module, network: nn.Module, trainer: pl.Trainer
+    ) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Return optimizer and scheduler as Lightning's ``configure_optimizers`` does.
 
         Args:
@@ -71,14 +79,16 @@ class Optimization:
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
         if self.lr_scheduler is not None:
-            options: dict[str, Any] = {"interval": self.lr_interval, "monitor": self.lr_monitor, "trainer": trainer}
-            return {"optimizer": optimizer, "lr_scheduler": build_scheduler(self.lr_scheduler, optimizer, **options)}
+            scheduler = build_scheduler(
+                self.lr_scheduler, optimizer, interval=self.lr_interval, monitor=self.lr_monitor, trainer=trainer
+            )
+            return {"optimizer": optimizer, "lr_scheduler": scheduler}
         if self.optimizer is not None:
             return {"optimizer": optimizer}
         curve = partial(one_cycle, total_steps=trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, curve), "interval": "step"}}
 
-    def _groups(self, module: nn.Module, network: nn.Module) -> list[dict[str, Any]]:
+    def _groups(self, module: nn.Module, network: nn.Module) -> ParameterGroups:
         if self.layer_decay == 1:
             groups = parameter_groups(module.parameters(), undecayed_by_request(module))
         else:
@@ -89,7 +99,7 @@ class Optimization:
             raise UserError("All weights are frozen, so nothing would train; set requires_grad for some of them.")
         return groups
 
-    def _optimizer(self, groups: list[dict[str, Any]], trainer: pl.Trainer) -> Optimizer:
+    def _optimizer(self, groups: ParameterGroups, trainer: pl.Trainer) -> Optimizer:
         if self.optimizer is not None:
             given = {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}
             return build_optimizer(self.optimizer, groups, trainer, **given)
@@ -97,12 +107,14 @@ class Optimization:
         decay = 5e-4 if self.weight_decay is None else self.weight_decay
         real = all(weight.is_floating_point() for group in groups for weight in group["params"])
         fused = real and not clips_in_mixed_precision(trainer)  # one kernel for all weights
-        return SGD(groups, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True, fused=fused)
+        return SGD(
+            [dict(group) for group in groups], lr=rate, weight_decay=decay, momentum=0.9, nesterov=True, fused=fused
+        )
 
 
 def build_optimizer(
     factory: OptimizerFactory,
-    groups: list[dict[str, Any]],
+    groups: ParameterGroups,
     trainer: pl.Trainer,
     *,
     learning_rate: float | None = None,
@@ -159,6 +171,19 @@ def _check_argument(optimizer: Optimizer, argument: str, value: float) -> None:
 def clips_in_mixed_precision(trainer: pl.Trainer) -> bool:
     """Return whether gradients are clipped in a precision in which Lightning rejects fused optimizers."""
     return bool(trainer.gradient_clip_val) and "mixed" in str(trainer.precision)
+
+
+def use_found_rate(trainer: pl.Trainer, learning_rate: float | None) -> None:
+    """Build the optimizers of a run again, with their schedules, if they were built with another learning rate.
+
+    Lightning's ``LearningRateFinder`` sets the rate of a module afterwards.
+
+    Args:
+        trainer: Trainer of the run, before the first step.
+        learning_rate: The module's learning rate; ``None`` for that of the optimizer.
+    """
+    if any(learning_rate not in (None, optimizer.defaults.get("lr")) for optimizer in trainer.optimizers):
+        trainer.strategy.setup_optimizers(trainer)
 
 
 def init_momentum_buffers(optimizer: Optimizer) -> None:

@@ -5,10 +5,13 @@ from typing import Any
 
 from torch import nn
 
+ParameterGroups = list[dict[str, Any]]
+"""As torch's optimizers take them."""
+
 
 def parameter_groups(
     parameters: Iterable[nn.Parameter], exempt: Collection[nn.Parameter] = frozenset()
-) -> list[dict[str, Any]]:
+) -> ParameterGroups:
     """Return two groups, so that weight decay leaves out norms and biases (fewer than two dimensions).
 
     Args:
@@ -24,7 +27,7 @@ def parameter_groups(
     for parameter in parameters:
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 and parameter not in exempt else undecayed).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
+    groups: ParameterGroups = [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
@@ -61,7 +64,7 @@ def _asked(module: nn.Module, method: str) -> set[str]:
     return set(function()) if callable(function) else set()
 
 
-def layerwise_decay_groups(network: nn.Module, layer_decay: float) -> list[dict[str, Any]]:
+def layerwise_decay_groups(network: nn.Module, layer_decay: float) -> ParameterGroups:
     """Return groups as :func:`parameter_groups` does, in which earlier parts of the network learn more slowly.
 
     Parts are the direct children of the network, in order of declaration; one that holds more than half of all layers
@@ -76,7 +79,8 @@ def layerwise_decay_groups(network: nn.Module, layer_decay: float) -> list[dict[
     """
     exempt = undecayed_by_request(network)
     parts = [part for part in _parts(network, _count_layers(network)) if _is_trained(part)]
-    groups, seen, scale = [], set[nn.Parameter](), 1.0
+    groups: ParameterGroups = []
+    seen, scale = set[nn.Parameter](), 1.0
     for part in reversed(parts):
         new = [weight for weight in part.parameters() if weight not in seen]
         seen.update(new)

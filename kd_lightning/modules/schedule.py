@@ -4,10 +4,10 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.types import LRSchedulerTypeUnion
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, LRSchedulerTypeUnion
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -24,7 +24,7 @@ def build_scheduler(
     interval: Literal["step", "epoch"],
     monitor: str,
     trainer: pl.Trainer,
-) -> dict[str, Any]:
+) -> LRSchedulerConfigType:
     """Build a user's scheduler, as Lightning expects it.
 
     Args:
@@ -62,10 +62,13 @@ def _dry_step(factory: SchedulerFactory, optimizer: Optimizer) -> None:
     """Step a scheduler of a copy of the optimizer's settings: some arguments (a step_size of 0) only fail then."""
     trial = copy.copy(optimizer)
     trial.param_groups = [dict(group) for group in optimizer.param_groups]
-    scheduler: Any = factory(trial)
+    scheduler = factory(trial)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch misses a step of the optimizer before
-        scheduler.step(*[0.0] * isinstance(scheduler, ReduceLROnPlateau))
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(0.0)
+        else:
+            scheduler.step()
 
 
 def _scheduler_steps(interval: Literal["step", "epoch"], trainer: pl.Trainer) -> float:

@@ -12,7 +12,7 @@ from kd_lightning.losses import hard_target_loss
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks.dry_run import to_input_dtype
 from kd_lightning.teacher.feature_cache import FeatureCache
-from kd_lightning.teacher.view_cache import uncacheable_reason
+from kd_lightning.teacher.view_cache import check_cacheable
 
 
 class TeacherModule(ClassificationModule):
@@ -71,10 +71,7 @@ class TeacherModule(ClassificationModule):
         """Open the cache of features, if there is one."""
         self._features = None
         if self.feature_cache is not False:
-            data = self.data_module
-            reason = uncacheable_reason(data)
-            if reason is not None:
-                raise UserError(f"Features cannot be cached: {reason}, or set feature_cache=False.")
+            data = check_cacheable(self.data_module, "Features", "feature_cache")
             images = torch.randn(4, *data.image_shape, generator=torch.Generator().manual_seed(0))
             self._features = FeatureCache(self.network, self.network_input(to_input_dtype(images, self.network)))
             self._features.enable_cache(data, self.feature_cache, str(self.trainer.precision))
@@ -87,6 +84,6 @@ class TeacherModule(ClassificationModule):
                 self._features.load_view(self.current_epoch, self.trainer, self.network_input)
 
     def describe_speed(self) -> list[str]:
-        """Return what makes the training fast, and what else could: the cache too."""
-        cached = [] if self._features is None else ["the frozen layers run once for each view of an image"]
+        """Return what makes the network fast, and what else could: the cache too."""
+        cached = [] if self.feature_cache is False else ["the frozen layers run once for each view of an image"]
         return [*super().describe_speed(), *cached]

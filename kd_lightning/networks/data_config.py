@@ -81,6 +81,21 @@ def truncate(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+def train_on(network: nn.Module, data: DataConfig) -> None:
+    """Attach the classes of the data that a network is trained on from now on, and their statistics if it has none.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> train_on(network, DataConfig.of(mean=[0.5], std=[0.2], classes=["cat", "dog"]))
+        >>> train_on(network, DataConfig.of(mean=[0.4], std=[0.1]))
+        >>> data_config(network)
+        DataConfig(mean=(0.5,), std=(0.2,), classes=('cat', 'dog'))
+    """
+    known = data_config(network)
+    statistics = data if known.mean is None else known
+    set_data_config(network, statistics._replace(classes=data.classes or known.classes))
+
+
 def data_config(network: nn.Module | None) -> DataConfig:
     """Return the configuration that is attached to a network, with ``None`` in all fields if there is none."""
     known: DataConfig = getattr(network, _ATTRIBUTE, DataConfig())

@@ -139,6 +139,21 @@ def describe_probabilities(who: str) -> str:
     return f"{who} returns probabilities and not logits; remove its softmax, because losses apply one themselves."
 
 
+def describe_output(network: nn.Module, logits: Tensor, *, trains: bool) -> list[str]:
+    """Return warnings about the output of a network to train or to evaluate.
+
+    Args:
+        network: The network.
+        logits: Its output.
+        trains: Whether it is trained.
+    """
+    name = type(network).__name__
+    warnings = [describe_probabilities(f"The network {name}")] if returns_probabilities(logits) else []
+    if trains and getattr(network, "aux_logits", False):
+        warnings.append(f"{name} has auxiliary classifiers, which no loss trains; build it with aux_logits=False.")
+    return warnings
+
+
 def to_input_dtype(images: Tensor, network: nn.Module) -> Tensor:
     """Return images in the type and on the device of a network's weights (``bf16-true`` has its own type)."""
     weight = next(network.parameters(), images)

@@ -13,7 +13,7 @@ from kd_lightning.features import FeatureTap, Outputs, logits_of
 from kd_lightning.networks.compiled import unwrap_compiled
 from kd_lightning.networks.copying import copy_network
 from kd_lightning.networks.dry_run import check_initialized, input_dtype
-from kd_lightning.networks.memory_format import contiguous, use_channels_last
+from kd_lightning.networks.input_conversion import InputConversion
 from kd_lightning.teacher.fingerprint import arithmetic, digest
 from kd_lightning.teacher.folding import fold_batch_norms
 from kd_lightning.teacher.output_cache import OutputCache, to_float16
@@ -35,8 +35,8 @@ class FrozenTeacher:
         network: The frozen copy.
         tap: Runs the copy and reads its layers.
         compiled: Whether the network was wrapped by ``torch.compile``.
-        convert_input: Converts images of the data module to the statistics that the teacher expects.
-        channels_last: Whether it runs in channels-last, after :meth:`prepare`.
+        convert_input: Converts images of the data module to the statistics that the teacher expects, and to the memory
+            format that :meth:`prepare` has chosen.
         inference_network: The faster copy, after :meth:`optimize_for_inference`.
         folded: Whether that copy has folded batch norms.
         cache: The cached logits, after :meth:`enable_cache`.
@@ -54,8 +54,7 @@ class FrozenTeacher:
         for weight in self.network.parameters():  # requires_grad_ is not there for TorchScript
             weight.requires_grad_(False)
         self.tap = FeatureTap(self.network, layers, role="teacher")
-        self.convert_input: nn.Module = nn.Identity()
-        self.channels_last = True
+        self.convert_input = InputConversion()
         self.inference_network: nn.Module | None = None
         self.folded = False
         self.cache: OutputCache | None = None
@@ -73,7 +72,7 @@ class FrozenTeacher:
         if self.cache is not None and ids is not None:
             return Outputs(self.cache(ids))
         network = self.network if self.inference_network is None else self.inference_network
-        images = self.network_input(images).to(input_dtype(network))
+        images = self.convert_input(images).to(input_dtype(network))
         try:
             if self.inference_network is None:
                 return self.tap(images)
@@ -81,11 +80,6 @@ class FrozenTeacher:
         finally:
             for unmoved in self._unmoved:
                 unmoved.restore()
-
-    def network_input(self, images: Tensor) -> Tensor:
-        """Return images of the data module as the teacher takes them: in its statistics and memory format."""
-        images = self.convert_input(images)
-        return images if self.channels_last else contiguous(images)
 
     @torch.no_grad()
     def prepare(self, images: Tensor) -> None:
@@ -96,12 +90,12 @@ class FrozenTeacher:
         """
 
         def forward() -> Outputs:
-            return self.tap(self.network_input(images).to(input_dtype(self.network)))
+            return self.tap(self.convert_input(images).to(input_dtype(self.network)))
 
         def trial() -> None:
-            self.channels_last = use_channels_last(self.network, forward)
+            self.convert_input.choose_memory_format(self.network, forward)
             if self.tap.layers:
-                self.tap.find_channels_last(self.network_input(images).to(input_dtype(self.network)))
+                self.tap.find_channels_last(self.convert_input(images).to(input_dtype(self.network)))
 
         self._unmoved = []
         unmoved = UnmovedBuffers(self.network, trial)
@@ -144,7 +138,7 @@ class FrozenTeacher:
         folded = self._fold(images)
         self.folded = folded is not None
         network = folded or copy_network(self.network)
-        if self.channels_last:
+        if self.convert_input.channels_last:
             network.to(memory_format=torch.channels_last)
         if dtype is not None and _can_be_cast(network):
             network.to(dtype)
@@ -157,8 +151,7 @@ class FrozenTeacher:
         folded = fold_batch_norms(self.network)
         if folded is None:
             return None
-        images = images.to(input_dtype(self.network))
-        images = images if self.channels_last else contiguous(images)
+        images = self.convert_input.in_memory_format(images.to(input_dtype(self.network)))
         expected = logits_of(self.network(images), self.network)
         close = torch.allclose(folded(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
         return folded if close else None

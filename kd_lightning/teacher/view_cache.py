@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.protocol import ViewData, has_fixed_views
+from kd_lightning.errors import UserError
 from kd_lightning.teacher.output_cache import OutputCache
 
 
@@ -31,13 +32,23 @@ def load_view(cache: OutputCache, epoch: int, trainer: pl.Trainer, compute: Call
     cache.load(view, trainer.strategy.root_device)
 
 
-def uncacheable_reason(data: object) -> str | None:
-    """Return why training images differ between epochs and what to do, or ``None`` if they repeat."""
-    if not has_fixed_views(data):
-        return "each epoch has new views; set views=V on a data module of this package"
-    if data.mixes_images:
-        return "mixup and CutMix create new images in each epoch; set both to 0"
-    return None
+def check_cacheable(data: object, what: str, argument: str) -> ViewData:
+    """Return a data module as one whose training images repeat, so that outputs for them can be cached.
+
+    Args:
+        data: Data module, or ``None``.
+        what: Outputs to cache, for the message.
+        argument: Name of the argument that asks for the cache, for the message.
+
+    Raises:
+        UserError: If training images differ between epochs.
+    """
+    reason = "each epoch has new views; set views=V on a data module of this package"
+    if has_fixed_views(data):
+        if not data.mixes_images:
+            return data
+        reason = "mixup and CutMix create new images in each epoch; set both to 0"
+    raise UserError(f"{what} cannot be cached: {reason}, or set {argument}=False.")
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -200,6 +201,20 @@ def test_a_run_with_the_learning_rate_finder_equals_one_with_the_rate_that_it_fo
     make_trainer(**options).fit(second, digits)
     for weight, same in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(weight, same)
+
+
+def test_a_resumed_run_does_not_search_another_learning_rate(
+    small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"limit_train_batches": 4}
+    trainer = make_trainer(**options)
+    trainer.fit(TeacherModule(small()), digits)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    finder = LearningRateFinder(num_training_steps=15, min_lr=1e-3, early_stop_threshold=None)
+    with pytest.raises(UserError, match="A resumed run keeps its own learning rate; remove the callback"):
+        make_trainer(max_epochs=9, callbacks=[finder], **options).fit(
+            TeacherModule(small()), digits, ckpt_path=tmp_path / "first.ckpt"
+        )
 
 
 @pytest.mark.parametrize(
