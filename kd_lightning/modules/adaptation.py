@@ -11,7 +11,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.losses import AlignmentLoss, HardTargetLoss, Objective
 from kd_lightning.modules.classification import ClassificationModule
-from kd_lightning.modules.evaluation import SplitEvaluation
+from kd_lightning.modules.evaluation import LoaderEvaluations
 from kd_lightning.networks.dry_run import to_input_dtype, try_forward
 
 
@@ -56,7 +56,7 @@ class AdaptationModule(ClassificationModule):
         self.losses = Objective(losses, accepts=(AlignmentLoss, HardTargetLoss), views=1)
         self._tap = FeatureTap(network, self.losses.layers)
         self._total_steps = math.inf
-        self.target_evaluation = SplitEvaluation()
+        self.target_evaluations = LoaderEvaluations()
         self._target_log_probabilities: list[Tensor] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -104,18 +104,19 @@ class AdaptationModule(ClassificationModule):
             )
         images, labels, _ = read_batch(batch, labelled=False)
         logits = self(images)
-        self.target_evaluation.update(logits, labels)
+        self.target_evaluations.update(0, logits, labels)
         self._target_log_probabilities.append(logits.float().log_softmax(1))
 
     def on_validation_epoch_end(self) -> None:
         """Log the source's metrics, the criterion, and the target's metrics under ``oracle/``."""
-        super().on_validation_epoch_end()
-        self.log_metrics("oracle", self.target_evaluation.finish())
+        source = self.finish_evaluation("val")
         if not self._target_log_probabilities:
             return
-        metrics = {"mutual_information": self._mutual_information()}
-        if "accuracy" in self.evaluation.metrics:
-            metrics["criterion"] = self.evaluation.metrics["accuracy"] + metrics["mutual_information"]
+        self.log_metrics("oracle", self.target_evaluations.finish().values)
+        information = self._mutual_information()
+        metrics = {"mutual_information": information}
+        if "accuracy" in source:
+            metrics["criterion"] = source["accuracy"] + information
         self.log_metrics("val", metrics)
 
     def _mutual_information(self) -> Tensor:

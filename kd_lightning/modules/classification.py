@@ -27,7 +27,7 @@ from kd_lightning.checkpoints.trust import unserializable
 from kd_lightning.data.read_batch import read_batch, read_to_predict
 from kd_lightning.features import logits_of
 from kd_lightning.modules import optim
-from kd_lightning.modules.evaluation import Prediction, SplitEvaluation
+from kd_lightning.modules.evaluation import LoaderEvaluations, Prediction
 from kd_lightning.modules.example_images import example_images
 from kd_lightning.modules.schedule import SchedulerFactory
 from kd_lightning.networks.compiled import unwrap_compiled
@@ -112,7 +112,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.convert_input = InputConversion()
         self.num_classes: int | None = None
         self.image_shape: tuple[int, ...] | None = None
-        self.evaluation = SplitEvaluation()
+        self.evaluations = LoaderEvaluations()
+        self.confusion: Tensor | None = None
         self.epoch_metrics = EpochMetrics()
         self.finite_guard = FiniteGuard(on_nonfinite, self.epoch_metrics)
         # of the subclass's constructor too, which is on the stack
@@ -262,7 +263,7 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation images."""
-        self.log_metrics("val", self.evaluation.finish())
+        self.finish_evaluation("val")
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of test images."""
@@ -270,7 +271,7 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the test images."""
-        self.log_metrics("test", self.evaluation.finish())
+        self.finish_evaluation("test")
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Prediction:
         """Return the most probable label of each image, and its probability."""
@@ -292,12 +293,13 @@ class ClassificationModule(pl.LightningModule, ABC):
         logits = self(images)
         self.num_classes = logits.shape[1]
         reference = self.reference_logits(images, batch_idx if dataloader_idx == 0 else None)
-        self.evaluation.update(logits, labels, reference, loader=dataloader_idx)
+        self.evaluations.update(dataloader_idx, logits, labels, reference)
 
-    @property
-    def confusion(self) -> Tensor | None:
-        """The confusion matrix ``(C, C)`` of the last evaluation, on its first loader, if that had labels."""
-        return self.evaluation.metrics.get("confusion")
+    def finish_evaluation(self, split: str) -> dict[str, Tensor]:
+        """Log and return the metrics of an epoch."""
+        metrics, self.confusion = self.evaluations.finish()
+        self.log_metrics(split, metrics)
+        return metrics
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Log as Lightning does, and nothing under ``Trainer(barebones=True)``, where it would warn in each step."""

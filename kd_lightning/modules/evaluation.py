@@ -19,6 +19,58 @@ class Prediction(NamedTuple):
     probabilities: Tensor
 
 
+class Metrics(NamedTuple):
+    """The metrics of an epoch.
+
+    Attributes:
+        values: Values by name; those of the second loader end in ``/loader_1``, and so on.
+        confusion: Confusion matrix ``(C, C)`` of the first loader, if it has labels.
+    """
+
+    values: dict[str, Tensor]
+    confusion: Tensor | None
+
+
+class LoaderEvaluations:
+    """The evaluations of one epoch, one for each loader, which begin with its first batch.
+
+    Example:
+        >>> evaluations = LoaderEvaluations()
+        >>> for loader in (0, 1):
+        ...     evaluations.update(loader, torch.eye(3), torch.tensor([0, 1, 1]))
+        >>> {name: round(value.item(), 2) for name, value in evaluations.finish().values.items() if "acc" in name}
+        {'accuracy': 0.67, 'accuracy/loader_1': 0.67}
+    """
+
+    def __init__(self) -> None:
+        self._by_loader: dict[int, Evaluation] = {}
+
+    def update(self, loader: int, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> None:
+        """Add a batch of a loader; see :meth:`Evaluation.update`.
+
+        Raises:
+            UserError: If a label is not a class.
+        """
+        num_classes = logits.shape[1]
+        check_labels(labels, num_classes=num_classes)
+        if loader not in self._by_loader:
+            self._by_loader[loader] = Evaluation(num_classes).to(logits.device)
+        self._by_loader[loader].update(logits, labels, teacher_logits)
+
+    def finish(self) -> Metrics:
+        """Return the metrics of all ranks, and begin again: metrics live in one mode, inference or ``no_grad``."""
+        evaluations, self._by_loader = self._by_loader, {}
+        values: dict[str, Tensor] = {}
+        confusion = None
+        for number, evaluation in evaluations.items():
+            found = evaluation.compute()
+            matrix = found.pop("confusion", None)
+            confusion = matrix if number == 0 else confusion
+            suffix = f"/loader_{number}" if number else ""  # Lightning keeps its own suffix to itself
+            values |= {f"{name}{suffix}": value for name, value in found.items()}
+        return Metrics(values, confusion)
+
+
 class _Common(TypedDict):
     num_classes: int
     ignore_index: int
@@ -86,47 +138,3 @@ class Evaluation(nn.Module):
 
     def _metrics(self) -> dict[str, Metric]:
         return cast("dict[str, Metric]", dict(self.by_label.items()))
-
-
-class SplitEvaluation:
-    """The evaluation of a split, one :class:`Evaluation` for each of its loaders, created with its first batch.
-
-    Each pass has new ones, because what is summed has the mode (``no_grad`` or ``inference_mode``) it was created in.
-
-    Attributes:
-        metrics: Metrics of the first loader in the last pass by name, the confusion matrix included.
-
-    Example:
-        >>> evaluation = SplitEvaluation()
-        >>> evaluation.update(torch.eye(3), torch.tensor([0, 1, 1]))
-        >>> evaluation.update(torch.eye(3), torch.tensor([0, 1, 2]), loader=1)
-        >>> {name: round(float(value), 2) for name, value in evaluation.finish().items() if "accuracy" in name}
-        {'accuracy': 0.67, 'accuracy/loader_1': 1.0}
-    """
-
-    def __init__(self) -> None:
-        self.metrics: dict[str, Tensor] = {}
-        self._evaluations: dict[int, Evaluation] = {}
-
-    def update(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None, *, loader: int = 0) -> None:
-        """Add a batch of a loader; see :meth:`Evaluation.update`.
-
-        Raises:
-            UserError: If a label is not a class.
-        """
-        check_labels(labels, num_classes=logits.shape[1])
-        if loader not in self._evaluations:
-            self._evaluations[loader] = Evaluation(logits.shape[1]).to(logits.device)
-        self._evaluations[loader].update(logits, labels, teacher_logits)
-
-    def finish(self) -> dict[str, Tensor]:
-        """Return the scalar metrics of the pass, those of further loaders as ``name/loader_1``, and end it."""
-        evaluations, self._evaluations = self._evaluations, {}
-        computed = {loader: evaluation.compute() for loader, evaluation in evaluations.items()}
-        self.metrics = computed.get(0, {})
-        return {
-            f"{name}/loader_{loader}" if loader else name: value  # Lightning keeps its own suffix to itself
-            for loader, metrics in computed.items()
-            for name, value in metrics.items()
-            if name != "confusion"
-        }
