@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_ac
 from torch import Tensor, nn
 
 from kd_lightning import DigitsDataModule, TeacherModule
-from kd_lightning.modules.evaluation import Evaluation, SplitEvaluation
+from kd_lightning.modules.evaluation import Evaluation, LoaderEvaluations
 
 SPLITS = [[103], [1, 50, 7, 45], [64, 39], [1] * 103]
 
@@ -143,17 +143,18 @@ def test_two_evaluations_share_nothing() -> None:
         assert all(torch.equal(value, expected[name]) for name, value in evaluation.compute().items())
 
 
-def test_each_pass_has_an_evaluation_of_its_own() -> None:
-    evaluation = SplitEvaluation()
-    assert evaluation.finish() == {}
+def test_each_pass_has_evaluations_of_its_own() -> None:
+    evaluations = LoaderEvaluations()
+    assert evaluations.finish() == ({}, None)
     for columns in (data(), data()):
         with torch.inference_mode():
-            evaluation.update(*columns)
-        figures = evaluation.finish()
+            evaluations.update(0, *columns)
+        values, confusion = evaluations.finish()
         expected = measure([103], *columns)
-        assert torch.equal(evaluation.metrics["confusion"], expected.pop("confusion"))
-        assert figures == expected
-    assert evaluation.finish() == evaluation.metrics == {}
+        assert confusion is not None
+        assert torch.equal(confusion, expected.pop("confusion"))
+        assert values == expected
+    assert evaluations.finish() == ({}, None)
 
 
 def test_each_pass_of_a_trainer_begins_again(
