@@ -1,5 +1,6 @@
 """Checks of the data that a module is trained on."""
 
+from traceback import format_exception
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +14,7 @@ from kd_lightning.data.labels import check_labels
 from kd_lightning.data.loader_checks import check_not_empty, check_repeatable, last_batch_size
 from kd_lightning.data.protocol import ImageData, is_image_data
 from kd_lightning.data.read_batch import check_channels, read_images, read_training_batch
-from kd_lightning.errors import UserError, add_user_message, first_line
+from kd_lightning.errors import UserError, add_user_message, first_line, user_message
 from kd_lightning.features import layer_shapes
 from kd_lightning.networks.dry_run import first_twice, to_input_dtype
 
@@ -108,16 +109,24 @@ class DataCheck(pl.Callback):
         self._check_evaluated(trainer, pl_module, batch)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Say which batch a network fails on, where it differs from the one that the network was tried on."""
-        if isinstance(exception, UserError) or not isinstance(exception, RuntimeError | ValueError):
+        """Say what to do where samples do not make a batch, or a network fails on another batch than the first."""
+        if isinstance(exception, UserError) or not isinstance(exception, Exception) or user_message(exception):
             return
-        if "Expected more than 1 value per channel" in str(exception):
+        traceback = "".join(format_exception(exception))  # with that of a worker, which is text
+        if "in default_collate\n" in traceback:
+            add_user_message(
+                exception,
+                "The samples that the data set returns do not make a batch: they must be tensors of one size; convert "
+                "images in its transform, for example by Resize((H, W)), ToImage() and "
+                "ToDtype(torch.float32, scale=True).",
+            )
+        elif "Expected more than 1 value per channel" in str(exception):
             add_user_message(
                 exception,
                 "A training batch has one image, and batch norm needs at least two values for each channel; set "
                 "drop_last=True in the loader, or another batch_size.",
             )
-        elif self._shape and self._shape != pl_module.image_shape:
+        elif self._shape not in ((), pl_module.image_shape) and "in _call_impl\n" in traceback:  # of nn.Module
             add_user_message(
                 exception,
                 f"{type(pl_module.network).__name__} fails for images of shape {self._shape}, where the first had the "

@@ -163,6 +163,8 @@ def _advice(batch: Any) -> str:
     parts = list(batch.values()) if isinstance(batch, Mapping) else batch
     if isinstance(parts, tuple | list) and len(parts) > 1 and all(isinstance(part, tuple | list) for part in parts):
         return "give one loader, not several that are read together (ConcatDataset joins data sets)"
+    if isinstance(parts, tuple | list) and [getattr(part, "ndim", 0) for part in parts[:2]] == [3, 0]:
+        return "give a DataLoader, not the data set itself"
     return "change what the data set returns, or the collate_fn"
 
 

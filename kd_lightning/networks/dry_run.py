@@ -118,7 +118,7 @@ def count_classes(network: nn.Module, logits: object, expected: int | None) -> i
         expected: Number of classes of the data, if it is known.
 
     Raises:
-        UserError: If the output has another shape, or C is not the expected number.
+        UserError: If the output has another shape, C is not the expected number, or there is only one class.
     """
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = f" {tuple(logits.shape)} for 2 images" if isinstance(logits, Tensor) else ""
@@ -130,6 +130,11 @@ def count_classes(network: nn.Module, logits: object, expected: int | None) -> i
         raise UserError(
             f"The network has {logits.shape[1]} classes but the data have {expected}; build it with "
             f"num_classes={expected}, or give it a new head with replace_head."
+        )
+    if logits.shape[1] == 1:
+        raise UserError(
+            f"{type(network).__name__} returns one logit for each image, of which the cross-entropy is always 0; build "
+            "it with a logit for each class, two for two classes."
         )
     return logits.shape[1]
 

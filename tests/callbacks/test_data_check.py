@@ -1,4 +1,4 @@
-"""Batches of one image where a network has batch norms."""
+"""Batches of one image where a network has batch norms, and samples that do not make a batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -97,3 +98,26 @@ def test_where_the_length_is_not_known_the_error_says_what_to_do(make_trainer: T
     with pytest.raises(ValueError, match="more than 1 value per channel") as raised:
         make_trainer().fit(TeacherModule(linear()), DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     assert "set drop_last=True in the loader" in raised.value.__notes__[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "images",
+    [
+        [Image.new("L", (8, 8))] * 2,
+        [torch.rand(1, 8, 8), Image.new("L", (8, 8))],
+        [torch.rand(1, 8, n) for n in (8, 9)],
+    ],
+    ids=["images", "an image and a tensor", "two sizes"],
+)
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_samples_that_do_not_make_a_batch(make_trainer: Trainers, images: Any, workers: int, stage: str) -> None:
+    data: Any = DataLoader(list(zip(images, [0, 1], strict=True)), batch_size=2, num_workers=workers)  # type: ignore[arg-type]
+    with pytest.raises((TypeError, RuntimeError, AttributeError)) as raised:
+        getattr(make_trainer(), stage)(TeacherModule(linear()), data)
+    assert "they must be tensors of one size; convert images" in raised.value.__notes__[0]
+
+
+def test_a_network_with_one_logit_is_refused(make_trainer: Trainers) -> None:
+    with pytest.raises(UserError, match=r"one logit for each image, .* two for two classes"):
+        make_trainer().fit(TeacherModule(nn.Sequential(nn.Flatten(), nn.Linear(64, 1))), loader())
