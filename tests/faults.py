@@ -17,22 +17,11 @@ from typing import Any
 import lightning.pytorch as pl
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["kd_lightning.cli.lightning_cli", "torch.utils.tensorboard", "sklearn.datasets"])
 _PLAN = "KD_LIGHTNING_FAULTS"
-
-
-class Dropping(nn.Module):
-    """A network that drops half of its features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.drop, self.fc = nn.Conv2d(1, 8, 3), nn.Dropout(0.5), nn.Linear(8, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.drop(self.body(images).relu().mean((2, 3))))
 
 
 class Faults(pl.Callback):

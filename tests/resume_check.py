@@ -1,4 +1,4 @@
-"""Whether a run that is cut within an epoch resumes to the weights of one that was not."""
+"""Callbacks that save checkpoints, and a check that an interrupted run resumes to identical weights."""
 
 import copy
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Trainers = Callable[..., pl.Trainer]
 
 
-class Cut(pl.Callback):
-    """Saves after a batch and ends the training there."""
+class Interrupt(pl.Callback):
+    """Saves a checkpoint after a batch, and raises there."""
 
     def __init__(self, batch: int, path: Path) -> None:
         self.batch, self.path = batch, path
@@ -25,34 +25,32 @@ class Cut(pl.Callback):
             raise InterruptedError
 
 
-class SaveEach(pl.Callback):
-    """A checkpoint after each batch and each epoch."""
+class SaveAfterEachBatch(pl.Callback):
+    """Saves a checkpoint after each batch of a run: ``3.ckpt`` after the third."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.places: list[Path] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(self.folder / f"{trainer.fit_loop.total_batch_idx + 1}.ckpt")
+
+
+class SaveAfterBatchesAndEpochs(pl.Callback):
+    """Saves a checkpoint after each batch and after each epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths: list[Path] = []
 
     def save(self, trainer: pl.Trainer, name: str) -> None:
-        self.places.append(self.folder / f"{name}.ckpt")
-        trainer.save_checkpoint(self.places[-1])
+        self.paths.append(self.folder / f"{name}.ckpt")
+        trainer.save_checkpoint(self.paths[-1])
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self.save(trainer, f"epoch {trainer.current_epoch} batch {trainer.fit_loop.batch_idx}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self.save(trainer, f"epoch {trainer.current_epoch} ended")
-
-
-class Dropping(nn.Module):
-    """A network with dropout, which gives NaN for images that are all zeros."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.drop, self.fc = nn.Conv2d(1, 8, 3), nn.Dropout(0.5), nn.Linear(8, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.fc(self.drop(self.body(images).relu().mean((2, 3))))
-        return logits * (images.abs().amax() / images.abs().amax())
 
 
 def check_resume(
@@ -63,32 +61,32 @@ def check_resume(
     callbacks: list[pl.Callback] | None = None,
     **parts: Callable[[], Any],
 ) -> None:
-    """Cut a run within its second epoch, resume it, and compare its weights with those of a run that was not cut.
+    """Interrupt a run within its second epoch, resume it, and compare its weights with those of an uninterrupted run.
 
     Args:
         make_trainer: Takes ``callbacks`` and trains for three epochs of three batches.
-        folder: Where the checkpoint goes.
-        data: Makes a data module.
-        kind: The module's class.
-        callbacks: Copied for each run.
-        **parts: What makes each argument of the module.
+        folder: Folder of the checkpoint.
+        data: Factory of the data module.
+        kind: Class of the module.
+        callbacks: Callbacks, which are copied for each run.
+        **parts: Factories of the module's arguments, by name.
     """
 
-    def run(*more: pl.Callback, **fit: Any) -> dict[str, Tensor]:
+    def run(*more: pl.Callback, **fit_options: Any) -> dict[str, Tensor]:
         torch.manual_seed(3)
         module = kind(**{name: part() for name, part in parts.items()})
-        own = copy.deepcopy(callbacks or [])
-        make_trainer(callbacks=[*own, *more]).fit(module, data(), **fit)
+        copied = copy.deepcopy(callbacks or [])
+        make_trainer(callbacks=[*copied, *more]).fit(module, data(), **fit_options)
         return module.state_dict()
 
-    whole = run()
+    expected = run()
     with pytest.raises(InterruptedError):
-        run(Cut(4, folder / "cut.ckpt"))
-    saved = torch.load(folder / "cut.ckpt", weights_only=True)
+        run(Interrupt(4, folder / "interrupted.ckpt"))
+    saved = torch.load(folder / "interrupted.ckpt", weights_only=True)
     assert {tensor.device.type for tensor in tensors_in(saved)} == {"cpu"}
-    resumed = run(ckpt_path=folder / "cut.ckpt", weights_only=True)
-    assert whole.keys() == resumed.keys()
-    for name, value in whole.items():
+    resumed = run(ckpt_path=folder / "interrupted.ckpt", weights_only=True)
+    assert expected.keys() == resumed.keys()
+    for name, value in expected.items():
         assert torch.equal(resumed[name], value), name
 
 

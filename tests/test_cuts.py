@@ -43,7 +43,7 @@ CONFIGURATIONS = {
     "queue": ["digits/crd", *TAUGHT],
     "cache in memory": ["digits/distill", *CACHED, "--model.teacher_cache=true"],
     "cache in a folder": ["digits/distill", *CACHED, "--model.teacher_cache=logits"],
-    "dropout": ["digits/teacher", "--model.network=faults.Dropping"],
+    "dropout": ["digits/teacher", "--model.network=unusual_networks.WithDropout"],
     "accumulation": [
         "digits/distill",
         *TAUGHT,

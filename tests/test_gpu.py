@@ -17,7 +17,8 @@ import pytest
 import torch
 from faults import Command, environment
 from recipe_runs import DEVICE_RECIPES, fit_arguments, save_network
-from resume_check import Dropping, check_resume, tensors_in
+from resume_check import check_resume, tensors_in
+from unusual_networks import WithDropout
 
 from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
 from kd_lightning.losses import ContrastiveLoss, HardTargetLoss, SoftTargetLoss
@@ -187,7 +188,7 @@ def test_a_run_resumes_within_an_epoch_to_the_same_bits(kind: str, make_trainer:
     fits = partial(make_trainer, accelerator="gpu", devices=1, max_epochs=3, limit_train_batches=3, deterministic=True)
     data = partial(DigitsDataModule, batch_size=32)
     if kind == "dropout":
-        check_resume(fits, tmp_path, data, TeacherModule, network=Dropping)
+        check_resume(fits, tmp_path, data, TeacherModule, network=WithDropout)
     else:
         module = partial(DistillationModule, teacher_check="off")
         check_resume(fits, tmp_path, data, module, student=small, teacher=partial(small, 8), losses=terms)

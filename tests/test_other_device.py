@@ -4,6 +4,7 @@ The recipes run there in ``test_recipes.py``.
 """
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from inspect import isabstract
@@ -17,8 +18,9 @@ import pytest
 import torch
 from on_other_device import OTHER_DEVICE, call, on_other_device
 from recipe_runs import fit_arguments, save_network
-from resume_check import Dropping, check_resume
+from resume_check import check_resume
 from torch import nn
+from unusual_networks import WithDropout
 
 from kd_lightning import (
     AdaptationModule,
@@ -272,19 +274,20 @@ def test_an_adaptation_resumes_within_an_epoch(tmp_path: Path) -> None:
 
 @on_other_device
 def test_dropout_resumes_within_an_epoch(tmp_path: Path) -> None:
-    check_resume(trainers(tmp_path), tmp_path, digits, TeacherModule, network=Dropping)
+    check_resume(trainers(tmp_path), tmp_path, digits, TeacherModule, network=WithDropout)
 
 
 @on_other_device
 def test_steps_that_are_not_finite_are_skipped(tmp_path: Path) -> None:
-    batches = [(torch.rand(4, 1, 8, 8) * (step != 2), torch.arange(4)) for step in range(5)]
+    batches = [(torch.rand(4, 1, 8, 8), torch.arange(4)) for _ in range(5)]
+    batches[2][0].fill_(math.nan)
     fitted = trainer(tmp_path, max_epochs=1, limit_train_batches=5, gradient_clip_val=1.0)
-    module = TeacherModule(Dropping(), on_nonfinite="skip")
+    module = TeacherModule(WithDropout(), on_nonfinite="skip")
     fitted.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     assert fitted.callback_metrics["train/skipped_steps"] == 1
     with pytest.raises(ValueError, match="Epoch 0, step 2: "):
         trainer(tmp_path, max_epochs=1, limit_train_batches=5).fit(
-            TeacherModule(Dropping()),
+            TeacherModule(WithDropout()),
             torch.utils.data.DataLoader(batches, batch_size=None),  # type: ignore[arg-type]
         )
 

@@ -1,4 +1,4 @@
-"""Small classifiers for grey 8x8 images that are built as users build theirs, and as this package does not."""
+"""Small classifiers for grey 8x8 images, with habits of users' networks that this package's own do not have."""
 
 import torch
 from torch import Tensor, nn
@@ -140,6 +140,18 @@ class WithAuxiliary(Viewing):
         """Return logits ``(B, 10)``, in train mode as the first field of a named tuple."""
         logits = super().forward(images)
         return GoogLeNetOutputs(logits, logits, logits) if self.training else logits
+
+
+class WithDropout(nn.Module):
+    """Drops half of its features in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop, self.fc = nn.Conv2d(1, 8, 3), nn.Dropout(0.5), nn.Linear(8, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(B, 10)``."""
+        return self.fc(self.drop(self.body(images).relu().mean((2, 3))))
 
 
 class Pair(Viewing):

@@ -4,7 +4,7 @@ import torch
 from kd_lightning.callbacks.confusion_figure import confusion_figure
 
 
-def test_rows_are_shown_in_per_cent_of_their_class() -> None:
+def test_cells_show_percentages_of_each_row() -> None:
     counts = torch.tensor([[6, 2, 0], [0, 0, 0], [1, 1, 1]])  # no image of the second class
     (axes,) = confusion_figure(counts, classes=["a", "$_{$", "c"]).axes
     shown = {text.get_position(): text.get_text() for text in axes.texts}
@@ -15,13 +15,13 @@ def test_rows_are_shown_in_per_cent_of_their_class() -> None:
 
 
 @pytest.mark.parametrize(("count", "numbers"), [(2, 4), (20, 400), (21, 0), (300, 0)])
-def test_many_classes_have_colours_only_and_the_picture_stays_small(count: int, numbers: int) -> None:
+def test_above_20_classes_cells_have_no_numbers_and_the_figure_size_is_limited(count: int, numbers: int) -> None:
     figure = confusion_figure(torch.eye(count), classes=[f"{i}" for i in range(count)])
     (axes,) = figure.axes
     assert len(axes.texts) == numbers
     assert max(figure.get_size_inches()) <= 41
-    assert axes.images[0].get_clim() == (0, 100)  # so that pictures can be compared
+    assert axes.images[0].get_clim() == (0, 100)  # the same colours in every figure
 
 
-def test_names_are_drawn_literally() -> None:
-    confusion_figure(torch.eye(2), classes=["$_{$", r"$\frac$"]).canvas.draw()  # not mathematics, which would fail
+def test_class_names_are_not_parsed_as_mathtext() -> None:
+    confusion_figure(torch.eye(2), classes=["$_{$", r"$\frac$"]).canvas.draw()  # invalid mathtext would raise

@@ -11,7 +11,7 @@ from kd_lightning.callbacks.devices import check_device, describe_devices, descr
 from kd_lightning.networks import ResNet
 
 
-def trainer(device: str, processes: int = 1, precision: str = "32-true") -> Any:
+def fake_trainer(device: str, processes: int = 1, precision: str = "32-true") -> Any:
     strategy = SimpleNamespace(root_device=torch.device(device))
     return SimpleNamespace(strategy=strategy, world_size=processes, precision=precision)
 
@@ -22,16 +22,16 @@ def test_mps_is_refused_before_the_first_step(
     digits: DigitsDataModule,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fits = make_trainer()
-    monkeypatch.setattr(fits.accelerator, "setup_device", lambda device: None)
-    fits.strategy._root_device = torch.device("mps")  # type: ignore[attr-defined]
+    trainer = make_trainer()
+    monkeypatch.setattr(trainer.accelerator, "setup_device", lambda device: None)
+    trainer.strategy._root_device = torch.device("mps")  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="not tested on Apple's MPS; train with accelerator='cpu', or on a CUDA GPU"):
-        fits.fit(TeacherModule(small()), digits)
+        trainer.fit(TeacherModule(small()), digits)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:1"])
-def test_other_devices_are_not(device: str) -> None:
-    check_device(trainer(device))
+def test_cpu_and_cuda_are_accepted(device: str) -> None:
+    check_device(fake_trainer(device))
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def test_other_devices_are_not(device: str) -> None:
         ("xpu:0", 1, "trains on xpu:0"),
     ],
 )
-def test_devices_in_words(device: str, processes: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_describe_devices(device: str, processes: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Card")
-    assert describe_devices(trainer(device, processes)) == expected
+    assert describe_devices(fake_trainer(device, processes)) == expected
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "products", "expected"),
+    ("device", "precision", "matmul_precision", "expected"),
     [
         ("cpu", "bf16-mixed", "highest", "precision bf16-mixed"),
         ("cpu", "32-true", "highest", "precision 32-true (bf16-mixed is faster where the hardware supports it)"),
@@ -59,12 +59,12 @@ def test_devices_in_words(device: str, processes: int, expected: str, monkeypatc
         ("cuda", "16-mixed", "high", "precision 16-mixed (bf16-mixed is faster where the hardware supports it)"),
     ],
 )  # fmt: skip
-def test_the_precision_in_words(
-    device: str, precision: str, products: str, expected: str, monkeypatch: pytest.MonkeyPatch
+def test_describe_precision(
+    device: str, precision: str, matmul_precision: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: products)
-    assert describe_precision(trainer(device, precision=precision)) == expected
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: matmul_precision)
+    assert describe_precision(fake_trainer(device, precision=precision)) == expected
 
 
-def test_full_float32_products_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "torch.set_float32_matmul_precision('high') is faster" in describe_precision(trainer("cuda"))
+def test_full_float32_matmul_precision_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "torch.set_float32_matmul_precision('high') is faster" in describe_precision(fake_trainer("cuda"))

@@ -1,4 +1,4 @@
-"""A training that ends early says why, and modes fit their metrics."""
+"""The reason of an early stop is logged, and the mode of a callback must fit its metric."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from kd_lightning.networks import ResNet
 Trainers = Callable[..., pl.Trainer]
 
 
-def test_the_end_of_a_training_is_explained_and_again_after_a_resume(
+def test_early_stopping_logs_its_reason_also_after_a_resume(
     small: Callable[[], ResNet],
     digits: DigitsDataModule,
     make_trainer: Trainers,
@@ -49,7 +49,7 @@ def test_the_end_of_a_training_is_explained_and_again_after_a_resume(
     "callback",
     [EarlyStopping("val/accuracy"), EarlyStopping("train/loss", mode="max"), ModelCheckpoint(monitor="val/accuracy")],
 )
-def test_a_callback_that_prefers_the_worst_epoch_is_refused(
+def test_a_mode_that_contradicts_its_metric_is_refused(
     small: Callable[[], ResNet], digits: DigitsDataModule, make_trainer: Trainers, callback: pl.Callback
 ) -> None:
     with pytest.raises(UserError, match=r"has mode='(min|max)', but (val/accuracy|train/loss) improves as it"):

@@ -1,4 +1,4 @@
-"""What layers say of images, as a file that NumPy opens."""
+"""Outputs of layers are written to a NumPy file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ Trainers = Callable[..., pl.Trainer]
 
 
 @pytest.mark.parametrize(("split", "count"), [("predict", 360), ("test", 360), ("train", 1150), ("val", 287)])
-def test_the_file_holds_what_the_layers_say_of_each_image(
+def test_the_file_holds_the_layers_outputs_of_each_image(
     small: Networks, make_trainer: Trainers, tmp_path: Path, split: str, count: int
 ) -> None:
     network, data = small(), DigitsDataModule(batch_size=100)
@@ -29,14 +29,14 @@ def test_the_file_holds_what_the_layers_say_of_each_image(
     writer = FeatureWriter(["avgpool", "layer1"], str(path), split)  # type: ignore[arg-type]
     make_trainer(callbacks=[writer]).predict(TeacherModule(network), data)
     assert writer.written == path
-    with np.load(path) as file:  # plain arrays: no pickle is allowed
+    with np.load(path) as file:  # without pickle
         found = dict(file)
     assert found["labels"].shape == found["ids"].shape == (count,)
     assert (np.diff(found["ids"]) > 0).all()
     stored = data.splits["train" if split in ("train", "val") else split]
     assert (found["labels"] == stored.labels[found["ids"]].numpy()).all()
     assert isinstance(stored, ImageSet)
-    images = (stored.pixels[found["ids"]].float() / 255 - 0.5) / 0.2  # as it was trained on, and not augmented
+    images = (stored.pixels[found["ids"]].float() / 255 - 0.5) / 0.2  # normalized for the network, and not augmented
     with torch.no_grad():
         maps = network.eval().bn1(network.conv1(images)).relu()
         for layer in ("layer1", "layer2", "avgpool"):
@@ -46,14 +46,14 @@ def test_the_file_holds_what_the_layers_say_of_each_image(
     assert found["layer1"].shape == (count, 4, 8, 8)
 
 
-def test_nothing_is_written_unless_layers_are_named(
+def test_nothing_is_written_without_layers(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
 ) -> None:
     make_trainer(callbacks=[FeatureWriter()]).predict(TeacherModule(small()), digits)
     assert not list(tmp_path.rglob("*.npz"))
 
 
-def test_a_file_is_not_overwritten_and_a_layer_must_be_there(
+def test_an_existing_file_and_an_unknown_layer_are_refused(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
 ) -> None:
     place = tmp_path / "mine.npz"

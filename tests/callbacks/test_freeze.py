@@ -10,7 +10,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
-from resume_check import SaveEach
+from resume_check import SaveAfterBatchesAndEpochs
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -32,12 +32,12 @@ OPTIMIZERS: dict[str, Any] = {
 }
 
 
-class Epochs(pl.Callback):
-    """What the network was before each epoch and after the last, and which weights the optimizer has a state of."""
+class RecordEpochs(pl.Callback):
+    """Records the weights before each epoch and after the last, and which parameters have a state in the optimizer."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
-        self.kept: list[set[str]] = []
+        self.in_optimizer: list[set[str]] = []
         self.modes: list[dict[str, bool]] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -48,17 +48,17 @@ class Epochs(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         names = {weight: name for name, weight in pl_module.network.named_parameters()}
-        self.kept.append({names[weight] for weight in trainer.optimizers[0].state})
+        self.in_optimizer.append({names[weight] for weight in trainer.optimizers[0].state})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.on_train_epoch_start(trainer, pl_module)
 
-    def moved(self, epoch: int) -> set[str]:
+    def changed(self, epoch: int) -> set[str]:
         before, after = self.states[epoch : epoch + 2]
         return {name for name, value in before.items() if not torch.equal(value, after[name])}
 
 
-def _within(names: set[str], *layers: str) -> set[str]:
+def _of_layers(names: set[str], *layers: str) -> set[str]:
     return {name for name in names if name.startswith(layers)}
 
 
@@ -75,42 +75,42 @@ def _fit(make_trainer: Trainers, module: pl.LightningModule, *callbacks: pl.Call
     ("build", "trained"),
     [(HeadFirst, ("head",)), (TwoHeads, ("head", "second_head")), (ConvHead, ("classifier",))],
 )
-def test_by_default_only_what_computes_the_logits_trains(
+def test_by_default_only_the_layers_that_compute_the_logits_train(
     build: Callable[[], nn.Module], trained: tuple[str, ...], make_trainer: Trainers
 ) -> None:
-    seen = Epochs()
-    _fit(make_trainer, TeacherModule(build()), FreezeLayers(), seen, max_epochs=1, limit_train_batches=2)
-    assert seen.moved(0) == {f"{layer}.{kind}" for layer in trained for kind in ("weight", "bias")}
+    record = RecordEpochs()
+    _fit(make_trainer, TeacherModule(build()), FreezeLayers(), record, max_epochs=1, limit_train_batches=2)
+    assert record.changed(0) == {f"{layer}.{kind}" for layer in trained for kind in ("weight", "bias")}
 
 
-# --- frozen for ever
+# --- frozen for the whole training
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_frozen_layers_stay_as_they_are_to_the_bit(optimizer: str, small: Networks, make_trainer: Trainers) -> None:
-    seen = Epochs()
+def test_frozen_layers_do_not_change(optimizer: str, small: Networks, make_trainer: Trainers) -> None:
+    record = RecordEpochs()
     module = TeacherModule(small(), optimizer=OPTIMIZERS[optimizer])
-    _fit(make_trainer, module, FreezeLayers(["conv1", "bn1", "layer1"]), seen)
-    frozen = _within(set(module.network.state_dict()), "conv1", "bn1", "layer1")
+    _fit(make_trainer, module, FreezeLayers(["conv1", "bn1", "layer1"]), record)
+    frozen = _of_layers(set(module.network.state_dict()), "conv1", "bn1", "layer1")
     weights = {name for name, _ in module.network.named_parameters()}
     assert len(frozen) > 12
     for epoch in range(2):
-        moved = seen.moved(epoch)
-        assert not moved & frozen
-        assert moved >= weights - frozen
-        assert seen.kept[epoch] == weights - frozen
+        changed = record.changed(epoch)
+        assert not changed & frozen
+        assert changed >= weights - frozen
+        assert record.in_optimizer[epoch] == weights - frozen
 
 
-def test_everything_but_the_head_is_the_default(small: Networks, make_trainer: Trainers) -> None:
-    seen = Epochs()
-    _fit(make_trainer, TeacherModule(small()), FreezeLayers(), seen)
-    assert seen.moved(0) == seen.moved(1) == seen.kept[0] == {"fc.weight", "fc.bias"}
-    for modes in seen.modes:
+def test_by_default_everything_but_the_head_is_frozen(small: Networks, make_trainer: Trainers) -> None:
+    record = RecordEpochs()
+    _fit(make_trainer, TeacherModule(small()), FreezeLayers(), record)
+    assert record.changed(0) == record.changed(1) == record.in_optimizer[0] == {"fc.weight", "fc.bias"}
+    for modes in record.modes:
         assert {name for name, training in modes.items() if training} == {"", "fc"}
 
 
-class Restless(TeacherModule):
-    """Puts all of itself into training mode wherever it can."""
+class CallsTrain(TeacherModule):
+    """Calls ``train()`` in its hooks."""
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -120,35 +120,35 @@ class Restless(TeacherModule):
         self.train()
 
 
-def test_frozen_layers_are_in_eval_mode_whatever_calls_train(small: Networks, make_trainer: Trainers) -> None:
-    seen = Epochs()
-    module = Restless(small())
-    _fit(make_trainer, module, FreezeLayers(["bn1", "layer1"]), seen, val_check_interval=2)
-    for modes in seen.modes:
-        assert {name for name, training in modes.items() if not training} == _within(set(modes), "bn1", "layer1")
-    assert not _within(seen.moved(0) | seen.moved(1), "bn1", "layer1")
-    assert "layer2.0.bn1.running_mean" in seen.moved(0)
+def test_frozen_layers_stay_in_eval_mode_when_train_is_called(small: Networks, make_trainer: Trainers) -> None:
+    record = RecordEpochs()
+    module = CallsTrain(small())
+    _fit(make_trainer, module, FreezeLayers(["bn1", "layer1"]), record, val_check_interval=2)
+    for modes in record.modes:
+        assert {name for name, training in modes.items() if not training} == _of_layers(set(modes), "bn1", "layer1")
+    assert not _of_layers(record.changed(0) | record.changed(1), "bn1", "layer1")
+    assert "layer2.0.bn1.running_mean" in record.changed(0)
 
 
-def test_a_single_weight_may_be_frozen(small: Networks, make_trainer: Trainers) -> None:
-    seen = Epochs()
-    _fit(make_trainer, TeacherModule(small()), FreezeLayers(["fc.bias"]), seen)
-    assert "fc.weight" in seen.moved(0)
-    assert "fc.bias" not in seen.moved(0)
+def test_a_single_parameter_can_be_frozen(small: Networks, make_trainer: Trainers) -> None:
+    record = RecordEpochs()
+    _fit(make_trainer, TeacherModule(small()), FreezeLayers(["fc.bias"]), record)
+    assert "fc.weight" in record.changed(0)
+    assert "fc.bias" not in record.changed(0)
 
 
-def test_a_name_is_a_whole_name(make_trainer: Trainers) -> None:
+def test_a_layer_name_is_not_a_prefix(make_trainer: Trainers) -> None:
     network = nn.Sequential()
     for name in ("flat", "layer1", "layer10"):
         network.add_module(name, nn.Flatten() if name == "flat" else nn.Linear(64, 64))
     network.add_module("head", nn.Linear(64, 10))
-    seen = Epochs()
-    _fit(make_trainer, TeacherModule(network), FreezeLayers(["layer1"]), seen)
-    assert not _within(seen.moved(0), "layer1.")
-    assert _within(seen.moved(0), "layer10.")
+    record = RecordEpochs()
+    _fit(make_trainer, TeacherModule(network), FreezeLayers(["layer1"]), record)
+    assert not _of_layers(record.changed(0), "layer1.")
+    assert _of_layers(record.changed(0), "layer10.")
 
 
-def test_the_regressors_of_losses_train(small: Networks, make_trainer: Trainers) -> None:
+def test_learned_parts_of_losses_are_not_frozen(small: Networks, make_trainer: Trainers) -> None:
     losses = {"hard": HardTargetLoss(), "hint": HintLoss(student_layers=["layer1"], teacher_layers=["layer1"])}
     module = DistillationModule(small(), small(8), losses=losses, teacher_check="off")
     before = copy.deepcopy(module.student.state_dict())
@@ -162,29 +162,30 @@ def test_the_regressors_of_losses_train(small: Networks, make_trainer: Trainers)
     assert all(weight in trainer.optimizers[0].state for weight in learned)
 
 
-def test_averaged_weights_of_frozen_layers_are_the_same_bits(small: Networks, make_trainer: Trainers) -> None:
+def test_weight_averaging_does_not_change_frozen_layers(small: Networks, make_trainer: Trainers) -> None:
     module = TeacherModule(small())
     before = copy.deepcopy(module.network.state_dict())
     _fit(make_trainer, module, FreezeLayers(), WeightAveraging())
-    moved = {name for name, value in module.network.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved == {"fc.weight", "fc.bias"}
+    changed = {name for name, value in module.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}
 
 
-# --- thawed
+# --- unfrozen
 
 
-def test_each_group_trains_from_its_epoch_on(small: Networks, make_trainer: Trainers) -> None:
-    seen = Epochs()
+def test_each_layer_is_unfrozen_in_its_epoch(small: Networks, make_trainer: Trainers) -> None:
+    record = RecordEpochs()
     until: Until = {"conv1": None, "bn1": None, "layer1": 2, "layer1.0.bn2": 3, "layer2": 1}
-    _fit(make_trainer, TeacherModule(small()), FreezeLayers(until_epoch=until), seen, max_epochs=4)
-    every = set(seen.states[0])
-    late, middle = _within(every, "layer1.0.bn2"), _within(every, "layer1") - _within(every, "layer1.0.bn2")
-    starts = {1: _within(every, "layer2"), 2: middle, 3: late}
+    _fit(make_trainer, TeacherModule(small()), FreezeLayers(until_epoch=until), record, max_epochs=4)
+    every = set(record.states[0])
+    late = _of_layers(every, "layer1.0.bn2")
+    middle = _of_layers(every, "layer1") - late
+    starts = {1: _of_layers(every, "layer2"), 2: middle, 3: late}
     for epoch in range(4):
-        moving = set().union(_within(every, "fc"), *(group for start, group in starts.items() if start <= epoch))
-        assert seen.moved(epoch) == moving
-        assert seen.kept[epoch] == {name for name in moving if name.endswith(("weight", "bias"))}
-        modes = seen.modes[epoch * 4]
+        moving = set().union(_of_layers(every, "fc"), *(group for start, group in starts.items() if start <= epoch))
+        assert record.changed(epoch) == moving
+        assert record.in_optimizer[epoch] == {name for name in moving if name.endswith(("weight", "bias"))}
+        modes = record.modes[epoch * 4]
         assert modes["layer2.0.bn1"] == (epoch >= 1)
         assert modes["layer1.0.bn1"] == (epoch >= 2)
         assert modes["layer1.0.bn2"] == (epoch >= 3)
@@ -193,8 +194,8 @@ def test_each_group_trains_from_its_epoch_on(small: Networks, make_trainer: Trai
         assert modes["fc"]
 
 
-class Rates(pl.Callback):
-    """By how much each update moved a weight, in units of its gradient."""
+class RecordUpdateSizes(pl.Callback):
+    """Records the norm of each update of a parameter, divided by that of its gradient."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -205,13 +206,13 @@ class Rates(pl.Callback):
         self.before, self.gradient = weight.detach().clone(), None if weight.grad is None else weight.grad.clone()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        moved = (self.before - pl_module.network.get_parameter(self.name).detach()).norm()
-        self.found.append(0.0 if self.gradient is None else float(moved / self.gradient.norm()))
+        changed = (self.before - pl_module.network.get_parameter(self.name).detach()).norm()
+        self.found.append(0.0 if self.gradient is None else float(changed / self.gradient.norm()))
 
 
-def test_what_thaws_follows_the_schedule_of_all(small: Networks, make_trainer: Trainers) -> None:
-    """Plain SGD moves a weight by the rate times its gradient."""
-    head, layer = Rates("fc.weight"), Rates("layer1.0.conv1.weight")
+def test_unfrozen_layers_follow_the_learning_rate_schedule(small: Networks, make_trainer: Trainers) -> None:
+    """An update of plain SGD is the learning rate times the gradient."""
+    head, layer = RecordUpdateSizes("fc.weight"), RecordUpdateSizes("layer1.0.conv1.weight")
     module = TeacherModule(
         small(),
         optimizer=partial(torch.optim.SGD, lr=0.4),
@@ -224,7 +225,7 @@ def test_what_thaws_follows_the_schedule_of_all(small: Networks, make_trainer: T
     assert layer.found == pytest.approx([0.0] * 4 + rates[4:], rel=1e-3)
 
 
-def test_fused_sgd_begins_a_momentum_as_torch_s_plain_one_does(small: Networks, make_trainer: Trainers) -> None:
+def test_fused_and_plain_sgd_agree_after_unfreezing(small: Networks, make_trainer: Trainers) -> None:
     network, found = small(), []
     for fused in (True, False):
         sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4, fused=fused, foreach=False)
@@ -247,10 +248,10 @@ def test_until_epoch_0_freezes_nothing(small: Networks, make_trainer: Trainers) 
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
-# --- a resumed run
+# --- resumed
 
 
-def _outcome(trainer: pl.Trainer) -> dict[str, Any]:
+def _weights_and_optimizer_state(trainer: pl.Trainer) -> dict[str, Any]:
     found: dict[str, Any] = dict(trainer.lightning_module.state_dict())
     for number, values in trainer.optimizers[0].state_dict()["state"].items():
         found |= {f"optimizer {number} {name}": value for name, value in values.items()}
@@ -258,10 +259,10 @@ def _outcome(trainer: pl.Trainer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_run_goes_on_to_the_same_bits(
+def test_an_interrupted_run_resumes_to_identical_state(
     optimizer: str, small: Networks, make_trainer: Trainers, tmp_path: Path
 ) -> None:
-    """From before the thaw and after it, within an epoch and between two."""
+    """From before and after unfreezing, within an epoch and between two."""
     network = small()
 
     def run(*callbacks: pl.Callback, path: Path | None = None) -> dict[str, Any]:
@@ -270,62 +271,62 @@ def test_a_run_goes_on_to_the_same_bits(
         trainer = make_trainer(max_epochs=3, callbacks=[freeze, *callbacks])
         torch.manual_seed(1 if path is None else 99)
         trainer.fit(module, DigitsDataModule(batch_size=512), ckpt_path=path, weights_only=True)
-        return _outcome(trainer)
+        return _weights_and_optimizer_state(trainer)
 
-    save = SaveEach(tmp_path)
-    whole = run(save)
-    assert len(save.places) == 3 * (2 + 1)
-    for place in save.places:
-        found = run(path=place)
-        assert set(found) == set(whole), place.stem
+    save = SaveAfterBatchesAndEpochs(tmp_path)
+    expected = run(save)
+    assert len(save.paths) == 3 * (2 + 1)
+    for path in save.paths:
+        found = run(path=path)
+        assert set(found) == set(expected), path.stem
         for name, value in found.items():
-            assert torch.equal(value, whole[name]), f"{name} differs after {place.stem}"
+            assert torch.equal(value, expected[name]), f"{name} differs after {path.stem}"
 
 
-def test_the_network_is_left_as_it_was(small: Networks, make_trainer: Trainers) -> None:
+def test_after_a_fit_the_network_has_its_own_modes_and_requires_grad(small: Networks, make_trainer: Trainers) -> None:
     freeze, network = FreezeLayers(until_epoch=1), small()
-    network.bn1.eval()  # as its owner wants it
+    network.bn1.eval()  # set by the user
     network.conv1.weight.requires_grad_(False)
     before = copy.deepcopy(network.state_dict())
-    for epochs, moves in ((1, False), (3, True)):  # the second fit resumes where the first ended
+    for epochs, changes in ((1, False), (3, True)):  # the second fit continues the first
         with pytest.warns(UserWarning, match="Found 1 module"):
             _fit(make_trainer, TeacherModule(network), freeze, max_epochs=epochs)
         assert {name for name, weight in network.named_parameters() if not weight.requires_grad} == {"conv1.weight"}
         assert [name for name, layer in network.named_modules() if not layer.training] == ["bn1"]
         assert torch.equal(network.conv1.weight, before["conv1.weight"])
         assert torch.equal(network.get_buffer("bn1.running_mean"), before["bn1.running_mean"])
-        assert torch.equal(network.get_parameter("layer1.0.conv1.weight"), before["layer1.0.conv1.weight"]) != moves
+        assert torch.equal(network.get_parameter("layer1.0.conv1.weight"), before["layer1.0.conv1.weight"]) != changes
 
 
-class Fails(pl.Callback):
+class FailingCallback(pl.Callback):
     def on_train_batch_end(self, *_: Any) -> None:
         raise RuntimeError("in the middle")
 
 
-def test_a_fit_that_failed_leaves_it_as_it_was(small: Networks, make_trainer: Trainers) -> None:
+def test_a_failed_fit_unfreezes_the_network(small: Networks, make_trainer: Trainers) -> None:
     network = small()
     with pytest.raises(RuntimeError, match="in the middle"):
-        _fit(make_trainer, TeacherModule(network), FreezeLayers(), Fails())
+        _fit(make_trainer, TeacherModule(network), FreezeLayers(), FailingCallback())
     assert all(weight.requires_grad for weight in network.parameters())
     assert all(layer.training for layer in network.modules())
 
 
-def test_a_grafted_classifier_never_thaws(small: Networks, make_trainer: Trainers) -> None:
+def test_a_reused_classifier_is_never_unfrozen(small: Networks, make_trainer: Trainers) -> None:
     teacher = small(8)
-    seen = Epochs()
+    record = RecordEpochs()
     student = reuse_teacher_classifier(small(), teacher)
-    _fit(make_trainer, TeacherModule(student), FreezeLayers(["layer1", "fc"], until_epoch=1), seen, max_epochs=3)
-    assert not _within(seen.moved(1) | seen.moved(2), "fc")
-    assert _within(seen.moved(1), "layer1")
+    _fit(make_trainer, TeacherModule(student), FreezeLayers(["layer1", "fc"], until_epoch=1), record, max_epochs=3)
+    assert not _of_layers(record.changed(1) | record.changed(2), "fc")
+    assert _of_layers(record.changed(1), "layer1")
 
 
 # --- two processes
 
-several = pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier|nn.parallel).*")
+several_processes = pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier|nn.parallel).*")
 
 
-class Keeper(pl.Callback):
-    """Writes the weights of each rank after each step, where the parent process can read them."""
+class WriteRankWeights(pl.Callback):
+    """Writes the weights of each rank after each step to a file that the parent process can read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -343,7 +344,7 @@ class Keeper(pl.Callback):
         torch.save(state, self.folder / f"{trainer.global_rank}.pt")
 
 
-def _without_statistics(network: nn.Module) -> nn.Module:
+def _with_group_norms(network: nn.Module) -> nn.Module:
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
@@ -351,7 +352,7 @@ def _without_statistics(network: nn.Module) -> nn.Module:
     return network
 
 
-@several
+@several_processes
 @pytest.mark.parametrize(
     ("strategy", "options"),
     [
@@ -360,17 +361,17 @@ def _without_statistics(network: nn.Module) -> nn.Module:
         ("ddp_fork", {"accumulate_grad_batches": 2}),
     ],
 )
-def test_two_processes_stay_one_after_a_thaw(
+def test_two_processes_equal_one_after_unfreezing(
     strategy: str, options: dict[str, Any], small: Networks, make_trainer: Trainers, tmp_path: Path
 ) -> None:
-    network = _without_statistics(small())
+    network = _with_group_norms(small())
     found = []
     for world in (1, 2):
         folder = tmp_path / str(world)
         folder.mkdir()
         trainer = make_trainer(
             max_epochs=3,
-            callbacks=[FreezeLayers(until_epoch={"conv1": 2, "layer1": 1, "layer2": 1}), Keeper(folder)],
+            callbacks=[FreezeLayers(until_epoch={"conv1": 2, "layer1": 1, "layer2": 1}), WriteRankWeights(folder)],
             devices=world,
             **({"strategy": strategy} if world == 2 else {}),
             **options,
@@ -387,30 +388,32 @@ def test_two_processes_stay_one_after_a_thaw(
     assert not torch.equal(first["steps"][-1]["network.conv1.weight"], network.get_parameter("conv1.weight"))
 
 
-@several
-def test_two_processes_go_on_to_the_same_bits(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
-    """From before a thaw, from between two and from after both."""
+@several_processes
+def test_a_run_of_two_processes_resumes_to_identical_weights(
+    small: Networks, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    """From before, between and after the epochs in which layers are unfrozen."""
     network = small()
 
     def run(*callbacks: pl.Callback, path: Path | None = None) -> list[dict[str, Any]]:
         freeze = FreezeLayers(until_epoch={"conv1": None, "layer1": 2, "layer2": 1})
         trainer = make_trainer(
-            max_epochs=3, callbacks=[freeze, Keeper(tmp_path), *callbacks], strategy="ddp_fork", devices=2
+            max_epochs=3, callbacks=[freeze, WriteRankWeights(tmp_path), *callbacks], strategy="ddp_fork", devices=2
         )
         module = TeacherModule(copy.deepcopy(network))
         torch.manual_seed(1 if path is None else 99)
         trainer.fit(module, DigitsDataModule(batch_size=256), ckpt_path=path, weights_only=True)
         return [torch.load(tmp_path / f"{rank}.pt", weights_only=True)["weights"] for rank in range(2)]
 
-    whole = run(SaveEach(tmp_path))
-    for place in ("epoch 0 ended", "epoch 1 batch 0", "epoch 2 batch 0"):
-        for found, expected in zip(run(path=tmp_path / f"{place}.ckpt"), whole, strict=True):
+    uninterrupted = run(SaveAfterBatchesAndEpochs(tmp_path))
+    for path in ("epoch 0 ended", "epoch 1 batch 0", "epoch 2 batch 0"):
+        for found, expected in zip(run(path=tmp_path / f"{path}.ckpt"), uninterrupted, strict=True):
             for name, value in found.items():
-                assert torch.equal(value, expected[name]), f"{name} differs after {place}"
+                assert torch.equal(value, expected[name]), f"{name} differs after {path}"
 
 
-class Compressing(DDPStrategy):
-    """Lightning registers hooks on GPUs alone."""
+class CompressingDDP(DDPStrategy):
+    """Registers the communication hook on the CPU too, which Lightning does not."""
 
     def _register_ddp_hooks(self) -> None:
         assert isinstance(self.model, DistributedDataParallel)
@@ -418,30 +421,30 @@ class Compressing(DDPStrategy):
         self.model.register_comm_hook(self._ddp_comm_state, self._ddp_comm_hook)
 
 
-@several
-def test_a_communication_hook_goes_on_after_a_thaw(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+@several_processes
+def test_a_communication_hook_works_after_unfreezing(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
     """PowerSGD keeps an error for each bucket; the hook counts its steps."""
     state = PowerSGDState(process_group=None, start_powerSGD_iter=2, min_compression_rate=1)
-    strategy = Compressing(
+    strategy = CompressingDDP(
         start_method="fork", process_group_backend="gloo", ddp_comm_state=state, ddp_comm_hook=powerSGD_hook
     )
-    keeper = Keeper(tmp_path)
+    writer = WriteRankWeights(tmp_path)
     freeze = FreezeLayers(until_epoch={"layer1": 2, "layer2": 1})
-    _fit(make_trainer, TeacherModule(small()), freeze, keeper, strategy=strategy, devices=2, max_epochs=3)
+    _fit(make_trainer, TeacherModule(small()), freeze, writer, strategy=strategy, devices=2, max_epochs=3)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert len(first["steps"]) == 6
     for name, weight in first["steps"][-1].items():
         assert torch.equal(weight, second["steps"][-1][name])
 
 
-@several
-def test_batch_norms_thaw_on_all_ranks(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path)
+@several_processes
+def test_batch_norms_are_unfrozen_on_all_ranks(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+    writer = WriteRankWeights(tmp_path)
     _fit(
         make_trainer,
         TeacherModule(small()),
         FreezeLayers(until_epoch=1),
-        keeper,
+        writer,
         strategy="ddp_fork",
         devices=2,
         max_epochs=3,
@@ -497,24 +500,24 @@ class NoHead(nn.Module):
         (FreezeLayers(), NoHead(), r"^All weights of NoHead compute its logits, so no"),
     ],
 )
-def test_what_cannot_be_frozen_is_refused_before_the_first_step(
+def test_layers_that_cannot_be_frozen_are_refused_before_the_first_step(
     freeze: FreezeLayers, network: nn.Module | None, message: str, small: Networks, make_trainer: Trainers
 ) -> None:
-    seen = Epochs()
+    record = RecordEpochs()
     with pytest.raises(ValueError, match=message):
-        _fit(make_trainer, TeacherModule(network or small()), freeze, seen)
-    assert not seen.states
+        _fit(make_trainer, TeacherModule(network or small()), freeze, record)
+    assert not record.states
 
 
 # --- the command line
 
 
-def test_groups_come_from_yaml(kd: Callable[..., str], tmp_path: Path) -> None:
+def test_layers_and_epochs_are_read_from_yaml(kd: Callable[..., str], tmp_path: Path) -> None:
     callback = {"class_path": "FreezeLayers", "init_args": {"until_epoch": {"layer1": None, "layer2": 1}}}
     (tmp_path / "freeze.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
     quick = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
     kd("fit", "-c", "digits/student", "-c", "freeze.yaml", *quick)
     run = tmp_path / "lightning_logs/digits/student/version_0"
     state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    moved = {name for name, value in state.items() if name.endswith("bn1.weight") and (value != 1).any()}
-    assert moved == {"network.bn1.weight", "network.layer3.0.bn1.weight"}
+    changed = {name for name, value in state.items() if name.endswith("bn1.weight") and (value != 1).any()}
+    assert changed == {"network.bn1.weight", "network.layer3.0.bn1.weight"}

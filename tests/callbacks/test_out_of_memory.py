@@ -12,8 +12,8 @@ from kd_lightning.callbacks.out_of_memory import is_out_of_memory
 ADVICE = r"The memory of cpu is full; lower batch_size \(32 now\) and raise accumulate_grad_batches to keep"
 
 
-class Full(nn.Module):
-    """A network whose training finds no memory."""
+class OutOfMemoryInTraining(nn.Module):
+    """A network that runs out of memory in train mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,17 +25,17 @@ class Full(nn.Module):
         return self.fc(images.flatten(1))
 
 
-def test_the_error_gets_a_note(make_trainer: Callable[..., pl.Trainer]) -> None:
+def test_the_error_has_a_note_with_advice(make_trainer: Callable[..., pl.Trainer]) -> None:
     with pytest.raises(torch.OutOfMemoryError) as raised:
-        make_trainer().fit(TeacherModule(Full()), DigitsDataModule(batch_size=32))
+        make_trainer().fit(TeacherModule(OutOfMemoryInTraining()), DigitsDataModule(batch_size=32))
     (note,) = raised.value.__notes__
     assert note.startswith("The memory of cpu is full; lower batch_size (32 now)")
 
 
-def test_a_command_ends_with_one_sentence(kd: Callable[..., str]) -> None:
+def test_a_command_reports_it_in_one_sentence(kd: Callable[..., str]) -> None:
     quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--data.batch_size=32"]
     with pytest.raises(SystemExit, match=ADVICE) as raised:
-        kd("fit", "-c", "digits/teacher", f"--model.network={__name__}.Full", *quiet)
+        kd("fit", "-c", "digits/teacher", f"--model.network={__name__}.OutOfMemoryInTraining", *quiet)
     assert len(str(raised.value.code).splitlines()) == 1
 
 
@@ -51,7 +51,7 @@ def allocate(size: int) -> Tensor:
         (lambda: nn.Linear(2, 3)(torch.rand(3)), False),
     ],
 )
-def test_what_counts_as_a_full_memory(fail: Callable[[], Any], expected: bool) -> None:
+def test_is_out_of_memory(fail: Callable[[], Any], expected: bool) -> None:
     with pytest.raises(RuntimeError) as raised:
         fail()
     assert is_out_of_memory(raised.value) == expected

@@ -20,13 +20,13 @@ Trainers = Callable[..., pl.Trainer]
 
 def read(path: Path) -> list[tuple[str, str, float]]:
     with path.open(newline="") as file:
-        titles, *rows = csv.reader(file)
-    assert titles == ["image", "label", "probability"]
+        header, *rows = csv.reader(file)
+    assert header == ["image", "label", "probability"]
     return [(image, label, float(probability)) for image, label, probability in rows]
 
 
-def expected(network: nn.Module, data: DigitsDataModule) -> tuple[list[int], Tensor]:
-    """Labels and probabilities of the test images, straight from the network."""
+def predict_directly(network: nn.Module, data: DigitsDataModule) -> tuple[list[int], Tensor]:
+    """Return labels and probabilities of the test images, computed without a trainer."""
     data.setup("predict")
     images = torch.cat([data.augment(stored).images for stored in data.predict_dataloader()])
     with torch.no_grad():
@@ -34,10 +34,10 @@ def expected(network: nn.Module, data: DigitsDataModule) -> tuple[list[int], Ten
     return logits.argmax(1).tolist(), logits.double().softmax(1).amax(1)
 
 
-def test_every_image_has_its_row(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+def test_each_image_has_a_row(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
     network, writer = small(), PredictionWriter(str(tmp_path / "deep" / "er" / "p.csv"))
     make_trainer(callbacks=[writer]).predict(TeacherModule(network), DigitsDataModule(batch_size=77))
-    labels, probabilities = expected(network, DigitsDataModule(batch_size=77))
+    labels, probabilities = predict_directly(network, DigitsDataModule(batch_size=77))
     assert writer.written == tmp_path / "deep" / "er" / "p.csv"
     rows = read(writer.written)
     assert len(rows) == 360
@@ -46,22 +46,22 @@ def test_every_image_has_its_row(small: Networks, make_trainer: Trainers, tmp_pa
     assert [probability for _, _, probability in rows] == pytest.approx(probabilities.tolist(), abs=2e-6)
 
 
-def test_an_existing_file_is_refused_before_anything_is_computed(
+def test_an_existing_file_is_refused_before_the_first_batch(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
 ) -> None:
-    class Computed(pl.Callback):
+    class FailOnFirstBatch(pl.Callback):
         def on_predict_batch_start(self, *args: Any) -> None:
             raise AssertionError
 
     path = tmp_path / "p.csv"
     path.write_text("mine")
-    trainer = make_trainer(callbacks=[PredictionWriter(str(path)), Computed()])
+    trainer = make_trainer(callbacks=[PredictionWriter(str(path)), FailOnFirstBatch()])
     with pytest.raises(FileExistsError, match=r"p\.csv' exists; name another file for the predictions\.$"):
         trainer.predict(TeacherModule(small()), digits)
     assert path.read_text() == "mine"
 
 
-def test_the_default_file_lies_with_the_run_and_is_never_overwritten(
+def test_the_default_file_is_in_the_log_folder_and_never_overwritten(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
 ) -> None:
     writer, logger = PredictionWriter(), TensorBoardLogger(tmp_path, name="run")
@@ -75,7 +75,7 @@ def test_the_default_file_lies_with_the_run_and_is_never_overwritten(
     assert read(written[0]) == read(written[1]) == read(written[2])
 
 
-def test_without_a_logger_it_lies_in_the_root(
+def test_without_a_logger_the_file_is_in_default_root_dir(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
 ) -> None:
     writer = PredictionWriter()
@@ -84,7 +84,7 @@ def test_without_a_logger_it_lies_in_the_root(
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
-def test_a_plain_loader_is_numbered(small: Networks, make_trainer: Trainers) -> None:
+def test_images_of_a_plain_loader_are_numbered(small: Networks, make_trainer: Trainers) -> None:
     images, writer, network = torch.rand(7, 1, 8, 8), PredictionWriter(), small()
     loader = DataLoader(TensorDataset(images, torch.zeros(7, dtype=torch.long)), batch_size=3)
     make_trainer(callbacks=[writer]).predict(TeacherModule(network), loader)
@@ -93,18 +93,18 @@ def test_a_plain_loader_is_numbered(small: Networks, make_trainer: Trainers) -> 
     assert [row[:2] for row in read(writer.written)] == [(str(i), str(label)) for i, label in enumerate(labels)]
 
 
-class Names:
+class NamedImages:
     classes = ("cat", "dog, small")
 
     def image_name(self, split: str, sample: int) -> str:
         return f"{split}/{sample}.png"
 
 
-class Rank:
-    """As much of a trainer as the writer looks at; ``log_dir`` is a collective call, as Lightning documents."""
+class FakeTrainer:
+    """The attributes of a trainer that the writer reads; ``log_dir`` is a collective call, as Lightning documents."""
 
     world_size = 2
-    datamodule = Names()
+    datamodule = NamedImages()
 
     def __init__(self, rank: int, folder: Path) -> None:
         self.is_global_zero = rank == 0
@@ -117,28 +117,28 @@ class Rank:
         return self.default_root_dir
 
 
-def run_ranks(monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[list[PredictionWriter], list[Rank]]:
-    shares = [
+def run_ranks(monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[list[PredictionWriter], list[FakeTrainer]]:
+    outputs_of_ranks = [
         [(torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([0.5, 0.75]))],
         [(torch.tensor([1, 3]), torch.tensor([1, 0]), torch.tensor([0.625, 1.0]))],
     ]
-    writers, ranks = [PredictionWriter(), PredictionWriter()], [Rank(0, folder), Rank(1, folder)]
-    module = SimpleNamespace()
-    for writer, rank, batches in zip(writers, ranks, shares, strict=True):
-        writer.on_predict_start(rank, module)  # type: ignore[arg-type]
+    writers, trainers = [PredictionWriter(), PredictionWriter()], [FakeTrainer(0, folder), FakeTrainer(1, folder)]
+    module: Any = SimpleNamespace()
+    for writer, trainer, batches in zip(writers, trainers, outputs_of_ranks, strict=True):
+        writer.on_predict_start(trainer, module)  # type: ignore[arg-type]
         for index, outputs in enumerate(batches):
-            writer.write_on_batch_end(rank, module, outputs, None, None, index, 0)  # type: ignore[arg-type]
+            writer.write_on_batch_end(trainer, module, outputs, None, None, index, 0)  # type: ignore[arg-type]
 
     def all_gather_object(found: list[Any], own: Any) -> None:
         found[:] = [writer._rows for writer in writers]
 
     monkeypatch.setattr("torch.distributed.all_gather_object", all_gather_object)
-    for writer, rank in zip(writers, ranks, strict=True):
-        writer.on_predict_epoch_end(rank, module)  # type: ignore[arg-type]
-    return writers, ranks
+    for writer, trainer in zip(writers, trainers, strict=True):
+        writer.on_predict_epoch_end(trainer, module)  # type: ignore[arg-type]
+    return writers, trainers
 
 
-def test_two_ranks_write_one_file_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_two_ranks_write_one_sorted_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (first, second), _ = run_ranks(monkeypatch, tmp_path)
     assert second.written is None
     assert first.written == tmp_path / "predictions.csv"
@@ -150,7 +150,7 @@ def test_two_ranks_write_one_file_in_order(monkeypatch: pytest.MonkeyPatch, tmp_
     ]
 
 
-def test_all_ranks_take_part_in_collectives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_all_ranks_make_the_same_collective_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _, (first, second) = run_ranks(monkeypatch, tmp_path)
     assert first.collectives == second.collectives
 

@@ -12,7 +12,7 @@ from kd_lightning.callbacks import FreezeLayers, MaskWeights, QuantizationAwareT
 from kd_lightning.errors import UserError
 
 
-class Plain(pl.LightningModule):
+class UserModule(pl.LightningModule):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
@@ -36,16 +36,16 @@ CALLBACKS: list[Callable[[], pl.Callback]] = [
 
 
 @pytest.mark.parametrize("build", CALLBACKS)
-def test_a_module_without_a_network_is_refused(
+def test_a_module_without_the_attribute_network_is_refused(
     build: Callable[[], pl.Callback], make_trainer: Callable[..., pl.Trainer]
 ) -> None:
-    with pytest.raises(UserError, match=r"^Plain has no attribute `network`, which the callbacks"):
-        make_trainer(callbacks=[build()]).fit(Plain("net"), LOADER)
+    with pytest.raises(UserError, match=r"^UserModule has no attribute `network`, which the callbacks"):
+        make_trainer(callbacks=[build()]).fit(UserModule("net"), LOADER)
 
 
-def test_layers_of_any_module_s_network_are_frozen(make_trainer: Callable[..., pl.Trainer]) -> None:
-    module = Plain("network")
+def test_layers_of_a_user_s_module_are_frozen(make_trainer: Callable[..., pl.Trainer]) -> None:
+    module = UserModule("network")
     before = {name: weight.clone() for name, weight in module.named_parameters()}
     make_trainer(max_epochs=1, callbacks=[FreezeLayers(["0"])]).fit(module, LOADER)
-    moved = {name for name, weight in module.named_parameters() if not torch.equal(weight, before[name])}
-    assert moved == {"network.1.weight", "network.1.bias"}
+    changed = {name for name, weight in module.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed == {"network.1.weight", "network.1.bias"}

@@ -1,4 +1,4 @@
-"""Channels that go while a network trains: how many, which, and what stays."""
+"""Pruning of channels during training: how many, which ones, and what is kept."""
 
 import copy
 import os
@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from resume_check import SaveAfterEachBatch
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,7 +38,7 @@ def macs(network: nn.Module, shape: tuple[int, ...] = (1, 1, 8, 8)) -> int:
     return counter.get_total_flops() // 2
 
 
-def fitted(make_trainer: Trainers, module: pl.LightningModule, prune: pl.Callback, **options: Any) -> pl.Trainer:
+def fit(make_trainer: Trainers, module: pl.LightningModule, prune: pl.Callback, **options: Any) -> pl.Trainer:
     trainer = make_trainer(**{"max_epochs": 2, "callbacks": [prune], **options})
     trainer.fit(module, DigitsDataModule(batch_size=256))
     return trainer
@@ -45,31 +46,31 @@ def fitted(make_trainer: Trainers, module: pl.LightningModule, prune: pl.Callbac
 
 @pytest.mark.parametrize("keep", [0.3, 0.6])
 @pytest.mark.parametrize("importance", ["magnitude", "bn_scale", "taylor"])
-def test_the_budget_is_met_and_training_goes_on(
+def test_the_budget_is_met_and_weights_stay_finite(
     keep: float, importance: Any, small: Networks, make_trainer: Trainers
 ) -> None:
     module = TeacherModule(small(8))
     whole = macs(module.network)
-    fitted(make_trainer, module, PruneNetwork(keep, importance=importance, epochs=[1]), max_epochs=3)
-    left = macs(module.network) / whole
-    assert keep - 0.15 < left < keep + 0.02
+    fit(make_trainer, module, PruneNetwork(keep, importance=importance, epochs=[1]), max_epochs=3)
+    fraction = macs(module.network) / whole
+    assert keep - 0.15 < fraction < keep + 0.02
     assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
 @pytest.mark.parametrize("build", [HeadFirst, ConvHead, SharedLayer])
-def test_the_number_of_classes_stays_wherever_the_classifier_is(
+def test_the_number_of_classes_is_kept_wherever_the_classifier_is_declared(
     build: Callable[[], nn.Module], make_trainer: Trainers
 ) -> None:
     module = TeacherModule(build())
     whole = macs(module.network)
-    fitted(make_trainer, module, PruneNetwork(0.5), max_epochs=1, limit_train_batches=2)
+    fit(make_trainer, module, PruneNetwork(0.5), max_epochs=1, limit_train_batches=2)
     assert macs(module.network) < 0.52 * whole
     assert module.network(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
-def test_shared_weights_are_refused_and_stay_shared_where_a_slice_keeps_the_same(make_trainer: Trainers) -> None:
+def test_shared_weights_are_refused_unless_both_keep_the_same_entries(make_trainer: Trainers) -> None:
     with pytest.raises(UserError, match=r"'second.weight' and 'third.weight' of SharedWeights are one weight and wou"):
-        fitted(make_trainer, TeacherModule(SharedWeights()), PruneNetwork(0.5), max_epochs=1)
+        fit(make_trainer, TeacherModule(SharedWeights()), PruneNetwork(0.5), max_epochs=1)
     network = SharedWeights()
     kept = torch.arange(16 * 16 * 9).view(16, 16, 3, 3)[:4, :4]
     select(network, {"second.weight": kept, "third.weight": kept})
@@ -77,25 +78,25 @@ def test_shared_weights_are_refused_and_stay_shared_where_a_slice_keeps_the_same
     assert network.third.weight.shape == (4, 4, 3, 3)
 
 
-def test_parameters_are_another_budget(small: Networks, make_trainer: Trainers) -> None:
+def test_the_budget_may_be_in_parameters(small: Networks, make_trainer: Trainers) -> None:
     module = TeacherModule(small(8))
     whole = sum(weight.numel() for weight in module.network.parameters())
-    fitted(make_trainer, module, PruneNetwork(0.5, measure="parameters"))
+    fit(make_trainer, module, PruneNetwork(0.5, measure="parameters"))
     assert 0.35 < sum(weight.numel() for weight in module.network.parameters()) / whole <= 0.5
 
 
-def test_latency_is_measured_on_the_network(make_trainer: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_may_be_in_latency(make_trainer: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
     module = TeacherModule(ResNet([1, 1], [8, 16], in_channels=1))
     prune = PruneNetwork(0.5, measure="latency")
     assert cost(copy.deepcopy(module.network).eval(), torch.zeros(1, 1, 8, 8), "latency") > 0
-    for place in (channel_selection, sys.modules[PruneNetwork.__module__]):  # a clock that counts weights
+    for place in (channel_selection, sys.modules[PruneNetwork.__module__]):  # take parameters for the latency
         monkeypatch.setattr(place, "cost", lambda n, x, m: cost(n, x, "parameters" if m == "latency" else m))
-    fitted(make_trainer, module, prune)
+    fit(make_trainer, module, prune)
     assert prune.state_dict()["done"] == [0]
     assert sum(w.numel() for w in module.network.parameters()) < 0.5 * prune.state_dict()["whole"] + 1
 
 
-def test_several_epochs_share_what_goes(small: Networks, make_trainer: Trainers) -> None:
+def test_pruning_is_divided_over_the_epochs(small: Networks, make_trainer: Trainers) -> None:
     seen: list[int] = []
 
     class Watch(pl.Callback):
@@ -105,14 +106,14 @@ def test_several_epochs_share_what_goes(small: Networks, make_trainer: Trainers)
     module = TeacherModule(small(8))
     whole = macs(module.network)
     callbacks = [PruneNetwork(0.4, epochs=[3, 1]), Watch()]
-    fitted(make_trainer, module, callbacks[0], callbacks=callbacks, max_epochs=4)
+    fit(make_trainer, module, callbacks[0], callbacks=callbacks, max_epochs=4)
     assert seen[0] == whole
     assert 0.55 < seen[1] / whole <= 0.7
     assert seen[2] == seen[1]
     assert 0.25 < seen[3] / whole <= 0.4
 
 
-def test_the_weakest_channels_go() -> None:
+def test_the_channels_with_the_smallest_weights_are_pruned() -> None:
     torch.manual_seed(0)
     network, strong = ResNet([1], [8], in_channels=1).eval(), [1, 4, 6]
     first, norm, second = (network.get_parameter(f"layer1.0.{name}.weight") for name in ("conv1", "bn1", "conv2"))
@@ -128,14 +129,12 @@ def test_the_weakest_channels_go() -> None:
     assert torch.equal(kept["layer1.0.bn1.weight"], kept["layer1.0.bn1.running_var"])
 
 
-def test_the_teacher_is_untouched_and_layers_that_are_read_keep_their_width(
-    small: Networks, make_trainer: Trainers
-) -> None:
+def test_the_teacher_and_the_width_of_layers_read_by_losses_are_kept(small: Networks, make_trainer: Trainers) -> None:
     teacher = small(8)
     before = copy.deepcopy(teacher.state_dict())
     losses = {"hard": HardTargetLoss(), "soft": SoftTargetLoss(), "at": AttentionLoss(student_layers=["layer1"])}
     module = DistillationModule(small(8), teacher, losses=losses, teacher_check="off")
-    fitted(make_trainer, module, PruneNetwork(0.6))
+    fit(make_trainer, module, PruneNetwork(0.6))
     assert module.teacher is not None
     for name, value in before.items():
         assert torch.equal(value, module.teacher.state_dict()[name])
@@ -149,10 +148,12 @@ OPTIMIZERS: dict[str, Any] = {"SGD": None, "AdamW": partial(torch.optim.AdamW, l
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_optimizer_keeps_what_it_knows(optimizer: str, small: Networks, make_trainer: Trainers) -> None:
+def test_the_optimizer_keeps_its_state_for_the_channels_that_remain(
+    optimizer: str, small: Networks, make_trainer: Trainers
+) -> None:
     seen: dict[str, Any] = {}
 
-    class Around(pl.Callback):
+    class RecordOptimizer(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
             when = "after" if self is last else "before"
             if trainer.current_epoch == 1 and when not in seen:
@@ -162,15 +163,15 @@ def test_the_optimizer_keeps_what_it_knows(optimizer: str, small: Networks, make
                 seen[when] = {names[w]: {k: v.clone() for k, v in s.items() if v is not None} for w, s in state.items()}
                 seen[f"{when} weights"] = {n: w.detach().clone() for w, n in names.items()}
 
-    first, last = Around(), Around()
+    first, last = RecordOptimizer(), RecordOptimizer()
     prune = PruneNetwork(0.5, epochs=[1])
     module = TeacherModule(small(8), optimizer=OPTIMIZERS[optimizer])
-    fitted(make_trainer, module, prune, callbacks=[first, prune, last])
+    fit(make_trainer, module, prune, callbacks=[first, prune, last])
     moments = {"SGD": ["momentum_buffer"], "AdamW": ["exp_avg", "exp_avg_sq"]}[optimizer]
     for name, weights in seen["after weights"].items():
         whole = seen["before weights"][name].flatten().tolist()
         if len(set(whole)) < len(whole):
-            continue  # norms start equal, so that their entries do not show where they were
+            continue  # norms start with equal entries, which do not show which ones were kept
         places = [whole.index(value) for value in weights.flatten().tolist()]
         for moment in moments:
             assert torch.equal(seen["after"][name][moment].flatten(), seen["before"][name][moment].flatten()[places]), (
@@ -178,37 +179,32 @@ def test_the_optimizer_keeps_what_it_knows(optimizer: str, small: Networks, make
             )
 
 
-def test_a_pruned_checkpoint_is_loaded_everywhere(
+def test_a_pruned_checkpoint_can_be_tested_loaded_and_exported(
     kd: Callable[..., str], tmp_path: Path, make_trainer: Trainers
 ) -> None:
     prune = ["--trainer.callbacks+=kd_lightning.callbacks.PruneNetwork", "--trainer.callbacks.keep=0.4"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
     kd("fit", "-c", "digits/teacher", "--trainer.max_epochs=2", *quiet, *prune)
-    said = kd("test", "-c", "digits/teacher")
+    printed = kd("test", "-c", "digits/teacher")
     best = tmp_path / "lightning_logs/digits/teacher/version_0/checkpoints/best.ckpt"
     content = torch.load(best, weights_only=True)
-    network = TeacherModule.load_from_checkpoint(best).network
+    loaded = TeacherModule.load_from_checkpoint(best).network
     wide = ResNet([2, 2, 2], [16, 32, 64], in_channels=1)
     whole = macs(wide)
     filled = from_checkpoint(wide, best)
-    for each in (network, filled):
-        assert macs(each) < 0.42 * whole
-        assert torch.equal(each.state_dict()["fc.weight"], content["state_dict"]["network.fc.weight"])
-    assert "test/accuracy" in said
+    for network in (loaded, filled):
+        assert macs(network) < 0.42 * whole
+        assert torch.equal(network.state_dict()["fc.weight"], content["state_dict"]["network.fc.weight"])
+    assert "test/accuracy" in printed
     assert "agrees in 100.00%" in kd("export", str(best), "-o", "small.onnx")
-    kd("fit", "-c", "digits/student", "--trainer.max_epochs=1", *quiet)  # and another run keeps its width
+    kd("fit", "-c", "digits/student", "--trainer.max_epochs=1", *quiet)  # another run is not pruned
 
 
-@pytest.mark.parametrize("cut", [1, 2, 3, 4])
-def test_a_run_that_is_cut_goes_on_to_the_same_bits(
-    cut: int, small: Networks, make_trainer: Trainers, tmp_path: Path
+@pytest.mark.parametrize("step", [2, 5, 8, 11])
+def test_an_interrupted_run_resumes_to_identical_weights(
+    step: int, small: Networks, make_trainer: Trainers, tmp_path: Path
 ) -> None:
     network = small(8)
-
-    class Save(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-            if trainer.global_step == 3 * cut - 1:
-                trainer.save_checkpoint(tmp_path / "cut.ckpt")
 
     def run(*callbacks: pl.Callback, path: Path | None = None) -> dict[str, Tensor]:
         module = TeacherModule(copy.deepcopy(network), optimizer=OPTIMIZERS["AdamW"])
@@ -217,23 +213,24 @@ def test_a_run_that_is_cut_goes_on_to_the_same_bits(
         trainer.fit(module, DigitsDataModule(batch_size=256), ckpt_path=path, weights_only=True)
         return module.state_dict()
 
-    whole = run(Save())
-    again = run(path=tmp_path / "cut.ckpt")
-    assert whole.keys() == again.keys()
+    whole = run(SaveAfterEachBatch(tmp_path))
+    resumed = run(path=tmp_path / f"{step}.ckpt")
+    assert whole.keys() == resumed.keys()
     for name, value in whole.items():
-        assert torch.equal(value, again[name]), name
+        assert torch.equal(value, resumed[name]), name
 
 
-class Keeper(pl.Callback):
-    """Writes down what each rank's weights are after each step."""
+class WriteWeights(pl.Callback):
+    """Writes the weights of each rank after each step."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         torch.save(pl_module.state_dict(), f"{trainer.global_rank}-{trainer.global_step}.pt")
 
 
 @pytest.mark.parametrize("importance", ["magnitude", "taylor"])
-def test_two_processes_stay_alike(importance: str, tmp_path: Path) -> None:
-    callbacks = [f"--trainer.callbacks+={__name__}.Keeper", "--trainer.callbacks+=kd_lightning.callbacks.PruneNetwork"]
+def test_two_processes_have_equal_weights(importance: str, tmp_path: Path) -> None:
+    prune = "kd_lightning.callbacks.PruneNetwork"
+    callbacks = [f"--trainer.callbacks+={name}" for name in (f"{__name__}.WriteWeights", prune)]
     options = [f"--trainer.callbacks.importance={importance}", "--trainer.callbacks.epochs=[1]"]
     small = ["--model.network.blocks=[1,1]", "--model.network.widths=[8,16]", "--data.batch_size=256"]
     two = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.max_epochs=3"]
@@ -246,7 +243,7 @@ def test_two_processes_stay_alike(importance: str, tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"{rank}-{steps}.pt", weights_only=True) for rank in (0, 1))
     assert first["network.layer2.0.conv1.weight"].numel() < 16 * 8 * 9
     for name, value in first.items():
-        if "running" not in name:  # each rank's batch norms see its own images
+        if "running" not in name:  # the statistics of batch norms differ between ranks
             assert torch.equal(value, second[name]), name
 
 
@@ -267,14 +264,14 @@ def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: st
 
 
 @pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier).*")
-def test_what_cannot_be_pruned_is_refused_before_the_first_step(small: Networks, make_trainer: Trainers) -> None:
+def test_unsupported_options_are_refused_before_the_first_step(small: Networks, make_trainer: Trainers) -> None:
     cases: list[tuple[pl.LightningModule, list[pl.Callback], str]] = [
         (TeacherModule(small(4)), [PruneNetwork(0.0001)], r"ResNet cannot be reduced to 0% of its macs"),
         (TeacherModule(small()), [PruneNetwork(), EMAWeightAveraging()], "does not support averaged weights"),
         (TeacherModule(small(), compile=True), [PruneNetwork()], "does not support a compiled network"),
     ]
     with pytest.raises(ProcessRaisedException, match=r"set trainer\.strategy=ddp"):
-        fitted(make_trainer, TeacherModule(small()), PruneNetwork(), strategy="ddp_fork", devices=1)
+        fit(make_trainer, TeacherModule(small()), PruneNetwork(), strategy="ddp_fork", devices=1)
     for module, callbacks, message in cases:
         trainer = make_trainer(callbacks=callbacks)
         with pytest.raises(ValueError, match=message):
@@ -285,16 +282,16 @@ def test_what_cannot_be_pruned_is_refused_before_the_first_step(small: Networks,
 def test_parameter_free_shortcuts_are_refused(make_trainer: Trainers) -> None:
     module = TeacherModule(ResNet([1, 1], [8, 16], in_channels=1, shortcut="A"))
     with pytest.raises(ValueError, match="ResNet cannot be pruned"):
-        fitted(make_trainer, module, PruneNetwork(0.5))
+        fit(make_trainer, module, PruneNetwork(0.5))
 
 
-def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(ValueError, match=r'extra `prune` is not installed; run `pip install "\.\[prune\]"` in a'):
         PruneNetwork()
 
 
-def test_resnet20_loses_half_of_its_work() -> None:
+def test_resnet20_is_pruned_to_half_its_macs() -> None:
     network, image = resnet20().eval(), torch.zeros(1, 3, 32, 32)
     whole = cost(network, image, "macs")
     pruned = select(
@@ -305,7 +302,7 @@ def test_resnet20_loses_half_of_its_work() -> None:
     assert pruned(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_summed_gradients_are_not_those_that_clipping_changes() -> None:
+def test_accumulated_gradients_are_not_changed_by_clipping() -> None:
     prune = PruneNetwork(importance="taylor", epochs=[1])
     layer = nn.Linear(2, 2)
     layer(torch.ones(1, 2)).sum().backward()

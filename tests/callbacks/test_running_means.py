@@ -19,7 +19,7 @@ def test_equals_numpys_weighted_average() -> None:
     )
 
 
-def test_any_split_into_steps_gives_the_same_mean() -> None:
+def test_the_mean_does_not_depend_on_the_split_into_steps() -> None:
     rows = torch.rand(100)
     for splits in ([100], [1, 49, 50], [10] * 10, [1] * 100):
         means = RunningMeans()
@@ -28,12 +28,12 @@ def test_any_split_into_steps_gives_the_same_mean() -> None:
         torch.testing.assert_close(means.compute()["loss"], rows.mean())
 
 
-def test_nothing_was_added() -> None:
+def test_empty_means() -> None:
     assert RunningMeans().compute() == {}
     assert RunningMeans().state_dict() == {"names": [], "sums": None}
 
 
-def test_a_count_of_zero_leaves_a_step_out() -> None:
+def test_a_step_with_count_0_is_left_out() -> None:
     means = RunningMeans()
     means.add({"a": torch.tensor(5.0)}, {"a": 0})
     assert math.isnan(means.compute()["a"])
@@ -65,7 +65,7 @@ def test_no_graph_is_kept() -> None:
     assert not means.compute()["a"].requires_grad
 
 
-def test_the_sums_of_all_ranks_replace_ones_own() -> None:
+def test_means_of_the_summed_sums_of_all_ranks() -> None:
     ranks = [RunningMeans(), RunningMeans()]
     ranks[0].add({"a": torch.tensor(1.0)}, {"a": 3})
     ranks[1].add({"a": torch.tensor(5.0)}, {"a": 1})
@@ -74,22 +74,22 @@ def test_the_sums_of_all_ranks_replace_ones_own() -> None:
     assert ranks[0].compute() == {"a": 1.0}
 
 
-def test_goes_on_from_saved_sums() -> None:
-    whole, first, second = RunningMeans(), RunningMeans(), RunningMeans()
+def test_means_continue_from_a_loaded_state() -> None:
+    expected, first, second = RunningMeans(), RunningMeans(), RunningMeans()
     steps: list[tuple[dict[str, Tensor], dict[str, Tensor | int]]] = [
         ({"a": torch.randn(()), "b": torch.randn(())}, {"a": count, "b": 1}) for count in (3, 1, 7)
     ]
     for values, counts in steps:
-        whole.add(values, counts)
+        expected.add(values, counts)
     first.add(*steps[0])
     second.load_state_dict(first.state_dict())
     for values, counts in steps[1:]:
         second.add(values, counts)
-    assert second.compute() == whole.compute()
+    assert second.compute() == expected.compute()
     assert first.compute() == {name: value.float() for name, value in steps[0][0].items()}
 
 
-def test_the_state_is_plain(tmp_path: Path) -> None:
+def test_the_state_loads_with_weights_only(tmp_path: Path) -> None:
     means = RunningMeans()
     means.add({"a": torch.tensor(2.0)}, {"a": 4})
     torch.save(means.state_dict(), tmp_path / "state.pt")
@@ -100,7 +100,7 @@ def test_the_state_is_plain(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("saved", [False, True])
-def test_a_step_is_undone_as_a_whole(steps: int, saved: bool) -> None:
+def test_undoing_a_step_removes_all_its_values(steps: int, saved: bool) -> None:
     means = RunningMeans()
     for step in range(steps):
         means.begin_step()

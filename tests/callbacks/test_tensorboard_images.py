@@ -29,8 +29,8 @@ def events(trainer: pl.Trainer) -> EventAccumulator:
     return found
 
 
-def shown_metrics(found: EventAccumulator) -> set[str]:
-    """The metrics that TensorBoard's tab of hyper-parameters has columns for."""
+def hyper_parameter_metrics(found: EventAccumulator) -> set[str]:
+    """Return the metrics for which TensorBoard's table of hyper-parameters has columns."""
     content = found.PluginTagToContent("hparams")["_hparams_/experiment"]
     return {info.name.tag for info in HParamsPluginData.FromString(content).experiment.metric_infos}
 
@@ -43,11 +43,11 @@ def picture(found: EventAccumulator, tag: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[EventAccumulator, dict[str, float], list[Any]]:
-    """What TensorBoard has of one epoch of distillation and a test, the figures of the test and the first batch."""
+    """TensorBoard's events of one epoch of distillation and a test, the test metrics, and the training batches."""
     torch.manual_seed(0)
     seen: list[Any] = []
 
-    class First(pl.Callback):
+    class KeepImages(pl.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             seen.append(batch.images)
 
@@ -61,22 +61,22 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[EventAccumulato
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=TensorBoardLogger(tmp_path_factory.mktemp("logs"), default_hp_metric=False),  # as the command line
-        callbacks=[TensorBoardImages(images=12, teacher_images=4), First()],
+        logger=TensorBoardLogger(tmp_path_factory.mktemp("logs"), default_hp_metric=False),  # as on the command line
+        callbacks=[TensorBoardImages(images=12, teacher_images=4), KeepImages()],
     )
     data = DigitsDataModule(batch_size=256)
     trainer.fit(module, data)
-    figures = dict(trainer.test(module, data, verbose=False)[0])
-    return events(trainer), figures, seen
+    metrics = dict(trainer.test(module, data, verbose=False)[0])
+    return events(trainer), metrics, seen
 
 
-def test_each_picture_is_drawn_once(distilled: Any) -> None:
+def test_each_image_is_logged_once(distilled: Any) -> None:
     assert set(distilled[0].Tags()["images"]) == {"train/images", "teacher/softened", "test/confusion"}
     for tag in distilled[0].Tags()["images"]:
         assert picture(distilled[0], tag).std() > 0
 
 
-def test_the_grid_shows_the_first_batch_as_it_was_before_it_was_normalised(distilled: Any) -> None:
+def test_the_grid_shows_the_first_batch_before_normalization(distilled: Any) -> None:
     found, _, (first, *_) = distilled
     pixels = (first[:12] * 0.376 + 0.305).clamp(0, 1)
     expected = make_grid(pixels).permute(1, 2, 0).numpy() * 255
@@ -85,20 +85,20 @@ def test_the_grid_shows_the_first_batch_as_it_was_before_it_was_normalised(disti
     assert np.abs(shown - expected).max() <= 1
 
 
-def test_the_teachers_figure_has_a_column_for_each_of_its_images(distilled: Any) -> None:
+def test_the_teachers_figure_has_a_column_per_image(distilled: Any) -> None:
     height, width, _ = picture(distilled[0], "teacher/softened").shape
     assert width / height == pytest.approx(4 * 2 / 4)
 
 
-def test_the_test_fills_the_metric_of_the_hyper_parameters(distilled: Any) -> None:
-    found, figures, _ = distilled
+def test_the_test_accuracy_is_logged_as_metric_of_the_hyper_parameters(distilled: Any) -> None:
+    found, metrics, _ = distilled
     scalars = found.Scalars("hp/test_accuracy")
-    assert [event.value for event in scalars] == pytest.approx([-1.0, figures["test/accuracy"]])
+    assert [event.value for event in scalars] == pytest.approx([-1.0, metrics["test/accuracy"]])
     assert {event.step for event in scalars} == {0}
     assert found.Scalars("test/accuracy")[-1].value == pytest.approx(scalars[-1].value)
 
 
-def test_hyper_parameters_of_module_and_data_are_entered(distilled: Any) -> None:
+def test_hyper_parameters_of_module_and_data_are_logged(distilled: Any) -> None:
     content = distilled[0].PluginTagToContent("hparams")["_hparams_/session_start_info"]
     start = HParamsPluginData.FromString(content).session_start_info.hparams
     assert start["temperature"].number_value == 3.0
@@ -106,22 +106,22 @@ def test_hyper_parameters_of_module_and_data_are_entered(distilled: Any) -> None
     assert start["batch_size"].number_value == 256
     assert start["learning_rate"].number_value == pytest.approx(0.1)
     assert not any(name.startswith("_") for name in start)
-    assert shown_metrics(distilled[0]) == {"hp/test_accuracy"}
+    assert hyper_parameter_metrics(distilled[0]) == {"hp/test_accuracy"}
 
 
-def test_the_metric_is_shown_with_a_plain_logger_too(
+def test_the_metric_of_hyper_parameters_is_logged_with_default_logger_options(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
 ) -> None:
     trainer = make_trainer(callbacks=[TensorBoardImages()], logger=TensorBoardLogger(tmp_path), limit_train_batches=1)
     trainer.fit(TeacherModule(small()), digits)
-    assert "hp/test_accuracy" in shown_metrics(events(trainer))
+    assert "hp/test_accuracy" in hyper_parameter_metrics(events(trainer))
 
 
-def test_curves_are_there_as_well(distilled: Any) -> None:
+def test_scalars_are_logged(distilled: Any) -> None:
     assert {"train/loss", "val/accuracy", "test/agreement"} <= set(distilled[0].Tags()["scalars"])
 
 
-def test_without_a_teacher_nothing_is_drawn_of_one(
+def test_without_a_teacher_only_training_images_are_logged(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"limit_train_batches": 1, "num_sanity_val_steps": 0}
@@ -131,7 +131,7 @@ def test_without_a_teacher_nothing_is_drawn_of_one(
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
-def test_plain_loaders_are_drawn_too(make_trainer: Trainers, tmp_path: Path) -> None:
+def test_images_of_plain_loaders_are_logged(make_trainer: Trainers, tmp_path: Path) -> None:
     loader = DataLoader(TensorDataset(torch.rand(8, 3, 6, 6), torch.arange(8) % 3), batch_size=4)
     networks = [nn.Sequential(nn.Flatten(), nn.Linear(108, 3)) for _ in range(2)]
     module = DistillationModule(*networks, teacher_check="off")
@@ -143,7 +143,7 @@ def test_plain_loaders_are_drawn_too(make_trainer: Trainers, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("csv", [False, True])
-def test_nothing_happens_without_tensorboard(
+def test_nothing_is_logged_without_a_tensorboard_logger(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path, csv: bool
 ) -> None:
     logger = CSVLogger(tmp_path) if csv else False
@@ -155,7 +155,7 @@ def test_nothing_happens_without_tensorboard(
     assert "hp/test_accuracy" not in trainer.callback_metrics
 
 
-def test_it_draws_beside_another_logger(
+def test_images_are_logged_beside_another_logger(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
 ) -> None:
     logger = TensorBoardLogger(tmp_path / "tb")
@@ -166,7 +166,7 @@ def test_it_draws_beside_another_logger(
     assert found.Tags()["images"] == ["test/confusion"]
 
 
-def test_of_two_domains_the_target_is_drawn(tmp_path: Path) -> None:
+def test_of_two_domains_images_of_the_target_are_logged(tmp_path: Path) -> None:
     pair = DomainPairDataModule(DigitsDataModule(), DigitsDataModule(mean=(0.1,), std=(0.9,)))
     trainer = pl.Trainer(accelerator="cpu", logger=TensorBoardLogger(tmp_path))
     trainer.datamodule = pair  # type: ignore[attr-defined]
