@@ -106,10 +106,10 @@ class Checkpoint:
         for key in ("hyper_parameters", "datamodule_hyper_parameters"):
             self.trusted |= import_classes(self.content.get(key), str(self.path))
 
-    def restore_data(self, data: Any) -> None:
+    def restore_data(self, data: object) -> None:
         """Give a data module the state that was saved of it, for example which of its images are tested on."""
         state = self.content.get(type(data).__qualname__)
-        if isinstance(state, dict):
+        if isinstance(state, dict) and isinstance(data, pl.LightningDataModule):
             data.load_state_dict(state)
 
     def network(self) -> nn.Module:
@@ -134,7 +134,6 @@ class Checkpoint:
                 "do; build the network in Python, fill it with from_checkpoint, and call "
                 "kd_lightning.export.export_network."
             )
-        options: dict[str, Any] = {"teacher": None} if "teacher" in self.hyper_parameters else {}
-        rebuilt: Any = kind.load_from_checkpoint(self, **options)  # type: ignore[arg-type]  # our modules accept it
-        network: nn.Module = rebuilt.network
-        return network.eval()
+        options = {"teacher": None} if "teacher" in self.hyper_parameters else {}
+        rebuilt = kind.load_from_checkpoint(self, **options)  # type: ignore[arg-type]  # our modules accept it
+        return rebuilt.get_submodule("network").eval()

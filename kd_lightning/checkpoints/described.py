@@ -3,7 +3,7 @@
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from kd_lightning.checkpoints.checkpoint import Checkpoint
@@ -17,7 +17,7 @@ from kd_lightning.checkpoints.trust import (
 from kd_lightning.errors import UserError, find_cause, first_line
 
 
-def rebuild_data(checkpoint: Checkpoint) -> Any:
+def rebuild_data(checkpoint: Checkpoint) -> pl.LightningDataModule | None:
     """Return the data module that a run of the command line was trained on, before ``setup``; ``None`` for others.
 
     Args:
@@ -27,7 +27,11 @@ def rebuild_data(checkpoint: Checkpoint) -> Any:
         UserError: If it names classes that are not trusted, or does not describe a data module.
     """
     described = _data(checkpoint)
-    return None if described is None else _rebuild(checkpoint, data=described)["data"]
+    if described is None:
+        return None
+    data = _rebuild(checkpoint, data=described)["data"]
+    assert isinstance(data, pl.LightningDataModule)
+    return data
 
 
 def rebuild_network(checkpoint: Checkpoint, described: dict[str, Any]) -> nn.Module:
@@ -40,7 +44,8 @@ def rebuild_network(checkpoint: Checkpoint, described: dict[str, Any]) -> nn.Mod
     Raises:
         UserError: If classes are named that are not trusted, or that cannot be built.
     """
-    network: nn.Module = _rebuild(checkpoint, network=described)["network"]
+    network = _rebuild(checkpoint, network=described)["network"]
+    assert isinstance(network, nn.Module)
     return network
 
 
@@ -90,11 +95,11 @@ _SECTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
 """Class of a section, and the classes that a checkpoint may create in it."""
 
 
-def _rebuild(checkpoint: Checkpoint, **sections: dict[str, Any]) -> dict[str, Any]:
+def _rebuild(checkpoint: Checkpoint, **sections: dict[str, Any]) -> dict[str, object]:
     parser, parsed = _parse(checkpoint, sections)
     try:
         with restricted_imports(str(checkpoint.path), _allowed(checkpoint, sections)):
-            built: dict[str, Any] = vars(parser.instantiate_classes(parsed))
+            built: dict[str, object] = vars(parser.instantiate_classes(parsed))
     except ValueError as error:  # jsonargparse wraps the errors of constructors
         cause = find_cause(error, UserError)
         if cause is None:
@@ -105,7 +110,7 @@ def _rebuild(checkpoint: Checkpoint, **sections: dict[str, Any]) -> dict[str, An
     return built
 
 
-def _parse(checkpoint: Checkpoint, sections: dict[str, dict[str, Any]]) -> tuple[ArgumentParser, Any]:
+def _parse(checkpoint: Checkpoint, sections: dict[str, dict[str, Any]]) -> tuple[ArgumentParser, Namespace]:
     for name, described in sections.items():
         check_trusted_classes(
             described, str(checkpoint.path), trusted=checkpoint.trusted, strings=name != "data"

@@ -30,7 +30,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self._opened = opened
         self._folders: set[str] = set()
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         """Write a checkpoint next to its path and move it there."""
         self._folders.add(os.path.dirname(path))
         if "://" in str(path):
@@ -42,7 +42,9 @@ class AtomicCheckpointIO(CheckpointIO):
         with atomic_write(target) as file:
             torch.save(_on_cpu(checkpoint), file)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
         """Read a checkpoint of a run; code in it is never run."""
         if "://" in str(path):
             return TorchCheckpointIO().load_checkpoint(path, map_location, weights_only=True)
@@ -52,7 +54,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self._opened = None  # Lightning may change the content, and its memory is needed no longer
         return opened.content
 
-    def remove_checkpoint(self, path: Any) -> None:
+    def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint, if it is in a folder in which this run has written one.
 
         The file that a run resumes from names the checkpoint to delete: it could name any path, and Lightning deletes
@@ -62,7 +64,7 @@ class AtomicCheckpointIO(CheckpointIO):
             TorchCheckpointIO().remove_checkpoint(path)
 
 
-def _on_cpu(value: Any) -> Any:
+def _on_cpu(value: object) -> object:
     """Return a checkpoint with its tensors on the CPU; those that are there already are not copied."""
     if isinstance(value, Tensor):
         return value.cpu()
@@ -70,7 +72,9 @@ def _on_cpu(value: Any) -> Any:
         copied = copy.copy(value)  # of the same class, with a state dict's metadata
         copied.update({key: _on_cpu(part) for key, part in value.items()})
         return copied
-    return type(value)(map(_on_cpu, value)) if type(value) in (list, tuple) else value
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(map(_on_cpu, value))
+    return value
 
 
 def use_atomic_checkpoints(strategy: Strategy, opened: Checkpoint | None = None) -> None:

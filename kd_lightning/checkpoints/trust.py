@@ -6,10 +6,10 @@ import pkgutil
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from jsonargparse import set_parsing_settings
 from jsonargparse._common import parsing_settings  # only to reset and restore them, for which there is no public way
@@ -38,7 +38,7 @@ def unserializable(*objects: str) -> list[str]:
 
 
 def check_trusted_classes(
-    hyper_parameters: Any, path: str, *, trusted: Collection[str] = (), strings: bool = True
+    hyper_parameters: object, path: str, *, trusted: Collection[str] = (), strings: bool = True
 ) -> None:
     """Make sure that rebuilding a module imports no module that only the checkpoint names.
 
@@ -82,7 +82,7 @@ def imported_packages(paths: Iterable[str]) -> list[str]:
 
 
 def referenced_classes(
-    hyper_parameters: Any,
+    hyper_parameters: object,
     path: str,
     *,
     trusted: Collection[str] = (),
@@ -118,7 +118,7 @@ def referenced_classes(
     return paths
 
 
-def resolve(name: object) -> Any:
+def resolve(name: object) -> object:
     """Return the object at an import path, or ``None`` if there is none.
 
     Example:
@@ -170,7 +170,7 @@ def is_from_checkpoint(class_path: object) -> bool:
     return str(class_path).endswith("from_checkpoint")
 
 
-def strip_pretrained(config: Any) -> Any:
+def strip_pretrained(config: object) -> object:
     """Return the configuration of a network without the files that its weights would be loaded from."""
     if not isinstance(config, dict):
         return config
@@ -179,8 +179,8 @@ def strip_pretrained(config: Any) -> Any:
     return {key: strip_pretrained(value) for key, value in config.items()}
 
 
-def _is_allowed_type(named: Any, types: tuple[type, ...]) -> bool:
-    created = named
+def _is_allowed_type(named: Callable[..., object], types: tuple[type, ...]) -> bool:
+    created: object = named
     if not inspect.isclass(named):
         created = None
         with suppress(NameError, TypeError, AttributeError):  # an annotation that cannot be resolved
@@ -188,7 +188,7 @@ def _is_allowed_type(named: Any, types: tuple[type, ...]) -> bool:
     return inspect.isclass(created) and issubclass(created, types)
 
 
-def import_paths(named: Any) -> set[str]:
+def import_paths(named: object) -> set[str]:
     """Return the paths at which jsonargparse may look an object up: its definition, and every re-export above it."""
     if isinstance(named, functools.partial):
         return import_paths(named.func)
@@ -200,7 +200,7 @@ def import_paths(named: Any) -> set[str]:
     return {f"{module}.{named.__qualname__}" for module in [*exporting, named.__module__]}
 
 
-def class_paths(value: Any, *, strings: bool = True) -> Iterator[str]:
+def class_paths(value: object, *, strings: bool = True) -> Iterator[str]:
     """Yield the import paths in nested plain data.
 
     Args:
@@ -226,7 +226,7 @@ def class_paths(value: Any, *, strings: bool = True) -> Iterator[str]:
             yield from class_paths(item, strings=strings)
 
 
-def import_classes(configuration: Any, path: str) -> set[str]:
+def import_classes(configuration: object, path: str) -> set[str]:
     """Import the classes and functions that a configuration names, and return their import paths.
 
     Args:
