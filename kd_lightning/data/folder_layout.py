@@ -15,7 +15,7 @@ from kd_lightning.networks.data_config import truncate
 
 _LABELLED = ("train", "val", "test")
 _UNLABELLED = ("unlabelled", "unlabeled")
-_RESERVED = (*_LABELLED, "predict", *_UNLABELLED)
+_RESERVED = (*_LABELLED, "predict", *_UNLABELLED, "lightning_logs")  # where Lightning writes by default
 _OTHER_NAMES = {name: name for name in _RESERVED} | {
     "training": "train",
     "valid": "val",

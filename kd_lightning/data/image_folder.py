@@ -28,7 +28,8 @@ class ImageFolderDataModule(ImageDataModule):
     Images are found at any depth of a class folder. Without ``val/`` a fraction of each class of ``train/`` is
     validated on. If there is no ``train/``, ``val/`` or ``test/``, the folders in the root are the classes:
     ``val_fraction`` of each is validated on and a tenth tested on, chosen by ``split_seed`` and kept in checkpoints.
-    ``predict/`` may hold images at any depth; without it, ``predict`` shows those of the test.
+    ``predict/`` may hold images at any depth; without it, ``predict`` shows those of the test, or of a root without
+    folders.
 
     Training images without labels (label -1, from which a student or a target domain learns) are in ``unlabelled/``
     at any depth, or directly in ``train/`` (or in the root) where that has no folders.
@@ -154,9 +155,16 @@ class ImageFolderDataModule(ImageDataModule):
             if not listing.files:
                 raise UserError(f"{str(folder)!r} holds no images that Pillow reads; put some there, or remove it.")
             return listing
+        if self.layout.has_one_set and not self.classes and split == "predict":
+            return self._labelled
         if self.layout.has_one_set and self.classes:
             split = "test" if split == "predict" else split
             part = self._partition.parts[split].tolist()
+            if not part and self._saved_partition is not None:
+                raise UserError(
+                    f"{str(self.root)!r} holds none of the {split} images that the checkpoint names; put those of "
+                    f"another set into {split}/<class>/, and set root to the folder above."
+                )
             if not part:
                 raise UserError(
                     f"{str(self.root)!r} has too few images in each class to divide them; put them into "

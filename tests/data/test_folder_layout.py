@@ -179,6 +179,24 @@ def test_a_root_with_one_folder_is_refused(tmp_path: Path) -> None:
         ImageFolderDataModule(str(tmp_path)).setup("fit")
 
 
+def test_the_folder_of_runs_is_not_a_class(tmp_path: Path) -> None:
+    (write_classes(tmp_path) / "lightning_logs" / "version_0").mkdir(parents=True)
+    assert len(listed(ImageFolderDataModule(str(tmp_path)), "test")) == 4
+
+
+def test_another_set_than_that_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    data = ImageFolderDataModule(str(write_classes(tmp_path / "images")))
+    data.setup("fit")
+    other = write(tmp_path / "other", *(f"{name}/x{i}.png" for name in ("cat", "dog") for i in range(20)))
+    restored = ImageFolderDataModule(str(other))
+    restored.load_state_dict(data.state_dict())
+    with (
+        pytest.warns(UserWarning, match="has changed since the checkpoint was saved"),
+        pytest.raises(UserError, match=r"other' holds none of the test images that the checkpoint names; put those of"),
+    ):
+        restored.setup("test")
+
+
 def test_too_few_images_to_divide_are_refused(tmp_path: Path) -> None:
     data = ImageFolderDataModule(str(write_classes(tmp_path, count=2)))
     with pytest.raises(
@@ -211,6 +229,11 @@ def test_a_flat_folder_is_unlabelled(tmp_path: Path, place: str) -> None:
     assert set(listed(data, "train").values()) == {-1}
     assert sum(len(batch.labels) for batch in batches(data, "train")) == 9
     assert sum(len(batch.labels) for batch in batches(data, "val")) == 1
+
+
+def test_a_root_without_folders_is_predicted(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{i}.png" for i in range(3)))
+    assert listed(ImageFolderDataModule(str(tmp_path)), "predict") == {"0.png": -1, "1.png": -1, "2.png": -1}
 
 
 def test_a_flat_train_beside_other_folders_of_images_is_refused(tmp_path: Path) -> None:
