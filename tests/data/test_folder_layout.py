@@ -1,5 +1,6 @@
 """The layouts of folders in which people have their images."""
 
+import json
 import logging
 import re
 from dataclasses import replace
@@ -12,7 +13,14 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_image_folder import batches, write_image
 
-from kd_lightning import Checkpoint, DistillationModule, DomainPairDataModule, ImageFolderDataModule, TeacherModule
+from kd_lightning import (
+    Checkpoint,
+    DistillationModule,
+    DomainPairDataModule,
+    ImageFolderDataModule,
+    Run,
+    TeacherModule,
+)
 from kd_lightning.data import Augmentation, DigitsDataModule
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.errors import UserError
@@ -155,6 +163,15 @@ def test_the_checkpoint_keeps_which_images_are_tested_on(tmp_path: Path) -> None
     Checkpoint(tmp_path / "a.ckpt").restore_data(rebuilt)
     with pytest.warns(UserWarning, match=re.escape(told)):
         assert listed(rebuilt, "test") == listed(changed, "test")
+
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a.ckpt").rename(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    described = {"class_path": "kd_lightning.ImageFolderDataModule", "init_args": {"root": str(root)}}
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps({"model": {}, "data": described}))
+    with pytest.warns(UserWarning, match=re.escape(told)):
+        images = Run(tmp_path / "run").images("test")
+    assert images is not None
+    assert images[1].tolist() == list(listed(changed, "test").values())
 
 
 def test_other_layouts_keep_nothing_in_checkpoints(tmp_path: Path) -> None:
