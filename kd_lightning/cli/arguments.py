@@ -55,16 +55,32 @@ def _trained_config(recipe: str, arguments: list[str]) -> Path | None:
     """Return the configuration, flags included, of the run of a recipe that is evaluated or resumed."""
     checkpoint = _value_of("--ckpt_path", arguments)
     resumes = arguments[0] == "fit" and checkpoint is not None
-    flags = [argument.partition("=")[0] for argument in arguments]
-    if any(flag.startswith("--trainer.logger") and flag.endswith(".version") for flag in flags):  # not the newest run
-        return None
     if (arguments[0] in ("fit", "layers") and not resumes) or checkpoint not in (None, BEST, LAST):
         return None
+    if str(_value_of("--trainer.logger", arguments)).lower() == "false":
+        config = Run(_value_of("--trainer.default_root_dir", arguments) or ".").config_file
+        return config if config.is_file() else None
+    folder = _log_folder(arguments) / (_logger_value("name", arguments) or recipe)
+    version = _logger_value("version", arguments)
+    if version is not None:
+        config = Run(folder / (f"version_{version}" if version.isdecimal() else version)).config_file
+        return config if config.is_file() else None
     try:
-        config = Run.newest_of(LOGS / recipe).config_file
+        config = Run.newest_of(folder).config_file
     except MissingFileError:
         return None
     return config if config.is_file() else None
+
+
+def _log_folder(arguments: list[str]) -> Path:
+    """Return the folder that the flags of the logger, or of the Trainer, name in place of ``lightning_logs``."""
+    root = _value_of("--trainer.default_root_dir", arguments)
+    return Path(_logger_value("save_dir", arguments) or (LOGS if root is None else root / LOGS))
+
+
+def _logger_value(name: str, arguments: list[str]) -> str | None:
+    flags = (f"--trainer.logger.{part}{name}" for part in ("", "init_args."))
+    return next(filter(None, (_value_of(flag, arguments) for flag in flags)), None)
 
 
 def _check_yaml(file: Path) -> None:

@@ -54,7 +54,11 @@ def _run(options: Namespace) -> Run:
     run = configured_run(options)
     if run is not None:
         return run
-    logger = options.get("trainer.logger.init_args") or {}
+    logger = options.get("trainer.logger")
+    if not logger:  # Lightning writes into its root folder itself
+        return Run(options.get("trainer.default_root_dir") or ".")
+    first = logger[0] if isinstance(logger, list) else logger
+    logger = (first.get("init_args") if isinstance(first, Namespace) else None) or {}
     folder = Path(logger.get("save_dir", LOGS), logger.get("name") or "")
     version = logger.get("version")
     if version is None:

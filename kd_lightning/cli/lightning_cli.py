@@ -3,11 +3,15 @@
 import signal
 import sys
 import warnings
+from itertools import count
+from pathlib import Path
 
 import lightning.pytorch as pl
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 from kd_lightning.callbacks import FeatureWriter, PredictionWriter, RunSummary, StepCheckpoint, TensorBoardImages
 from kd_lightning.checkpoints.checkpoint import Checkpoint
@@ -112,6 +116,9 @@ class CommandLine(LightningCLI):
             echo("Apple's MPS is not supported, so this runs on the CPU.")
         if self.options.get("trainer.enable_checkpointing") is False:
             self._drop_checkpoint_callbacks()
+        root, place = self.options.get("trainer.default_root_dir"), "trainer.logger.init_args.save_dir"
+        if root is not None and self.options.get(place) == str(LOGS):  # our default, which the user's replaces
+            self.options[place] = str(Path(root, LOGS))
         for line in find_teacher(self.options.get("model.init_args"), self.command):
             echo(line)
         if self.command != "layers":
@@ -159,10 +166,15 @@ class CommandLine(LightningCLI):
         run = None if checkpoint is None else Run.of_checkpoint(checkpoint.path)
         if (checkpoint is not None and self.command != "fit") or run is not None:
             self.save_config_callback = None  # the run's own config.yaml stays unchanged
-        if run is not None and "save_dir" in self.options.get("trainer.logger.init_args", {}):
-            place = {"save_dir": str(run.folder.parent), "name": "", "version": run.folder.name}
-            for name, value in place.items():
-                self.options[f"trainer.logger.init_args.{name}"] = value
+        logger = self.options.get("trainer.logger")
+        for each in logger if isinstance(logger, list) else [logger]:
+            arguments = (each.get("init_args") if isinstance(each, Namespace) else None) or {}
+            if run is not None and "save_dir" in arguments:
+                place = {"save_dir": str(run.folder.parent), "name": "", "version": run.folder.name}
+                for name, value in place.items():
+                    arguments[name] = value
+                if str(each.class_path).endswith("CSVLogger"):
+                    _keep_metrics(run.folder / "metrics.csv")
 
     def _drop_checkpoint_callbacks(self) -> None:
         """Leave out what saves checkpoints, which Lightning rejects beside ``enable_checkpointing=False``."""
@@ -170,6 +182,15 @@ class CommandLine(LightningCLI):
         self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         for parser in self.parsers:
             parser.callback_keys = [key for key in parser.callback_keys if key not in ("checkpoint", "progress")]
+
+
+@rank_zero_only
+def _keep_metrics(file: Path) -> None:
+    """Rename the metrics of a run, which Lightning's CSVLogger would delete before it writes into the same folder."""
+    if file.is_file():
+        kept = next(name for n in count() if not (name := file.with_stem(f"{file.stem}_{n}")).exists())
+        file.rename(kept)
+        echo(f"The metrics so far are in {kept}.")
 
 
 def _save_last_epoch() -> ModelCheckpoint:
@@ -200,6 +221,6 @@ def _silence_lightning() -> None:
     drop_advertisements()
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's use of torch's pytree
     # a run that is resumed or tested writes into its own folder on purpose
-    warnings.filterwarnings("ignore", ".*(Checkpoint directory .* exists and is not empty|The dirpath has changed).*")
+    warnings.filterwarnings("ignore", ".*(directory .* exists and is not empty|The dirpath has changed).*")
     # a test needs the averaged weights only, which are in the checkpoint
     warnings.filterwarnings("ignore", ".*using the WeightAveraging callback, but loading a checkpoint.*")

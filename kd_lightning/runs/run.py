@@ -65,9 +65,13 @@ class Run:
             with suppress(MissingFileError):
                 return cls.newest_of(folder)
         if str(name) in recipe_names():
-            raise MissingFileError(f"The recipe '{name}' is not trained yet; run `kd-lightning fit -c {name}` first.")
+            raise MissingFileError(
+                f"The recipe '{name}' is not trained yet; run `kd-lightning fit -c {name}` first, or "
+                f"{_named_runs(LOGS / path) or f'name the folder of a run that is not in {LOGS / path}'}."
+            )
         raise MissingFileError(
-            f"There is no checkpoint, run or trained recipe {str(name)!r}; check the name, or train it first."
+            f"There is no checkpoint, run or trained recipe {str(name)!r}; check the name, or "
+            f"{_named_runs(path) or 'train it first'}."
         )
 
     @classmethod
@@ -84,7 +88,8 @@ class Run:
         }
         if not versions:
             raise MissingFileError(
-                f"{str(folder)!r} does not contain a run with checkpoints; train one first, or name a file."
+                f"{str(folder)!r} does not contain a run with checkpoints; train one first, or "
+                f"{_named_runs(Path(folder)) or 'name a file'}."
             )
         return cls(versions[max(versions)])
 
@@ -267,6 +272,12 @@ class Run:
             ValueError: If the checkpoint is damaged or names classes that ``config.yaml`` does not name.
         """
         return self.open().network()
+
+
+def _named_runs(folder: Path) -> str:
+    """Return the advice to name one of the runs in a folder whose names are not version_0, version_1, ..."""
+    runs = sorted({str(file.parent.parent) for file in folder.glob(f"*/{CHECKPOINTS}/*.ckpt")})
+    return f"name {' or '.join(runs)}" if runs else ""
 
 
 def find_checkpoint(name: str | Path) -> Path:
