@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from kd_lightning.errors import UserError
 
@@ -72,10 +72,12 @@ def shown_size(file: Path) -> tuple[int, int]:
         UnreadableImageError: If it is not that of an image that :func:`load_image` reads.
     """
     with _opened(file) as image:
-        # Pillow would decode a PNG file to look for an orientation, and has exchanged the sides of TIFF already
-        known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        turned = known and _orientation(image) > 4  # which exchange the sides
-        return (image.width, image.height) if turned else (image.height, image.width)
+        width, height = image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose sides newer versions of Pillow have exchanged
+            width, height = (image.tag_v2[tag] for tag in (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH))
+        known = image.format != "PNG" or "exif" in image.info  # otherwise Pillow would decode the file to look for it
+        turned = known and _orientation(image) > 4
+        return (width, height) if turned else (height, width)
 
 
 def describe_unreadable(errors: list[UnreadableImageError], count: int) -> str:

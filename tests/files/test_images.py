@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import ExifTags, Image, ImageFile, features
+from PIL import ExifTags, Image, ImageFile
 
 from kd_lightning.errors import UserError
 from kd_lightning.files import images
@@ -81,7 +81,7 @@ def test_an_image_is_turned_as_its_orientation_says(tmp_path: Path, suffix: str,
 
 
 def test_an_orientation_in_avif_is_read(tmp_path: Path) -> None:
-    if not features.check("avif"):
+    if ".avif" not in readable_suffixes():
         pytest.skip("this Pillow does not read AVIF")
     as_stored(6).save(tmp_path / "a.avif", exif=with_orientation(6))
     assert corners(load_image(tmp_path / "a.avif", "RGB", None)) == "rgbk"
@@ -160,7 +160,7 @@ def test_colours_become_grey_by_luma(tmp_path: Path) -> None:
     assert [grey.getpixel(place) for place in ((0, 0), (47, 0), (47, 31))] == [76, 150, 29]
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "jpg"), ("CMYK", "tiff"), ("YCbCr", "tiff"), ("1", "png")])
+@pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "jpg"), ("CMYK", "tiff"), ("YCbCr", "jpg"), ("1", "png")])
 def test_other_colour_spaces_have_the_right_colours(tmp_path: Path, mode: str, suffix: str) -> None:
     image = upright() if mode != "1" else Image.new("1", (48, 32), 1)
     image.convert(mode).save(tmp_path / f"a.{suffix}")
@@ -191,7 +191,7 @@ def test_formats_that_other_programs_draw_are_refused(tmp_path: Path) -> None:
 def test_all_suffixes_of_photographs_that_pillow_reads_are_known() -> None:
     known = {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
     assert known <= readable_suffixes()
-    assert (".avif" in readable_suffixes()) == features.check("avif")
+    assert (".avif" in readable_suffixes()) == ("AVIF" in Image.OPEN)
     assert not {".h5", ".mpg", ".eps", ".ps", ".pdf", ".txt"} & readable_suffixes()
 
 
