@@ -1,5 +1,6 @@
 """Checks of the data that a module is trained on."""
 
+import math
 from traceback import format_exception
 from typing import Any
 
@@ -90,6 +91,17 @@ class DataCheck(pl.Callback):
         if trainer.current_epoch == self._first_epoch or labels.device.type == "cpu":
             check_labels(labels, num_classes=pl_module.num_classes)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Forget an evaluation that was interrupted, and check that the ends of several loaders are known."""
+        pl_module.evaluations.clear()
+        if not pl_module.takes_pairs:  # whose validation is finished as one, at the end of the epoch
+            _check_lengths(trainer.num_val_batches)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Forget an evaluation that was interrupted, and check that the ends of several loaders are known."""
+        pl_module.evaluations.clear()
+        _check_lengths(trainer.num_test_batches)
+
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -155,6 +167,15 @@ def _check_evaluation_loaders(trainer: pl.Trainer, stage: str) -> None:
     }[stage]
     if limit and source.is_defined():
         check_not_empty(source.dataloader(), name)
+
+
+def _check_lengths(counts: list[int | float]) -> None:
+    """Check that loaders have a length if there are several: each is finished in its last step."""
+    if len(counts) > 1 and math.inf in counts:
+        raise UserError(
+            "One of several loaders to evaluate on has no length; give its data set a __len__, or limit the batches "
+            "(limit_val_batches, limit_test_batches)."
+        )
 
 
 def _batch_norms(trainer: pl.Trainer, pl_module: Any) -> dict[str, nn.Module]:

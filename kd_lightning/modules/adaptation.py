@@ -96,7 +96,7 @@ class AdaptationModule(ClassificationModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of the source's validation images, or (the second loader) of the target's."""
         if dataloader_idx == 0:
-            super().validation_step(batch, batch_idx)
+            self.evaluate(batch, batch_idx)
             return
         if dataloader_idx > 1:
             raise UserError(

@@ -54,7 +54,7 @@ class ClassificationModule(pl.LightningModule, ABC):
     class probabilities, floats ``(B, C)`` whose rows sum to 1. ``predict`` takes images without labels too.
 
     Of several validation or test loaders the first has the metrics ``val/accuracy`` and so on, which callbacks and
-    schedules follow; the next has ``val/accuracy/loader_1`` and so on.
+    schedules follow; the next has ``val/accuracy/dataloader_idx_1`` and so on.
 
     Args:
         network: Network to train, images ``(B, channels, H, W)`` to logits ``(B, C)``.
@@ -259,19 +259,28 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of validation images."""
-        self._evaluate(batch, batch_idx, dataloader_idx)
+        self.evaluate(batch, batch_idx, dataloader_idx)
+        sanity = self.trainer.sanity_checking
+        counts = self.trainer.num_sanity_val_batches if sanity else self.trainer.num_val_batches
+        if len(counts) > 1 and batch_idx + 1 == counts[dataloader_idx]:
+            self.finish_evaluation("val", dataloader_idx, several=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation images."""
-        self.finish_evaluation("val")
+        if len(self.trainer.num_val_batches) == 1:
+            self.finish_evaluation("val")
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of test images."""
-        self._evaluate(batch, batch_idx, dataloader_idx)
+        self.evaluate(batch, batch_idx, dataloader_idx)
+        counts = self.trainer.num_test_batches
+        if len(counts) > 1 and batch_idx + 1 == counts[dataloader_idx]:
+            self.finish_evaluation("test", dataloader_idx, several=True)
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the test images."""
-        self.finish_evaluation("test")
+        if len(self.trainer.num_test_batches) == 1:
+            self.finish_evaluation("test")
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Prediction:
         """Return the most probable label of each image, and its probability."""
@@ -288,17 +297,25 @@ class ClassificationModule(pl.LightningModule, ABC):
         """
         return None
 
-    def _evaluate(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+    def evaluate(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the metrics of its loader."""
         images, labels, _ = read_batch(batch)
         logits = self(images)
         self.num_classes = logits.shape[1]
         reference = self.reference_logits(images, batch_idx if dataloader_idx == 0 else None)
         self.evaluations.update(dataloader_idx, logits, labels, reference)
 
-    def finish_evaluation(self, split: str) -> dict[str, Tensor]:
-        """Log and return the metrics of an epoch."""
-        metrics, self.confusion = self.evaluations.finish()
-        self.log_metrics(split, metrics)
+    def finish_evaluation(self, split: str, dataloader_idx: int = 0, *, several: bool = False) -> dict[str, Tensor]:
+        """Log and return the metrics of a loader, at the end of the epoch or, of several, in the last step of each.
+
+        Only in steps does Lightning keep loaders apart: their results are separate, and their names get a suffix,
+        here not those of the first one.
+        """
+        metrics, confusion = self.evaluations.finish(dataloader_idx)
+        if dataloader_idx == 0:
+            self.confusion = confusion
+        in_step = {"on_step": False, "on_epoch": True, "batch_size": 1, "add_dataloader_idx": dataloader_idx > 0}
+        self.log_metrics(split, metrics, **(in_step if several else {}))
         return metrics
 
     def log(self, *args: Any, **kwargs: Any) -> None:
@@ -306,10 +323,10 @@ class ClassificationModule(pl.LightningModule, ABC):
         if not self.trainer.barebones:
             super().log(*args, **kwargs)
 
-    def log_metrics(self, split: str, metrics: dict[str, Tensor]) -> None:
-        """Log the metrics of an epoch as ``split/name``."""
+    def log_metrics(self, split: str, metrics: dict[str, Tensor], **options: Any) -> None:
+        """Log the metrics of an epoch as ``split/name``; ``options`` are those of Lightning's ``log``."""
         for name, value in metrics.items():
-            self.log(f"{split}/{name}", value, prog_bar=name == "accuracy", sync_dist=True)
+            self.log(f"{split}/{name}", value, prog_bar=name == "accuracy", sync_dist=True, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the network needs to be used elsewhere."""

@@ -20,11 +20,11 @@ class Prediction(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """The metrics of an epoch.
+    """The metrics of a pass over a loader.
 
     Attributes:
-        values: Values by name; those of the second loader end in ``/loader_1``, and so on.
-        confusion: Confusion matrix ``(C, C)`` of the first loader, if it has labels.
+        values: Values by name.
+        confusion: Confusion matrix ``(C, C)``, if there are labels.
     """
 
     values: dict[str, Tensor]
@@ -38,8 +38,8 @@ class LoaderEvaluations:
         >>> evaluations = LoaderEvaluations()
         >>> for loader in (0, 1):
         ...     evaluations.update(loader, torch.eye(3), torch.tensor([0, 1, 1]))
-        >>> {name: round(value.item(), 2) for name, value in evaluations.finish().values.items() if "acc" in name}
-        {'accuracy': 0.67, 'accuracy/loader_1': 0.67}
+        >>> [round(evaluations.finish(loader).values["accuracy"].item(), 2) for loader in (0, 1)]
+        [0.67, 0.67]
     """
 
     def __init__(self) -> None:
@@ -57,18 +57,17 @@ class LoaderEvaluations:
             self._by_loader[loader] = Evaluation(num_classes).to(logits.device)
         self._by_loader[loader].update(logits, labels, teacher_logits)
 
-    def finish(self) -> Metrics:
-        """Return the metrics of all ranks, and begin again: metrics live in one mode, inference or ``no_grad``."""
-        evaluations, self._by_loader = self._by_loader, {}
-        values: dict[str, Tensor] = {}
-        confusion = None
-        for number, evaluation in evaluations.items():
-            found = evaluation.compute()
-            matrix = found.pop("confusion", None)
-            confusion = matrix if number == 0 else confusion
-            suffix = f"/loader_{number}" if number else ""  # Lightning keeps its own suffix to itself
-            values |= {f"{name}{suffix}": value for name, value in found.items()}
+    def finish(self, loader: int = 0) -> Metrics:
+        """Return a loader's metrics of all ranks, and begin again: a metric lives in one mode, inference or not."""
+        if loader not in self._by_loader:
+            return Metrics({}, None)
+        values = self._by_loader.pop(loader).compute()
+        confusion = values.pop("confusion", None)
         return Metrics(values, confusion)
+
+    def clear(self) -> None:
+        """Forget what was not finished."""
+        self._by_loader = {}
 
 
 class _Common(TypedDict):

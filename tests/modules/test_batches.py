@@ -62,6 +62,11 @@ def run(kind: str, stage: str, data: Any, trainer: pl.Trainer) -> dict[str, Any]
     return {name: value for name, value in trainer.callback_metrics.items() if name != "train/images_per_second"}
 
 
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return zip(X, Y.tolist(), strict=True)
+
+
 STAGES = ["fit", "validation of fit", "validate", "test"]
 
 
@@ -159,13 +164,30 @@ def test_each_loader_has_its_metrics(make_trainer: Trainers, kind: str, stage: s
         for name, value in alone[0].items():
             if name.startswith(split):
                 torch.testing.assert_close(metrics[name], value)
-                torch.testing.assert_close(metrics[f"{name}/loader_1"], alone[1][name])
+                torch.testing.assert_close(metrics[f"{name}/dataloader_idx_1"], alone[1][name])
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_the_results_of_a_test_are_those_of_each_loader(make_trainer: Trainers, kind: str) -> None:
+    loaders = [loader(X, Y), loader(-X, Y.flip(0))]
+    found = make_trainer().test(MODULES[kind](), loaders, verbose=False)
+    for number, (one, suffix) in enumerate(zip(loaders, ("", "/dataloader_idx_1"), strict=True)):
+        (alone,) = make_trainer().test(MODULES[kind](), one, verbose=False)
+        assert found[number] == {f"{name}{suffix}": value for name, value in alone.items()}
+
+
+def test_the_end_of_each_of_several_loaders_must_be_known(make_trainer: Trainers) -> None:
+    streams = [DataLoader(Stream(), batch_size=4), loader(X, Y)]
+    with pytest.raises(UserError, match="One of several loaders to evaluate on has no length"):
+        make_trainer().fit(MODULES["teacher"](), loader(X, Y), streams)
+    limited = make_trainer(limit_test_batches=1).test(MODULES["teacher"](), streams, verbose=False)
+    assert list(limited[1]) == [f"{name}/dataloader_idx_1" for name in limited[0]]
 
 
 def test_the_summary_of_a_test_names_all_loaders(make_trainer: Trainers, tmp_path: Any) -> None:
     module = MODULES["teacher"]()
     make_trainer(callbacks=[RunSummary(0.0)]).test(module, [loader(X, Y), loader(X, Y)], verbose=False)
-    assert '"accuracy/loader_1"' in (tmp_path / "test.json").read_text()
+    assert '"accuracy/dataloader_idx_1"' in (tmp_path / "test.json").read_text()
     assert module.confusion is not None
     assert module.confusion.sum() == 8
 
@@ -210,11 +232,6 @@ def test_labels_of_the_target_are_checked_too(make_trainer: Trainers) -> None:
 
 
 # what only shows later
-
-
-class Stream(IterableDataset):
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        return zip(X, Y.tolist(), strict=True)
 
 
 def test_a_stream_without_a_length_is_read_from_its_start(make_trainer: Trainers) -> None:
@@ -273,7 +290,7 @@ def test_a_network_that_was_tried_in_inference_mode_trains(make_trainer: Trainer
     data = loader(X.repeat(1, 3, 1, 1), Y)
     make_trainer().predict(module, data)
     make_trainer().fit(module, data)
-    assert module.channels_last
+    assert module.network.get_parameter("conv1.weight").is_contiguous(memory_format=torch.channels_last)
 
 
 @on_other_device
