@@ -154,6 +154,15 @@ class WithDropout(nn.Module):
         return self.fc(self.drop(self.body(images).relu().mean((2, 3))))
 
 
+def with_group_norms(network: nn.Module) -> nn.Module:
+    """Replace the batch norms, so that the outputs of an image do not depend on the batch."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.GroupNorm(1, child.num_features))
+    return network
+
+
 class Pair(Viewing):
     """Returns two outputs."""
 

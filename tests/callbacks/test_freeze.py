@@ -14,7 +14,7 @@ from resume_check import SaveAfterBatchesAndEpochs
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
-from unusual_networks import ConvHead, HeadFirst, TwoHeads
+from unusual_networks import ConvHead, HeadFirst, TwoHeads, with_group_norms
 
 from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
 from kd_lightning.callbacks import FreezeLayers
@@ -344,14 +344,6 @@ class WriteRankWeights(pl.Callback):
         torch.save(state, self.folder / f"{trainer.global_rank}.pt")
 
 
-def _with_group_norms(network: nn.Module) -> nn.Module:
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, nn.GroupNorm(1, child.num_features))
-    return network
-
-
 @several_processes
 @pytest.mark.parametrize(
     ("strategy", "options"),
@@ -364,7 +356,7 @@ def _with_group_norms(network: nn.Module) -> nn.Module:
 def test_two_processes_equal_one_after_unfreezing(
     strategy: str, options: dict[str, Any], small: Networks, make_trainer: Trainers, tmp_path: Path
 ) -> None:
-    network = _with_group_norms(small())
+    network = with_group_norms(small())
     found = []
     for world in (1, 2):
         folder = tmp_path / str(world)

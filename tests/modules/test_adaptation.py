@@ -1,4 +1,4 @@
-"""From a labelled source to an unlabelled target."""
+"""Adaptation from a labelled source to an unlabelled target."""
 
 import copy
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from resume_check import SaveAfterEachBatch
 from torch import Tensor, nn
 
 from kd_lightning import AdaptationModule, DigitsDataModule, DomainPairDataModule
@@ -33,7 +34,7 @@ def network() -> ResNet:
 
 
 def pair(batch_size: int = 128, target: DigitsDataModule | None = None) -> DomainPairDataModule:
-    """Digits, and digits brighter and in another split."""
+    """Return digits as source, and brighter ones with another split as target."""
     target = DigitsDataModule(mean=(0.5,), std=(0.2,), seed=1) if target is None else target
     return DomainPairDataModule(DigitsDataModule(batch_size=batch_size), target)
 
@@ -46,8 +47,8 @@ def losses() -> dict[str, AlignmentLoss | HardTargetLoss]:
     }
 
 
-class Other(DigitsDataModule):
-    """The same images, of which the same are left out for validation, under other labels."""
+class OtherLabels(DigitsDataModule):
+    """The same images and validation split with other labels."""
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
@@ -56,12 +57,12 @@ class Other(DigitsDataModule):
         labels.copy_((labels + 3) % 10)
 
 
-def test_a_step_is_the_sum_of_the_weighted_terms(make_trainer: Trainers) -> None:
+def test_the_loss_is_the_weighted_sum_of_the_terms(make_trainer: Trainers) -> None:
     net = network()
     before = copy.deepcopy(net).train()
     seen: dict[str, Any] = {}
 
-    class Watch(pl.Callback):
+    class RecordStep(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
             seen["batch"] = batch
 
@@ -69,7 +70,7 @@ def test_a_step_is_the_sum_of_the_weighted_terms(make_trainer: Trainers) -> None
             seen["loss"] = outputs["loss"]
 
     terms: dict[str, AlignmentLoss | HardTargetLoss] = {"hard": HardTargetLoss(weight=2.0), "mmd": MMDLoss(weight=0.5)}
-    trainer = make_trainer(max_steps=1, limit_val_batches=0, callbacks=[Watch()])
+    trainer = make_trainer(max_steps=1, limit_val_batches=0, callbacks=[RecordStep()])
     trainer.fit(AdaptationModule(net, terms), pair())
     source, target = seen["batch"]["source"], seen["batch"]["target"]
     logits, features = FeatureTap(before, ["avgpool"])(torch.cat([source.images, target.images]))
@@ -80,8 +81,8 @@ def test_a_step_is_the_sum_of_the_weighted_terms(make_trainer: Trainers) -> None
     assert {"train/hard", "train/mmd", "train/accuracy"} <= trainer.callback_metrics.keys()
 
 
-def test_labels_of_the_target_are_never_trained_on(make_trainer: Trainers) -> None:
-    """Whatever they are, the weights are the same, and only the oracle's figures differ."""
+def test_training_does_not_depend_on_labels_of_the_target(make_trainer: Trainers) -> None:
+    """Only the oracle metrics depend on them."""
 
     def run(target: DigitsDataModule) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         module = AdaptationModule(network(), losses())
@@ -90,22 +91,22 @@ def test_labels_of_the_target_are_never_trained_on(make_trainer: Trainers) -> No
         trainer.fit(module, pair(target=target))
         return module.state_dict(), dict(trainer.callback_metrics)
 
-    (weights, figures), (others, other_figures) = run(DigitsDataModule()), run(Other())
+    (weights, metrics), (other_weights, other_metrics) = run(DigitsDataModule()), run(OtherLabels())
     for name, value in weights.items():
-        assert torch.equal(others[name], value), name
+        assert torch.equal(other_weights[name], value), name
     for name in ("train/loss", "train/accuracy", "val/criterion"):
-        assert torch.equal(other_figures[name], figures[name])
-    assert not torch.equal(other_figures["oracle/loss"], figures["oracle/loss"])
+        assert torch.equal(other_metrics[name], metrics[name])
+    assert not torch.equal(other_metrics["oracle/loss"], metrics["oracle/loss"])
 
 
-def test_figures_of_a_term_are_logged(make_trainer: Trainers) -> None:
+def test_metrics_of_a_term_are_logged(make_trainer: Trainers) -> None:
     trainer = make_trainer()
     trainer.fit(AdaptationModule(network(), losses()), pair())
     assert {"train/domain", "train/domain_domain_accuracy"} <= trainer.callback_metrics.keys()
     assert 0 <= trainer.callback_metrics["train/domain_domain_accuracy"] <= 1
 
 
-def test_the_criterion_is_the_source_s_accuracy_plus_the_information(make_trainer: Trainers) -> None:
+def test_the_criterion_is_source_accuracy_plus_mutual_information(make_trainer: Trainers) -> None:
     data = pair()
     module = AdaptationModule(network())
     trainer = make_trainer(max_epochs=2)
@@ -113,38 +114,34 @@ def test_the_criterion_is_the_source_s_accuracy_plus_the_information(make_traine
     module.eval()
     source, target = data.val_dataloader()
     with torch.no_grad():
-        said = torch.cat([module(data.augment(batch).images) for batch in target]).softmax(1).double().numpy()
-        right = [module(seen.images).argmax(1) == seen.labels for seen in map(data.augment, source)]
-    mean = said.mean(0)
-    information = (-(mean * np.log(mean)).sum() + (said * np.log(said)).sum(1).mean()) / np.log(10)
-    figures = trainer.callback_metrics
-    assert figures["val/mutual_information"].item() == pytest.approx(information, abs=1e-4)
-    assert figures["val/criterion"].item() == pytest.approx(
-        information + float(torch.cat(right).double().mean()), abs=1e-4
+        probabilities = torch.cat([module(data.augment(batch).images) for batch in target]).softmax(1).double().numpy()
+        correct = [module(seen.images).argmax(1) == seen.labels for seen in map(data.augment, source)]
+    mean = probabilities.mean(0)
+    information = (-(mean * np.log(mean)).sum() + (probabilities * np.log(probabilities)).sum(1).mean()) / np.log(10)
+    metrics = trainer.callback_metrics
+    assert metrics["val/mutual_information"].item() == pytest.approx(information, abs=1e-4)
+    assert metrics["val/criterion"].item() == pytest.approx(
+        information + float(torch.cat(correct).double().mean()), abs=1e-4
     )
     labels = torch.cat([data.augment(batch).labels for batch in target]).numpy()
-    assert figures["oracle/accuracy"].item() == pytest.approx((said.argmax(1) == labels).mean(), abs=1e-4)
+    assert metrics["oracle/accuracy"].item() == pytest.approx((probabilities.argmax(1) == labels).mean(), abs=1e-4)
 
 
-def test_progress_goes_from_0_to_1(make_trainer: Trainers) -> None:
-    told = []
+def test_progress_rises_from_0_to_1_over_the_run(make_trainer: Trainers) -> None:
+    progress = []
 
-    class Told(HardTargetLoss):
+    class RecordProgress(HardTargetLoss):
         def forward(self, *arguments: Any) -> Tensor:
-            told.append(float(self.progress))
+            progress.append(float(self.progress))
             return super().forward(*arguments)
 
     trainer = make_trainer(max_epochs=2, limit_val_batches=0)
-    trainer.fit(AdaptationModule(network(), {"hard": Told()}), pair())
+    trainer.fit(AdaptationModule(network(), {"hard": RecordProgress()}), pair())
     steps = trainer.global_step
-    assert told == pytest.approx([step / steps for step in range(steps)])
+    assert progress == pytest.approx([step / steps for step in range(steps)])
 
 
-def test_a_run_goes_on_to_the_same_bits(make_trainer: Trainers, tmp_path: Path) -> None:
-    class Save(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
-
+def test_an_interrupted_run_resumes_to_identical_weights_and_metrics(make_trainer: Trainers, tmp_path: Path) -> None:
     def run(path: Path | None, callbacks: list[pl.Callback]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         module = AdaptationModule(network(), losses())
         torch.manual_seed(1 if path is None else 9)
@@ -152,16 +149,16 @@ def test_a_run_goes_on_to_the_same_bits(make_trainer: Trainers, tmp_path: Path) 
         trainer.fit(module, pair(), ckpt_path=path, weights_only=True)
         return module.state_dict(), dict(trainer.callback_metrics)
 
-    weights, figures = run(None, [Save()])
+    weights, metrics = run(None, [SaveAfterEachBatch(tmp_path)])
     for step in (3, 8, 9, 12):
-        again, found = run(tmp_path / f"{step}.ckpt", [])
+        resumed, metrics_resumed = run(tmp_path / f"{step}.ckpt", [])
         for name, value in weights.items():
-            assert torch.equal(again[name], value), f"{name} after step {step}"
+            assert torch.equal(resumed[name], value), f"{name} after step {step}"
         for name in ("val/criterion", "oracle/accuracy", "train/loss", "train/mmd"):
-            assert torch.equal(found[name], figures[name]), f"{name} after step {step}"
+            assert torch.equal(metrics_resumed[name], metrics[name]), f"{name} after step {step}"
 
 
-def test_a_checkpoint_has_no_part_of_a_loss_in_the_network(make_trainer: Trainers, tmp_path: Path) -> None:
+def test_a_checkpoint_keeps_losses_apart_from_the_network(make_trainer: Trainers, tmp_path: Path) -> None:
     trainer = make_trainer(max_steps=1, limit_val_batches=0)
     trainer.fit(AdaptationModule(network(), losses()), pair())
     trainer.save_checkpoint(tmp_path / "adapted.ckpt")
@@ -172,7 +169,7 @@ def test_a_checkpoint_has_no_part_of_a_loss_in_the_network(make_trainer: Trainer
         assert torch.equal(loaded.state_dict()[name], value)
 
 
-def test_a_layer_that_is_not_there_is_refused() -> None:
+def test_an_unknown_layer_and_empty_losses_are_refused() -> None:
     with pytest.raises(ValueError, match="has no layer 'nope'"):
         AdaptationModule(network(), {"mmd": MMDLoss(layers=["nope"])})
     with pytest.raises(ValueError, match="losses must name at least one term"):
@@ -180,7 +177,7 @@ def test_a_layer_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.parametrize("concat", [None, True])
-def test_data_of_one_domain_are_refused(make_trainer: Trainers, concat: bool | None) -> None:
+def test_data_without_two_domains_are_refused(make_trainer: Trainers, concat: bool | None) -> None:
     digits = DigitsDataModule()
     data = digits if concat is None else DomainPairDataModule(digits, DigitsDataModule(), concat=True)
     with pytest.raises(ValueError, match="AdaptationModule trains on a source and a target"):

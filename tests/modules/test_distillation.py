@@ -49,11 +49,11 @@ def trained() -> nn.Module:
     return network
 
 
-# --- the objective
+# --- the loss
 
 
 @pytest.mark.parametrize(("temperature", "alpha"), [(4.0, 0.9), (1.0, 0.0), (2.5, 1.0)])
-def test_the_objective_is_hintons(
+def test_the_loss_equals_the_published_formula(
     small: Networks,
     trained: nn.Module,
     digits: DigitsDataModule,
@@ -77,18 +77,18 @@ def test_the_objective_is_hintons(
     torch.testing.assert_close(loss, (1 - alpha) * hard + alpha * temperature**2 * divergence)
 
 
-def test_each_term_is_logged_unweighted(
+def test_terms_are_logged_without_their_weights(
     small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     trainer = make_trainer()
     trainer.fit(DistillationModule(small(), trained, alpha=0.7), digits)
-    figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    assert figures["train/loss"] == pytest.approx(0.3 * figures["train/hard"] + 0.7 * figures["train/soft"], rel=1e-5)
-    assert {"val/agreement", "val/kl"} <= set(figures)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert metrics["train/loss"] == pytest.approx(0.3 * metrics["train/hard"] + 0.7 * metrics["train/soft"], rel=1e-5)
+    assert {"val/agreement", "val/kl"} <= set(metrics)
 
 
-class Growing(DistillationLoss):
-    """A user's own term with a metric, which reads how far the training is."""
+class TermWithMetric(DistillationLoss):
+    """A user's own term, which logs the progress of the training."""
 
     needs_teacher = False
 
@@ -101,28 +101,30 @@ def test_metrics_of_a_term_are_logged(
     small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     trainer = make_trainer(max_epochs=2, limit_val_batches=0)
-    trainer.fit(DistillationModule(small(), trained, losses={"hard": HardTargetLoss(), "mine": Growing()}), digits)
+    trainer.fit(
+        DistillationModule(small(), trained, losses={"hard": HardTargetLoss(), "mine": TermWithMetric()}), digits
+    )
     steps = trainer.global_step
-    of_epoch = [step / steps for step in range(steps // 2, steps)]
+    progress_of_epoch = [step / steps for step in range(steps // 2, steps)]
     logged = trainer.callback_metrics
     sizes = [len(batch.labels) for batch in digits.train_dataloader()]
-    mean = sum(size * progress for size, progress in zip(sizes, of_epoch, strict=True)) / sum(sizes)
+    mean = sum(size * progress for size, progress in zip(sizes, progress_of_epoch, strict=True)) / sum(sizes)
     assert logged["train/mine_progress"].item() == pytest.approx(mean, rel=1e-5)
     assert logged["train/mine_epoch"] == 1
 
 
-def test_no_teacher_is_needed_where_no_term_reads_one(
+def test_without_a_term_that_needs_a_teacher_none_is_required(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
 ) -> None:
-    """It trains to the bits of a student that is trained on labels."""
-    trainer, other = make_trainer(max_epochs=2), make_trainer(max_epochs=2)
+    """The weights equal those of a TeacherModule."""
+    trainer, teacher_trainer = make_trainer(max_epochs=2), make_trainer(max_epochs=2)
     network = small()
     module, student = (
         DistillationModule(network, losses={"hard": HardTargetLoss()}),
         TeacherModule(copy.deepcopy(network)),
     )
     trainer.fit(module, digits)
-    other.fit(student, digits)
+    teacher_trainer.fit(student, digits)
     for name, value in student.state_dict().items():
         assert torch.equal(module.state_dict()[name], value), name
     assert "val/agreement" not in trainer.callback_metrics
@@ -133,33 +135,33 @@ def test_no_teacher_is_needed_where_no_term_reads_one(
     assert make_trainer().test(module, digits)[0]["test/accuracy"] > 0
 
 
-def test_it_learns_from_the_teacher_alone(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
-    """Without a single label the student finds the teacher's answers."""
+def test_a_student_learns_from_soft_targets_alone(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
+    """With alpha 1 no label is used."""
     trainer = make_trainer(max_epochs=8)
     trainer.fit(DistillationModule(small(8), trained, alpha=1.0), DigitsDataModule(batch_size=32))
     assert trainer.callback_metrics["val/agreement"] > 0.85
 
 
-def test_a_warm_up_raises_the_weight_over_epochs(
+def test_warmup_epochs_scale_the_weight(
     small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     losses: dict[str, DistillationLoss] = {"soft": SoftTargetLoss(weight=2.0, warmup_epochs=4)}
     trainer = make_trainer()
     trainer.fit(DistillationModule(small(), trained, losses=losses), digits)
-    figures = trainer.callback_metrics
-    torch.testing.assert_close(figures["train/loss"], 0.5 * figures["train/soft"])
+    metrics = trainer.callback_metrics
+    torch.testing.assert_close(metrics["train/loss"], 0.5 * metrics["train/soft"])
 
 
-# --- promise 1: the teacher never moves
+# --- the teacher does not change
 
 
-def test_the_teacher_never_moves(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
-    given = copy.deepcopy(trained).train()
-    before = copy.deepcopy(given.state_dict())
-    module = DistillationModule(small(), given)
+def test_the_teacher_stays_frozen_and_in_eval_mode(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
+    original = copy.deepcopy(trained).train()
+    before = copy.deepcopy(original.state_dict())
+    module = DistillationModule(small(), original)
     teacher = module.teacher
     assert teacher is not None
-    assert teacher is not given
+    assert teacher is not original
     modes: list[bool] = []
     teacher.register_forward_pre_hook(lambda network, _: modes.append(any(m.training for m in network.modules())))
     trainer = make_trainer(max_epochs=2)
@@ -168,22 +170,22 @@ def test_the_teacher_never_moves(small: Networks, trained: nn.Module, make_train
     assert not any(modes)
     for key, value in teacher.state_dict().items():
         assert torch.equal(value, before[key]), key
-        assert torch.equal(given.state_dict()[key], before[key]), key
+        assert torch.equal(original.state_dict()[key], before[key]), key
     assert all(weight.grad is None and not weight.requires_grad for weight in teacher.parameters())
-    assert given.training
-    assert all(weight.requires_grad for weight in given.parameters())
+    assert original.training
+    assert all(weight.requires_grad for weight in original.parameters())
     optimized = {id(weight) for group in trainer.optimizers[0].param_groups for weight in group["params"]}
     assert optimized == {id(weight) for weight in module.student.parameters()}
 
 
-def test_train_mode_reaches_everything_but_the_teacher(small: Networks) -> None:
+def test_train_does_not_change_the_mode_of_the_teacher(small: Networks) -> None:
     module = DistillationModule(small(), small()).eval().train()
     assert module.student.training
     assert module.teacher is not None
     assert not any(part.training for part in module.teacher.modules())
 
 
-def test_the_teacher_is_absent_from_checkpoints_and_loading_stays_strict(small: Networks) -> None:
+def test_the_state_dict_has_no_teacher_and_is_loaded_strictly(small: Networks) -> None:
     module = DistillationModule(small(), small(8))
     state = module.state_dict()
     assert state
@@ -196,10 +198,8 @@ def test_the_teacher_is_absent_from_checkpoints_and_loading_stays_strict(small: 
         module.load_state_dict({**module.state_dict(), "surprise": torch.zeros(1)})
 
 
-def test_the_teacher_gets_the_statistics_that_it_expects(
-    small: Networks, trained: nn.Module, make_trainer: Trainers
-) -> None:
-    """Taught with other statistics the same teacher is as good, and with wrong ones it is not."""
+def test_images_are_normalized_for_the_teacher(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
+    """The accuracy of a teacher whose statistics are known does not depend on those of the data."""
     data = DigitsDataModule(mean=(5.0,), std=(0.05,))
     known, unknown = copy.deepcopy(trained), copy.deepcopy(trained)
     set_data_config(unknown, DataConfig())
@@ -221,10 +221,10 @@ def test_the_teacher_gets_the_statistics_that_it_expects(
     assert agreement["unknown"] < 0.5
 
 
-# --- promise 2: checkpoints hold tensors and plain data
+# --- checkpoints
 
 
-def test_a_checkpoint_is_plain_data_and_the_next_teacher(
+def test_a_checkpoint_is_plain_data_and_can_be_loaded_as_network(
     small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
 ) -> None:
     trainer = make_trainer()
@@ -236,7 +236,7 @@ def test_a_checkpoint_is_plain_data_and_the_next_teacher(
     assert content["data_config"] == {"mean": digits.mean, "std": digits.std, "classes": digits.classes}
     network = from_checkpoint(small(), path)
     images = torch.randn(4, 1, 8, 8)
-    torch.testing.assert_close(network.eval()(images), module.eval()(images))  # in another memory layout
+    torch.testing.assert_close(network.eval()(images), module.eval()(images))  # in another memory format
     loaded = DistillationModule.load_from_checkpoint(path, student=small(), teacher=None)
     assert loaded.losses["soft"].weight == 0.5
     results = make_trainer().test(loaded, digits)[0]
@@ -258,17 +258,17 @@ def test_learned_parts_of_losses_are_trained_saved_and_rebuilt(
 
     module, trainer = build(), make_trainer(callbacks=[KeepUntrained()])
     trainer.fit(module, digits)
-    learned = module.get_parameter("losses.mine.project.weight")
-    assert not torch.equal(learned, untrained[0])
+    trained_weight = module.get_parameter("losses.mine.project.weight")
+    assert not torch.equal(trained_weight, untrained[0])
     path = tmp_path / "student.ckpt"
     trainer.save_checkpoint(path)
     options: dict[str, Any] = {"losses": {"hard": HardTargetLoss(), "mine": ProjectionLoss()}}
     loaded = DistillationModule.load_from_checkpoint(path, student=small(), teacher=None, **options)
-    assert torch.equal(loaded.get_parameter("losses.mine.project.weight"), learned)
+    assert torch.equal(loaded.get_parameter("losses.mine.project.weight"), trained_weight)
     resumed = make_trainer(max_epochs=2)
     resumed.fit(build(), digits, ckpt_path=path, weights_only=True)
     assert resumed.current_epoch == 2
-    assert from_checkpoint(small(), path) is not None  # the learned parts are no part of the network
+    assert from_checkpoint(small(), path) is not None  # without the learned parts of losses
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_learned_parts_of_losses_are_trained_saved_and_rebuilt(
         {"_class_path": "evil_package.Evil"},
     ],
 )
-def test_a_checkpoint_cannot_choose_what_is_imported(
+def test_loading_a_checkpoint_does_not_import_its_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hyper_parameters: dict[str, Any]
 ) -> None:
     (tmp_path / "evil_package.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
@@ -297,10 +297,10 @@ def test_a_checkpoint_cannot_choose_what_is_imported(
     assert not (tmp_path / "ran").exists()
 
 
-# --- promise 5: honest figures
+# --- the test split
 
 
-class TestSpy(DigitsDataModule):
+class RecordLoadedSplits(DigitsDataModule):
     __test__ = False
     read: list[str] = []  # noqa: RUF012
 
@@ -309,8 +309,8 @@ class TestSpy(DigitsDataModule):
         return super().load(split)
 
 
-def test_no_test_image_is_seen_before_test(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
-    data = TestSpy(batch_size=256)
+def test_the_test_split_is_loaded_only_by_test(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
+    data = RecordLoadedSplits(batch_size=256)
     data.read.clear()
     module = DistillationModule(small(), trained)
     make_trainer().fit(module, data)
@@ -320,7 +320,7 @@ def test_no_test_image_is_seen_before_test(small: Networks, trained: nn.Module, 
     assert data.read.count("test") == 1
 
 
-# --- promise 6: errors come early
+# --- errors
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_no_test_image_is_seen_before_test(small: Networks, trained: nn.Module, 
         ({"losses": {"": HardTargetLoss()}}, "cannot be called ''"),
     ],
 )
-def test_arguments_outside_their_range(small: Networks, options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(small: Networks, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistillationModule(small(), small(), **options)
 
@@ -350,12 +350,12 @@ def test_a_teacher_of_lazy_layers_is_refused(small: Networks) -> None:
         DistillationModule(small(), nn.LazyLinear(10))
 
 
-def test_fit_needs_a_teacher(small: Networks, digits: DigitsDataModule, make_trainer: Trainers) -> None:
+def test_fit_without_a_teacher_is_refused(small: Networks, digits: DigitsDataModule, make_trainer: Trainers) -> None:
     with pytest.raises(ValueError, match="needs a teacher to fit"):
         make_trainer().fit(DistillationModule(small()), digits)
 
 
-def test_class_counts_must_match_where_logits_are_compared(
+def test_class_counts_must_match_if_a_loss_compares_logits(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     with pytest.raises(ValueError, match=r"teacher has 7 classes and the student 10, but the loss 'soft'"):
@@ -375,18 +375,20 @@ def test_class_names_must_match(
         make_trainer().fit(DistillationModule(small(), teacher), digits)
 
 
-def test_a_teacher_that_says_nan_is_refused(small: Networks, digits: DigitsDataModule, make_trainer: Trainers) -> None:
+def test_a_teacher_with_nan_logits_is_refused(
+    small: Networks, digits: DigitsDataModule, make_trainer: Trainers
+) -> None:
     teacher = small()
     nn.init.constant_(teacher.fc.weight, math.nan)
     with pytest.raises(ValueError, match=r"teacher's logits are not finite"):
         make_trainer().fit(DistillationModule(small(), teacher, teacher_check="off"), digits)
 
 
-def test_a_teacher_that_guesses_is_refused_before_the_first_step(
+def test_a_teacher_at_chance_level_is_refused_before_the_first_step(
     small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     teacher = copy.deepcopy(trained)
-    with torch.no_grad():  # a wrong order of classes
+    with torch.no_grad():  # classes in another order
         for name in ("fc.weight", "fc.bias"):
             teacher.get_parameter(name).copy_(teacher.get_parameter(name).roll(1, 0))
     trainer = make_trainer()
@@ -398,7 +400,7 @@ def test_a_teacher_that_guesses_is_refused_before_the_first_step(
     make_trainer(fast_dev_run=True).fit(DistillationModule(small(), teacher, teacher_check="off"), digits)
 
 
-def test_a_network_of_other_channels_is_refused_early(
+def test_a_network_for_other_channels_is_refused(
     digits: DigitsDataModule, small: Networks, make_trainer: Trainers
 ) -> None:
     with pytest.raises(ValueError, match=r"fails for float32 images of shape \(1, 8, 8\)"):
@@ -411,7 +413,7 @@ def test_a_network_of_other_channels_is_refused_early(
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_networks_of_torchvision_and_plain_loaders(make_trainer: Trainers) -> None:
+def test_torchvision_networks_train_on_plain_loaders(make_trainer: Trainers) -> None:
     from torchvision.models import mobilenet_v3_small, resnet18
 
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
@@ -422,7 +424,7 @@ def test_networks_of_torchvision_and_plain_loaders(make_trainer: Trainers) -> No
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
 
 
-def test_mixed_labels_are_learned_from(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
+def test_mixup_and_cutmix_train(small: Networks, trained: nn.Module, make_trainer: Trainers) -> None:
     trainer = make_trainer()
     trainer.fit(
         DistillationModule(small(), trained),
@@ -431,8 +433,8 @@ def test_mixed_labels_are_learned_from(small: Networks, trained: nn.Module, make
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
 
 
-def test_a_teacher_of_other_classes_is_not_checked_on_the_data(small: Networks, make_trainer: Trainers) -> None:
-    class Maps(nn.Module):
+def test_a_teacher_without_logits_is_not_checked_on_the_data(small: Networks, make_trainer: Trainers) -> None:
+    class TeacherOfMaps(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer2 = nn.Conv2d(1, 4, 3, padding=1)
@@ -444,10 +446,10 @@ def test_a_teacher_of_other_classes_is_not_checked_on_the_data(small: Networks, 
         "hard": HardTargetLoss(),
         "at": AttentionLoss(weight=1.0, student_layers=["layer2"]),
     }
-    make_trainer().fit(DistillationModule(small(), Maps(), losses=losses), DigitsDataModule(batch_size=256))
+    make_trainer().fit(DistillationModule(small(), TeacherOfMaps(), losses=losses), DigitsDataModule(batch_size=256))
 
 
-def test_a_layer_that_is_overwritten_in_place_is_refused_before_the_first_step(make_trainer: Trainers) -> None:
+def test_a_layer_whose_output_is_overwritten_in_place_is_refused(make_trainer: Trainers) -> None:
     def network() -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 10)
@@ -458,7 +460,7 @@ def test_a_layer_that_is_overwritten_in_place_is_refused_before_the_first_step(m
         make_trainer().fit(module, DigitsDataModule())
 
 
-def test_losses_that_learn_are_asked_for_where_a_checkpoint_cannot_rebuild_them(
+def test_loading_asks_for_losses_with_learned_parts(
     small: Networks, trained: nn.Module, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
 ) -> None:
     trainer = make_trainer()
@@ -474,7 +476,7 @@ def test_a_loss_between_domains_is_refused(small: Networks) -> None:
         DistillationModule(small(), small(), losses={"mmd": MMDLoss()})  # type: ignore[dict-item]
 
 
-def test_a_loss_that_expects_more_views_than_a_batch_has_is_refused(small: Networks) -> None:
+def test_a_loss_that_needs_more_views_than_a_batch_has_is_refused(small: Networks) -> None:
     class TwoViews(ProjectionLoss):
         views = 2
 

@@ -15,7 +15,7 @@ SPLITS = [[103], [1, 50, 7, 45], [64, 39], [1] * 103]
 
 
 def data(classes: int = 10, rows: int = 103) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of a fair classifier, labels of which some are -1, and what a teacher says."""
+    """Return logits that are often right, labels of which a fifth is -1, and a teacher's logits."""
     logits, teacher = 3 * torch.randn(2, rows, classes)
     labels = torch.randint(classes, (rows,))
     logits[torch.arange(rows), labels] += 2 * torch.rand(rows)
@@ -31,87 +31,89 @@ def measure(splits: Sequence[int], *columns: Tensor) -> dict[str, Tensor]:
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Guo et al., equation 3: bins (m - 1) / M < confidence <= m / M, weighed by their share of the rows."""
+    """Guo et al., equation 3: bins (m - 1) / M < confidence <= m / M, weighted by their number of rows."""
     probabilities = logits.double().softmax(1)
     confidence, predicted = probabilities.max(1)
     error = 0.0
     for m in range(1, bins + 1):
         inside = ((m - 1) / bins < confidence) & (confidence <= m / bins)
         if inside.any():
-            right = (predicted == labels)[inside].double()
-            error += abs(float(right.mean() - confidence[inside].mean())) * int(inside.sum()) / len(labels)
+            correct = (predicted == labels)[inside].double()
+            error += abs(float(correct.mean() - confidence[inside].mean())) * int(inside.sum()) / len(labels)
     return error
 
 
 @pytest.mark.parametrize("classes", [2, 4, 5, 6, 10])
 @pytest.mark.parametrize("splits", SPLITS[:3])
-def test_figures_equal_scikit_learn_and_direct_computation(classes: int, splits: list[int]) -> None:
+def test_metrics_equal_scikit_learn_and_the_formulas(classes: int, splits: list[int]) -> None:
     logits, labels, teacher = data(classes)
-    figures = measure(splits, logits, labels, teacher)
-    kept, every = labels >= 0, list(range(classes))
-    y, z = labels[kept].numpy(), logits[kept].double().numpy()
-    assert figures["accuracy"].item() == pytest.approx(accuracy_score(y, z.argmax(1)))
-    assert figures["loss"].item() == pytest.approx(log_loss(y, softmax(z, axis=1), labels=every), rel=1e-5)
-    assert figures["loss"].item() == pytest.approx(-log_softmax(z, axis=1)[range(len(y)), y].mean(), rel=1e-5)
-    assert figures["ece"].item() == pytest.approx(calibration_error(logits[kept], labels[kept]), abs=1e-5)
-    assert figures["confusion"].tolist() == confusion_matrix(y, z.argmax(1), labels=every).tolist()
-    assert ("top5" in figures) == (classes > 5)
+    metrics = measure(splits, logits, labels, teacher)
+    labelled, all_classes = labels >= 0, list(range(classes))
+    y, z = labels[labelled].numpy(), logits[labelled].double().numpy()
+    assert metrics["accuracy"].item() == pytest.approx(accuracy_score(y, z.argmax(1)))
+    assert metrics["loss"].item() == pytest.approx(log_loss(y, softmax(z, axis=1), labels=all_classes), rel=1e-5)
+    assert metrics["loss"].item() == pytest.approx(-log_softmax(z, axis=1)[range(len(y)), y].mean(), rel=1e-5)
+    assert metrics["ece"].item() == pytest.approx(calibration_error(logits[labelled], labels[labelled]), abs=1e-5)
+    assert metrics["confusion"].tolist() == confusion_matrix(y, z.argmax(1), labels=all_classes).tolist()
+    assert ("top5" in metrics) == (classes > 5)
     if classes > 5:
-        assert figures["top5"].item() == pytest.approx(top_k_accuracy_score(y, z, k=5, labels=every))
+        assert metrics["top5"].item() == pytest.approx(top_k_accuracy_score(y, z, k=5, labels=all_classes))
 
 
 @pytest.mark.parametrize("splits", SPLITS)
-def test_agreement_and_divergence_count_every_row(splits: list[int]) -> None:
+def test_agreement_and_kl_include_unlabelled_rows(splits: list[int]) -> None:
     logits, labels, teacher = data()
-    figures = measure(splits, logits, labels, teacher)
+    metrics = measure(splits, logits, labels, teacher)
     z, t = logits.double().numpy(), teacher.double().numpy()
-    assert figures["agreement"].item() == pytest.approx((z.argmax(1) == t.argmax(1)).mean())
+    assert metrics["agreement"].item() == pytest.approx((z.argmax(1) == t.argmax(1)).mean())
     divergence = rel_entr(softmax(t, axis=1), softmax(z, axis=1)).sum() / len(z)
-    assert figures["kl"].item() == pytest.approx(divergence, rel=1e-5)
+    assert metrics["kl"].item() == pytest.approx(divergence, rel=1e-5)
 
 
 @pytest.mark.parametrize("splits", SPLITS[1:])
-def test_any_split_into_batches_gives_the_same_figures(splits: list[int]) -> None:
+def test_metrics_do_not_depend_on_the_split_into_batches(splits: list[int]) -> None:
     columns = data()
-    whole, parts = measure([103], *columns), measure(splits, *columns)
-    assert whole.keys() == parts.keys()
-    for name, value in whole.items():
+    undivided, parts = measure([103], *columns), measure(splits, *columns)
+    assert undivided.keys() == parts.keys()
+    for name, value in undivided.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_the_order_of_rows_makes_no_difference() -> None:
+def test_metrics_do_not_depend_on_the_order_of_rows() -> None:
     columns, order = data(), torch.randperm(103)
     for name, value in measure([50, 53], *columns).items():
         shuffled = measure([50, 53], *(column[order] for column in columns))[name]
         torch.testing.assert_close(shuffled, value, rtol=1e-5, atol=1e-6)
 
 
-def test_probabilities_count_as_their_most_probable_class_but_for_the_loss() -> None:
+def test_label_probabilities_count_as_their_argmax_except_in_the_loss() -> None:
     logits, labels, _ = data()
     logits, labels = logits[labels >= 0], labels[labels >= 0]
     one_hot = torch.eye(10)[labels]
-    soft = 0.9 * one_hot + 0.01
-    indexed, hot, softened = (measure([len(labels)], logits, rows) for rows in (labels, one_hot, soft))
-    for name, value in indexed.items():
-        torch.testing.assert_close(hot[name], value)
+    soft_labels = 0.9 * one_hot + 0.01
+    index_metrics, one_hot_metrics, soft_metrics = (
+        measure([len(labels)], logits, rows) for rows in (labels, one_hot, soft_labels)
+    )
+    for name, value in index_metrics.items():
+        torch.testing.assert_close(one_hot_metrics[name], value)
         if name != "loss":
-            torch.testing.assert_close(softened[name], value)
-    expected = -(soft.double() * logits.double().log_softmax(1)).sum(1).mean()
-    assert softened["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+            torch.testing.assert_close(soft_metrics[name], value)
+    expected = -(soft_labels.double() * logits.double().log_softmax(1)).sum(1).mean()
+    assert soft_metrics["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_unlabelled_rows_count_only_for_the_agreement() -> None:
+def test_unlabelled_rows_count_only_for_agreement_and_kl() -> None:
     logits, labels, teacher = data()
-    kept = labels >= 0
+    labelled = labels >= 0
     all_rows = measure([60, 43], logits, labels, teacher)
-    labelled = measure([int(kept.sum())], logits[kept], labels[kept], teacher[kept])
+    only_labelled = measure([int(labelled.sum())], logits[labelled], labels[labelled], teacher[labelled])
     for name in all_rows.keys() - {"agreement", "kl"}:
-        torch.testing.assert_close(all_rows[name], labelled[name], rtol=1e-5, atol=1e-6)
-    assert all_rows["confusion"].sum() == kept.sum()
-    assert all_rows["kl"] != labelled["kl"]
+        torch.testing.assert_close(all_rows[name], only_labelled[name], rtol=1e-5, atol=1e-6)
+    assert all_rows["confusion"].sum() == labelled.sum()
+    assert all_rows["kl"] != only_labelled["kl"]
 
 
-def test_a_batch_without_labels_changes_no_label_figure() -> None:
+def test_an_unlabelled_batch_does_not_change_metrics_of_labels() -> None:
     logits, labels, _ = data()
     evaluation = Evaluation(10)
     evaluation.update(logits, labels)
@@ -120,20 +122,20 @@ def test_a_batch_without_labels_changes_no_label_figure() -> None:
     assert all(torch.equal(value, before[name]) for name, value in evaluation.compute().items())
 
 
-def test_what_nothing_was_counted_for_is_left_out() -> None:
+def test_metrics_without_rows_are_left_out() -> None:
     logits, labels, teacher = data()
     assert measure([103], logits, labels).keys() == {"accuracy", "top5", "ece", "confusion", "loss"}
     assert measure([50, 53], logits, torch.full_like(labels, -1), teacher).keys() == {"agreement", "kl"}
 
 
-def test_a_student_that_says_the_same_agrees_fully() -> None:
+def test_a_student_equal_to_the_teacher_agrees_fully() -> None:
     logits, labels, _ = data()
-    figures = measure([103], logits, labels, logits.clone())
-    assert figures["agreement"] == 1
-    assert figures["kl"].item() == pytest.approx(0, abs=1e-6)
+    metrics = measure([103], logits, labels, logits.clone())
+    assert metrics["agreement"] == 1
+    assert metrics["kl"].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_two_evaluations_share_nothing() -> None:
+def test_evaluations_are_independent() -> None:
     first, second = data(), data()
     evaluations = Evaluation(10), Evaluation(10)
     for evaluation, columns in zip(evaluations, (first, second), strict=True):
@@ -143,7 +145,7 @@ def test_two_evaluations_share_nothing() -> None:
         assert all(torch.equal(value, expected[name]) for name, value in evaluation.compute().items())
 
 
-def test_each_pass_has_evaluations_of_its_own() -> None:
+def test_finish_resets_the_evaluations() -> None:
     evaluations = LoaderEvaluations()
     assert evaluations.finish() == ({}, None)
     for columns in (data(), data()):
@@ -157,7 +159,7 @@ def test_each_pass_has_evaluations_of_its_own() -> None:
     assert evaluations.finish() == ({}, None)
 
 
-def test_each_pass_of_a_trainer_begins_again(
+def test_each_validation_of_a_trainer_starts_from_zero(
     small: Callable[..., nn.Module], digits: DigitsDataModule, make_trainer: Callable[..., pl.Trainer]
 ) -> None:
     trainer, module = make_trainer(), TeacherModule(small())
@@ -169,28 +171,28 @@ def test_each_pass_of_a_trainer_begins_again(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_counted_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_is_evaluated_in_float32(dtype: torch.dtype) -> None:
     logits, labels, teacher = data()
     half = measure([50, 53], logits.to(dtype), labels, teacher.to(dtype))
-    same = measure([50, 53], logits.to(dtype).float(), labels, teacher.to(dtype).float())
-    for name, value in same.items():
+    expected = measure([50, 53], logits.to(dtype).float(), labels, teacher.to(dtype).float())
+    for name, value in expected.items():
         torch.testing.assert_close(half[name], value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_saturated_logits_give_finite_figures(dtype: torch.dtype) -> None:
+def test_saturated_logits_give_finite_metrics(dtype: torch.dtype) -> None:
     logits = 1e4 * torch.randn(20, 10).sign()
-    figures = measure([8, 12], logits.to(dtype), torch.randint(10, (20,)), -logits.to(dtype))
-    assert all(value.isfinite().all() for value in figures.values())
+    metrics = measure([8, 12], logits.to(dtype), torch.randint(10, (20,)), -logits.to(dtype))
+    assert all(value.isfinite().all() for value in metrics.values())
 
 
 def test_no_graph_is_kept() -> None:
     logits, labels, teacher = data()
-    figures = measure([103], logits.requires_grad_(), labels, teacher.requires_grad_())
-    assert not any(value.requires_grad for value in figures.values())
+    metrics = measure([103], logits.requires_grad_(), labels, teacher.requires_grad_())
+    assert not any(value.requires_grad for value in metrics.values())
 
 
-def test_it_adds_nothing_to_a_checkpoint() -> None:
+def test_the_state_dict_is_empty() -> None:
     assert Evaluation(10).state_dict() == {}
 
 
@@ -201,14 +203,14 @@ def test_small_logits_are_not_taken_for_probabilities(splits: list[int]) -> None
 
 
 def test_full_confidence_is_in_the_last_bin() -> None:
-    # rows 0-9: confidence 1, nine right; rows 10-19: confidence 0.95, all right: on average nearly calibrated
+    # rows 0-9: confidence 1, nine correct; rows 10-19: confidence 0.95, all correct: nearly calibrated on average
     logits = torch.tensor([[200.0, 0.0]] * 10 + [[2.944439, 0.0]] * 10)
     labels = torch.tensor([1] + [0] * 19)
     assert calibration_error(logits, labels) == pytest.approx(0.025, abs=1e-6)
     assert measure([20], logits, labels)["ece"].item() == pytest.approx(0.025, abs=1e-5)
 
 
-def test_a_loss_that_is_nan_stays_nan() -> None:
+def test_nan_logits_give_a_nan_loss() -> None:
     logits, labels, _ = data()
     logits[labels >= 0] = torch.where(torch.arange(int((labels >= 0).sum()))[:, None] == 0, torch.nan, 1.0)
     with warnings.catch_warnings():

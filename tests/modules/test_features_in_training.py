@@ -1,4 +1,4 @@
-"""Losses on features under what users do to networks: compile, copy, average, run in half precision."""
+"""Losses on features train with compiled, copied and averaged networks, and in half precision."""
 
 import copy
 from collections.abc import Callable
@@ -39,7 +39,7 @@ Trainers = Callable[..., pl.Trainer]
 
 
 def every_loss(student: tuple[str, str], teacher: tuple[str, str], size: int = 64) -> dict[str, DistillationLoss]:
-    """All of them at once: of each network two layers, the last one its embedding."""
+    """Return each loss once, for two layers of each network; the second layer is the embedding."""
     maps: dict[str, Any] = {"student_layers": student, "teacher_layers": teacher}
     last: dict[str, Any] = {"student_layers": student[1:], "teacher_layers": teacher[1:]}
     return {
@@ -71,8 +71,8 @@ def _digits_module(small: Networks, losses: dict[str, DistillationLoss] | None =
 def test_all_losses_together_train_in_each_precision(small: Networks, make_trainer: Trainers, precision: str) -> None:
     module, trainer = _digits_module(small), make_trainer(precision=precision, max_epochs=2)
     trainer.fit(module, DigitsDataModule(batch_size=128))
-    figures = trainer.callback_metrics
-    assert all(torch.isfinite(figures[f"train/{name}"]) for name in module.losses)
+    metrics = trainer.callback_metrics
+    assert all(torch.isfinite(metrics[f"train/{name}"]) for name in module.losses)
     assert all(torch.isfinite(weight).all() for weight in module.parameters())
 
 
@@ -90,13 +90,13 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_of_others_stay_as_they_are(make_trainer: Trainers, name: str) -> None:
+def test_networks_of_other_libraries_keep_their_state_dict_keys(make_trainer: Trainers, name: str) -> None:
     build, layers = NETWORKS[name]
     student = build()
     keys = list(student.state_dict())
     images = TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 10)
     losses: dict[str, DistillationLoss] = every_loss(layers, ("layer2", "avgpool"))
-    if name == "transformer":  # its layers give tokens (B, n, width) and no maps
+    if name == "transformer":  # its layers return tokens (B, n, width), not maps
         losses = {n: loss for n, loss in losses.items() if n in ("hard", "relational", "probabilistic", "similarity")}
     module = DistillationModule(student, resnet20(), losses=losses, teacher_check="off", learning_rate=1e-3)
     loader = DataLoader(images, batch_size=8, drop_last=True)
@@ -109,10 +109,10 @@ def _weights(module: DistillationModule) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in module.state_dict().items()}
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo looks at it
-@pytest.mark.parametrize("what", ["network", pytest.param("module", marks=pytest.mark.slow)])
-def test_compiled_training_reads_the_same_features(small: Networks, make_trainer: Trainers, what: str) -> None:
-    """With Dynamo's tracing and no code generator, so that the bits stay the same."""
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo reads .grad
+@pytest.mark.parametrize("compiled_part", ["network", pytest.param("module", marks=pytest.mark.slow)])
+def test_compiled_training_equals_eager_training(small: Networks, make_trainer: Trainers, compiled_part: str) -> None:
+    """Traced by Dynamo and run eagerly, since generated code would round differently."""
     weights = []
     for compiled in (False, True):
         losses: dict[str, DistillationLoss] = {
@@ -122,7 +122,7 @@ def test_compiled_training_reads_the_same_features(small: Networks, make_trainer
         module = _digits_module(small, losses)
         trainer = make_trainer(max_steps=3)
         fitted: Any = module
-        if compiled and what == "network":
+        if compiled and compiled_part == "network":
             module.network.compile(backend="eager")
             assert module.teacher is not None
             module.teacher.compile(backend="eager")
@@ -134,21 +134,21 @@ def test_compiled_training_reads_the_same_features(small: Networks, make_trainer
         torch.testing.assert_close(weights[1][key], value, msg=key)
 
 
-def test_a_copy_of_a_module_trains_as_the_module_does(small: Networks, make_trainer: Trainers) -> None:
+def test_a_deep_copy_trains_to_identical_weights(small: Networks, make_trainer: Trainers) -> None:
     module = _digits_module(small)
     copied = copy.deepcopy(module)
-    for one in (module, copied):
+    for trained in (module, copied):
         torch.manual_seed(2)
-        make_trainer(max_steps=4).fit(one, DigitsDataModule(batch_size=128))
+        make_trainer(max_steps=4).fit(trained, DigitsDataModule(batch_size=128))
     for key, value in _weights(module).items():
         assert torch.equal(copied.state_dict()[key], value), key
 
 
-# --- the average of a student's weights
+# --- weight averaging
 
 
-class Averages(pl.Callback):
-    """The running average of the student and of what its losses learn, computed apart."""
+class RecordAverages(pl.Callback):
+    """Computes the moving averages of all parameters without Lightning."""
 
     def __init__(self, decay: float) -> None:
         self.decay, self.averages = decay, dict[str, Tensor]()
@@ -163,10 +163,10 @@ def _hint(small: Networks) -> DistillationModule:
     return _digits_module(small, {"hard": HardTargetLoss(), "hint": HintLoss(weight=1.0, student_layers=["layer2"])})
 
 
-def test_the_averaged_student_is_saved_beside_an_unmoved_teacher(
+def test_averaged_weights_are_saved_and_the_teacher_is_not_averaged(
     small: Networks, make_trainer: Trainers, tmp_path: Path
 ) -> None:
-    module, averages = _hint(small), Averages(0.9)
+    module, averages = _hint(small), RecordAverages(0.9)
     teacher = copy.deepcopy(module.teacher)
     trainer = make_trainer(max_epochs=2, callbacks=[averages, EMAWeightAveraging(decay=0.9)])
     data = DigitsDataModule(batch_size=128)
@@ -174,9 +174,9 @@ def test_the_averaged_student_is_saved_beside_an_unmoved_teacher(
     trainer.save_checkpoint(tmp_path / "averaged.ckpt")
     saved = torch.load(tmp_path / "averaged.ckpt", weights_only=True)
     assert not any(key.startswith("teacher.") for part in saved.values() if isinstance(part, dict) for key in part)
-    learned = [name for name in averages.averages if not name.startswith("teacher.")]
-    assert any(name.startswith("losses.hint.") for name in learned)
-    for name in learned:
+    names = [name for name in averages.averages if not name.startswith("teacher.")]
+    assert any(name.startswith("losses.hint.") for name in names)
+    for name in names:
         torch.testing.assert_close(saved["state_dict"][name], averages.averages[name], rtol=1e-4, atol=1e-6)
     assert teacher is not None
     assert module.teacher is not None
@@ -192,8 +192,8 @@ def test_the_averaged_student_is_saved_beside_an_unmoved_teacher(
     assert make_trainer().test(loaded, data)[0]["test/loss"] == pytest.approx(results["test/loss"])
 
 
-class SaveFirst(pl.Callback):
-    """Saves after the first epoch, as ``ModelCheckpoint`` would."""
+class SaveAfterFirstEpoch(pl.Callback):
+    """Saves a checkpoint after the first epoch."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -203,14 +203,14 @@ class SaveFirst(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def test_an_averaged_run_goes_on_to_the_same_bits(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+def test_an_averaged_run_resumes_to_identical_weights(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
     def run(path: Path | None = None) -> dict[str, Tensor]:
         module = _hint(small)
-        callbacks = [EMAWeightAveraging(decay=0.9), SaveFirst(tmp_path / "first.ckpt")]
+        callbacks = [EMAWeightAveraging(decay=0.9), SaveAfterFirstEpoch(tmp_path / "first.ckpt")]
         trainer = make_trainer(max_epochs=3, callbacks=callbacks)
         trainer.fit(module, DigitsDataModule(batch_size=128), ckpt_path=path, weights_only=True)
         return module.state_dict()
 
-    whole = run()
+    expected = run()
     for key, value in run(tmp_path / "first.ckpt").items():
-        assert torch.equal(value, whole[key]), key
+        assert torch.equal(value, expected[key]), key

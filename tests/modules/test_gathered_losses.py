@@ -1,4 +1,4 @@
-"""Losses that compare the samples of a batch see the batch of all ranks: two processes equal one, in float64."""
+"""Losses that compare samples gather the batch of all ranks: two processes equal one, in float64."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from unusual_networks import with_group_norms
 
 from kd_lightning import DigitsDataModule, DistillationModule
 from kd_lightning.features import Outputs
@@ -35,8 +36,8 @@ Fit = Callable[..., list[dict[str, Any]]]
 
 STEPS = 3
 
-close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-13)
-nearly = partial(torch.testing.assert_close, rtol=1e-5, atol=0)  # what is logged is float32
+assert_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-13)
+assert_close_in_float32 = partial(torch.testing.assert_close, rtol=1e-5, atol=0)  # logged metrics are float32
 
 pytestmark = [
     pytest.mark.usefixtures("no_group_is_left"),
@@ -46,8 +47,8 @@ pytestmark = [
 ]
 
 
-def relational(gather: bool = True) -> Losses:
-    """Weights make each of them as large as the others."""
+def gathered_losses(gather: bool = True) -> Losses:
+    """Return the losses that gather, weighted to be of similar size."""
     layers = ["layer2"]
     return {
         "similarity": SimilarityLoss(student_layers=layers, gather=gather),
@@ -55,15 +56,15 @@ def relational(gather: bool = True) -> Losses:
         "relational": RelationalLoss(gather=gather),
         "correlation": CorrelationLoss(dimensions=8, weight=1.0, gather=gather),
         "dist": DistLoss(gather=gather),
-        "contrastive": ContrastiveLoss(dimensions=8, queue_size=200, gather=gather),  # 3 * 128 is more, 64 is less
+        "contrastive": ContrastiveLoss(dimensions=8, queue_size=200, gather=gather),  # between 64 and 3 * 128
     }
 
 
-NAMES = list(relational())
+NAMES = list(gathered_losses())
 
 
-class Halves(DistillationLoss):
-    """What two ranks that do not gather make of a batch: the mean of the loss on either half of it.
+class MeanOfHalves(DistillationLoss):
+    """The mean of a loss over the halves of a batch, as two ranks compute it without gathering.
 
     Each half has its own buffers, as each rank has.
     """
@@ -71,7 +72,7 @@ class Halves(DistillationLoss):
     def __init__(self, loss: DistillationLoss) -> None:
         super().__init__(weight=loss.weight, student_layers=loss.student_layers, teacher_layers=loss.teacher_layers)
         self.loss = loss
-        self.kept: list[dict[str, Tensor]] = [{}, {}]
+        self.buffers_of_halves: list[dict[str, Tensor]] = [{}, {}]
 
     def build(self, student: Outputs, teacher: Outputs, **networks: Any) -> None:
         self.loss.build(student, teacher, **networks)
@@ -79,11 +80,15 @@ class Halves(DistillationLoss):
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         terms = []
         for half in range(2):
-            for name, buffer in self.kept[half].items():
+            for name, buffer in self.buffers_of_halves[half].items():
                 setattr(self.loss, name, buffer)
-            start = {name: buffer.clone() for name, buffer in self.loss.named_buffers()} if not self.kept[half] else {}
+            start = (
+                {name: buffer.clone() for name, buffer in self.loss.named_buffers()}
+                if not self.buffers_of_halves[half]
+                else {}
+            )
             terms.append(self.loss(_half(student, half), _half(teacher, half), labels.chunk(2)[half]))
-            self.kept[half] = dict(self.loss.named_buffers())
+            self.buffers_of_halves[half] = dict(self.loss.named_buffers())
             for name, buffer in start.items():
                 setattr(self.loss, name, buffer)
         return torch.stack(terms).mean()
@@ -93,8 +98,8 @@ def _half(outputs: Outputs, half: int) -> Outputs:
     return Outputs(outputs.logits.chunk(2)[half], {n: f.chunk(2)[half] for n, f in outputs.features.items()})
 
 
-class Keeper(pl.Callback):
-    """Writes what a rank saw in each step to a file, where the parent process can read it."""
+class WriteRankSteps(pl.Callback):
+    """Writes values and gradients of each step to a file that the parent process can read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -104,53 +109,50 @@ class Keeper(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         for name, term in pl_module.losses.terms.items():
             self.values[name] = []
-            term.register_forward_hook(partial(self._keep, name))
+            term.register_forward_hook(partial(self._record_value, name))
 
-    def _keep(self, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    def _record_value(self, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
         self.values[name].append(output.detach().clone())
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        """DDP has averaged the gradients by then."""
+        """Record the gradients, which DDP has averaged."""
         trained = {name: weight for name, weight in pl_module.named_parameters() if weight.requires_grad}
         assert all(weight.grad is not None for weight in trained.values())
         self.gradients.append({name: weight.grad.clone() for name, weight in trained.items()})
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         values = {name: torch.stack(steps) for name, steps in self.values.items()}
-        figures = {k: v for k, v in trainer.callback_metrics.items() if k.split("/")[-1] in self.values}
-        state = {"values": values, "gradients": self.gradients, "weights": pl_module.state_dict(), "figures": figures}
+        metrics = {k: v for k, v in trainer.callback_metrics.items() if k.split("/")[-1] in self.values}
+        state = {"values": values, "gradients": self.gradients, "weights": pl_module.state_dict(), "metrics": metrics}
         torch.save(state, self.folder / f"{trainer.global_rank}.pt")
 
 
-def _in_type_of_weights(network: nn.Module, args: Any) -> Tensor:
+def _cast_input(network: nn.Module, args: Any) -> Tensor:
     return args[0].to(next(network.parameters()).dtype)
 
 
-def _exact(network: nn.Module) -> nn.Module:
-    """Without batch statistics, so that a batch may be cut into two; takes float32 images as float64 if it is so."""
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, nn.GroupNorm(1, child.num_features))
-    network.register_forward_pre_hook(_in_type_of_weights)
+def _without_batch_statistics(network: nn.Module) -> nn.Module:
+    """Replace batch norms, so that a batch can be divided; float32 images are cast to the type of the weights."""
+    with_group_norms(network)
+    network.register_forward_pre_hook(_cast_input)
     return network
 
 
 @pytest.fixture
 def fit(small: Networks, make_trainer: Callable[..., pl.Trainer], tmp_path: Path) -> Fit:
-    """Trains the same student with some losses and gives what each rank saw."""
+    """Train the same student with some losses, and return the steps of each rank."""
 
     def run(world: int, losses: Losses, loader: DataLoader | None = None) -> list[dict[str, Any]]:
         torch.manual_seed(1)
-        student, teacher = _exact(small()), _exact(small(8))
+        student, teacher = _without_batch_statistics(small()), _without_batch_statistics(small(8))
         module = DistillationModule(student, teacher, losses=losses, teacher_check="off", learning_rate=0.01)
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        # ddp_fork, with a rank that hangs ending in an error
+        # ddp_fork with a timeout, so that a rank that hangs is an error
         gloo = DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=20))
         trainer = make_trainer(
             precision="64-true",
-            callbacks=[Keeper(folder)],
+            callbacks=[WriteRankSteps(folder)],
             limit_train_batches=STEPS,
             limit_val_batches=0,
             devices=world,
@@ -165,48 +167,48 @@ def fit(small: Networks, make_trainer: Callable[..., pl.Trainer], tmp_path: Path
     return run
 
 
-def assert_ranks_equal(first: dict[str, Any], second: dict[str, Any], apart: str = "nothing") -> None:
+def assert_ranks_equal(first: dict[str, Any], second: dict[str, Any], except_for: str = "nothing") -> None:
     for key, value in first["weights"].items():
-        assert torch.equal(value, second["weights"][key]) or apart in key, f"the ranks differ in {key}"
+        assert torch.equal(value, second["weights"][key]) or except_for in key, f"the ranks differ in {key}"
 
 
-def assert_same_training(rank: dict[str, Any], one: dict[str, Any], apart: str = "nothing") -> None:
-    for found, expected in zip(rank["gradients"], one["gradients"], strict=True):
+def assert_same_training(rank: dict[str, Any], single: dict[str, Any], except_for: str = "nothing") -> None:
+    for found, expected in zip(rank["gradients"], single["gradients"], strict=True):
         assert set(found) == {name.replace(".loss.", ".") for name in expected}
         for name, gradient in expected.items():
-            close(found[name.replace(".loss.", ".")], gradient, msg=f"{name}: {{}}".format)
-    for name, weight in one["weights"].items():
-        if apart not in name:
-            close(rank["weights"][name.replace(".loss.", ".")], weight)
+            assert_close(found[name.replace(".loss.", ".")], gradient, msg=f"{name}: {{}}".format)
+    for name, weight in single["weights"].items():
+        if except_for not in name:
+            assert_close(rank["weights"][name.replace(".loss.", ".")], weight)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_equal_one(fit: Fit, name: str) -> None:
-    (one,) = fit(1, {"hard": HardTargetLoss(), name: relational()[name]})
-    first, second = ranks = fit(2, {"hard": HardTargetLoss(), name: relational()[name]})
-    assert one["gradients"][0]["network.conv1.weight"].dtype == torch.float64
+    (single,) = fit(1, {"hard": HardTargetLoss(), name: gathered_losses()[name]})
+    first, second = ranks = fit(2, {"hard": HardTargetLoss(), name: gathered_losses()[name]})
+    assert single["gradients"][0]["network.conv1.weight"].dtype == torch.float64
     assert_ranks_equal(first, second)
-    assert_same_training(first, one)
-    close((first["values"][name] + second["values"][name]) / 2, one["values"][name])
+    assert_same_training(first, single)
+    assert_close((first["values"][name] + second["values"][name]) / 2, single["values"][name])
     for rank in ranks:
-        if name != "contrastive":  # where a rank has its own anchors
-            close(rank["values"][name], one["values"][name])
-        nearly(rank["figures"][f"train/{name}"], one["figures"][f"train/{name}"])
-    weighted = relational()[name].weight * one["values"][name][1:]  # the contrastive one is 0 in the first step
-    assert (weighted > 0.02).all(), "a term too small to be seen in the gradient"
+        if name != "contrastive":  # whose anchors are those of the rank
+            assert_close(rank["values"][name], single["values"][name])
+        assert_close_in_float32(rank["metrics"][f"train/{name}"], single["metrics"][f"train/{name}"])
+    weighted = gathered_losses()[name].weight * single["values"][name][1:]  # ContrastiveLoss is 0 in the first step
+    assert (weighted > 0.02).all(), "the term is too small to show in the gradient"
 
 
 @pytest.mark.parametrize("queue_size", [100, 128, 1000])
-def test_the_queues_of_all_ranks_are_one(fit: Fit, queue_size: int) -> None:
-    """Smaller than the batch of both ranks, as large, and larger than all that is seen."""
+def test_all_ranks_have_the_queue_of_one_process(fit: Fit, queue_size: int) -> None:
+    """With queues smaller than a batch, as large, and larger than all batches together."""
 
     def losses() -> Losses:
         return {"hard": HardTargetLoss(), "contrastive": ContrastiveLoss(dimensions=8, queue_size=queue_size)}
 
-    (one,) = fit(1, losses())
+    (single,) = fit(1, losses())
     first, second = fit(2, losses())
     assert_ranks_equal(first, second)
-    assert_same_training(first, one)  # compares the queues as well
+    assert_same_training(first, single)  # compares the queues as well
     found = {name: first["weights"][f"losses.contrastive.{name}"] for name in ("queues", "queue_labels", "position")}
     assert int((found["queue_labels"] >= 0).sum()) == min(queue_size, 128 * STEPS)
     assert int((found["queues"].abs().sum((0, 1, 3)) > 0).sum()) == min(queue_size, 128 * STEPS)
@@ -214,16 +216,16 @@ def test_the_queues_of_all_ranks_are_one(fit: Fit, queue_size: int) -> None:
 
 
 def test_without_gathering_each_rank_compares_its_own_samples(fit: Fit) -> None:
-    (gathered,) = fit(1, {"hard": HardTargetLoss(), **relational()})
-    halves: Losses = {name: Halves(loss) for name, loss in relational().items()}
-    (one,) = fit(1, {"hard": HardTargetLoss(), **halves})
-    first, second = fit(2, {"hard": HardTargetLoss(), **relational(gather=False)})
-    assert_ranks_equal(first, second, apart="contrastive.queue")
-    assert_same_training(first, one, apart="contrastive.loss.queue")
+    (gathered,) = fit(1, {"hard": HardTargetLoss(), **gathered_losses()})
+    halves: Losses = {name: MeanOfHalves(loss) for name, loss in gathered_losses().items()}
+    (single,) = fit(1, {"hard": HardTargetLoss(), **halves})
+    first, second = fit(2, {"hard": HardTargetLoss(), **gathered_losses(gather=False)})
+    assert_ranks_equal(first, second, except_for="contrastive.queue")
+    assert_same_training(first, single, except_for="contrastive.loss.queue")
     for name in NAMES:
         mean = (first["values"][name] + second["values"][name]) / 2
-        close(mean, one["values"][name])
-        step = 1 if name == "contrastive" else 0  # in the first its queue is empty
+        assert_close(mean, single["values"][name])
+        step = 1 if name == "contrastive" else 0  # its queue is empty in the first step
         for other in (first, second):
             difference = (gathered["values"][name] - other["values"][name])[step].abs()
             assert difference > 1e-5 * gathered["values"][name][step], f"{name} does not depend on gather"
@@ -232,22 +234,22 @@ def test_without_gathering_each_rank_compares_its_own_samples(fit: Fit) -> None:
         assert not torch.equal(first["weights"][key], second["weights"][key])
 
 
-def test_they_combine_with_each_other_and_with_logits(fit: Fit) -> None:
+def test_all_losses_together_equal_one_process(fit: Fit) -> None:
     def losses() -> Losses:
-        return {"hard": HardTargetLoss(weight=0.1), "soft": SoftTargetLoss(4.0, weight=0.9), **relational()}
+        return {"hard": HardTargetLoss(weight=0.1), "soft": SoftTargetLoss(4.0, weight=0.9), **gathered_losses()}
 
-    (one,) = fit(1, losses())
+    (single,) = fit(1, losses())
     first, second = fit(2, losses())
     assert_ranks_equal(first, second)
-    assert_same_training(first, one)
+    assert_same_training(first, single)
     for name in losses():
         mean = (first["values"][name] + second["values"][name]) / 2
-        close(mean, one["values"][name])
-        nearly(first["figures"][f"train/{name}"], one["figures"][f"train/{name}"])
+        assert_close(mean, single["values"][name])
+        assert_close_in_float32(first["metrics"][f"train/{name}"], single["metrics"][f"train/{name}"])
 
 
-class Uneven(DistributedSampler):
-    """A user's own: of 40 samples the ranks hold 8 and 8, 8 and 8, 5 and 3 in the three batches."""
+class UnevenSampler(DistributedSampler):
+    """Divides three batches of 40 samples between two ranks: 8 and 8, 8 and 8, 5 and 3."""
 
     def __init__(self) -> None:
         super().__init__(TensorDataset(torch.zeros(40)), num_replicas=2, rank=0)
@@ -261,31 +263,31 @@ class Uneven(DistributedSampler):
         return 21 if dist.get_rank() == 0 else 19
 
 
-def _own_data() -> TensorDataset:
+def _user_data() -> TensorDataset:
     generator = torch.Generator().manual_seed(2)
     return TensorDataset(torch.rand(40, 1, 8, 8, generator=generator), torch.arange(40) % 10)
 
 
-def test_the_last_batch_may_be_uneven(fit: Fit) -> None:
-    """The gathered terms are those of one process all the same."""
+def test_a_last_batch_of_unequal_parts_equals_one_process(fit: Fit) -> None:
+    """Of terms that gather; others are means over the samples of a rank."""
 
     def losses() -> Losses:
-        return {name: loss for name, loss in relational().items() if name != "contrastive"}
+        return {name: loss for name, loss in gathered_losses().items() if name != "contrastive"}
 
-    (one,) = fit(1, losses(), DataLoader(_own_data(), batch_size=16))
-    first, second = fit(2, losses(), DataLoader(_own_data(), batch_size=8, sampler=Uneven()))
+    (single,) = fit(1, losses(), DataLoader(_user_data(), batch_size=16))
+    first, second = fit(2, losses(), DataLoader(_user_data(), batch_size=8, sampler=UnevenSampler()))
     assert_ranks_equal(first, second)
-    assert_same_training(first, one)
+    assert_same_training(first, single)
     for name in losses():
         for rank in (first, second):
-            close(rank["values"][name], one["values"][name])
-            nearly(rank["figures"][f"train/{name}"], one["figures"][f"train/{name}"])
+            assert_close(rank["values"][name], single["values"][name])
+            assert_close_in_float32(rank["metrics"][f"train/{name}"], single["metrics"][f"train/{name}"])
 
 
-def test_the_queue_takes_uneven_batches(fit: Fit) -> None:
-    """All terms at once; those that average over a rank's own rows weigh both ranks alike, as everywhere in DDP."""
-    losses: Losses = {"hard": HardTargetLoss(), "soft": SoftTargetLoss(), **relational()}
-    first, second = fit(2, losses, DataLoader(_own_data(), batch_size=8, sampler=Uneven()))
+def test_the_queue_accepts_batches_of_unequal_parts(fit: Fit) -> None:
+    """Both ranks stay equal, and the queue has each sample once."""
+    losses: Losses = {"hard": HardTargetLoss(), "soft": SoftTargetLoss(), **gathered_losses()}
+    first, second = fit(2, losses, DataLoader(_user_data(), batch_size=8, sampler=UnevenSampler()))
     assert_ranks_equal(first, second)
     labels = first["weights"]["losses.contrastive.queue_labels"]
     assert labels[:40].tolist() == [i % 10 for i in range(40)]

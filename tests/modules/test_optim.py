@@ -1,4 +1,4 @@
-"""Optimizers and schedulers of a user's choice, in a run."""
+"""Optimizers and schedulers that a user chooses."""
 
 import copy
 from collections.abc import Callable
@@ -26,11 +26,11 @@ Trainers = Callable[..., pl.Trainer]
 SGD = partial(torch.optim.SGD, lr=0.1)
 
 
-class Steps(pl.Callback):
-    taken = 0
+class CountSteps(pl.Callback):
+    count = 0
 
     def on_before_zero_grad(self, *_: Any) -> None:
-        self.taken += 1
+        self.count += 1
 
 
 @pytest.mark.parametrize(
@@ -54,17 +54,17 @@ class Steps(pl.Callback):
         ),
     ],
 )
-def test_what_cannot_work_is_refused_before_the_first_step(
+def test_invalid_optimizers_and_schedulers_are_refused_before_the_first_step(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, options: dict[str, Any], message: str
 ) -> None:
-    watch = Steps()
-    trainer = make_trainer(max_epochs=2, limit_train_batches=4, callbacks=[watch])
+    steps = CountSteps()
+    trainer = make_trainer(max_epochs=2, limit_train_batches=4, callbacks=[steps])
     with pytest.raises(ValueError, match=message):
         trainer.fit(TeacherModule(small(), **{"optimizer": SGD, **options}), digits)
-    assert watch.taken == 0
+    assert steps.count == 0
 
 
-def test_a_plateau_without_validation_is_refused(
+def test_reduce_on_plateau_without_validation_is_refused(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     module = TeacherModule(small(), optimizer=SGD, lr_scheduler=ReduceLROnPlateau)
@@ -72,7 +72,7 @@ def test_a_plateau_without_validation_is_refused(
         make_trainer(limit_val_batches=0).fit(module, digits)
 
 
-def test_a_plateau_moves_where_there_was_a_validation(
+def test_reduce_on_plateau_steps_only_after_a_validation(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     module = TeacherModule(small(), optimizer=SGD, lr_scheduler=ReduceLROnPlateau)
@@ -83,7 +83,7 @@ def test_a_plateau_moves_where_there_was_a_validation(
 
 @pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval':RuntimeWarning")
 @pytest.mark.parametrize("interval", ["step", "epoch"])
-def test_a_cycle_as_long_as_the_run_fits(
+def test_a_one_cycle_schedule_as_long_as_the_run_is_accepted(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, interval: Any
 ) -> None:
     cycle = partial(OneCycleLR, max_lr=0.1, total_steps=6 if interval == "step" else 2)
@@ -92,7 +92,7 @@ def test_a_cycle_as_long_as_the_run_fits(
     assert trainer.global_step == 6
 
 
-def test_the_trial_of_a_scheduler_leaves_the_optimizer_alone(
+def test_checking_a_scheduler_does_not_change_the_optimizer(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     optimizer = torch.optim.AdamW(small().parameters(), lr=0.5)
@@ -103,7 +103,7 @@ def test_the_trial_of_a_scheduler_leaves_the_optimizer_alone(
     assert schedule["scheduler"].last_epoch == 0
 
 
-def test_a_network_of_frozen_weights_is_refused(
+def test_a_network_without_trainable_weights_is_refused(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     with pytest.raises(ValueError, match="All weights are frozen"):
@@ -149,7 +149,7 @@ AdamW = torch.optim.AdamW
         ({"optimizer": lambda groups: AdamW(groups, lr=0.02), "weight_decay": 0.3}, 0.02, 0.3),
     ],
 )
-def test_the_given_rate_and_decay_are_those_of_the_optimizer(
+def test_the_optimizer_gets_the_given_learning_rate_and_weight_decay(
     small: Networks, options: dict[str, Any], rate: float, decay: float
 ) -> None:
     network = small()
@@ -179,20 +179,22 @@ def test_the_given_rate_and_decay_are_those_of_the_optimizer(
         ({"weight_decay": -1.0}, "weight_decay must be >= 0, got -1.0"),
     ],
 )
-def test_two_different_rates_or_decays_are_refused(small: Networks, options: dict[str, Any], message: str) -> None:
+def test_contradicting_learning_rates_or_weight_decays_are_refused(
+    small: Networks, options: dict[str, Any], message: str
+) -> None:
     network = small()
     with pytest.raises(UserError, match=message):
         Optimization(**options).configure(network, network, pl.Trainer(logger=False))
 
 
-def test_a_run_with_the_learning_rate_finder_equals_one_with_the_rate_that_it_found(
+def test_a_run_with_the_learning_rate_finder_equals_one_with_its_suggestion(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     torch.manual_seed(0)
     first = TeacherModule(small())
     second = TeacherModule(copy.deepcopy(first.network))
     finder = LearningRateFinder(num_training_steps=15, min_lr=1e-3, early_stop_threshold=None)
-    options: dict[str, Any] = {"max_epochs": 4, "limit_train_batches": 4}  # the finder takes no more steps than these
+    options: dict[str, Any] = {"max_epochs": 4, "limit_train_batches": 4}  # at least as many steps as the finder takes
     make_trainer(callbacks=[finder], **options).fit(first, digits)
     assert finder.optimal_lr is not None
     assert first.learning_rate is not None
@@ -218,15 +220,15 @@ def test_a_resumed_run_does_not_search_another_learning_rate(
 
 
 @pytest.mark.parametrize(
-    ("monitor", "mode", "right"),
+    ("monitor", "mode", "accepted"),
     [("val/loss", "max", None), ("val/accuracy", "min", None), ("val/loss", "min", 0), ("val/accuracy", "max", 0)],
 )
-def test_a_plateau_follows_lr_monitor_and_its_mode_must_fit(
-    small: Networks, digits: DigitsDataModule, make_trainer: Trainers, monitor: str, mode: Any, right: int | None
+def test_reduce_on_plateau_follows_lr_monitor_and_its_mode_must_fit(
+    small: Networks, digits: DigitsDataModule, make_trainer: Trainers, monitor: str, mode: Any, accepted: int | None
 ) -> None:
     module = TeacherModule(small(), lr_scheduler=partial(ReduceLROnPlateau, mode=mode), lr_monitor=monitor)
     trainer = make_trainer(limit_train_batches=1, max_epochs=1)
-    if right is None:
+    if accepted is None:
         with pytest.raises(UserError, match=rf"ReduceLROnPlateau has mode='{mode}', but {monitor} improves .* or lr_"):
             trainer.fit(module, digits)
     else:
@@ -236,9 +238,7 @@ def test_a_plateau_follows_lr_monitor_and_its_mode_must_fit(
         assert scheduler.best == pytest.approx(float(trainer.callback_metrics[monitor]))
 
 
-def test_lightning_without_extras_trains_and_tests(
-    small: Networks, digits: DigitsDataModule, make_trainer: Trainers
-) -> None:
+def test_a_barebones_trainer_fits_and_tests(small: Networks, digits: DigitsDataModule, make_trainer: Trainers) -> None:
     bare = pl.Trainer(barebones=True, accelerator="cpu", max_epochs=1, limit_train_batches=2, limit_test_batches=1)
     for trainer in (bare, make_trainer(log_every_n_steps=0, limit_train_batches=2, max_epochs=1)):
         module = DistillationModule(small(), small(), teacher_check="off")
@@ -247,8 +247,8 @@ def test_lightning_without_extras_trains_and_tests(
         assert trainer.global_step == 2
 
 
-class Blocks(nn.Module):
-    """Named as a Vision Transformer: almost all layers lie in one child."""
+class TinyTransformer(nn.Module):
+    """Has the children of a Vision Transformer, where most layers are in one child."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -258,12 +258,12 @@ class Blocks(nn.Module):
         self.head = nn.Linear(3, 2)
 
     def no_weight_decay(self) -> set[str]:
-        """Name it as timm does."""
+        """Return the names, as timm's networks do."""
         return {"position", "head.weight"}
 
 
-def test_each_block_of_a_transformer_has_a_rate_of_its_own() -> None:
-    network = Blocks()
+def test_each_block_of_a_transformer_has_its_own_learning_rate_scale() -> None:
+    network = TinyTransformer()
     groups = layerwise_decay_groups(network, 0.5)
     scales = {weight: group["lr_scale"] for group in groups for weight in group["params"]}
     blocks = [scales[network.get_parameter(f"blocks.{index}.0.weight")] for index in range(3)]
@@ -271,8 +271,8 @@ def test_each_block_of_a_transformer_has_a_rate_of_its_own() -> None:
     assert scales[network.embedding.weight] == scales[network.position] == 1 / 16
 
 
-def test_a_network_names_weights_that_do_not_decay() -> None:
-    network = Blocks()
+def test_parameters_named_by_no_weight_decay_do_not_decay() -> None:
+    network = TinyTransformer()
     network_in_module = nn.ModuleDict({"network": network})
     for groups in (
         layerwise_decay_groups(network, 0.5),

@@ -14,48 +14,48 @@ from kd_lightning.modules.schedule import one_cycle
 
 @pytest.mark.parametrize("steps", [7, 10, 100, 1001])
 @pytest.mark.parametrize("rise", [0.3, 0.5])
-def test_equals_torchs_one_cycle(steps: int, rise: float) -> None:
+def test_one_cycle_equals_torchs_onecyclelr(steps: int, rise: float) -> None:
     parameter = nn.Parameter(torch.zeros(1))
-    theirs, ours = torch.optim.SGD([parameter], lr=0.1), torch.optim.SGD([parameter], lr=0.1)
-    cycle = OneCycleLR(theirs, max_lr=0.1, total_steps=steps, pct_start=rise, cycle_momentum=False)
+    torch_optimizer, ours = torch.optim.SGD([parameter], lr=0.1), torch.optim.SGD([parameter], lr=0.1)
+    cycle = OneCycleLR(torch_optimizer, max_lr=0.1, total_steps=steps, pct_start=rise, cycle_momentum=False)
     curve = LambdaLR(ours, partial(one_cycle, total_steps=steps, rise=rise))
     for step in range(steps):
-        rates = (ours.param_groups[0]["lr"], theirs.param_groups[0]["lr"])
+        rates = (ours.param_groups[0]["lr"], torch_optimizer.param_groups[0]["lr"])
         assert rates[0] == pytest.approx(rates[1], rel=1e-9), step
-        for optimizer, schedule in ((theirs, cycle), (ours, curve)):
+        for optimizer, schedule in ((torch_optimizer, cycle), (ours, curve)):
             if step < steps - 1:
                 optimizer.step()
                 schedule.step()
 
 
 @pytest.mark.parametrize("steps", [4, 5, 6, 10, 391, 78_200])
-def test_rises_to_one_and_falls(steps: int) -> None:
+def test_one_cycle_rises_to_one_and_falls(steps: int) -> None:
     curve = [one_cycle(step, steps) for step in range(steps)]
-    top = max(range(steps), key=curve.__getitem__)
+    peak = max(range(steps), key=curve.__getitem__)
     assert curve[0] == pytest.approx(1 / 25)
     assert curve[-1] == pytest.approx(4e-6)
-    assert 0.9 < curve[top] <= 1
-    assert 0 < top < steps - 1
-    assert curve[: top + 1] == sorted(curve[: top + 1])
-    assert curve[top:] == sorted(curve[top:], reverse=True)
+    assert 0.9 < curve[peak] <= 1
+    assert 0 < peak < steps - 1
+    assert curve[: peak + 1] == sorted(curve[: peak + 1])
+    assert curve[peak:] == sorted(curve[peak:], reverse=True)
     assert min(curve) > 0
 
 
 @pytest.mark.parametrize("total", [math.inf, 1, 3])
-def test_is_constant_where_the_steps_are_unknown_or_too_few(total: float) -> None:
+def test_one_cycle_is_constant_if_the_steps_are_unknown_or_too_few(total: float) -> None:
     assert {one_cycle(step, total) for step in (0, 1, 2, 10**6)} == {1.0}
 
 
-def test_stays_at_the_end_after_the_last_step() -> None:
+def test_one_cycle_keeps_its_last_value() -> None:
     assert one_cycle(10, 10) == one_cycle(10**6, 10) == pytest.approx(4e-6)
 
 
-def test_a_longer_run_follows_the_longer_curve() -> None:
+def test_one_cycle_stretches_with_the_number_of_steps() -> None:
     assert one_cycle(9, 10) == pytest.approx(4e-6)
     assert one_cycle(9, 30) > 0.9
 
 
-def test_decay_leaves_out_norms_and_biases() -> None:
+def test_norms_and_biases_do_not_decay() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))
     decayed, rest = parameter_groups(network.parameters())
     assert decayed == {"params": [network[0].weight, network[3].weight]}
@@ -63,7 +63,7 @@ def test_decay_leaves_out_norms_and_biases() -> None:
     assert rest["weight_decay"] == 0
 
 
-def test_each_trained_parameter_is_in_one_group_and_frozen_ones_in_none() -> None:
+def test_each_trainable_parameter_is_in_one_group_and_frozen_ones_in_none() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
     network[0].requires_grad_(False)
     grouped = [id(p) for group in parameter_groups(network.parameters()) for p in group["params"]]
@@ -79,7 +79,7 @@ def test_empty_groups_are_left_out() -> None:
     assert parameter_groups([]) == []
 
 
-def test_the_optimizer_decays_the_first_group_only() -> None:
+def test_an_optimizer_decays_only_the_first_group() -> None:
     layer = nn.Linear(2, 3)
     optimizer = torch.optim.SGD(parameter_groups(layer.parameters()), lr=0.5, weight_decay=0.1)
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
@@ -89,8 +89,8 @@ def test_the_optimizer_decays_the_first_group_only() -> None:
     torch.testing.assert_close(layer.bias, bias)
 
 
-def test_each_part_learns_slower_than_the_one_after_it() -> None:
-    """Weights that two parts share, or that belong to none, are in one group each."""
+def test_layerwise_decay_lowers_the_rate_from_part_to_part() -> None:
+    """Shared weights, and those outside of all parts, are in one group each."""
 
     class Network(nn.Module):
         def __init__(self) -> None:
@@ -119,7 +119,7 @@ SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_a_weight_whose_gradient_comes_late_begins_as_in_plain_sgd(nesterov: bool) -> None:
+def test_fused_sgd_equals_plain_sgd_for_a_weight_without_gradients_at_first(nesterov: bool) -> None:
     torch.manual_seed(0)
     gradients = torch.randn(4, 2, 5)
     found = []
@@ -137,7 +137,7 @@ def test_a_weight_whose_gradient_comes_late_begins_as_in_plain_sgd(nesterov: boo
         torch.testing.assert_close(fused_weight, weight, rtol=1e-6, atol=1e-6)
 
 
-def test_it_begins_to_the_bits_of_torch_s_own_first_step() -> None:
+def test_initialized_momentum_buffers_give_torchs_first_step_bit_for_bit() -> None:
     found = []
     for ours in (True, False):
         torch.manual_seed(0)
@@ -153,7 +153,7 @@ def test_it_begins_to_the_bits_of_torch_s_own_first_step() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_a_first_step_that_is_left_out_leaves_no_momentum() -> None:
+def test_a_skipped_first_step_leaves_zero_momentum() -> None:
     weight = nn.Parameter(torch.ones(1000))
     optimizer = SGD([weight], fused=True)
     weight.grad = torch.full_like(weight, math.inf)
@@ -165,9 +165,9 @@ def test_a_first_step_that_is_left_out_leaves_no_momentum() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [partial(SGD, fused=False), partial(torch.optim.AdamW, fused=True)])
-def test_other_optimizers_begin_by_themselves(optimizer: Any) -> None:
+def test_other_optimizers_get_no_momentum_buffers(optimizer: Any) -> None:
     weight = nn.Parameter(torch.ones(3))
     weight.grad = torch.ones(3)
-    made = optimizer([weight])
-    init_momentum_buffers(made)
-    assert not made.state
+    built = optimizer([weight])
+    init_momentum_buffers(built)
+    assert not built.state

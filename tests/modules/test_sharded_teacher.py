@@ -1,4 +1,4 @@
-"""A teacher that no device holds alone: its weights lie in pieces on all of them, as FSDP cuts them."""
+"""A teacher too large for one device: FSDP shards its weights over all of them."""
 
 import copy
 from collections.abc import Callable
@@ -25,10 +25,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier|n
 
 
 class ShardedTeacher(DistillationModule):
-    """The recipe: the student is DDP's, and the teacher is cut once the processes know each other.
+    """What a user writes: the student is wrapped by DDP, and the teacher is sharded in setup.
 
-    All of them must ask it at once. Batches of training are equal in number and size; shares of an evaluation are not,
-    so there it is not asked, and ``teacher_check`` must be off.
+    All ranks must run the teacher at the same time, which they do in training. In an evaluation ranks may have
+    different numbers of batches, so the teacher is not run there, and ``teacher_check`` must be off.
     """
 
     sharded_layers = ("layer1", "layer2")
@@ -45,37 +45,39 @@ class ShardedTeacher(DistillationModule):
         return None
 
 
-class Keeper(pl.Callback):
+class WriteRankResults(pl.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         weights = list(pl_module.teacher.parameters())
-        held = sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights)
-        state = {"weights": pl_module.state_dict(), "figures": dict(trainer.callback_metrics), "held": held}
+        local_size = sum((weight.to_local() if isinstance(weight, DTensor) else weight).numel() for weight in weights)
+        state = {"weights": pl_module.state_dict(), "metrics": dict(trainer.callback_metrics), "local_size": local_size}
         torch.save(state, self.folder / f"{trainer.global_rank}.pt")
 
 
-@pytest.mark.parametrize("batch_size", [64, 143])  # of 287 images one rank has a batch of 143, the other one more of 1
-def test_a_sharded_teacher_teaches_the_same(
+@pytest.mark.parametrize("batch_size", [64, 143])  # of 287 images one rank has 143, the other 144: a second batch
+def test_a_sharded_teacher_gives_the_same_training(
     batch_size: int, small: Networks, make_trainer: Trainers, tmp_path: Path
 ) -> None:
     student, teacher = small(), small(16)
-    found = []
+    results = []
     for kind in (DistillationModule, ShardedTeacher):
         (folder := tmp_path / kind.__name__).mkdir()
         module = kind(copy.deepcopy(student), teacher, teacher_check="off")
         gloo = DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=30))
-        trainer = make_trainer(strategy=gloo, devices=2, max_epochs=2, callbacks=[Keeper(folder)])
+        trainer = make_trainer(strategy=gloo, devices=2, max_epochs=2, callbacks=[WriteRankResults(folder)])
         trainer.fit(module, DigitsDataModule(batch_size=batch_size))
-        found.append([torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)])
-    whole, cut = found
+        results.append([torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)])
+    whole, sharded = results
     size = sum(weight.numel() for weight in teacher.parameters())
-    assert whole[0]["held"] == size
-    assert cut[0]["held"] + cut[1]["held"] == size
-    assert cut[0]["held"] == pytest.approx(size / 2, rel=0.01)
+    assert whole[0]["local_size"] == size
+    assert sharded[0]["local_size"] + sharded[1]["local_size"] == size
+    assert sharded[0]["local_size"] == pytest.approx(size / 2, rel=0.01)
     for rank in range(2):
         for name, value in whole[rank]["weights"].items():
-            torch.testing.assert_close(cut[rank]["weights"][name], value, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(sharded[rank]["weights"][name], value, rtol=1e-5, atol=1e-6)
         for name in ("val/accuracy", "val/loss", "train/loss", "train/soft"):
-            torch.testing.assert_close(cut[rank]["figures"][name], whole[rank]["figures"][name], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                sharded[rank]["metrics"][name], whole[rank]["metrics"][name], rtol=1e-5, atol=1e-6
+            )

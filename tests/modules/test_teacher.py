@@ -15,7 +15,7 @@ Networks = Callable[..., ResNet]
 Trainers = Callable[..., pl.Trainer]
 
 
-def test_it_learns_the_digits(small: Networks, make_trainer: Trainers) -> None:
+def test_a_teacher_learns_the_digits(small: Networks, make_trainer: Trainers) -> None:
     trainer = make_trainer(max_epochs=10)
     module = TeacherModule(small(8))
     trainer.fit(module, DigitsDataModule(batch_size=32))
@@ -26,7 +26,7 @@ def test_it_learns_the_digits(small: Networks, make_trainer: Trainers) -> None:
     )
 
 
-def test_the_network_carries_what_it_was_trained_on(
+def test_the_data_config_is_set_on_the_network(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     network = small()
@@ -34,7 +34,7 @@ def test_the_network_carries_what_it_was_trained_on(
     assert data_config(network) == DataConfig(digits.mean, digits.std, digits.classes)
 
 
-def test_other_statistics_are_turned_into_the_expected_ones(small: Networks, make_trainer: Trainers) -> None:
+def test_images_are_converted_to_the_statistics_of_the_network(small: Networks, make_trainer: Trainers) -> None:
     network = small().eval()
     plain, other = DigitsDataModule(mean=(0.0,), std=(1.0,)), DigitsDataModule(mean=(0.5,), std=(0.25,))
     set_data_config(network, DataConfig.of([0.0], [1.0]))
@@ -46,7 +46,7 @@ def test_other_statistics_are_turned_into_the_expected_ones(small: Networks, mak
         torch.testing.assert_close(probabilities, other_probabilities, rtol=1e-4, atol=1e-5)
 
 
-def test_a_fine_tuned_network_keeps_its_statistics(
+def test_a_fine_tuned_network_keeps_its_statistics_and_gets_new_classes(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     network = small()
@@ -55,7 +55,7 @@ def test_a_fine_tuned_network_keeps_its_statistics(
     assert data_config(network) == DataConfig((0.1,), (0.2,), digits.classes)
 
 
-def test_class_names_must_be_those_of_the_data(
+def test_class_names_that_differ_from_the_data_are_refused(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     network = small()
@@ -64,7 +64,7 @@ def test_class_names_must_be_those_of_the_data(
         make_trainer().test(TeacherModule(network), digits)
 
 
-def test_the_class_count_must_be_that_of_the_data(
+def test_another_number_of_classes_than_the_data_have_is_refused(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     with pytest.raises(ValueError, match=r"has 7 classes but the data have 10; .*num_classes=10"):
@@ -89,7 +89,7 @@ def test_labels_out_of_range_are_refused_with_plain_loaders(small: Networks, mak
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_plain_loaders_and_unlabelled_rows(small: Networks, make_trainer: Trainers) -> None:
+def test_unlabelled_rows_of_plain_loaders_are_accepted(small: Networks, make_trainer: Trainers) -> None:
     trainer = make_trainer()
     trainer.fit(TeacherModule(small()), _loader([0, 1, -1, -1, -1, -1, -1, -1]), _loader([3, -1]))
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
@@ -104,20 +104,20 @@ def test_a_batch_of_one_with_batch_norm_is_refused(small: Networks, make_trainer
 def test_train_metrics_are_right_under_accumulation_and_uneven_batches(
     small: Networks, make_trainer: Trainers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a learning rate near 0 and no batch norm in the way, the mean over the epoch is that of one pass."""
+    """They equal the metrics of all batches at once."""
     data = DigitsDataModule(batch_size=100)
     module = TeacherModule(small(), learning_rate=1e-12, weight_decay=0.0)
-    seen = []
+    batches = []
     log_step = module.log_step
 
     def recorded(loss: Tensor, terms: dict[str, Tensor], logits: Tensor, labels: Tensor, *rest: Any) -> None:
-        seen.append((logits.detach(), labels))
+        batches.append((logits.detach(), labels))
         log_step(loss, terms, logits, labels, *rest)
 
     monkeypatch.setattr(module, "log_step", recorded)
     trainer = make_trainer(accumulate_grad_batches=3)
     trainer.fit(module, data)
-    logits, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     torch.testing.assert_close(
         trainer.callback_metrics["train/loss"], torch.nn.functional.cross_entropy(logits, labels)
     )
@@ -125,7 +125,7 @@ def test_train_metrics_are_right_under_accumulation_and_uneven_batches(
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_options_of_lightning_stay_working(
+def test_precision_clipping_and_accumulation_work_with_any_optimizer(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, precision: str
 ) -> None:
     trainer = make_trainer(precision=precision, gradient_clip_val=1.0, accumulate_grad_batches=2)
@@ -142,11 +142,13 @@ def test_options_of_lightning_stay_working(
 def test_norms_and_biases_do_not_decay(small: Networks, digits: DigitsDataModule, make_trainer: Trainers) -> None:
     trainer = make_trainer(fast_dev_run=True)
     trainer.fit(TeacherModule(small(), weight_decay=0.5), digits)
-    decays = {w.ndim > 1: g["weight_decay"] for g in trainer.optimizers[0].param_groups for w in g["params"]}
-    assert decays == {True: 0.5, False: 0.0}
+    decay_of_matrices = {w.ndim > 1: g["weight_decay"] for g in trainer.optimizers[0].param_groups for w in g["params"]}
+    assert decay_of_matrices == {True: 0.5, False: 0.0}
 
 
-def test_the_learning_rate_ends_with_the_run(small: Networks, digits: DigitsDataModule, make_trainer: Trainers) -> None:
+def test_the_default_schedule_ends_with_the_run(
+    small: Networks, digits: DigitsDataModule, make_trainer: Trainers
+) -> None:
     trainer = make_trainer(max_epochs=2)
     trainer.fit(TeacherModule(small(), learning_rate=0.1), digits)
     assert trainer.optimizers[0].param_groups[0]["lr"] < 1e-4
@@ -160,12 +162,12 @@ def test_the_learning_rate_ends_with_the_run(small: Networks, digits: DigitsData
         ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\], got 1.5"),
     ],
 )
-def test_arguments_outside_their_range(small: Networks, options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(small: Networks, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TeacherModule(small(), **options)
 
 
-def test_a_checkpoint_from_python_asks_for_the_network(
+def test_loading_a_checkpoint_from_python_asks_for_the_network(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
 ) -> None:
     trainer = make_trainer(fast_dev_run=True)
@@ -183,7 +185,7 @@ def test_a_checkpoint_from_python_asks_for_the_network(
 
 
 @pytest.mark.parametrize("optimizer", [None, lambda groups: torch.optim.AdamW(groups, lr=0.1)])
-def test_earlier_layers_learn_slower(
+def test_layer_decay_lowers_the_rate_of_earlier_layers(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers, optimizer: Any
 ) -> None:
     trainer = make_trainer(max_steps=1)
@@ -196,7 +198,7 @@ def test_earlier_layers_learn_slower(
         assert {rates[weight] / head for weight in network.get_submodule(part).parameters()} == {0.5**steps}
 
 
-def test_layer_decay_lies_in_its_range(small: Networks) -> None:
+def test_layer_decay_out_of_range_is_refused(small: Networks) -> None:
     for wrong in (0.0, -1.0, 1.5):
         with pytest.raises(ValueError, match=r"layer_decay must be in \(0, 1\]"):
             TeacherModule(small(), layer_decay=wrong)

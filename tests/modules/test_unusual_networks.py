@@ -1,4 +1,4 @@
-"""Networks as users bring them, as teacher and as student."""
+"""Unusual networks of users, as teacher and as student."""
 
 import copy
 import gc
@@ -80,17 +80,17 @@ def digits() -> DigitsDataModule:
     return DigitsDataModule(batch_size=64)
 
 
-def ignoring(test: Callable[..., None]) -> Callable[..., None]:
-    """Ignore the warnings about old parts of torch that users still have."""
+def with_deprecated_torch(test: Callable[..., None]) -> Callable[..., None]:
+    """Ignore warnings about deprecated features of torch."""
     for text in IGNORED:
         test = pytest.mark.filterwarnings(text)(test)
     return test
 
 
-@ignoring
+@with_deprecated_torch
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("kind", BUILDERS)
-def test_a_teacher_teaches_and_stays_as_it_is(
+def test_a_teacher_trains_a_student_and_does_not_change(
     kind: str, precision: Any, small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     teacher = BUILDERS[kind]()
@@ -105,9 +105,9 @@ def test_a_teacher_teaches_and_stays_as_it_is(
             assert torch.equal(value, before[name]), name
 
 
-@ignoring
+@with_deprecated_torch
 @pytest.mark.parametrize("kind", [kind for kind in BUILDERS if "int8" not in kind and kind != "half"])
-def test_a_student_trains_and_its_weights_have_plain_names(
+def test_a_student_trains_and_its_state_dict_has_plain_keys(
     kind: str, small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     network = BUILDERS[kind]()
@@ -120,9 +120,9 @@ def test_a_student_trains_and_its_weights_have_plain_names(
     assert any(not torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-def test_a_network_that_views_its_maps_computes_as_in_plain_torch(digits: DigitsDataModule) -> None:
-    """Contiguous as a student and as a teacher, wherever it lies, and channels-last where it can be."""
-    for network, fits in (
+def test_a_network_that_needs_contiguous_maps_is_not_run_channels_last(digits: DigitsDataModule) -> None:
+    """As student and as teacher; other networks are run channels-last."""
+    for network, channels_last in (
         (Viewing(), False),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10)), True),
     ):
@@ -132,19 +132,19 @@ def test_a_network_that_views_its_maps_computes_as_in_plain_torch(digits: Digits
         trainer.test(module, digits, verbose=False)
         assert module.frozen_teacher is not None
         inputs = (module.convert_input, module.frozen_teacher.convert_input)
-        assert [each.channels_last for each in inputs] == [fits, fits]
+        assert [each.channels_last for each in inputs] == [channels_last, channels_last]
         images = torch.rand(3, 1, 8, 8).to(memory_format=torch.channels_last)
         torch.testing.assert_close(module.eval()(images), plain(contiguous(images)))
 
 
 @on_other_device
-def test_a_network_that_views_its_maps_trains_on_another_device() -> None:
+def test_a_network_that_needs_contiguous_maps_trains_on_another_device() -> None:
     module = DistillationModule(Viewing(), Counting(), teacher_check="off")
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     pl.Trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=1, **options).fit(module, DigitsDataModule())
 
 
-def test_outputs_that_are_not_logits_are_named(
+def test_outputs_that_are_not_logits_are_refused(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     for module in (DistillationModule(small(), Pair()), TeacherModule(Pair())):
@@ -152,7 +152,7 @@ def test_outputs_that_are_not_logits_are_named(
             make_trainer().fit(module, digits)
 
 
-def test_probabilities_in_place_of_logits_are_said(
+def test_probabilities_in_place_of_logits_give_a_warning(
     small: Networks, digits: DigitsDataModule, make_trainer: Trainers
 ) -> None:
     with pytest.warns(UserWarning, match="The teacher returns probabilities and not logits; remove its softmax"):
@@ -189,7 +189,7 @@ def test_weights_of_another_type_than_the_precision_are_refused(
         ),
     ],
 )
-def test_the_first_forward_says_what_failed(
+def test_a_failing_forward_is_explained(
     build: Callable[[], nn.Module], size: int | None, message: str, make_trainer: Trainers
 ) -> None:
     images = torch.rand(4, 1, 8, 8) if size is None else torch.rand(4, 3, size, size)
@@ -199,10 +199,10 @@ def test_the_first_forward_says_what_failed(
         make_trainer().fit(DistillationModule(student, build(), teacher_check="off"), loader, loader)
 
 
-def test_hooks_go_with_the_module_that_reads_the_layer(small: Networks) -> None:
+def test_hooks_are_removed_with_the_module_that_reads_the_layer(small: Networks) -> None:
     student, teacher = small(), small()
 
-    def wrap() -> DistillationModule:
+    def build_module() -> DistillationModule:
         hint = HintLoss(student_layers=["layer1"], teacher_layers=["layer1"])
         return DistillationModule(student, teacher, losses={"hard": HardTargetLoss(), "hint": hint})
 
@@ -212,8 +212,8 @@ def test_hooks_go_with_the_module_that_reads_the_layer(small: Networks) -> None:
         return len(student.get_submodule("layer1")._forward_hooks)
 
     for _ in range(3):
-        wrap()
+        build_module()
     assert hooks() == 0
-    module = wrap()
+    module = build_module()
     assert hooks() == 1
     assert module.network is student
