@@ -82,11 +82,6 @@ def test_all_validation_images_are_evaluated(
     assert record.accuracies == [(right, count)]
 
 
-class ModuleForSeveralLoaders(TeacherModule):
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        super().validation_step(batch, batch_idx)
-
-
 def accuracy_with_plain_loaders(
     make_trainer: Callable[..., pl.Trainer], val: Any, **options: Any
 ) -> list[tuple[int, int]]:
@@ -97,7 +92,7 @@ def accuracy_with_plain_loaders(
     with torch.no_grad():
         layer.weight.zero_()
         layer.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))  # always predicts 1
-    trainer.fit(ModuleForSeveralLoaders(nn.Sequential(nn.Flatten(), layer)), train, val)
+    trainer.fit(TeacherModule(nn.Sequential(nn.Flatten(), layer)), train, val)
     return record.accuracies
 
 

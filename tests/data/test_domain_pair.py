@@ -94,11 +94,11 @@ class RecordingModule(ClassificationModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.seen[dataloader_idx].append(batch)
-        super().validation_step(batch, batch_idx)
+        super().validation_step(batch, batch_idx, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.seen["test"].append(batch)
-        super().test_step(batch, batch_idx)
+        super().test_step(batch, batch_idx, dataloader_idx)
 
 
 def epoch_ids(pair: DomainPairDataModule, epoch: int, world: int = 1, rank: int = 0) -> list[dict[str, list[int]]]:
