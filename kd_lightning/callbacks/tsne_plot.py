@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kd_lightning.callbacks.protocol import TrainedModule, trained_module
 from kd_lightning.data.labels import class_indices
+from kd_lightning.data.loader_checks import flattened
 from kd_lightning.data.read_batch import read_batch
 from kd_lightning.errors import UserError
 from kd_lightning.features import FeatureTap, evaluating
@@ -79,8 +80,8 @@ class TSNEPlot(pl.Callback):
         self._embedded = dict(state_dict["embedded"])
 
     def _embed(self, trainer: pl.Trainer, pl_module: pl.LightningModule, when: str) -> None:
-        loaders = trainer.val_dataloaders
-        if not isinstance(loaders, list) or len(loaders) != len(DOMAINS) or not trainer.is_global_zero:
+        loaders = flattened(trainer.val_dataloaders)
+        if len(loaders) != len(DOMAINS) or not trainer.is_global_zero:
             return
         module = trained_module(pl_module)
         tap = FeatureTap(module.network, [self.layer])

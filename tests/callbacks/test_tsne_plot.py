@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning import AdaptationModule, DigitsDataModule, DomainPairDataModule
 from kd_lightning.callbacks import TSNEPlot
@@ -36,6 +37,18 @@ def test_the_plot_is_written_to_the_run_s_folder_and_tensorboard(make_trainer: T
     before, after = picture.state_dict()["embedded"].values()
     assert before.shape == after.shape == (40, 3)
     assert not torch.allclose(before[:, :2], after[:, :2])
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_the_plot_of_plain_loaders(make_trainer: Trainers, tmp_path: Path) -> None:
+    images, rows = torch.rand(12, 1, 8, 8), torch.eye(10)[torch.arange(12) % 10]
+    source, target = (
+        DataLoader(TensorDataset(images, rows), batch_size=6),
+        DataLoader(TensorDataset(images), batch_size=6),
+    )
+    module, loaders = AdaptationModule(LeNet(image_size=8, width=4)), {"source": source, "target": target}
+    make_trainer(callbacks=[TSNEPlot("embedding", images=10)]).fit(module, loaders, loaders)
+    assert (tmp_path / "embedding.png").is_file()
 
 
 def test_the_plot_does_not_change_training(make_trainer: Trainers) -> None:
