@@ -1,4 +1,4 @@
-"""Folding batch norms: only where a network can be traced, and faults after that are not hidden."""
+"""Folding of batch norms where a network can be traced; errors after tracing are raised."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from kd_lightning.teacher import folding
 from kd_lightning.teacher.folding import fold_batch_norms
 
 
-class Branches(nn.Module):
-    """Its path depends on the values of its input, which cannot be traced."""
+class DataDependentBranch(nn.Module):
+    """Branches on the values of its input, which cannot be traced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class Branches(nn.Module):
         return self.norm(self.conv(images if images.sum() > 0 else -images))
 
 
-def test_norms_disappear_and_outputs_stay() -> None:
+def test_batch_norms_are_folded_and_outputs_are_kept() -> None:
     network, images = resnet20().eval(), torch.rand(4, 3, 32, 32)
     for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.running_mean = torch.randn_like(norm.bias)
@@ -36,16 +36,20 @@ def test_norms_disappear_and_outputs_stay() -> None:
 
 @pytest.mark.parametrize(
     "network",
-    [Branches(), nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))],
+    [
+        DataDependentBranch(),
+        nn.Conv2d(3, 4, 1),
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),
+    ],
 )
-def test_there_may_be_nothing_to_fold(network: nn.Module) -> None:
+def test_networks_without_foldable_batch_norms_give_none(network: nn.Module) -> None:
     assert fold_batch_norms(network.eval()) is None
 
 
-def test_a_fault_after_tracing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_after_tracing_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(conv: nn.Module, norm: nn.Module) -> nn.Module:
-        raise RuntimeError("a fault of ours")
+        raise RuntimeError("in folding")
 
     monkeypatch.setattr(folding, "fuse_conv_bn_eval", fail)
-    with pytest.raises(RuntimeError, match="a fault of ours"):
+    with pytest.raises(RuntimeError, match="in folding"):
         fold_batch_norms(resnet20().eval())
