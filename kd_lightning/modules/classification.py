@@ -213,7 +213,7 @@ class ClassificationModule(pl.LightningModule, ABC):
     def learning_rate(self, rate: float) -> None:
         self.optimization = replace(self.optimization, learning_rate=rate)
 
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
         """Train at the learning rate of the module, also if it was found after the optimizer was built."""
         optim.use_found_rate(self.trainer, self.learning_rate)
 

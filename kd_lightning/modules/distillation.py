@@ -195,6 +195,7 @@ class DistillationModule(ClassificationModule):
 
     def on_fit_start(self) -> None:
         """Optimize the teacher for inference, and open its cache."""
+        super().on_fit_start()
         if self.frozen_teacher is None:
             return
         images = torch.randn(4, *(self.image_shape or ()), generator=torch.Generator().manual_seed(0))

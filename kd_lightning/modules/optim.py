@@ -176,14 +176,22 @@ def clips_in_mixed_precision(trainer: pl.Trainer) -> bool:
 def use_found_rate(trainer: pl.Trainer, learning_rate: float | None) -> None:
     """Build the optimizers of a run again, with their schedules, if they were built with another learning rate.
 
-    Lightning's ``LearningRateFinder`` sets the rate of a module afterwards.
+    Lightning's ``LearningRateFinder`` sets the rate of a module afterwards. Weights that a callback has frozen before
+    this are in the new optimizers too.
 
     Args:
         trainer: Trainer of the run, before the first step.
         learning_rate: The module's learning rate; ``None`` for that of the optimizer.
     """
-    if any(learning_rate not in (None, optimizer.defaults.get("lr")) for optimizer in trainer.optimizers):
-        trainer.strategy.setup_optimizers(trainer)
+    if all(learning_rate in (None, optimizer.defaults.get("lr")) for optimizer in trainer.optimizers):
+        return
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    frozen = [weight for group in groups for weight in group["params"] if not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    trainer.strategy.setup_optimizers(trainer)
+    for weight in frozen:
+        weight.requires_grad_(False)
 
 
 def init_momentum_buffers(optimizer: Optimizer) -> None:

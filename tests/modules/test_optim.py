@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
+from kd_lightning.callbacks import FreezeLayers, MaskWeights
 from kd_lightning.errors import UserError
 from kd_lightning.modules.optim import Optimization
 from kd_lightning.modules.parameter_groups import layerwise_decay_groups
@@ -203,6 +204,30 @@ def test_a_run_with_the_learning_rate_finder_equals_one_with_its_suggestion(
     make_trainer(**options).fit(second, digits)
     for weight, same in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(weight, same)
+
+
+@pytest.mark.parametrize(
+    "build", [TeacherModule, lambda network: DistillationModule(network, network, teacher_check="off")]
+)
+def test_callbacks_that_change_weights_act_after_a_search_for_the_learning_rate(
+    small: Networks,
+    digits: DigitsDataModule,
+    make_trainer: Trainers,
+    build: Callable[[nn.Module], TeacherModule | DistillationModule],
+) -> None:
+    torch.manual_seed(0)
+    module = build(small())
+    finder = LearningRateFinder(num_training_steps=15, min_lr=1e-3, early_stop_threshold=None)
+    callbacks = [finder, FreezeLayers(until_epoch=1), MaskWeights(0.5)]
+    trainer = make_trainer(max_epochs=5, limit_train_batches=4, callbacks=callbacks)
+    trainer.fit(module, digits)
+    (optimizer,) = trainer.optimizers
+    assert optimizer.defaults["lr"] == module.learning_rate != 0.1
+    trained = {weight for group in optimizer.param_groups for weight in group["params"]}
+    assert trained == set(module.network.parameters())
+    matrices = [layer.weight for layer in module.network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    zeros = sum(int((weight == 0).sum()) for weight in matrices)
+    assert zeros == pytest.approx(0.5 * sum(weight.numel() for weight in matrices), abs=1)
 
 
 def test_a_resumed_run_does_not_search_another_learning_rate(
