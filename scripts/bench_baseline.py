@@ -1,16 +1,17 @@
-"""The loop that a competent user would write first, which the other benchmarks compare with.
+"""Measure the training loop that a competent user would write first, with which bench_step.py compares.
 
-float32, NCHW, PIL transforms in a DataLoader of two workers, torch's SGD, the teacher asked in each step.
+float32, NCHW, PIL transforms in a DataLoader of two workers, torch's SGD, and the teacher's forward pass in each step.
 
     python scripts/bench_baseline.py [--teacher resnet56] [--batch-size 64] [--steps 20] [--device cpu]
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from random_images import MEAN, STD, endless, random_images
 from timing import repeat, time_rounds
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -18,17 +19,10 @@ from torchvision import transforms
 
 from kd_lightning import networks
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-
-
-def random_images(count: int) -> tuple[Tensor, Tensor]:
-    """uint8 ``(N, 3, 32, 32)`` and labels; what is in the images does not matter to the clock."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    return images, torch.randint(10, (count,), generator=generator)
-
 
 class PlainImages(Dataset[tuple[Tensor, int]]):
+    """Images that torchvision's transforms augment one by one."""
+
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images.permute(0, 2, 3, 1).contiguous().numpy(), labels
         self.transform = transforms.Compose(
@@ -49,16 +43,12 @@ class PlainImages(Dataset[tuple[Tensor, int]]):
 
 
 def plain_loader(images: Tensor, labels: Tensor, batch_size: int) -> DataLoader[tuple[Tensor, int]]:
+    """Return a loader of shuffled, augmented batches."""
     return DataLoader(PlainImages(images, labels), batch_size, shuffle=True, num_workers=2, drop_last=True)
 
 
-def endless(loader: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        yield from loader
-
-
 class PlainStep:
-    """One step of the loop, its batch included."""
+    """A training step of the loop, including its batch."""
 
     def __init__(self, teacher: nn.Module, student: nn.Module, loader: Iterable[Any], device: torch.device) -> None:
         self.teacher, self.student = teacher.to(device).eval(), student.to(device)
@@ -78,6 +68,7 @@ class PlainStep:
 
 
 def main() -> None:
+    """Print the speed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", default="resnet56")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -86,10 +77,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     loader = plain_loader(*random_images(4096), options.batch_size)
-    networks_used = getattr(networks, options.teacher)(), networks.resnet20()
-    step = PlainStep(*networks_used, loader, torch.device(options.device))
-    (spent,) = time_rounds({"steps": repeat(step, options.steps)}, 1)["steps"]
-    print(f"{options.steps * options.batch_size / spent:.0f} images/s, {spent / options.steps * 1e3:.1f} ms a step")
+    teacher, student = getattr(networks, options.teacher)(), networks.resnet20()
+    step = PlainStep(teacher, student, loader, torch.device(options.device))
+    (seconds,) = time_rounds({"steps": repeat(step, options.steps)}, 1)["steps"]
+    print(f"{options.steps * options.batch_size / seconds:.0f} images/s, {seconds / options.steps * 1e3:.1f} ms a step")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""An exported student in ONNX Runtime: float32, float16 and int8, at batch 1 and 64, one thread, interleaved.
+"""Measure an exported student in ONNX Runtime: float32, float16 and int8, at batch sizes 1 and 64, with one thread.
 
-"dynamic" is int8 with ranges found at run time, which `kd-lightning export` does not offer.
+"dynamic" is int8 with ranges computed at run time, which `kd-lightning export` does not offer. The files alternate in
+one process, and the median over the rounds is reported.
 
     python scripts/bench_export.py [--network resnet20] [--rounds 9]
 
@@ -27,7 +28,7 @@ from kd_lightning.networks import DataConfig
 
 
 def main() -> None:
-    """Print milliseconds a batch, file sizes and ratios to float32."""
+    """Print milliseconds per batch, ratios to float32 and file sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--rounds", type=int, default=9)
@@ -48,14 +49,14 @@ def main() -> None:
         quantize_dynamic(Path(folder, "float32.onnx"), dynamic, weight_type=QuantType.QUInt8)
         sessions["dynamic"] = OnnxClassifier(dynamic, threads=1), dynamic.stat().st_size
         for batch in (1, 64):
-            shown = np.random.default_rng(0).random((batch, 3, 32, 32), dtype=np.float32)
+            inputs = np.random.default_rng(0).random((batch, 3, 32, 32), dtype=np.float32)
             calls = 1 + 100 // batch
-            sides = {name: repeat(partial(session, shown), calls) for name, (session, _) in sessions.items()}
-            seconds = {name: median(found) / calls for name, found in time_rounds(sides, options.rounds).items()}
-            whole = seconds["float32"]
+            candidates = {name: repeat(partial(session, inputs), calls) for name, (session, _) in sessions.items()}
+            rounds = time_rounds(candidates, options.rounds)
+            seconds = {name: median(values) / calls for name, values in rounds.items()}
             for name, (_, size) in sessions.items():
-                own = seconds[name]
-                print(f"batch {batch:2} {name:8} {own * 1e3:7.3f} ms  {whole / own:5.2f}x  {size / 1e6:.3f} MB")
+                gain = seconds["float32"] / seconds[name]
+                print(f"batch {batch:2} {name:8} {seconds[name] * 1e3:7.3f} ms  {gain:5.2f}x  {size / 1e6:.3f} MB")
 
 
 if __name__ == "__main__":

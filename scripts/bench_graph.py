@@ -1,21 +1,22 @@
 """Measure how fast a distillation step can be on a GPU: eager, compiled, and replayed as a CUDA graph.
 
-All sides do the same arithmetic: a batch is gathered and augmented from images on the device, the teacher runs (in
-each step, once for its cached logits, or not at all), and ResNet-20 takes a step of SGD, all without Lightning. They
-show what is possible; ``bench_epoch.py`` shows the speed that ``Trainer.fit`` reaches.
+Every variant gathers and augments a batch of images that are on the device, and ResNet-20 takes a step of SGD; the
+teacher runs in each step ("online"), its logits are read from memory ("cached"), or there is none ("alone"). Lightning
+is not used: this shows what is possible, ``bench_epoch.py`` the speed that ``Trainer.fit`` reaches.
 
-    python scripts/bench_graph.py [--teacher resnet34] [--batch-size 128] [--steps 60]
-    python scripts/bench_graph.py --device cpu --images 2000 --steps 3  # only shows that it runs
+    python scripts/bench_graph.py [--teacher resnet34] [--batch-size 128] [--steps 60] [--rounds 5]
+    python scripts/bench_graph.py --device cpu --teacher resnet20 --images 64 --batch-size 8 --steps 1 --rounds 1
 """
 
 import argparse
-import statistics
 import time
 import warnings
 from collections.abc import Callable
+from statistics import median
 
 import torch
 import torch.nn.functional as F
+from random_images import MEAN, STD, random_images
 from timing import repeat, time_rounds
 from torch import Tensor, nn
 
@@ -25,34 +26,32 @@ from kd_lightning.losses import soft_target_loss
 from kd_lightning.teacher.folding import fold_batch_norms
 
 PADDING = 4
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-WARM_UP = 11  # steps on a side stream before a capture, as torch's notes on CUDA graphs ask for
-REPEATED = 10  # steps of the longer graph
+WARM_UP = 11  # steps on a side stream before a capture, as torch's notes on CUDA graphs recommend
+STEPS_PER_GRAPH = 10  # of the longer graph
 
 
 class Data:
-    """Random images of CIFAR-10's size, their order and their crops, all on the device."""
+    """Random images, their order and their crops, all on the device."""
 
     def __init__(self, count: int, batch_size: int, device: torch.device) -> None:
-        seeded = torch.Generator().manual_seed(0)
-        pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=seeded)
-        self.packed = pack(pixels, padding=PADDING).to(device)
-        self.labels = torch.randint(10, (count,), generator=seeded).to(device)
-        self.teacher_logits = torch.randn(count, 10, generator=seeded).half().to(device)
-        everything = torch.arange(count, device=device)
-        self.crops = draw_crops(everything, seed=0, epoch=0, padding=PADDING, flip=True)
-        self.order = torch.randperm(count, generator=seeded).to(device)
+        pixels, labels = random_images(count)
+        self.packed, self.labels = pack(pixels, padding=PADDING).to(device), labels.to(device)
+        generator = torch.Generator().manual_seed(0)
+        self.teacher_logits = torch.randn(count, 10, generator=generator).half().to(device)
+        self.crops = draw_crops(torch.arange(count, device=device), seed=0, epoch=0, padding=PADDING, flip=True)
+        self.order = torch.randperm(count, generator=generator).to(device)
         self.offsets = torch.arange(batch_size, device=device)
         mean, std = (torch.tensor(value, device=device)[:, None, None] for value in (MEAN, STD))
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def images(self, ids: Tensor) -> Tensor:
+        """Return augmented and normalized images."""
         crops = gather_crops(self.packed, ids, self.crops.select(ids), padding=PADDING)
         return unpack(crops, channels=3).mul(self.scale).add_(self.shift)
 
 
 class Step:
-    """A training step; everything that it reads and changes lies on the device, so that a graph can replay it."""
+    """A training step that reads and changes only tensors on the device, so that a graph can replay it."""
 
     def __init__(self, data: Data, teacher: nn.Module | None, cached: bool, compiled: str | None = None) -> None:
         self.data, self.teacher, self.cached = data, teacher, cached
@@ -76,7 +75,7 @@ class Step:
     def _loss(self, ids: Tensor) -> Tensor:
         data = self.data
         images = data.images(ids).contiguous(memory_format=torch.channels_last)
-        # a cache of cast weights would outlive the graph's memory
+        # autocast's cache of cast weights must not refer to the graph's memory
         with torch.autocast(images.device.type, torch.bfloat16, cache_enabled=False):
             logits = self.student(images).float()
         loss = F.cross_entropy(logits, data.labels.index_select(0, ids))
@@ -89,13 +88,14 @@ class Step:
             return loss
         return 0.1 * loss + 0.9 * soft_target_loss(logits, teacher_logits, temperature=4.0)
 
-    def graphed(self, steps: int = 1) -> Callable[[], None]:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+    def capture_graph(self, steps: int = 1) -> Callable[[], None]:
+        """Return a function that replays a CUDA graph of some steps."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 self()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for _ in range(steps):
@@ -103,14 +103,25 @@ class Step:
         return graph.replay
 
 
-def measure(name: str, function: Callable[[], object], data: Data, steps: int, each: int = 1) -> None:
-    """Print the median of five rounds of ``steps`` steps; a call of ``function`` makes ``each`` of them."""
-    started = time.perf_counter()
+def measure(
+    name: str, function: Callable[[], object], data: Data, options: argparse.Namespace, steps_per_call: int = 1
+) -> None:
+    """Time a function and print its line.
+
+    Args:
+        name: Name of the variant.
+        function: Function to time.
+        data: Images of the variant.
+        options: Options of the script.
+        steps_per_call: Number of training steps of a call.
+    """
+    start = time.perf_counter()
     repeat(function, 3)()
     if data.packed.is_cuda:
         torch.cuda.synchronize()
-    warm_up, calls = time.perf_counter() - started, max(1, steps // each)
-    step = statistics.median(time_rounds({name: repeat(function, calls)}, 5)[name]) / calls / each
+    warm_up, calls = time.perf_counter() - start, max(1, options.steps // steps_per_call)
+    (rounds,) = time_rounds({name: repeat(function, calls)}, options.rounds).values()
+    step = median(rounds) / calls / steps_per_call
     images = len(data.offsets) / step
     print(
         f"{name:<26} {step * 1e3:8.3f} ms a step {images:12,.0f} images/s "
@@ -120,11 +131,13 @@ def measure(name: str, function: Callable[[], object], data: Data, steps: int, e
 
 
 def main() -> None:
+    """Print a line for each variant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", default="resnet34")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--steps", type=int, default=60, help="of a round")
+    parser.add_argument("--steps", type=int, default=60, help="steps in each round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -135,22 +148,22 @@ def main() -> None:
     teacher = fold_batch_norms(getattr(networks, options.teacher)().eval())
     assert teacher is not None
     teacher.requires_grad_(False).to(device, torch.bfloat16).to(memory_format=torch.channels_last)
-    on = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"torch {torch.__version__}, {on}, {options.teacher} -> resnet20, batch {options.batch_size}")
+    processor = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(f"torch {torch.__version__}, {processor}, {options.teacher} -> resnet20, batch {options.batch_size}")
     batch = data.order[: options.batch_size]
-    measure("batch, eager", lambda: data.images(batch), data, options.steps)
+    measure("batch, eager", lambda: data.images(batch), data, options)
     for name, online, cached in (("alone", None, False), ("cached", None, True), ("online", teacher, False)):
-        measure(f"{name}, eager", Step(data, online, cached), data, options.steps)
+        measure(f"{name}, eager", Step(data, online, cached), data, options)
         if device.type == "cuda":
-            measure(f"{name}, graph", Step(data, online, cached).graphed(), data, options.steps)
-        measure(f"{name}, compiled", Step(data, online, cached, "default"), data, options.steps)
+            measure(f"{name}, graph", Step(data, online, cached).capture_graph(), data, options)
+        measure(f"{name}, compiled", Step(data, online, cached, "default"), data, options)
         if device.type == "cuda":
             compiled = Step(data, online, cached, "default")
             for _ in range(3):
                 compiled()  # compiles before the capture
-            measure(f"{name}, compiled, graph", compiled.graphed(), data, options.steps)
-            longer = compiled.graphed(REPEATED)
-            measure(f"{name}, compiled, graph x{REPEATED}", longer, data, options.steps, REPEATED)
+            measure(f"{name}, compiled, graph", compiled.capture_graph(), data, options)
+            longer = compiled.capture_graph(STEPS_PER_GRAPH)
+            measure(f"{name}, compiled, graph x{STEPS_PER_GRAPH}", longer, data, options, STEPS_PER_GRAPH)
 
 
 if __name__ == "__main__":

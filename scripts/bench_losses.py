@@ -1,14 +1,14 @@
-"""Training steps a second of each distillation method, relative to KD.
+"""Measure training steps per second of each distillation method, and their ratio to KD.
 
-ResNet-56 teaches ResNet-20 on random 32x32 images, bfloat16 autocast, one thread; the methods take turns within one
-process, and the median of the rounds counts.
+ResNet-56 teaches ResNet-20 on random 32x32 images, in bfloat16 autocast with one thread. The methods alternate in one
+process, and the median over the rounds is reported.
 
     python scripts/bench_losses.py [--batch-size 128] [--rounds 7]
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
+from statistics import median
 
 import torch
 from timing import time_rounds
@@ -40,7 +40,7 @@ METHODS: dict[str, Callable[[], losses.DistillationLoss]] = {
 
 
 class Step:
-    """One training step of a method."""
+    """A training step of a method."""
 
     def __init__(self, name: str, batch_size: int) -> None:
         torch.manual_seed(0)
@@ -68,17 +68,17 @@ class Step:
 
 
 def main() -> None:
+    """Print a line for each method."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
     seconds = time_rounds({name: Step(name, options.batch_size) for name in METHODS}, options.rounds)
-    kd = statistics.median(seconds["KD"])
-    for name, spent in seconds.items():
-        median = statistics.median(spent)
-        spread = f"{min(spent):.3f} to {max(spent):.3f} s"
-        print(f"{name:<18}{1 / median:7.2f} steps/s   {kd / median:5.2f} of KD   ({spread})")
+    kd = median(seconds["KD"])
+    for name, values in seconds.items():
+        spread = f"{min(values):.3f} to {max(values):.3f} s"
+        print(f"{name:<18}{1 / median(values):7.2f} steps/s   {kd / median(values):5.2f} of KD   ({spread})")
 
 
 if __name__ == "__main__":
