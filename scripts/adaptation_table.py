@@ -3,8 +3,9 @@
     python scripts/lay_out_mnist.py t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz  # or let MNIST be downloaded
     python scripts/adaptation_table.py [--seeds 5] [--turned] [--methods mmd cdan] [-- --data.target.root=data]
 
-The checkpoint is the one of the highest val/criterion, which reads no label of the target. The column "oracle" is the
-gain if the labels of the target's validation images chose it, which they never do. Options after -- go to each fit.
+The tested checkpoint is that with the highest val/criterion, which uses no labels of the target. The last column is how
+much higher the validation accuracy of the best epoch is, by the target's labels, than that of the selected epoch.
+Options after -- are passed to each fit.
 """
 
 import argparse
@@ -23,12 +24,12 @@ TURNED = ["--data.augmentation.rotation=15", "--data.augmentation.scaling=0.2"]
 
 
 def main() -> None:
-    """Run what is missing, and print a line for each method."""
+    """Run what is missing and print a line for each method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    parser.add_argument("--turned", action="store_true", help="turn and scale training images at random")
-    parser.add_argument("rest", nargs="*", help="more options of fit, after --")
+    parser.add_argument("--turned", action="store_true", help="rotate and scale training images at random")
+    parser.add_argument("rest", nargs="*", help="options of fit, after --")
     options = parser.parse_args()
     print("| method | test accuracy | lowest to highest | oracle's gain on val |\n| --- | ---: | ---: | ---: |")
     for method in options.methods:
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def _run(method: str, seed: int, turned: bool, rest: list[str]) -> Run:
-    """Return a run that is trained and tested, here if necessary."""
+    """Return a trained and tested run; train and test it if necessary."""
     logs = Path("lightning_logs", "adaptation_turned" if turned else "adaptation")
     run = Run(logs / "adapt" / method / f"seed_{seed}")
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -51,14 +52,14 @@ def _run(method: str, seed: int, turned: bool, rest: list[str]) -> Run:
     seeds = [f"--{name}={seed}" for name in ("seed_everything", "data.source.seed", "data.target.seed")]
     fit = ["fit", "-c", f"adapt/{method}", *quiet, *place, *seeds, *(TURNED if turned else []), *rest]
     for command in commands_left(run, fit):
-        ended = subprocess.run(process_words(command), capture_output=True, text=True, check=False)
-        if ended.returncode:
-            sys.exit(ended.stderr[-2000:])
+        process = subprocess.run(process_words(command), capture_output=True, text=True, check=False)
+        if process.returncode:
+            sys.exit(process.stderr[-2000:])
     return run
 
 
 def _oracle_gain(run: Run) -> float:
-    """Return how much better than the chosen epoch the best one was, by the target's validation labels."""
+    """Return how much higher the target's best validation accuracy is than that of the selected epoch."""
     events = EventAccumulator(str(run.folder)).Reload()
     criterion, oracle = ([event.value for event in events.Scalars(tag)] for tag in ("val/criterion", "oracle/accuracy"))
     return float(max(oracle) - oracle[criterion.index(max(criterion))])

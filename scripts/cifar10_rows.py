@@ -1,4 +1,4 @@
-"""Rows of reproduce_cifar10.py: recipes, their options and the networks that they start from."""
+"""Rows of reproduce_cifar10.py: recipes, their options and the networks they start from."""
 
 import json
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ RESNET56 = [
     "--model.network.mean=[0.485, 0.456, 0.406]",
     "--model.network.std=[0.229, 0.224, 0.225]",
 ]
-TAUGHT_BY_RESNET56 = ["--model.teacher.network=kd_lightning.networks.resnet56", "--model.teacher.network.shortcut=A"]
+RESNET56_TEACHER = ["--model.teacher.network=kd_lightning.networks.resnet56", "--model.teacher.network.shortcut=A"]
 BLOCKS = {f"layer{i}.{k}": f"layer{i}.{4 * k}" for i in (1, 2, 3) for k in (0, 1, 2)}
 EVERY_FOURTH_BLOCK = [
     "--model.student=kd_lightning.networks.from_checkpoint",
@@ -33,12 +33,12 @@ class Row:
         options: Options of fit.
         teacher: Row of the teacher.
         alone: Row of the same student without a teacher.
-        begins: Row whose network, or some layers of it, the student starts from.
-        repeated: Run over several seeds.
-        published_weights: Start from the weights that the command names.
-        cache: Folder of the stored logits of the teacher, if they are stored.
-        tested: Read the test images; trials that choose a recipe do not.
-        stage: Rows of lower stages are run first.
+        initial: Row whose network, or some layers of it, initializes the student.
+        repeated: Run with several seeds.
+        published_weights: Start from the published weights (``--weights``).
+        cache: Folder of the teacher's cached logits, if they are cached.
+        tested: Measure on the test images, as trials that select a recipe do not.
+        stage: Position in the order of training: rows of lower stages run first.
     """
 
     what: str
@@ -47,7 +47,7 @@ class Row:
     options: tuple[str, ...] = ()
     teacher: str | None = None
     alone: str | None = None
-    begins: str | None = None
+    initial: str | None = None
     repeated: bool = False
     published_weights: bool = False
     cache: str | None = None
@@ -59,14 +59,14 @@ def _short(
     what: str,
     recipe: str,
     *options: str,
-    begins: str | None = None,
+    initial: str | None = None,
     repeated: bool = False,
     stage: int = 1,
     cached: bool = True,
 ) -> Row:
-    options = (*TAUGHT_BY_RESNET56, "--model.learning_rate=0.2", "--data.views=10", *options)
+    options = (*RESNET56_TEACHER, "--model.learning_rate=0.2", "--data.views=10", *options)
     cache = "resnet56_v10" if cached else None
-    return Row(what, recipe, 10, options, "teacher_resnet56", "student_10", begins, repeated, cache=cache, stage=stage)
+    return Row(what, recipe, 10, options, "teacher_resnet56", "student_10", initial, repeated, cache=cache, stage=stage)
 
 
 def _long(what: str, epochs: int, views: int | None = None, repeated: bool = False, stage: int = 3) -> Row:
@@ -75,8 +75,8 @@ def _long(what: str, epochs: int, views: int | None = None, repeated: bool = Fal
     return Row(what, "cifar10/distill", epochs, options, teacher, alone, repeated=repeated, cache=cache, stage=stage)
 
 
-def _with_hints(weight: float) -> str:
-    """Return the option of KD with hints: each block of the student learns the maps of the block it was copied from."""
+def _hint_losses(weight: float) -> str:
+    """Return the option of KD with hints: blocks of the student learn the outputs of the blocks they copy."""
     blocks = {student: teacher for student, teacher in BLOCKS.items() if student.endswith(".2")}
     hint = {"weight": weight, "student_layers": [*blocks], "teacher_layers": [*blocks.values()], "regressor": False}
     losses = {
@@ -109,7 +109,7 @@ SHORT = {
         "cifar10/distill",
         "--model.learning_rate=0.05",
         *EVERY_FOURTH_BLOCK,
-        begins="teacher_resnet56",
+        initial="teacher_resnet56",
         repeated=True,
     ),
     "kd_layers_hints_10": _short(
@@ -117,8 +117,8 @@ SHORT = {
         "cifar10/distill",
         "--model.learning_rate=0.05",
         *EVERY_FOURTH_BLOCK,
-        _with_hints(10.0),
-        begins="teacher_resnet56",
+        _hint_losses(10.0),
+        initial="teacher_resnet56",
         cached=False,
     ),
     "pruned_10": _short(
@@ -127,34 +127,34 @@ SHORT = {
         "--model.learning_rate=0.1",
         "--trainer.callbacks=kd_lightning.callbacks.PruneNetwork",
         "--trainer.callbacks.round_to=16",
-        begins="kd_10",
+        initial="kd_10",
         stage=2,
     ),
 }
 TEACHER, KD, KD_LAYERS = SHORT["teacher_resnet56"], SHORT["kd_10"], SHORT["kd_layers_10"]
 
 
-def _tried(row: Row, what: str, *options: str, **changes: Any) -> Row:
-    """Return a short training of a row with other options, to choose between by validation accuracy."""
+def _trial(row: Row, what: str, *options: str, **changes: Any) -> Row:
+    """Return a shorter training of a row with other options, compared by validation accuracy."""
     changes = {"options": (*row.options, *options), "alone": None, "repeated": False, "tested": False, **changes}
     return replace(row, what=what, epochs=3, **changes)
 
 
 SEARCH = {
-    "teacher_smooth": _tried(TEACHER, "the teacher, label smoothing 0.1", "--model.label_smoothing=0.1"),
-    "search_student": _tried(SHORT["student_10"], "ResNet-20 alone"),
-    "search_kd": _tried(KD, "KD: T = 4, alpha = 0.9, one cycle to 0.2, V = 10"),
-    "search_kd_t2": _tried(KD, "KD, T = 2", "--model.temperature=2"),
-    "search_kd_t8": _tried(KD, "KD, T = 8", "--model.temperature=8"),
-    "search_kd_alpha_0.5": _tried(KD, "KD, alpha = 0.5", "--model.alpha=0.5"),
-    "search_kd_alpha_1": _tried(KD, "KD, alpha = 1", "--model.alpha=1"),
-    "search_kd_lr_0.1": _tried(KD, "KD, one cycle to 0.1", "--model.learning_rate=0.1"),
-    "search_kd_lr_0.4": _tried(KD, "KD, one cycle to 0.4", "--model.learning_rate=0.4"),
-    "search_kd_smooth": _tried(KD, "KD from `teacher_smooth`", teacher="teacher_smooth", cache="smooth_v10"),
-    "search_layers": _tried(KD_LAYERS, "KD from every fourth block: T = 4, alpha = 0.9, one cycle to 0.05"),
-    "search_layers_lr_0.02": _tried(KD_LAYERS, "the same, one cycle to 0.02", "--model.learning_rate=0.02"),
-    "search_layers_hints_1": _tried(KD_LAYERS, "the same and hints, weight 1", _with_hints(1.0), cache=None),
-    "search_layers_hints_10": _tried(KD_LAYERS, "the same and hints, weight 10", _with_hints(10.0), cache=None),
+    "teacher_smooth": _trial(TEACHER, "the teacher, label smoothing 0.1", "--model.label_smoothing=0.1"),
+    "search_student": _trial(SHORT["student_10"], "ResNet-20 alone"),
+    "search_kd": _trial(KD, "KD: T = 4, alpha = 0.9, one cycle to 0.2, V = 10"),
+    "search_kd_t2": _trial(KD, "KD, T = 2", "--model.temperature=2"),
+    "search_kd_t8": _trial(KD, "KD, T = 8", "--model.temperature=8"),
+    "search_kd_alpha_0.5": _trial(KD, "KD, alpha = 0.5", "--model.alpha=0.5"),
+    "search_kd_alpha_1": _trial(KD, "KD, alpha = 1", "--model.alpha=1"),
+    "search_kd_lr_0.1": _trial(KD, "KD, one cycle to 0.1", "--model.learning_rate=0.1"),
+    "search_kd_lr_0.4": _trial(KD, "KD, one cycle to 0.4", "--model.learning_rate=0.4"),
+    "search_kd_smooth": _trial(KD, "KD from `teacher_smooth`", teacher="teacher_smooth", cache="smooth_v10"),
+    "search_layers": _trial(KD_LAYERS, "KD from every fourth block: T = 4, alpha = 0.9, one cycle to 0.05"),
+    "search_layers_lr_0.02": _trial(KD_LAYERS, "the same, one cycle to 0.02", "--model.learning_rate=0.02"),
+    "search_layers_hints_1": _trial(KD_LAYERS, "the same and hints, weight 1", _hint_losses(1.0), cache=None),
+    "search_layers_hints_10": _trial(KD_LAYERS, "the same and hints, weight 10", _hint_losses(10.0), cache=None),
 }
 LONG = {
     "teacher_resnet34": Row("ResNet-34", "cifar10/teacher", 30, stage=0),

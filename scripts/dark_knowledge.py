@@ -1,12 +1,11 @@
-"""A student learns a class of which it never sees an image: Hinton's omitted digit.
+"""Distill a class without showing the student a single image of it: Hinton's experiment of the omitted digit.
 
     python scripts/dark_knowledge.py [--omitted 3] [--temperature 8] [--epochs 60] [--seeds 3]
 
-A teacher learns scikit-learn's digits. Students learn from its outputs alone (alpha = 1: no label is used) on training
-images that hold no image of one digit. What they say of that digit in the test images comes from the small
-probabilities that the teacher gives it on images of others, which a high temperature makes visible. Having never seen
-it they give it too rarely, so its bias is raised until its mean probability on validation images is a tenth; their
-labels are not read.
+A teacher is trained on scikit-learn's digits. Students learn only from its outputs (alpha = 1: labels are not used), on
+training images without one of the digits. They can learn about that digit only from the small probabilities that the
+teacher assigns to it on images of other digits, which a high temperature increases. Since they predict it too rarely,
+its bias is then raised until its mean probability on the validation images, whose labels are not used, is 10%.
 
 G. Hinton, O. Vinyals, J. Dean: Distilling the Knowledge in a Neural Network, 2015, section 3,
 https://arxiv.org/abs/1503.02531
@@ -28,12 +27,12 @@ from kd_lightning.networks import ResNet
 
 
 class WithoutOne(DigitsDataModule):
-    """Digits in whose training images one does not occur; the validation images are those of all digits."""
+    """Digits whose training images lack one digit; the validation images show all of them."""
 
     omitted = 3
 
     def load(self, split: str) -> ImageSet | None:
-        """The digits, split as for the teacher, without those."""
+        """Return the images of the teacher's split, those for training without the omitted digit."""
         if split not in ("train", "val"):
             return super().load(split)
         whole = DigitsDataModule(split_seed=0)
@@ -46,7 +45,7 @@ class WithoutOne(DigitsDataModule):
 
 
 def network() -> ResNet:
-    """Return a network; teacher and students have the same one, since what they learn from is compared."""
+    """Return a small ResNet; teacher and students share one architecture, so that only the training differs."""
     return ResNet([1, 1, 1], [16, 32, 64], in_channels=1)
 
 
@@ -67,7 +66,7 @@ def logits_and_labels(module: nn.Module, split: str) -> tuple[Tensor, Tensor]:
 
 
 def with_bias(logits: Tensor, validation: Tensor, omitted: int) -> Tensor:
-    """Return logits in which one class is raised until its mean probability on validation images is that of a tenth."""
+    """Return logits with the bias of one class raised until its mean probability on validation images is one in ten."""
     low, high = 0.0, 50.0
     for _ in range(40):
         raised = (low + high) / 2 * nn.functional.one_hot(torch.tensor(omitted), logits.shape[1])
@@ -77,7 +76,7 @@ def with_bias(logits: Tensor, validation: Tensor, omitted: int) -> Tensor:
 
 
 def experiment(omitted: int, temperature: float, epochs: int, seed: int) -> dict[str, list[float]]:
-    """Return for each student the accuracy on the omitted digit and on all, before and after its bias is raised."""
+    """Return each student's accuracy on the omitted digit and on all digits, before and after raising the bias."""
     pl.seed_everything(seed, verbose=False)
     teacher = trained(TeacherModule(network()), DigitsDataModule(seed=seed, split_seed=0), epochs)
     data = WithoutOne(seed=seed)

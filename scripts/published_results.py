@@ -1,7 +1,7 @@
-"""Write the README's tables and the plot of the runs in lightning_logs/published (of reproduce_cifar10.py).
+"""Write the README's tables and the plot of the runs that reproduce_cifar10.py left in lightning_logs/published.
 
 python scripts/published_results.py            # prints the tables
-python scripts/published_results.py --write    # writes them into README.md, and draws the plot
+python scripts/published_results.py --write    # writes them into README.md and draws the plot
 """
 
 import argparse
@@ -18,17 +18,17 @@ from kd_lightning.report.drawing import svg
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "lightning_logs" / "published"
 PICTURE = PUBLISHED / "val_accuracy.svg"
-MARKS = "<!-- {}, made by scripts/published_results.py -->", "<!-- end -->"
+MARKERS = "<!-- {}, made by scripts/published_results.py -->", "<!-- end -->"
 RESULTS = ["row", "what", "test accuracy (%)", "lowest to highest", "gap closed", "ECE", "seeds", "hours a seed"]
 SEARCH = ["row", "what", "validation accuracy (%)", "hours"]
 
 
 def main() -> None:
-    """Print the tables, or write them."""
+    """Print the tables, and write them if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    one = parser.add_mutually_exclusive_group()
-    one.add_argument("--write", action="store_true", help="write into README.md")
-    one.add_argument("--folder", type=Path, default=PUBLISHED, help="folder of other runs")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--write", action="store_true", help="write the tables into README.md and draw the plot")
+    group.add_argument("--folder", type=Path, default=PUBLISHED, help="folder of other runs")
     options = parser.parse_args()
     rows = published(options.folder)
     print(table(rows), search_table(rows), sep="\n\n")
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def published(folder: Path = PUBLISHED) -> dict[str, list[dict[str, Any]]]:
-    """Return the metrics of each row's runs in the order of their seeds; teachers first, then by epochs."""
+    """Return the metrics of each row's runs, by seed; rows without a teacher first, then by number of epochs."""
     found: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(folder.glob("*/seed=*/metrics.json"), key=lambda file: (file.parts[-3], len(str(file)), file)):
         found.setdefault(file.parts[-3], []).append(json.loads(file.read_text()))
@@ -48,7 +48,7 @@ def published(folder: Path = PUBLISHED) -> dict[str, list[dict[str, Any]]]:
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Return a Markdown table; "gap closed" is the gain in relation to the gap between student and teacher."""
+    """Return a Markdown table; "gap closed" is the student's gain divided by the gap to the teacher."""
     lines = [RESULTS]
     for name, runs in rows.items():
         if "test" not in runs[0]:
@@ -72,7 +72,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def search_table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Return a Markdown table of the trials that chose the recipes, with the accuracy of the best epoch."""
+    """Return a Markdown table of the trials that selected the recipes, with the accuracy of the best epoch."""
     searched = {name: runs[0] for name, runs in rows.items() if "test" not in runs[0]}
     lines = [SEARCH]
     for name in sorted(searched):
@@ -82,7 +82,7 @@ def search_table(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _markdown(lines: list[list[str]]) -> str:
-    """Return a Markdown table from a header and lines, its first two columns aligned to the left."""
+    """Return a Markdown table from a header and rows, with the first two columns aligned to the left."""
     head, *rest = lines
     rule = ["---", "---", *["---:"] * (len(head) - 2)]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *rest])
@@ -99,9 +99,9 @@ def _gap_closed(rows: dict[str, list[dict[str, Any]]], runs: list[dict[str, Any]
 
 
 def with_tables(readme: str, rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Return a text with the tables between their marks."""
+    """Return the README with new tables between their markers."""
     for what, made in [("results", table(rows)), ("search", search_table(rows))]:
-        begin, end = MARKS[0].format(what), MARKS[1]
+        begin, end = MARKERS[0].format(what), MARKERS[1]
         new = f"{begin}\n{made}\n{end}"
         escaped = new.replace("\\", r"\\")
         readme, found = re.subn(f"(?s){begin}.*?{end}", escaped, readme)

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# From nothing to a distilled student: makes .venv, installs the package, and on scikit-learn's handwritten digits
-# trains a teacher, the student alone and the student distilled, tests all three, prints a table, exports the student
-# and writes a report that a browser opens.
-# PYTHON names the interpreter (3.11 to 3.13). Can be run again: each run gets a folder of its own.
+# Creates .venv and installs the package; then trains a teacher, a student without it and a distilled student on
+# scikit-learn's handwritten digits, tests all three, prints a table, exports the student and writes an HTML report.
+# PYTHON names the interpreter (3.11 to 3.13). It can be run again: each training run has its own folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,18 +1,18 @@
-"""Train the networks of the README's "Results", each row over seeds; finished runs are kept, interrupted ones resumed.
+"""Train the networks of the README's "Results", each row over seeds; finished runs are kept, interrupted runs resumed.
 
     python scripts/reproduce_cifar10.py short --weights resnet56.th --jobs 2       # ten epochs: hours on a CPU
     python scripts/reproduce_cifar10.py long -- --trainer.accelerator=gpu          # 50 and 200 epochs, for a GPU
-    python scripts/reproduce_cifar10.py search --weights resnet56.th --jobs 2      # the trials that chose the recipes
+    python scripts/reproduce_cifar10.py search --weights resnet56.th --jobs 2      # trials that selected the recipes
     python scripts/reproduce_cifar10.py student_10 kd_10 --seeds 0 1 -- \
-        --data=kd_lightning.ImageFolderDataModule --data.root=images               # rows by name; any data module
-    python scripts/reproduce_cifar10.py short --weights resnet56.th --folder again # beside the published ones
+        --data=kd_lightning.ImageFolderDataModule --data.root=images               # rows by name, another data module
+    python scripts/reproduce_cifar10.py short --weights resnet56.th --folder again # a repetition of the published runs
 
-Every run is two ordinary commands, `kd-lightning fit` and `kd-lightning test` of its best epoch on the validation
-images; the test images are read once, by the second, and not at all in the rows of `search`. Seeds differ in the
-initial weights and the order of images; the split into training and validation images, the views of an image and the
-teacher are the same in all. A run's folder, lightning_logs/published/ROW/seed=N, keeps config.yaml and metrics.json in
-the repository, and no weights: to repeat a published run, name another --folder. Options after -- are passed to each
-fit. `scripts/published_results.py` writes the table and the plot.
+A run consists of two commands: `kd-lightning fit`, and `kd-lightning test` of the epoch with the best validation
+accuracy. Only the second reads the test images, and the rows of `search` omit it. Seeds differ in the initial weights
+and the order of images; the split into training and validation images, the views of an image and the teacher are the
+same. The repository contains config.yaml and metrics.json of each run (lightning_logs/published/ROW/seed=N), but no
+weights: to repeat a published run, name another --folder. Options after -- are passed to each fit.
+`scripts/published_results.py` writes the table and the plot.
 
 The weights for `short` are the ResNet-56 that Y. Idelbayev published (resnet56-4bfd9763.th), trained on CIFAR-10.
 """
@@ -43,18 +43,20 @@ PUBLISHED = Path("lightning_logs/published")
 
 
 def main() -> None:
-    """Train and test the runs that are missing."""
+    """Train and test the missing runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="+", choices=[*GROUPS, *ROWS], metavar="ROW", help=", ".join([*GROUPS, *ROWS]))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of rows that are run over several")
-    parser.add_argument("--weights", type=Path, help="the published ResNet-56, from which teachers start")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores")
-    parser.add_argument("--folder", type=Path, default=PUBLISHED, help="folder of the runs (lightning_logs/published)")
-    parser.add_argument("--epochs", type=int, help="epochs of every run, to try the script out")
-    words = sys.argv[1:]
-    cut = words.index("--") if "--" in words else len(words)
-    options = parser.parse_args(words[:cut])
-    added = [*words[cut + 1 :], *([] if options.epochs is None else [f"--trainer.max_epochs={options.epochs}"])]
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of rows that have several")
+    parser.add_argument("--weights", type=Path, help="weights of the published ResNet-56, from which teachers start")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time; they share the cores")
+    parser.add_argument(
+        "--folder", type=Path, default=PUBLISHED, help="folder of runs (default: lightning_logs/published)"
+    )
+    parser.add_argument("--epochs", type=int, help="epochs of every run, to try out the script")
+    arguments = sys.argv[1:]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:end])
+    added = [*arguments[end + 1 :], *([] if options.epochs is None else [f"--trainer.max_epochs={options.epochs}"])]
     runs = _runs(options.rows, options.seeds, options.folder)
     if any(run.row.published_weights and not run.done for run in runs) and options.weights is None:
         parser.error("ResNet-56 is trained from published weights; name their file with --weights")
@@ -65,9 +67,9 @@ def main() -> None:
             parser.error(f"{run.folder} contains metrics, but not {run.checkpoint.name}; train it in another --folder")
     total = sum(options.epochs or run.row.epochs for run in runs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
-    behind = sum(run.epochs for run in runs)  # smoothing=0: the time left by the mean since the start
+    finished = sum(run.epochs for run in runs)  # smoothing=0: estimate the time left from the mean since the start
     with (
-        tqdm(total=total, initial=behind, unit="epoch", smoothing=0, dynamic_ncols=True) as bar,
+        tqdm(total=total, initial=finished, unit="epoch", smoothing=0, dynamic_ncols=True) as bar,
         ThreadPoolExecutor(options.jobs) as pool,
     ):
         for stage in sorted({run.row.stage for run in runs}):
@@ -77,7 +79,7 @@ def main() -> None:
                 for future in futures:
                     future.result()
             except BaseException as error:
-                pool.shutdown(wait=False, cancel_futures=True)  # running ones finish
+                pool.shutdown(wait=False, cancel_futures=True)  # runs in progress finish
                 sys.exit(str(error) or "Stopped; run the same command to resume.")
 
 
@@ -86,12 +88,12 @@ def _names(rows: list[str]) -> list[str]:
 
 
 def _needed(rows: list[str], root: Path) -> list["RowRun"]:
-    """Return the runs that rows or groups of them start from: their teachers and the networks of their students."""
-    return [RowRun(row, 0, root) for name in _names(rows) for row in (ROWS[name].begins, ROWS[name].teacher) if row]
+    """Return the runs that rows or groups of rows depend on: teachers and networks that initialize students."""
+    return [RowRun(row, 0, root) for name in _names(rows) for row in (ROWS[name].initial, ROWS[name].teacher) if row]
 
 
 def _runs(rows: list[str], seeds: list[int], root: Path = PUBLISHED) -> list["RowRun"]:
-    """Return the runs of rows or groups of them, after those that they need, in the order of training."""
+    """Return the runs of rows or groups of rows and the runs that they depend on, in the order of training."""
     selected = [RowRun(name, seed, root) for name in _names(rows) for seed in (seeds if ROWS[name].repeated else [0])]
     runs = dict.fromkeys([*selected, *_needed(rows, root)])
     return sorted(runs, key=lambda run: (run.row.stage, run.seed))
@@ -99,7 +101,7 @@ def _runs(rows: list[str], seeds: list[int], root: Path = PUBLISHED) -> list["Ro
 
 @dataclass(frozen=True)
 class RowRun:
-    """A run of a row with a seed.
+    """A run of a row with one seed.
 
     Attributes:
         name: Name of the row.
@@ -128,7 +130,7 @@ class RowRun:
 
     @property
     def done(self) -> bool:
-        """Return whether the metrics are written, which is the last step."""
+        """Return whether the metrics, which are written last, exist."""
         return (self.folder / "metrics.json").is_file()
 
     @property
@@ -140,12 +142,12 @@ class RowRun:
         return int(read_checkpoint(last)["epoch"]) + 1 if last.is_file() else 0
 
     def finish(self, added: list[str], weights: Path | None, environment: dict[str, str], bar: tqdm) -> None:
-        """Train, test and write the metrics, as far as that is not done.
+        """Train and test the run and write its metrics, except for the steps that are already done.
 
         Raises:
             RuntimeError: If a command ends with an error.
         """
-        seen = self.epochs
+        reported = self.epochs
         self.folder.mkdir(parents=True, exist_ok=True)
         fit = self._fit(added, weights)
         commands = [] if self.done else commands_left(Run(self.folder), fit, test=self.row.tested)
@@ -156,15 +158,15 @@ class RowRun:
                     while process.poll() is None:
                         sleep(2)
                         bar.set_postfix_str(f"{self.name} seed={self.seed}")
-                        now = max(seen, self.epochs)
-                        bar.update(now - seen)
-                        seen = now
+                        finished = max(reported, self.epochs)
+                        bar.update(finished - reported)
+                        reported = finished
                 if process.returncode:
                     raise RuntimeError(f"{self.folder} was not finished; see {log.name}.")
         if not self.done:
             with atomic_write(self.folder / "metrics.json") as file:
                 file.write(f"{json.dumps(self._metrics(), indent=1)}\n".encode())
-        bar.update(max(0, self.epochs - seen))
+        bar.update(max(0, self.epochs - reported))
 
     def _fit(self, added: list[str], weights: Path | None) -> list[str]:
         row, log = self.row, "--trainer.logger.init_args"
@@ -179,26 +181,26 @@ class RowRun:
         networks = [f"--model.network.path={weights}"] if self.row.published_weights else []
         if row.teacher is not None:
             networks = [f"--teacher={RowRun(row.teacher, 0, self.root).folder}"]
-        if row.begins is not None:
-            networks.append(f"--model.student.path={RowRun(row.begins, 0, self.root).checkpoint}")
+        if row.initial is not None:
+            networks.append(f"--model.student.path={RowRun(row.initial, 0, self.root).checkpoint}")
         if row.cache is not None:
             networks.append(f"--model.teacher_cache={self.root / 'teacher_logits' / row.cache}")
         return [
             *("fit", "-c", row.recipe),
-            *(word for word in added if word.startswith("--data=")),  # the class before its arguments
+            *(word for word in added if word.startswith("--data=")),  # a class precedes its arguments
             *(f"--trainer.max_epochs={row.epochs}", "--trainer.precision=bf16-mixed", f"--seed_everything={self.seed}"),
             *(*quiet, *place, *data, *row.options, *networks),
             *(word for word in added if not word.startswith("--data=")),
         ]
 
     def _metrics(self) -> dict[str, Any]:
-        """Return the contents of the table and the plot, from the files of TensorBoard and the test."""
+        """Return what the table and the plot show, from TensorBoard's event files and the results of the test."""
         curves: dict[str, dict[int, float]] = {"val/accuracy": {}, "train/loss": {}}
         seconds = 0.0
         for file in sorted(self.folder.glob("events.*")):
             events = EventAccumulator(str(file)).Reload()
             logged = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-            if "learning_rate" not in logged:  # of the test
+            if not {"learning_rate", "train/loss"} & logged.keys():  # the events of the test
                 continue
             times = [event.wall_time for values in logged.values() for event in values]
             seconds += max(times) - min(times)

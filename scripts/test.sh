@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes a fresh environment (.venv-test), installs the package with its test extra, and runs lint, types and tests; the
-# tests of a GPU too where there is one. `--all` adds the slow tests. PYTHON names the interpreter (3.11 to 3.13); other
-# arguments go to pytest.
+# Creates a fresh environment (.venv-test), installs the package with its test extra, and runs lint, type checks and
+# tests, on a GPU too if there is one. `--all` adds the slow tests. PYTHON names the interpreter (3.11 to 3.13); other
+# arguments are passed to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,7 +17,7 @@ rm -rf .venv-test
 "${PYTHON:-python3}" -m venv .venv-test
 $python -m pip install --quiet --upgrade pip
 $python -m pip install --quiet ".[test]"
-# the tests run on the sources beside them, not on the installed copy
+# test the sources of this checkout, not the installed copy
 $python -m pip uninstall --quiet --yes kd-lightning
 $python -m pip install --quiet --no-deps --editable .
 
