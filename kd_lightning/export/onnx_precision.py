@@ -1,5 +1,7 @@
 """Converts ONNX files to fewer bits: int8 and float16."""
 
+import subprocess
+import sys
 import tempfile
 from itertools import takewhile
 from pathlib import Path
@@ -7,12 +9,17 @@ from typing import cast
 
 import numpy as np
 
+from kd_lightning.errors import UserError, first_line
 from kd_lightning.export.extra import require_extra
 from kd_lightning.export.onnx_classifier import Images
 from kd_lightning.export.silence import silenced
 
 _BEFORE = {"Cast", "Sub", "Mul", "Div"}
 """Operators of the input normalization, which would otherwise be computed on rounded images."""
+_NORMS = {"GroupNormalization", "InstanceNormalization", "LayerNormalization"}
+"""Operators that ONNX Runtime cannot quantize for all shapes of their weights, and that are fast in float32."""
+_PIXELS = 64 * 64 * 64
+"""Pixels in a batch for calibration, for which ONNX Runtime keeps all activations."""
 
 
 def quantize(source: Path, target: Path, images: Images) -> None:
@@ -27,6 +34,9 @@ def quantize(source: Path, target: Path, images: Images) -> None:
         source: An ONNX file in float32.
         target: The file to write.
         images: Images to calibrate on, ``(N, channels, H, W)``, in the form that the file takes.
+
+    Raises:
+        UserError: If ONNX Runtime cannot quantize an operator.
     """
     onnx = require_extra("onnx")
     require_extra("onnxruntime")
@@ -42,21 +52,31 @@ def quantize(source: Path, target: Path, images: Images) -> None:
             batch = next(self.batches, None)
             return None if batch is None else {"images": batch}
 
-    with silenced(), tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder, "prepared.onnx")
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        normalisation = takewhile(lambda node: node.op_type in _BEFORE, onnx.load(prepared).graph.node)
-        quantize_static(
-            prepared,
-            target,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=[node.name for node in normalisation],
-        )
+    try:
+        with silenced(), tempfile.TemporaryDirectory() as folder:
+            prepared = Path(folder, "prepared.onnx")
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            nodes = onnx.load(prepared).graph.node
+            exact = [
+                *takewhile(lambda node: node.op_type in _BEFORE, nodes),
+                *(n for n in nodes if n.op_type in _NORMS),
+            ]
+            quantize_static(
+                prepared,
+                target,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                nodes_to_exclude=[node.name for node in exact],
+            )
+    except Exception as error:
+        raise UserError(
+            f"ONNX Runtime cannot quantize this network ({first_line(error)[:300]}); export it without int8, or in "
+            "float16."
+        ) from error
 
 
 def to_float16(source: Path, target: Path) -> None:
@@ -65,6 +85,9 @@ def to_float16(source: Path, target: Path) -> None:
     Args:
         source: An ONNX file in float32.
         target: The file to write.
+
+    Raises:
+        UserError: If ONNX Runtime crashes on the network in float16, as on torchvision's vision transformers.
     """
     onnx = require_extra("onnx")
     float16 = require_extra("onnxruntime.transformers.float16")
@@ -72,3 +95,17 @@ def to_float16(source: Path, target: Path) -> None:
     model = float16.convert_float_to_float16(onnx.load(source), keep_io_types=True)
     onnx_model.OnnxModel.graph_topological_sort(model.graph)  # the first cast is near the end
     onnx.save(model, target)
+    if not _is_survived(target):
+        raise UserError(
+            f"ONNX Runtime {require_extra('onnxruntime').__version__} crashes on this network in float16; export it "
+            "without fp16, or with --format torch."
+        )
+
+
+_LOAD = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+
+
+def _is_survived(file: Path) -> bool:
+    """Return whether a process that loads a file, where ONNX Runtime optimizes it for the machine, does not die."""
+    loading = subprocess.run([sys.executable, "-P", "-c", _LOAD, str(file)], capture_output=True, check=False)
+    return loading.returncode in (0, 1)  # 1: an exception, which is raised again where the file is compared
