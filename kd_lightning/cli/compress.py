@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from kd_lightning.cli.stage_options import options_of_stages
 from kd_lightning.cli.stages import RECORDS, Stage, read_stages
 from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.files.atomic import atomic_write
@@ -32,27 +33,31 @@ def compress(arguments: Sequence[str]) -> None:
 
     Args:
         arguments: ``-c`` with a folder of recipes or a YAML file of stages, ``-o`` with the folder for the results,
-            and options that are added to every ``fit``.
+            and options that are added to every stage that takes them.
 
     Raises:
         FileNotFoundError: If there is no such file of stages.
-        ValueError: If a stage is invalid, a result was created from different inputs, or another process works in the
-            folder.
+        ValueError: If a stage is invalid, no stage takes an option, a result was created from different inputs, or
+            another process works in the folder.
     """
     options, added = _parser().parse_known_args(arguments)
-    file, values = compress_stages(options.config)
+    if len(options.config) > 1:
+        raise UserError("compress takes one -c; name further configurations in the stages of a chain of your own.")
+    [config] = options.config
+    file, values = compress_stages(config)
     classes = {} if options.num_classes is None else {"num_classes": options.num_classes}
     stages = read_stages(file, {**values, **classes})
-    folder: Path = (options.output or LOGS / "compress" / Path(options.config).stem).expanduser()
+    folder: Path = (options.output or LOGS / "compress" / Path(config).stem).expanduser()
     titles = [f"== {number}/{len(stages)} {stage.name}:" for number, stage in enumerate(stages, 1)]
+    taken = options_of_stages([stage.words(folder) for stage in stages], added)
     if options.print:
-        for title, stage in zip(titles, stages, strict=True):
-            _print_commands(title, stage.commands(folder, added))
+        for title, stage, mine in zip(titles, stages, taken, strict=True):
+            _print_commands(title, stage.commands(folder, mine))
         return
     with _locked(folder) as lock:
-        for title, stage in zip(titles, stages, strict=True):
-            _print_commands(title, stage.commands(folder, added))
-            _run(stage, folder, added, lock)
+        for title, stage, mine in zip(titles, stages, taken, strict=True):
+            _print_commands(title, stage.commands(folder, mine))
+            _run(stage, folder, mine, lock)
     print(f"All {len(stages)} stages are done; their results are in {folder}.")
 
 
@@ -60,10 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kd-lightning compress",
         description="Run a chain of commands from a teacher to files that serve, resuming where it was interrupted.",
-        epilog="All other options are added to every fit.",
+        epilog="All other options are added to every fit that takes them, or else to every export and report.",
         allow_abbrev=False,
     )
-    parser.add_argument("-c", "--config", required=True, help="a folder of recipes (digits), or a YAML file of stages")
+    parser.add_argument(
+        "-c", "--config", required=True, action="append", help="a folder of recipes (digits), or a YAML file of stages"
+    )
     parser.add_argument("-o", "--output", type=Path, help="the folder for the runs and files of the stages")
     parser.add_argument("--num_classes", help="fills in {num_classes} in the stages, as in those of folder")
     parser.add_argument("--print", action="store_true", help="print the commands and run none")
@@ -150,7 +157,7 @@ def _record(folder: Path, name: str, inputs: Mapping[str, str]) -> None:
 
 def _inputs(stage: Stage, folder: Path, added: Sequence[str]) -> dict[str, str]:
     """Return a stage's words, and digests of the files and recipes that they name and of earlier results."""
-    words = [*stage.command, *(added if stage.trains else [])]
+    words = [*stage.command, *added]
     inputs = {"the options": shlex.join(words)}
     for name in [part for word in words for part in (word, word.partition("=")[2])]:
         if name in recipe_names():

@@ -3,7 +3,6 @@
 import os
 import sys
 from difflib import get_close_matches
-from importlib import import_module
 
 _LIGHTNING = {
     "fit": "Train a teacher, or distil a student.",
@@ -19,7 +18,7 @@ _FUNCTIONS = {
     "report": "Measure runs and exported files on test images; write a page.",
     "compare": "Print a table of tested runs.",
 }
-"""Commands that are a function of the same name in a module of the same name."""
+"""Commands that are a function; see ``cli/functions.py``."""
 
 
 def main() -> None:
@@ -64,28 +63,12 @@ def _run(command: str) -> None:
 
 def _call(command: str) -> None:
     """Parse the arguments of a function, and call it."""
-    from jsonargparse import ArgumentParser
-
     from kd_lightning.cli.errors import exit_on_error
-    from kd_lightning.cli.parse_errors import explain_parse_errors
+    from kd_lightning.cli.functions import parse_function
 
-    function = getattr(import_module(f"kd_lightning.cli.{command}"), command)
-    kinds = function.__annotations__
-    lists = [name for name, kind in kinds.items() if kind == list[str]]
-    flags = [name for name, kind in kinds.items() if kind is bool]
-    description = function.__doc__.partition("\n")[0]
-    parser = ArgumentParser(
-        prog=f"kd-lightning {command}", description=description, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_function_arguments(function, as_positional=True, skip={*lists, *flags})
-    for name in lists:  # plain words, where jsonargparse would want one [a, b]
-        parser.add_argument(name, nargs="+", type=str)
-    for name in flags:
-        parser.add_argument(f"--{name}", action="store_true")
     with exit_on_error(command, OSError):
-        with explain_parse_errors([parser]):
-            options = parser.parse_args(["--output" if word == "-o" else word for word in sys.argv[2:]])
-        function(**options.as_dict())
+        function, options = parse_function(command, sys.argv[2:])
+        function(**options)
 
 
 def _help() -> str:

@@ -42,19 +42,22 @@ class Stage:
         """Return the file that a run or a page gets last; an empty string where the result is a file itself."""
         return {"fit": TEST, "report": "index.html"}.get(self.command[0], "")
 
+    def words(self, folder: Path) -> list[str]:
+        """Return the command with the results of earlier stages filled in."""
+        return [_PLACEHOLDER.sub(lambda found: str(folder / found[1]), word) for word in self.command]
+
     def commands(self, folder: Path, added: Sequence[str]) -> list[list[str]]:
         """Return the commands that create the result from nothing, word by word, as they can be run by hand.
 
         Args:
             folder: Folder of the chain.
-            added: Options of every ``fit``.
+            added: Options of the stage.
         """
-        words = [_PLACEHOLDER.sub(lambda found: str(folder / found[1]), word) for word in self.command]
         place = folder / self.name
         if not self.trains:
-            return [[*words, "-o", str(place)]]
+            return [[*self.words(folder), *added, "-o", str(place)]]
         log = "--trainer.logger.init_args"
-        fit = [*words, *added, f"{log}.save_dir={folder}", f"{log}.name=", f"{log}.version={self.name}"]
+        fit = [*self.words(folder), *added, f"{log}.save_dir={folder}", f"{log}.name=", f"{log}.version={self.name}"]
         return [fit, ["test", "-c", str(place / CONFIG)]]
 
     def commands_left(self, folder: Path, added: Sequence[str]) -> list[list[str]]:

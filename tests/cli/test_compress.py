@@ -91,6 +91,41 @@ def test_an_invalid_chain_is_an_error(chain: str, message: str, tmp_path: Path) 
         read_stages(tmp_path / "chain.yaml")
 
 
+def test_every_stage_gets_the_options_that_it_takes(kd: Callable[..., str]) -> None:
+    options = [
+        "--model.temperature",
+        "3",
+        "--data.batch_size=7",
+        "--model.optimizer=AdamW",
+        "--model.optimizer.eps=1",
+    ]
+    printed = kd("compress", "-c", "digits", "--print", *options, "--uint8")
+    stages = dict(re.findall(r"== \d+/\d+ ([\w.-]+): kd-lightning ((?:fit|export|report) .*)", printed))
+    takers = {option: {name for name, words in stages.items() if option in words} for option in (*options, "--uint8")}
+    fits = {"teacher", "student", "distilled", "pruned"}
+    assert takers["--model.temperature"] == {"distilled", "pruned"}
+    assert takers["--data.batch_size=7"] == takers["--model.optimizer.eps=1"] == fits
+    assert takers["--uint8"] == {name for name in stages if name.endswith(".onnx")}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--model.temprature=3"],
+            "No stage takes --model.temprature=3: .*; the nearest is temperature",
+        ),
+        (["--trainer.max_epochs", "three"], "No stage takes --trainer.max_epochs three: .* must be int or null"),
+        (["--int9"], "No stage takes --int9: There is no option --int9; the nearest is --int8"),
+        (["-c", "more.yaml"], "compress takes one -c"),
+    ],
+)
+def test_an_option_that_no_stage_takes_is_an_error(options: list[str], message: str, kd: Callable[..., str]) -> None:
+    with pytest.raises(SystemExit, match=message):
+        kd("compress", "-c", "digits", *options)
+    assert not Path("lightning_logs").exists()
+
+
 def test_an_unknown_chain_is_an_error(kd: Callable[..., str]) -> None:
     with pytest.raises(SystemExit, match="'transfer' is neither a YAML file of stages nor a folder of recipes with"):
         kd("compress", "-c", "transfer")
