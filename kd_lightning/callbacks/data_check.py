@@ -86,7 +86,7 @@ class DataCheck(pl.Callback):
         """
         if pl_module.num_classes is None or is_image_data(trainer.datamodule):  # type: ignore[attr-defined]
             return
-        (images, labels, _), _ = read_training_batch(batch, pairs=pl_module.takes_pairs)
+        (images, labels, *_), _ = read_training_batch(batch, pairs=pl_module.takes_pairs)
         self._check_images(images, pl_module)
         if trainer.current_epoch == self._first_epoch or labels.device.type == "cpu":
             check_labels(labels, num_classes=pl_module.num_classes)

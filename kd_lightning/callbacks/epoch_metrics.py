@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kd_lightning.callbacks.rank_state import gather_ranks, select_rank
 from kd_lightning.callbacks.running_means import MeansState, RunningMeans
-from kd_lightning.data.labels import class_indices
 from kd_lightning.errors import UserError
+from kd_lightning.losses._labels import class_indices
 
 
 class _State(MeansState):

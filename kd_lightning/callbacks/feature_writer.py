@@ -81,7 +81,7 @@ class FeatureWriter(BasePredictionWriter):
         """Read the layers."""
         if self._tap is None:
             return
-        images, labels, ids = read_to_predict(batch)
+        images, labels, ids, _ = read_to_predict(batch)
         with evaluating(pl_module.network):
             outputs = self._tap(pl_module.network_input(images))
         first = sum(len(rows["labels"]) for rows in self._rows)

@@ -8,10 +8,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from kd_lightning.data.labels import check_labels, class_indices
+from kd_lightning.data.batch import images_for_teacher
+from kd_lightning.data.labels import check_labels
 from kd_lightning.data.loader_checks import flattened
 from kd_lightning.data.read_batch import check_channels, read_batch
 from kd_lightning.errors import UserError
+from kd_lightning.losses._labels import class_indices
 from kd_lightning.teacher.frozen_teacher import FrozenTeacher
 
 
@@ -85,10 +87,10 @@ def accuracy_on_val(trainer: pl.Trainer, classify: Callable[[Tensor], Tensor]) -
             for index, batch in enumerate(loader):
                 if index >= limit:
                     break
-                images, labels, _ = read_batch(trainer.strategy.batch_to_device(batch))
-                logits = classify(images)
-                check_labels(labels, num_classes=logits.shape[1])
-                classes = class_indices(labels)
+                loaded = read_batch(trainer.strategy.batch_to_device(batch))
+                logits = classify(images_for_teacher(loaded))
+                check_labels(loaded.labels, num_classes=logits.shape[1])
+                classes = class_indices(loaded.labels)
                 counts += torch.stack([(logits.argmax(1) == classes).sum(), (classes >= 0).sum()])
     correct, count = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
     return correct, count

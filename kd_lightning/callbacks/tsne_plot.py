@@ -11,11 +11,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from kd_lightning.callbacks.protocol import TrainedModule, trained_module
-from kd_lightning.data.labels import class_indices
 from kd_lightning.data.loader_checks import flattened
 from kd_lightning.data.read_batch import read_batch
 from kd_lightning.errors import UserError
 from kd_lightning.features import FeatureTap, evaluating
+from kd_lightning.losses._labels import class_indices
 from kd_lightning.networks.placement import weight_device
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class TSNEPlot(pl.Callback):
         # a loader draws a seed when it is iterated
         with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(module.network):
             for batch in loader:
-                images, own, _ = read_batch(trainer.strategy.batch_to_device(batch), labelled=False)
+                images, own, *_ = read_batch(trainer.strategy.batch_to_device(batch), labelled=False)
                 images = images.to(weight_device(module.network))  # after a fit Lightning has moved it to the CPU
                 output = tap(module.network_input(images)).features[self.layer]
                 rows.append((output.mean((2, 3)) if output.dim() == 4 else output.flatten(1)).float().cpu())

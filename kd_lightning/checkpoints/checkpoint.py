@@ -107,10 +107,12 @@ class Checkpoint:
             self.trusted |= import_classes(self.content.get(key), str(self.path))
 
     def restore_data(self, data: object) -> None:
-        """Give a data module the state that was saved of it, for example which of its images are tested on."""
+        """Give a data module the state that was saved of it, as which images are tested on, and the network's sizes."""
         state = self.content.get(type(data).__qualname__)
         if isinstance(state, dict) and isinstance(data, pl.LightningDataModule):
             data.load_state_dict(state)
+        if hasattr(data, "follow_networks"):
+            data.follow_networks({"the network": self.data_config})
 
     def network(self) -> nn.Module:
         """Rebuild the network with its weights and ``data_config``, in eval mode.

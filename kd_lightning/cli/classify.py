@@ -14,6 +14,7 @@ from kd_lightning.export.onnx_classifier import OnnxClassifier
 from kd_lightning.files.atomic import atomic_write
 from kd_lightning.files.find_images import FoundImages, describe_left_out, find_images
 from kd_lightning.files.images import load_image
+from kd_lightning.files.prepare import prepare
 
 Row = tuple[str, str, str]
 
@@ -47,7 +48,7 @@ def classify(model: str, images: list[str], output: str | None = None) -> None:
         readable, pixels = [], []
         for file in files[first : first + 64]:
             try:
-                pixels.append(_pixels(file, classifier.shape))
+                pixels.append(_pixels(file, classifier))
                 readable.append(file)
             except ValueError as error:
                 unreadable.append(str(error))
@@ -89,7 +90,7 @@ def _images_in(path: Path) -> list[Path]:
     return found.files
 
 
-def _pixels(file: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    channels, height, width = shape
-    pixels = np.asarray(load_image(file, "L" if channels == 1 else "RGB", (height, width)))
+def _pixels(file: Path, classifier: OnnxClassifier) -> npt.NDArray[np.uint8]:
+    channels = classifier.shape[0]
+    pixels = np.asarray(prepare(load_image(file, "L" if channels == 1 else "RGB"), classifier.preparation))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

@@ -29,6 +29,8 @@ from kd_lightning.cli.teacher_files import find_teacher
 from kd_lightning.cli.trainer_errors import explain_device_error, explain_trainer_errors
 from kd_lightning.errors import UserError, find_cause
 from kd_lightning.modules.classification import ClassificationModule
+from kd_lightning.networks.data_config import data_config, set_data_config
+from kd_lightning.networks.published_config import named_weights
 from kd_lightning.runs.run import BEST, LAST, LOGS, Run
 
 _BUILD_ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, MisconfigurationException)
@@ -141,10 +143,26 @@ class CommandLine(LightningCLI):
             cause = innermost_cause(error)
             sentence = explain_device_error(str(cause)) or f"The configuration cannot be built: {one_line(cause)}"
             raise UserError(sentence) from error
+        self._attach_published_configs()
         use_atomic_checkpoints(self.trainer.strategy, self.opened)
         self.opened = None
         if self.options.tf32:
             set_matmul_precision(self.trainer)
+
+    def _attach_published_configs(self) -> None:
+        """Attach what the weights of torchvision expect that the configuration names: its networks do not keep it."""
+        arguments = self.options.get("model.init_args") or {}
+        for argument, network in (
+            (self.model.network_argument, self.model.network),
+            ("teacher", getattr(self.model, "teacher", None)),
+        ):
+            node = arguments.get(argument)
+            if network is None or node is None or data_config(network).mean is not None:
+                continue
+            published = named_weights(node)
+            if published.mean is not None:
+                names = published.classes if str(node.get("class_path")).startswith("torchvision.") else None
+                set_data_config(network, published._replace(classes=names))
 
     def after_fit(self) -> None:
         """Print the path of the best checkpoint."""

@@ -91,7 +91,8 @@ def _unknown_argument(name: str, key: str, owner: str, known: list[str]) -> str:
     if name.endswith(".class_path"):
         return f"{where.removesuffix('.class_path')}: there is no such class, or it does not fit here; check its name."
     accepted = _arguments(owner)
-    near = _addition(_nearest(name, accepted)) or (f"; it takes {', '.join(accepted)}" if accepted else "")
+    groups = ", ".join(dict.fromkeys(argument.partition(".")[0] for argument in accepted))
+    near = _addition(_nearest(name, accepted)) or (f"; it takes {groups}" if groups else "")
     return f"{where} is not an argument of {owner}{near}."
 
 

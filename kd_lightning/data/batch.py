@@ -4,20 +4,25 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from kd_lightning.data.augmentation.view_plan import ViewPlan
+
 
 class Batch(NamedTuple):
     """A batch of images, as modules see it.
 
     Attributes:
         images: Normalized floats ``(B, channels, H, W)``.
-        labels: Class indices ``(B,)``, -1 where unlabelled; class probabilities ``(B, C)`` under mixup and CutMix.
+        labels: Class indices ``(B,)``, -1 where unlabelled; class probabilities ``(B, C)`` under mixup and CutMix, with
+            rows of -1 where unlabelled.
         ids: ``sample * V + view``, int64 ``(B,)``, with samples numbered over the full stored set and V fixed views of
             each (1: the sample itself).
+        teacher_images: The same views at the size of the teacher, ``None`` where that is the size of ``images``.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
+    teacher_images: Tensor | None = None
 
 
 class LoadedBatch(NamedTuple):
@@ -27,23 +32,33 @@ class LoadedBatch(NamedTuple):
         images: Normalized floats ``(B, channels, H, W)``.
         labels: Class indices, int64 ``(B,)``, -1 where unlabelled; or class probabilities ``(B, C)``.
         ids: Integers ``(B,)``; see :class:`Batch`. ``None`` where the loader gives none.
+        teacher_images: See :class:`Batch`.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor | None
+    teacher_images: Tensor | None = None
+
+
+def images_for_teacher(batch: Batch | LoadedBatch) -> Tensor:
+    """Return the images of a batch at the size of the teacher, ``(B, channels, H, W)``."""
+    return batch.images if batch.teacher_images is None else batch.teacher_images
 
 
 class RawBatch(NamedTuple):
     """A batch on its way to the device, where it becomes a :class:`Batch`.
 
     Attributes:
-        pixels: uint8 ``(B, channels, H, W)`` of a streamed set, ``(B, 0)`` of a set that is kept on the device.
+        pixels: uint8 ``(R, channels, H, W)`` of images that are read or cut on the host, where R = B without a plan;
+            ``(R, 0)`` of a set that is kept on the device.
         labels: Class indices ``(B,)``.
         ids: int64 ``(B,)``, samples numbered over the stored set.
         epoch: Epoch whose augmentation is applied, or -1 for none.
         split: Name of the stored split that the ids number.
         domain: ``"source"`` or ``"target"`` in a pair of domains, otherwise empty.
+        plan: Changes to the images beside crops and flips, ``None`` if there are none.
+        teacher_pixels: The same views as ``pixels`` at the size of the teacher, if that differs.
     """
 
     pixels: Tensor
@@ -52,3 +67,5 @@ class RawBatch(NamedTuple):
     epoch: int
     split: str
     domain: str = ""
+    plan: ViewPlan | None = None
+    teacher_pixels: Tensor | None = None

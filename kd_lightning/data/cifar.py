@@ -12,9 +12,6 @@ from kd_lightning.data.download import downloading
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.data.module import ImageDataModule
 
-_AUGMENTATION = Augmentation(padding=4, flip=True, mixup=0.0, cutmix=0.0)
-
-
 _FINE_CLASSES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
 caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
@@ -31,15 +28,15 @@ class _CIFARDataModule(ImageDataModule):
 
     Args:
         root: Folder of the archive, which is downloaded (170 MB) if it is missing, and whose MD5 is checked.
-        augmentation: Random changes to training images; unset fields keep these defaults.
         **options: Arguments of :class:`ImageDataModule`.
     """
 
     dataset: type[CIFAR10]
     size = (32, 32)
+    default_augmentation = Augmentation(padding=4, flip=True)
 
-    def __init__(self, root: str = "data", *, augmentation: Augmentation = _AUGMENTATION, **options: Any) -> None:
-        super().__init__(augmentation=Augmentation.resolve(augmentation, _AUGMENTATION), **options)
+    def __init__(self, root: str = "data", **options: Any) -> None:
+        super().__init__(**options)
         self.save_hyperparameters({"root": root})
         self.root = str(Path(root).expanduser())
 

@@ -11,8 +11,6 @@ from kd_lightning.data.image_set import ImageSet
 from kd_lightning.data.module import ImageDataModule
 from kd_lightning.errors import UserError
 
-_AUGMENTATION = Augmentation(padding=1, flip=False, mixup=0.0, cutmix=0.0)  # a mirrored digit is another sign
-
 
 class DigitsDataModule(ImageDataModule):
     """1,797 real handwritten digits, 8x8, one channel, 10 classes; nothing is downloaded.
@@ -24,7 +22,6 @@ class DigitsDataModule(ImageDataModule):
     Args:
         batch_size: Images in a batch of one process.
         val_fraction: Fraction of each class that is split from the training images.
-        augmentation: Random changes to training images; unset fields keep these defaults.
         mean: Mean of the channel.
         std: Standard deviation of the channel.
         margin: Black pixels that are added on each side when images are read: these digits fill their 8x8 pixels, while
@@ -36,19 +33,18 @@ class DigitsDataModule(ImageDataModule):
 
     Example:
         >>> data = DigitsDataModule(batch_size=32)
-        >>> images, labels, ids = data.augment(next(iter(data.train_dataloader())))
-        >>> images.shape
+        >>> data.augment(next(iter(data.train_dataloader()))).images.shape
         torch.Size([32, 1, 8, 8])
     """
 
     classes = tuple("0123456789")
+    default_augmentation = Augmentation(padding=1)  # a mirrored digit is another sign
 
     def __init__(
         self,
         *,
         batch_size: int = 64,
         val_fraction: float = 0.2,
-        augmentation: Augmentation = _AUGMENTATION,
         mean: Sequence[float] = (0.305,),
         std: Sequence[float] = (0.376,),
         margin: int = 0,
@@ -59,7 +55,6 @@ class DigitsDataModule(ImageDataModule):
         super().__init__(
             batch_size=batch_size,
             val_fraction=val_fraction,
-            augmentation=Augmentation.resolve(augmentation, _AUGMENTATION),
             mean=mean,
             std=std,
             **options,

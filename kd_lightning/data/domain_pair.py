@@ -1,6 +1,6 @@
 """A labelled source and an unlabelled target, for domain adaptation."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,7 +19,7 @@ from kd_lightning.data.shapes import check_size, resize, statistics, with_channe
 from kd_lightning.errors import UserError
 from kd_lightning.networks.data_config import truncate
 
-_AUGMENTATION = Augmentation(rotation=0.0, scaling=0.0)
+_NO_SETTINGS = Augmentation()
 
 
 class DomainPairDataModule(pl.LightningDataModule):
@@ -65,14 +65,19 @@ class DomainPairDataModule(pl.LightningDataModule):
         target: ImageDataModule,
         *,
         size: int | None = None,
-        augmentation: Augmentation = _AUGMENTATION,
+        augmentation: Augmentation = _NO_SETTINGS,
         concat: bool = False,
     ) -> None:
         check_size(size)
-        self.augmentation = Augmentation.resolve(augmentation, _AUGMENTATION)
+        self.augmentation = Augmentation.resolve(augmentation, _NO_SETTINGS)
         self.augmentation.check_unused(
-            "padding", "flip", "mixup", "cutmix", by=type(self).__name__, instead="set it for the source or the target"
+            *(field.name for field in fields(Augmentation) if field.name not in ("preset", "rotation", "scaling")),
+            by=type(self).__name__,
+            instead="set it for the source or the target",
         )
+        for part in (source, target):
+            if part.teacher_shape is not None:
+                raise UserError("DomainPairDataModule has one size for all networks; set teacher_size to null.")
         if target.mixes_images:
             raise UserError("mixup and CutMix mix labels, but the target has none; set both to 0 for the target.")
         if concat and source.mixes_images:
@@ -222,7 +227,7 @@ class DomainPairDataModule(pl.LightningDataModule):
         """Turn each :class:`RawBatch` into the :class:`Batch` that a module sees."""
         if isinstance(batch, dict):
             both = {domain: self.on_after_batch_transfer(part) for domain, part in batch.items()}
-            return Batch(*map(torch.cat, zip(both["source"], both["target"], strict=True))) if self.concat else both
+            return _joined(both["source"], both["target"]) if self.concat else both
         if not isinstance(batch, RawBatch):
             return batch
         return to_trainer_precision(self.augment(batch), self.trainer)
@@ -266,3 +271,9 @@ class DomainPairDataModule(pl.LightningDataModule):
     @property
     def _channels(self) -> int:
         return max(len(self.source.mean), len(self.target.mean))
+
+
+def _joined(source: Batch, target: Batch) -> Batch:
+    """Return one batch of the images of both domains."""
+    images, labels, ids = (torch.cat([first, second]) for first, second in zip(source[:3], target[:3], strict=True))
+    return Batch(images, labels, ids)

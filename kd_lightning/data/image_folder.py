@@ -1,6 +1,5 @@
 """Your own images, in a folder for each class."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -8,21 +7,21 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
-from kd_lightning.data.augmentation.settings import Augmentation
 from kd_lightning.data.folder_layout import FolderLayout, Listing
-from kd_lightning.data.image_set import ImageFiles, ImageSet
-from kd_lightning.data.module import ImageDataModule
+from kd_lightning.data.image_form import ImageForm
+from kd_lightning.data.image_set import ImageFiles, ImageSet, StreamedImages
 from kd_lightning.data.partition import Partition, draw_partition, restore_partition, save_partition
+from kd_lightning.data.photographs import PhotographDataModule, SizesDifferError
 from kd_lightning.errors import UserError
-from kd_lightning.files.images import UnreadableImageError, check_image, describe_unreadable, shown_size
+from kd_lightning.files.images import UnreadableImageError, describe_unreadable, shown_size
 from kd_lightning.networks.data_config import truncate
 
-_AUGMENTATION = Augmentation(padding=4, flip=True, mixup=0.0, cutmix=0.0)
 _TEST_FRACTION = 0.1
 
 
-class ImageFolderDataModule(ImageDataModule):
+class ImageFolderDataModule(PhotographDataModule):
     """Images in ``train/<class>/``, and optionally in ``val/<class>/``, ``test/<class>/`` and ``predict/``.
 
     Images are found at any depth of a class folder. Without ``val/`` a fraction of each class of ``train/`` is
@@ -39,17 +38,9 @@ class ImageFolderDataModule(ImageDataModule):
     installed Pillow reads are used (HEIC with ``pillow-heif``); other files are counted in a warning, hidden ones are
     ignored. ``predict`` leaves out images that cannot be read, and names them.
 
-    A set that fits into memory is decoded once and kept there, otherwise ``num_workers`` processes read it batch by
-    batch.
-
     Args:
         root: The folder.
-        image_size: Height and width to which images are resized; ``None`` if all have one size.
-        augmentation: Random changes to training images; unset fields keep these defaults.
-        mean: Mean of each channel; the default is ImageNet's, which published networks expect, as for ``std``.
-        std: Standard deviation of each channel.
-        memory_limit: GiB that a set may take in memory: its bytes, and a padded copy of four bytes a pixel.
-        **options: Arguments of :class:`ImageDataModule`.
+        **options: Arguments of :class:`PhotographDataModule` and :class:`ImageDataModule`.
 
     Raises:
         MissingFileError: If a folder does not exist.
@@ -57,27 +48,10 @@ class ImageFolderDataModule(ImageDataModule):
             splits differ.
     """
 
-    def __init__(
-        self,
-        root: str = "data",
-        *,
-        image_size: int | None = None,
-        augmentation: Augmentation = _AUGMENTATION,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
-        memory_limit: float = 4.0,
-        **options: Any,
-    ) -> None:
-        augmentation = Augmentation.resolve(augmentation, _AUGMENTATION)
-        if len(mean) not in (1, 3):
-            raise UserError(
-                f"Images are read with 3 channels, or 1 for grey, but mean has {len(mean)} values; give 3 or 1."
-            )
-        super().__init__(augmentation=augmentation, mean=mean, std=std, **options)
-        self.save_hyperparameters({"root": root, "image_size": image_size, "memory_limit": memory_limit})
+    def __init__(self, root: str = "data", **options: Any) -> None:
+        super().__init__(**options)
+        self.save_hyperparameters({"root": root})
         self.root = Path(root).expanduser()
-        self.size = None if image_size is None else (image_size, image_size)
-        self.memory_limit = memory_limit
         self.layout = FolderLayout(self.root)
         self._saved_partition: dict[str, Any] | None = None
 
@@ -86,15 +60,19 @@ class ImageFolderDataModule(ImageDataModule):
         """The names of the class folders, sorted; empty if no image is labelled."""
         return self.layout.classes
 
-    def load(self, split: str) -> ImageSet | ImageFiles | None:
+    def load(self, split: str) -> ImageSet | StreamedImages | None:
         """List and check a split's files, and decode them if they fit into memory."""
         if split == "predict" and "test" in self.splits and not (self.root / "predict").is_dir():
             return self.splits["test"]
         listing = self._listing(split)
         if listing is None:
             return None
-        images = self._readable(listing, skip_unreadable=split == "predict")
-        return images.in_memory() if self._fits(images) else images
+        listing, sizes = self._readable(listing, skip_unreadable=split == "predict")
+
+        def in_form(form: ImageForm) -> ImageFiles:
+            return ImageFiles(listing.labels, listing.files, sizes, form, len(self.mean), split == "predict")
+
+        return self.store(split, in_form, (int(sizes[0, 0]), int(sizes[0, 1])))
 
     # --- the partition of a set whose folders are not splits, which Lightning keeps in checkpoints
 
@@ -185,10 +163,10 @@ class ImageFolderDataModule(ImageDataModule):
             raise UserError(f"{str(self.root)!r} holds no training images; put them into train/<class>/.")
         return Listing(files, torch.cat([labelled.labels, unlabelled.labels]))
 
-    def _readable(self, listing: Listing, *, skip_unreadable: bool) -> ImageFiles:
-        """Read the headers of all files, which also give the size if it is not fixed."""
+    def _readable(self, listing: Listing, *, skip_unreadable: bool) -> tuple[Listing, Tensor]:
+        """Read the headers of all files; return those that are images, and the size of each, int64 ``(N, 2)``."""
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(self._size_or_error, listing.files))
+            found = list(pool.map(_size_or_error, listing.files))
         errors = [result for result in found if isinstance(result, UnreadableImageError)]
         sizes = {row: result for row, result in enumerate(found) if isinstance(result, tuple)}
         if errors:
@@ -198,32 +176,18 @@ class ImageFolderDataModule(ImageDataModule):
             rank_zero_warn(f"Left out: {message}")
         (first, common), *_ = sizes.items()
         for row, (height, width) in sizes.items():
-            if (height, width) != common:
-                raise UserError(
+            if self.size is None and (height, width) != common:
+                raise SizesDifferError(
                     f"{str(listing.files[row])!r} has {width}x{height} pixels and {str(listing.files[first])!r} "
                     f"{common[1]}x{common[0]}; set image_size to resize all images."
                 )
-        files = [listing.files[row] for row in sizes]
-        return ImageFiles(
-            listing.labels[list(sizes)],
-            files,
-            size=common,
-            resize=self.size is not None,
-            channels=len(self.mean),
-            skip_unreadable=skip_unreadable,
-        )
+        rows = list(sizes)
+        readable = Listing([listing.files[row] for row in rows], listing.labels[rows])
+        return readable, torch.tensor(list(sizes.values()), dtype=torch.int64)
 
-    def _size_or_error(self, file: Path) -> tuple[int, int] | UnreadableImageError:
-        try:
-            if self.size is None:
-                return shown_size(file)
-            check_image(file)
-        except UnreadableImageError as error:
-            return error
-        return self.size
 
-    def _fits(self, images: ImageFiles) -> bool:
-        height, width = images.size
-        padded_height, padded_width = (side + 2 * self.augmenter.padding for side in images.size)
-        needed = len(images.files) * (height * width * images.channels + padded_height * padded_width * 4)
-        return needed <= self.memory_limit * 2**30
+def _size_or_error(file: Path) -> tuple[int, int] | UnreadableImageError:
+    try:
+        return shown_size(file)
+    except UnreadableImageError as error:
+        return error

@@ -1,20 +1,21 @@
-"""Stored splits: images in memory, or files that are read batch by batch."""
+"""Stored splits: images in memory, or images that are read or cut batch by batch."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kd_lightning.data.augmentation.resized_crop import ResizedCrop
+from kd_lightning.data.augmentation.view_plan import ViewDrawer
 from kd_lightning.data.batch import RawBatch
-from kd_lightning.errors import UserError
-from kd_lightning.files.images import UnreadableImageError, describe_unreadable, load_image
+from kd_lightning.data.image_form import ImageForm, mode_of, to_pixels
+from kd_lightning.files.images import UnreadableImageError, load_image
 
 
 class Decoded(NamedTuple):
@@ -24,11 +25,13 @@ class Decoded(NamedTuple):
         pixels: uint8 ``(n, channels, H, W)`` of the n readable images; ``(B, 0)`` of images in memory.
         rows: The place of each readable image among the B samples.
         errors: Errors of the others.
+        teacher_pixels: The same images at the size of a teacher, if that differs.
     """
 
     pixels: Tensor
     rows: list[int]
     errors: list[UnreadableImageError]
+    teacher_pixels: Tensor | None = None
 
 
 class PartialBatch(NamedTuple):
@@ -43,9 +46,46 @@ class PartialBatch(NamedTuple):
     skip_unreadable: bool
 
 
+class ImageSource(Protocol):
+    """Images that can be read one by one, each as uint8 ``(channels, H, W)``, numbered from 0."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels, int64 ``(N,)``, -1 where unlabelled."""
+
+    @property
+    def sizes(self) -> Tensor:
+        """Height and width of each image, int64 ``(N, 2)``, as far as they are known before it is read."""
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+
+    @property
+    def skip_unreadable(self) -> bool:
+        """True if images that cannot be read are left out, and named in a warning, in place of an error."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def read(self, sample: int) -> Tensor:
+        """Return an image; raise :class:`UnreadableImageError` if it cannot be read."""
+
+    def name(self, sample: int) -> str:
+        """Return the file of an image, or its number."""
+
+    def content(self) -> bytes | memoryview:
+        """Return what a fingerprint of the images covers."""
+
+
+def image_bytes(source: ImageSource) -> int:
+    """Return the number of bytes of all images of a source."""
+    return int(source.sizes.prod(1).sum()) * source.channels
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images in memory, numbered from 0.
+    """Images of one size in memory, numbered from 0.
 
     Attributes:
         labels: int64 ``(N,)``, -1 where unlabelled.
@@ -58,10 +98,27 @@ class ImageSet:
     files: Sequence[Path] = ()
     skip_unreadable = False
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the images."""
         return self.pixels.shape[2], self.pixels.shape[3]
+
+    @property
+    def sizes(self) -> Tensor:
+        """Height and width of each image, int64 ``(N, 2)``."""
+        return torch.tensor(self.size).expand(len(self), 2)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.pixels.shape[1]
+
+    def read(self, sample: int) -> Tensor:
+        """Return an image, uint8 ``(channels, H, W)``."""
+        return self.pixels[sample]
 
     def name(self, sample: int) -> str:
         """Return the file of a sample, or its number."""
@@ -71,30 +128,42 @@ class ImageSet:
         """Return the bytes that a fingerprint of the images covers."""
         return self.pixels.contiguous().numpy().data
 
-    def stream(self, samples: Tensor) -> Decoded:
+    def stream(self, samples: Tensor, view: int) -> Decoded:
         """Return empty pixels ``(B, 0)``: they are gathered on the device."""
         return Decoded(torch.empty((len(samples), 0), dtype=torch.uint8), list(range(len(samples))), [])
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Images that are decoded when a batch needs them, numbered from 0.
+    """Image files, decoded when they are read and brought into the form in which they are stored.
 
     Attributes:
         labels: int64 ``(N,)``, -1 where unlabelled.
         files: Paths of the images.
-        size: Height and width of the images.
-        resize: Resize images to that size, in place of an error for another size.
+        original_sizes: Height and width of each image in its file, int64 ``(N, 2)``.
+        form: Brings each image into its stored form.
         channels: 3 for RGB, 1 for grey.
         skip_unreadable: Leave out images that cannot be read, and name them in a warning, in place of an error.
     """
 
     labels: Tensor
     files: Sequence[Path]
-    size: tuple[int, int]
-    resize: bool = True
+    original_sizes: Tensor
+    form: ImageForm
     channels: int = 3
     skip_unreadable: bool = False
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """Height and width of each image in its stored form, int64 ``(N, 2)``."""
+        return torch.tensor([self.form.size_of(*size) for size in self.original_sizes.tolist()]).view(-1, 2)
+
+    def read(self, sample: int) -> Tensor:
+        """Decode an image, uint8 ``(channels, H, W)``."""
+        return read_image(self.files[sample], self.form, channels=self.channels)
 
     def name(self, sample: int) -> str:
         """Return the file of a sample."""
@@ -103,67 +172,138 @@ class ImageFiles:
     def content(self) -> bytes:
         """Return path, size and modification time of each file, which a fingerprint of the images covers."""
         stats = [(str(file), file.stat()) for file in self.files]
-        return json.dumps([_DECODING, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]).encode()
+        decoding = [_DECODING, repr(self.form), self.channels]
+        return json.dumps([*decoding, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]).encode()
 
-    def stream(self, samples: Tensor) -> Decoded:
-        """Decode the images of a batch."""
-        return self._decode(samples.tolist(), map)
 
-    def in_memory(self) -> ImageSet:
-        """Decode all files once, with as many threads as there are cores.
+@dataclass(frozen=True, eq=False)
+class StreamedImages:
+    """A split whose batches are put together on the host: images that are read, and cut if a crop is given.
 
-        Raises:
-            UserError: If an image cannot be read, or with ``skip_unreadable`` none can.
+    Attributes:
+        images: Images in their stored form.
+        size: Height and width in a batch.
+        crop: Cuts random boxes out of them; ``None`` where they have the size already.
+        plain: Images as they are evaluated, where ``images`` are in another form or have another size.
+        teacher_plain: The same at the size of a teacher, if that differs.
+    """
+
+    images: ImageSource
+    size: tuple[int, int]
+    crop: ResizedCrop | None = None
+    plain: ImageSource | None = None
+    teacher_plain: ImageSource | None = None
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels, int64 ``(N,)``, -1 where unlabelled."""
+        return self.images.labels
+
+    @property
+    def skip_unreadable(self) -> bool:
+        """Return whether images that cannot be read are left out."""
+        return self.images.skip_unreadable
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, sample: int) -> str:
+        """Return the file of a sample, or its number."""
+        return self.images.name(sample)
+
+    def content(self) -> bytes | memoryview:
+        """Return what a fingerprint of the images covers."""
+        return self.images.content()
+
+    def stream(self, samples: Tensor, view: int) -> Decoded:
+        """Return the images of a batch.
+
+        Args:
+            samples: int64 ``(B,)``.
+            view: Number of the view, -1 for images without augmentation.
         """
-        with ThreadPoolExecutor() as pool, torch.inference_mode(False):  # threads could not write to such a tensor
-            pixels, rows, errors = self._decode(range(len(self.files)), pool.map)
-        if not errors:
-            return ImageSet(self.labels, pixels, self.files)
-        message = describe_unreadable(errors, len(self.files))
-        if not (self.skip_unreadable and rows):
-            raise UserError(message)
-        rank_zero_warn(f"Left out: {message}")
-        return ImageSet(self.labels[rows], pixels, [self.files[row] for row in rows])
+        if view >= 0 and self.crop is not None:
+            images, rows, errors = _read(self.images, samples)
+            pixels, teacher_pixels = self.crop(images, samples[rows], view)
+            return Decoded(pixels, rows, errors, teacher_pixels)
+        images, rows, errors = _read(self.plain or self.images, samples)
+        pixels = torch.stack(images) if images else torch.empty((0, 0), dtype=torch.uint8)
+        if self.teacher_plain is None:
+            return Decoded(pixels, rows, errors)
+        return Decoded(pixels, rows, errors, torch.stack(_read(self.teacher_plain, samples[rows])[0]))
 
-    def _decode(self, samples: Sequence[int], apply: Callable[..., Iterable[UnreadableImageError | None]]) -> Decoded:
-        pixels = torch.empty((len(samples), self.channels, *self.size), dtype=torch.uint8)
 
-        def read(row: int) -> UnreadableImageError | None:
-            try:
-                pixels[row] = self._read(self.files[samples[row]])
-            except UnreadableImageError as error:
-                return error
-            return None
-
-        results = list(apply(read, range(len(samples))))
-        errors = [error for error in results if error is not None]
-        rows = [row for row, error in enumerate(results) if error is None]
-        return Decoded(pixels[rows] if errors else pixels, rows, errors)
-
-    def _read(self, file: Path) -> Tensor:
-        pixels = read_image(file, size=self.size if self.resize else None, channels=self.channels)
-        height, width = pixels.shape[1:]
-        if (height, width) != self.size:
-            raise UnreadableImageError(
-                f"{str(file)!r} has {width}x{height} pixels and the others {self.size[1]}x{self.size[0]}; set "
-                "image_size to resize all images."
-            )
-        return pixels
+def _read(source: ImageSource, samples: Tensor) -> tuple[list[Tensor], list[int], list[UnreadableImageError]]:
+    images, rows, errors = [], [], []
+    for row, sample in enumerate(samples.tolist()):
+        try:
+            images.append(source.read(sample))
+            rows.append(row)
+        except UnreadableImageError as error:
+            errors.append(error)
+    return images, rows, errors
 
 
 _DECODING = "upright, on white"
 """What is done to all images; fingerprints of images that were decoded otherwise differ."""
 
 
-def read_image(file: Path, *, size: tuple[int, int] | None = None, channels: int = 3) -> Tensor:
+def read_image(file: Path, form: ImageForm | None = None, *, channels: int = 3) -> Tensor:
     """Decode a file to uint8 ``(channels, H, W)`` as a viewer shows it; see :func:`load_image`.
 
     Raises:
         UnreadableImageError: If it is not a readable image, or has 16 or 32 bits of grey; the message names it.
     """
-    image = load_image(file, "L" if channels == 1 else "RGB", size)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, channels).permute(2, 0, 1)
+    image = load_image(file, mode_of(channels))
+    return to_pixels(image if form is None else form(image, str(file)), channels)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Some images of a source, numbered from 0.
+
+    Attributes:
+        source: The source.
+        samples: The chosen images, int64 ``(n,)``.
+    """
+
+    source: ImageSource
+    samples: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of the chosen images."""
+        return self.source.labels[self.samples]
+
+    @property
+    def sizes(self) -> Tensor:
+        """Height and width of each chosen image."""
+        return self.source.sizes[self.samples]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.source.channels
+
+    @property
+    def skip_unreadable(self) -> bool:
+        """Return whether images that cannot be read are left out."""
+        return self.source.skip_unreadable
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, sample: int) -> Tensor:
+        """Return an image by its place among the chosen ones."""
+        return self.source.read(int(self.samples[sample]))
+
+    def name(self, sample: int) -> str:
+        """Return the file of an image, or its number."""
+        return self.source.name(int(self.samples[sample]))
+
+    def content(self) -> bytes:
+        """Return what a fingerprint of the images covers."""
+        return bytes(self.source.content()) + self.samples.numpy().tobytes()
 
 
 class Subset(Dataset[RawBatch | PartialBatch]):
@@ -176,16 +316,32 @@ class Subset(Dataset[RawBatch | PartialBatch]):
         epoch: Epoch of positions that come without one, as from the sampler that Lightning inserts for
             ``overfit_batches``.
         domain: ``"source"`` or ``"target"`` in a pair of domains.
+        labels: Labels in place of the stored ones.
+        draw: Draws the changes to training images beside crops and flips.
+
+    Attributes:
+        plain: Show images without augmentation, whatever the epoch.
     """
 
     def __init__(
-        self, images: ImageSet | ImageFiles, samples: Tensor, *, split: str, epoch: int = -1, domain: str = ""
+        self,
+        images: ImageSet | StreamedImages,
+        samples: Tensor,
+        *,
+        split: str,
+        epoch: int = -1,
+        domain: str = "",
+        labels: Tensor | None = None,
+        draw: ViewDrawer | None = None,
     ) -> None:
         self.images = images
+        self.labels = images.labels if labels is None else labels
         self.samples = samples
         self.split = split
         self.epoch = epoch
         self.domain = domain
+        self.draw = draw
+        self.plain = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -195,8 +351,10 @@ class Subset(Dataset[RawBatch | PartialBatch]):
 
     def __getitems__(self, indices: Sequence[tuple[int, int] | int]) -> RawBatch | PartialBatch:
         pairs = [index if isinstance(index, tuple) else (index, self.epoch) for index in indices]
-        ids = self.samples[[position for position, _ in pairs]]
-        pixels, rows, errors = self.images.stream(ids)
-        ids = ids[rows] if errors else ids
-        batch = RawBatch(pixels, self.images.labels[ids], ids, pairs[0][1], self.split, self.domain)
+        ids, epoch = self.samples[[position for position, _ in pairs]], -1 if self.plain else pairs[0][1]
+        view = epoch if self.draw is None else self.draw.view_of_epoch(epoch)
+        plan = None if self.draw is None else self.draw(ids, self.labels[ids], epoch)
+        pixels, rows, errors, teacher_pixels = self.images.stream(ids if plan is None else plan.samples, view)
+        ids = ids[rows] if errors and plan is None else ids
+        batch = RawBatch(pixels, self.labels[ids], ids, epoch, self.split, self.domain, plan, teacher_pixels)
         return PartialBatch(batch, errors, self.images.skip_unreadable) if errors else batch

@@ -12,7 +12,7 @@ def check_labels(labels: Tensor, *, num_classes: int, split: str = "") -> None:
     """Check that labels are classes, -1 for unlabelled, or class probabilities; the device is waited for once.
 
     Args:
-        labels: Class indices ``(B,)``, or class probabilities ``(B, C)``.
+        labels: Class indices ``(B,)``, or class probabilities ``(B, C)``, with rows of -1 where unlabelled.
         num_classes: Number of classes.
         split: Name of the split, for the message, if there is one.
 
@@ -43,7 +43,9 @@ def _check_probabilities(labels: Tensor, num_classes: int) -> None:
             f"The labels are probabilities of {labels.shape[1]} classes, but there are {num_classes}; give each row "
             f"{num_classes} columns."
         )
-    low, sums = labels.min(), labels.float().sum(1)
+    unlabelled = (labels == -1).all(1)
+    low = torch.where(unlabelled[:, None], 0, labels).min()
+    sums = torch.where(unlabelled, 1.0, labels.float().sum(1))
     farthest = sums[(sums - 1).abs().argmax()]  # NaN where there is one
     lowest, total = torch.stack([low.float(), farthest]).tolist()
     if not (lowest >= 0 and abs(total - 1) <= _ROUNDING):
@@ -52,13 +54,3 @@ def _check_probabilities(labels: Tensor, num_classes: int) -> None:
             "Rows of float labels must be class probabilities, which are >= 0 and sum to 1, but "
             f"{found}; give class indices (B,), since multi-hot rows, several classes of one image, are not supported."
         )
-
-
-def class_indices(labels: Tensor) -> Tensor:
-    """Return class indices ``(B,)``: the labels themselves, or the most probable classes.
-
-    Example:
-        >>> class_indices(torch.tensor([[0.2, 0.8], [1.0, 0.0]]))
-        tensor([1, 0])
-    """
-    return labels.argmax(1) if labels.is_floating_point() else labels

@@ -14,8 +14,6 @@ from kd_lightning.data.module import ImageDataModule
 from kd_lightning.data.shapes import check_size, reshape, statistics
 from kd_lightning.errors import DownloadError, UserError
 
-_AUGMENTATION = Augmentation(padding=2, flip=False, mixup=0.0, cutmix=0.0)  # a mirrored digit is another sign
-
 
 class MNISTDataModule(ImageDataModule):
     """MNIST: 60,000 training (6,000 of them for validation) and 10,000 test images of digits, 28x28, grey.
@@ -27,7 +25,6 @@ class MNISTDataModule(ImageDataModule):
     Args:
         root: Folder of ``MNIST/raw``; the files are downloaded (12 MB) if they are missing.
         batch_size: Images in a batch of one process.
-        augmentation: Random changes to training images; unset fields keep these defaults.
         mean: Mean of the channel; the default is the one in wide use, as for ``std``.
         std: Standard deviation of the channel.
         size: Height and width to which images are resized, once, when they are read; ``None`` for their own.
@@ -41,13 +38,13 @@ class MNISTDataModule(ImageDataModule):
 
     dataset = MNIST
     classes = tuple("0123456789")
+    default_augmentation = Augmentation(padding=2)  # a mirrored digit is another sign
 
     def __init__(
         self,
         root: str = "data",
         *,
         batch_size: int = 64,
-        augmentation: Augmentation = _AUGMENTATION,
         mean: Sequence[float] = (0.1307,),
         std: Sequence[float] = (0.3081,),
         size: int | None = None,
@@ -57,7 +54,6 @@ class MNISTDataModule(ImageDataModule):
         check_size(size)
         super().__init__(
             batch_size=batch_size,
-            augmentation=Augmentation.resolve(augmentation, _AUGMENTATION),
             mean=statistics(mean, channels=channels),
             std=statistics(std, channels=channels),
             **options,

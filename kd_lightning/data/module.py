@@ -13,10 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kd_lightning.data.augmentation.augmenter import Augmenter
+from kd_lightning.data.augmentation.colours import DIFFER_BETWEEN_DEVICES
+from kd_lightning.data.augmentation.resized_crop import ResizedCrop
 from kd_lightning.data.augmentation.settings import Augmentation
+from kd_lightning.data.augmentation.view_plan import ViewDrawer
 from kd_lightning.data.batch import Batch, RawBatch
 from kd_lightning.data.hyper_parameters import save_arguments
-from kd_lightning.data.image_set import ImageFiles, ImageSet, Subset
+from kd_lightning.data.image_set import ImageSet, StreamedImages, Subset
 from kd_lightning.data.labels import check_labels
 from kd_lightning.data.loader import EpochLoader, ImageLoader, as_fetched
 from kd_lightning.data.precision import to_trainer_precision
@@ -24,8 +27,9 @@ from kd_lightning.data.sampler import EpochSampler
 from kd_lightning.data.shapes import stored_with_channels
 from kd_lightning.data.splits import StoredSplits
 from kd_lightning.errors import UserError
+from kd_lightning.files.prepare import Preparation
 
-NO_AUGMENTATION = Augmentation(padding=0, flip=False, mixup=0.0, cutmix=0.0)
+_NO_SETTINGS = Augmentation()
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 
@@ -38,7 +42,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     Args:
         mean: Mean of each channel of images in [0, 1].
         std: Standard deviation of each channel.
-        augmentation: Random changes to training images; unset fields keep the defaults of the data set.
+        augmentation: Random changes to training images; what is not set is taken from its ``preset``, or else from the
+            ``default_augmentation`` of the data module.
         batch_size: Images in a batch of one process.
         val_fraction: Fraction of each class that is split from the training images if there is no validation set.
         seed: Seed of the order of samples.
@@ -53,6 +58,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         UserError: If an argument is outside its range.
     """
 
+    default_augmentation = Augmentation()
+    """Settings below an explicit preset and explicit fields."""
     size: tuple[int, int] | None = None
     """Height and width, if they are known before a split is read."""
     domain = ""
@@ -66,7 +73,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        augmentation: Augmentation = NO_AUGMENTATION,
+        augmentation: Augmentation = _NO_SETTINGS,
         batch_size: int = 128,
         val_fraction: float = 0.1,
         seed: int = 0,
@@ -86,7 +93,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             raise UserError(f"views must be >= 1, or null for a new view in each epoch, got {views}.")
         if len(mean) != len(std) or not min(std) > 0:
             raise UserError(f"mean and std need one value for each channel, std above 0; got {mean} and {std}.")
-        self.augmentation = Augmentation.resolve(augmentation, NO_AUGMENTATION)
+        self.augmentation = Augmentation.resolve(augmentation, self.default_augmentation)
         self.augmentation.check_unused(
             "rotation", "scaling", by=type(self).__name__, instead="set it in a DomainPairDataModule"
         )
@@ -123,7 +130,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """The class names in the order of the labels."""
 
     @abstractmethod
-    def load(self, split: str) -> ImageSet | ImageFiles | None:
+    def load(self, split: str) -> ImageSet | StreamedImages | None:
         """Read ``"train"``, ``"val"``, ``"test"`` or ``"predict"``; return ``None`` if there is no such split."""
 
     @property
@@ -140,9 +147,19 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return len(self.mean), *images.size
 
     @property
+    def preparation(self) -> Preparation | None:
+        """The preparation of images for evaluation, if they are resized or cropped."""
+        return None
+
+    @property
+    def teacher_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of the images for the teacher, ``None`` where all networks see the same size."""
+        return None
+
+    @property
     def mixes_images(self) -> bool:
         """Return whether mixup or CutMix blends training images and their labels."""
-        return self.augmenter.mixes_images
+        return bool(self.augmentation.mixup or self.augmentation.cutmix)
 
     def has_labels(self, split: str) -> bool:
         """Return whether an image of ``"train"`` or ``"val"`` is labelled, or there is none at all."""
@@ -169,6 +186,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Return shuffled batches of equal size."""
         return self._loader(self._subset("train", self.train_samples, epoch=0))
 
+    def plain_train_dataloader(self) -> DataLoader[RawBatch]:
+        """Return shuffled training batches without augmentation, prepared as for evaluation."""
+        subset = self._subset("train", self.train_samples, epoch=0)
+        subset.plain = True
+        return self._loader(subset)
+
     def unlabelled_dataloader(self, *, batch_size: int, steps: int) -> DataLoader[RawBatch]:
         """Return shuffled training batches whose labels are -1.
 
@@ -177,7 +200,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             steps: Batches in an epoch; the next epoch continues with the images that follow.
         """
         subset = self._subset("train", self.train_samples, epoch=0)
-        subset.images = replace(subset.images, labels=torch.full_like(subset.images.labels, -1))
+        subset.labels = torch.full_like(subset.labels, -1)
         return self._loader(subset, batch_size=batch_size, steps=steps)
 
     def val_dataloader(self) -> DataLoader[RawBatch]:
@@ -206,17 +229,17 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def augment(self, batch: RawBatch) -> Batch:
         """Gather, augment and normalize a batch on its device."""
-        return self.augmenter(batch, num_classes=self.num_classes if self.mixes_images else 0)
+        return self.augmenter(batch, num_classes=self.num_classes)
 
     def pixels(self, batch: RawBatch) -> Tensor:
-        """Return the augmented images before they are normalized, uint8 ``(B, channels, H, W)``."""
+        """Return the augmented images before they are normalized, erased and mixed, uint8 ``(B, channels, H, W)``."""
         return self.augmenter.pixels(batch)
 
     # --- fixed views, of which a teacher's outputs can be cached
 
     def view_dataloader(self, view: int) -> DataLoader[RawBatch]:
         """Return this rank's part of the training images, each once, in one of the fixed views."""
-        subset = Subset(self.splits.read("train"), self.train_samples, split="train")
+        subset = Subset(self.splits.read("train"), self.train_samples, split="train", draw=self._draw)
         world_size, rank = self._ranks
         # no gradients are kept, so a batch of small images may be as large as is fast
         batch_size = max(self.batch_size, min(256, 2**20 // math.prod(self.image_shape)))
@@ -229,30 +252,71 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Return what determines the training images of each view, to compare with another run."""
         digest = hashlib.sha256(self.train_samples.numpy().tobytes())
         digest.update(self.splits.read("train").content())
-        padding, flip = self.augmentation.padding, self.augmentation.flip
-        return {
+        if self.mixes_images:
+            digest.update(self._draw.candidates.numpy().tobytes())
+        settings = {name: value for name, value in asdict(self.augmentation).items() if value and name != "preset"}
+        found = {
             "images": digest.hexdigest(),
             "statistics": f"mean {self.mean}, std {self.std}",
-            "augmentation": f"{self.image_shape}, padding {padding}, flip {flip}",
+            "augmentation": f"{self.image_shape}, {settings}",
             "view_seed": str(self.view_seed),
             "views": str(self.views),
         }
+        if any(getattr(self.augmentation, name) for name in DIFFER_BETWEEN_DEVICES):
+            found["device"] = self.trainer.strategy.root_device.type if self.trainer else "cpu"
+        return found
 
     @property
     def train_samples(self) -> Tensor:
         """The samples of the stored training images that are trained on."""
-        samples = self.splits.train_samples
-        if self.mixes_images and bool((self.splits["train"].labels[samples] < 0).any()):
-            raise UserError("mixup and CutMix mix labels, but some images are unlabelled; set both to 0.")
-        return samples
+        return self.splits.train_samples
 
-    def _load_checked(self, split: str) -> ImageSet | ImageFiles | None:
+    def _load_checked(self, split: str) -> ImageSet | StreamedImages | None:
         images = self.load(split)
         if isinstance(images, ImageSet) and images.pixels.dim() == 4:
             images = replace(images, pixels=stored_with_channels(images.pixels, channels=len(self.mean)))
         if images is not None and bool((images.labels != -1).any()):
             check_labels(images.labels, num_classes=self.num_classes, split=split)
-        return images
+        if split != "train" or not self.augmentation.resized_crop or images is None:
+            return images
+        if isinstance(images, StreamedImages):
+            return images if images.crop else replace(images, crop=self._resized_crop(images.size), plain=images.images)
+        return StreamedImages(images, images.size, crop=self._resized_crop(images.size), plain=images)
+
+    def _resized_crop(
+        self,
+        size: tuple[int, int],
+        *,
+        interpolation: str = "bilinear",
+        teacher_size: tuple[int, int] | None = None,
+        teacher_interpolation: str = "bilinear",
+    ) -> ResizedCrop:
+        """Return what cuts random boxes out of training images, at a size and at that of a teacher."""
+        settings = self.augmentation
+        assert settings.crop_scale is not None
+        assert settings.crop_ratio is not None
+        return ResizedCrop(
+            size,
+            scale=settings.crop_scale,
+            ratio=settings.crop_ratio,
+            flip=bool(settings.flip),
+            vertical_flip=bool(settings.vertical_flip),
+            interpolation=interpolation,
+            teacher_size=teacher_size,
+            teacher_interpolation=teacher_interpolation,
+            seed=self.view_seed,
+        )
+
+    @property
+    def _draw(self) -> ViewDrawer:
+        """The function that draws the changes to training images beside crops and flips."""
+        images, candidates = self.splits.read("train"), torch.empty(0, dtype=torch.int64)
+        if self.mixes_images:
+            samples = self.train_samples
+            candidates = samples[images.labels[samples] >= 0]
+            if not len(candidates):
+                raise UserError("mixup and CutMix mix labels, but no training image is labelled; set both to 0.")
+        return ViewDrawer(self.augmentation, images.size, self.view_seed, self.views, images.labels, candidates)
 
     @property
     def _ranks(self) -> tuple[int, int]:
@@ -268,7 +332,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             )
         if len(samples) < world_size:
             raise UserError(f"{len(samples)} {split!r} images are too few for {world_size} processes; use fewer.")
-        return Subset(images, samples, split=split, epoch=epoch, domain=self.domain)
+        draw = self._draw if epoch >= 0 else None
+        return Subset(images, samples, split=split, epoch=epoch, domain=self.domain, draw=draw)
 
     def _loader(self, subset: Subset, *, batch_size: int = 0, steps: int | None = None) -> DataLoader[RawBatch]:
         world_size, rank = self._ranks

@@ -1,11 +1,12 @@
 """Protocols: the parts of a data module that modules, teachers and callbacks may use."""
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol, TypeGuard
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor
 
 from kd_lightning.data.batch import RawBatch
+from kd_lightning.networks.data_config import DataConfig
 
 
 class LabelledSet(Protocol):
@@ -85,6 +86,22 @@ class ViewData(ImageData, Protocol):
 
     def fingerprint(self) -> dict[str, str]:
         """Return what determines the training images of each view."""
+
+
+@runtime_checkable
+class KnowsInputs(Protocol):
+    """A module that knows what its networks expect of their input."""
+
+    def known_inputs(self) -> dict[str, DataConfig]:
+        """Return what the networks expect, by name and in the order in which the data follow them."""
+
+
+@runtime_checkable
+class FollowsNetworks(Protocol):
+    """A data module whose sizes and statistics are those of the networks, unless they are given."""
+
+    def follow_networks(self, known: Mapping[str, DataConfig]) -> None:
+        """Take what is not given from the first network that knows it."""
 
 
 def is_image_data(data: object) -> TypeGuard[ImageData]:

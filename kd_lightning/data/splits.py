@@ -6,10 +6,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kd_lightning.data.image_set import ImageFiles, ImageSet
+from kd_lightning.data.image_set import ImageSet, StreamedImages
 from kd_lightning.errors import UserError
 
-Stored = ImageSet | ImageFiles
+Stored = ImageSet | StreamedImages
 
 
 class StoredSplits(Mapping[str, Stored]):

@@ -13,8 +13,6 @@ from kd_lightning.data.image_set import ImageSet
 from kd_lightning.data.module import ImageDataModule
 from kd_lightning.data.shapes import check_size, reshape, statistics
 
-_AUGMENTATION = Augmentation(padding=2, flip=False, mixup=0.0, cutmix=0.0)  # a mirrored digit is another sign
-
 
 class SVHNDataModule(ImageDataModule):
     """SVHN: 73,257 training (a tenth of them for validation) and 26,032 test images of house numbers' digits, 32x32.
@@ -25,7 +23,6 @@ class SVHNDataModule(ImageDataModule):
     Args:
         root: Folder of the two files, which are downloaded (246 MB) if they are missing, and whose MD5 is checked.
         batch_size: Images in a batch of one process.
-        augmentation: Random changes to training images; unset fields keep these defaults.
         mean: Mean of each channel; that of grey images is computed from it, as for ``std``.
         std: Standard deviation of each channel.
         size: Height and width to which images are resized, once, when they are read; ``None`` for their own.
@@ -39,13 +36,13 @@ class SVHNDataModule(ImageDataModule):
 
     dataset = SVHN
     classes = tuple("0123456789")
+    default_augmentation = Augmentation(padding=2)  # a mirrored digit is another sign
 
     def __init__(
         self,
         root: str = "data",
         *,
         batch_size: int = 64,
-        augmentation: Augmentation = _AUGMENTATION,
         mean: Sequence[float] = (0.4377, 0.4438, 0.4728),
         std: Sequence[float] = (0.1980, 0.2010, 0.1970),
         size: int | None = None,
@@ -55,7 +52,6 @@ class SVHNDataModule(ImageDataModule):
         check_size(size)
         super().__init__(
             batch_size=batch_size,
-            augmentation=Augmentation.resolve(augmentation, _AUGMENTATION),
             mean=statistics(mean, channels=channels),
             std=statistics(std, channels=channels),
             **options,

@@ -13,8 +13,6 @@ from kd_lightning.data.image_set import ImageSet
 from kd_lightning.data.module import ImageDataModule
 from kd_lightning.data.shapes import check_size, reshape, statistics
 
-_AUGMENTATION = Augmentation(padding=1, flip=False, mixup=0.0, cutmix=0.0)  # a mirrored digit is another sign
-
 
 class USPSDataModule(ImageDataModule):
     """USPS: 7,291 training (a tenth of them for validation) and 2,007 test images of digits on mail, 16x16, grey.
@@ -24,7 +22,6 @@ class USPSDataModule(ImageDataModule):
     Args:
         root: Folder of the two files, which are downloaded (8 MB) if they are missing, and whose MD5 is checked.
         batch_size: Images in a batch of one process.
-        augmentation: Random changes to training images; unset fields keep these defaults.
         mean: Mean of the channel.
         std: Standard deviation of the channel.
         size: Height and width to which images are resized, once, when they are read; ``None`` for their own.
@@ -38,13 +35,13 @@ class USPSDataModule(ImageDataModule):
 
     dataset = USPS
     classes = tuple("0123456789")
+    default_augmentation = Augmentation(padding=1)  # a mirrored digit is another sign
 
     def __init__(
         self,
         root: str = "data",
         *,
         batch_size: int = 64,
-        augmentation: Augmentation = _AUGMENTATION,
         mean: Sequence[float] = (0.2469,),
         std: Sequence[float] = (0.2989,),
         size: int | None = None,
@@ -54,7 +51,6 @@ class USPSDataModule(ImageDataModule):
         check_size(size)
         super().__init__(
             batch_size=batch_size,
-            augmentation=Augmentation.resolve(augmentation, _AUGMENTATION),
             mean=statistics(mean, channels=channels),
             std=statistics(std, channels=channels),
             **options,

@@ -81,6 +81,7 @@ def export_network(
     images = model.to_input(images)
     entries = {
         "classes": json.dumps(model.known.classes),
+        "preparation": json.dumps(model.known.as_plain()["preparation"]),
         "input": f"{'uint8' if uint8 else '[0, 1]'} {list(images.shape[1:])}",
         "kd_lightning": version("kd-lightning"),
         **(metadata or {}),

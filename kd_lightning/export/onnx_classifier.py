@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_lightning.errors import MissingFileError, UserError
+from kd_lightning.files.prepare import Preparation
 
 Images = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 
@@ -22,6 +23,7 @@ class OnnxClassifier:
         classes: Class names in the order of the logits.
         shape: Channels, height and width of the images.
         metadata: Metadata of the file.
+        preparation: Resizing and crop of image files, as before the network's test.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -51,6 +53,9 @@ class OnnxClassifier:
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         logits = self.session.get_outputs()[0].shape[-1]
         self.classes: list[str] = json.loads(self.metadata.get("classes", "null")) or [str(i) for i in range(logits)]
+        plain = json.loads(self.metadata.get("preparation", "null"))
+        prepared = Preparation.of(self.shape[1:]) if plain is None else Preparation.of(**plain)
+        self.preparation = prepared.at(self.shape[1:])
 
     def __call__(self, images: Images) -> npt.NDArray[np.float32]:
         """Return logits ``(B, C)`` of images ``(B, channels, H, W)``: bytes, or floats in [0, 1]."""

@@ -28,7 +28,7 @@ def readable_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in formats)
 
 
-def load_image(file: Path, mode: str, size: tuple[int, int] | None) -> Image.Image:
+def load_image(file: Path, mode: str) -> Image.Image:
     """Return an image as a viewer shows it.
 
     It is turned as its EXIF orientation says, transparent parts are white, of an animation it is the first frame, and
@@ -37,7 +37,6 @@ def load_image(file: Path, mode: str, size: tuple[int, int] | None) -> Image.Ima
     Args:
         file: Image file of any format that Pillow reads.
         mode: Mode of the result, ``"RGB"`` or ``"L"``.
-        size: Size ``(H, W)`` of the result; ``None`` for the image's own.
 
     Raises:
         UnreadableImageError: If it is not a readable image, or has 16 or 32 bits of grey.
@@ -48,8 +47,6 @@ def load_image(file: Path, mode: str, size: tuple[int, int] | None) -> Image.Ima
         decoded = (_on_white(image) if image.has_transparency_data else image).convert(mode)
         if orientation in _TURNS:
             decoded = decoded.transpose(_TURNS[orientation])
-        if size is not None and decoded.size != size[::-1]:
-            decoded = decoded.resize(size[::-1], Image.Resampling.BILINEAR)
     return decoded
 
 

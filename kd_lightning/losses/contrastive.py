@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
 from kd_lightning.losses._gather import all_gather_grad
+from kd_lightning.losses._labels import class_indices
 from kd_lightning.losses._normalize import normalize
 from kd_lightning.losses._pairs import match_dtype, require_built, vector_pairs
 from kd_lightning.losses._precision import in_full_precision
@@ -141,7 +142,7 @@ class ContrastiveLoss(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Compute the term for one batch, see :class:`DistillationLoss`; the batch then enters the queue."""
-        labels = labels.argmax(1) if labels.is_floating_point() else labels.long()
+        labels = class_indices(labels).long()
         same_class = (labels[:, None] == self.queue_labels) & (labels[:, None] >= 0)
         excluded = same_class | (self.queue_labels == _EMPTY)
         embeddings = zip(require_built(self, self.student_embeddings), self.teacher_embeddings, strict=True)

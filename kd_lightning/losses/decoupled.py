@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._labels import class_indices
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
@@ -45,7 +46,7 @@ def decoupled_loss(
         >>> decoupled_loss(student, teacher, torch.tensor([0]), alpha=1.0, beta=8.0, temperature=2.0)
         tensor(1.2379)
     """
-    labels = labels.argmax(1) if labels.is_floating_point() else labels
+    labels = class_indices(labels)
     label = labels.clamp(min=0)[:, None]
     student_target, student_others = _split(student_logits / temperature, label)
     teacher_target, teacher_others = _split(teacher_logits / temperature, label)

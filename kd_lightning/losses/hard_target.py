@@ -20,7 +20,8 @@ def hard_target_loss(
 
     Args:
         logits: ``(B, C)``.
-        labels: Class indices ``(B,)``, -1 where a row is unlabelled, or class probabilities ``(B, C)``.
+        labels: Class indices ``(B,)``, -1 where a row is unlabelled, or class probabilities ``(B, C)``, with a row of
+            -1 where it is.
         label_smoothing: Fraction of the target that is spread over all classes, in [0, 1].
         weights: Weights of the rows, ``(B,)``, >= 0; equal by default.
 
@@ -31,7 +32,7 @@ def hard_target_loss(
     if weights is not None:
         return _weighted(logits, labels, label_smoothing, weights)
     if labels.is_floating_point():
-        return F.cross_entropy(logits, labels.to(logits.dtype), label_smoothing=label_smoothing)
+        return _weighted(logits, labels, label_smoothing, torch.ones_like(logits[:, 0]))
     total = F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=label_smoothing, reduction="sum")
     return total / (labels >= 0).sum().clamp(min=1)
 
@@ -39,6 +40,7 @@ def hard_target_loss(
 def _weighted(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor) -> Tensor:
     if labels.is_floating_point():
         labels = labels.to(logits.dtype)
+        weights = weights * (labels >= 0).any(1)
     else:
         weights = weights * (labels >= 0)
     errors = F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=label_smoothing, reduction="none")

@@ -61,7 +61,7 @@ class AdaptationModule(ClassificationModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the terms."""
-        (source_images, labels, _), target_images = read_training_batch(batch, pairs=True)
+        (source_images, labels, *_), target_images = read_training_batch(batch, pairs=True)
         assert target_images is not None
         progress = self.trainer.global_step / self._total_steps
         self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=source_images.device)
@@ -102,7 +102,7 @@ class AdaptationModule(ClassificationModule):
             raise UserError(
                 "AdaptationModule validates on two loaders, the source's and the target's; leave out the others."
             )
-        images, labels, _ = read_batch(batch, labelled=False)
+        images, labels, *_ = read_batch(batch, labelled=False)
         logits = self(images)
         self.target_evaluations.update(0, logits, labels)
         self._target_log_probabilities.append(logits.float().log_softmax(1))

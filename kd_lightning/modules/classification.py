@@ -24,6 +24,8 @@ from kd_lightning.callbacks.speed_report import SpeedReport
 from kd_lightning.checkpoints import rebuild
 from kd_lightning.checkpoints.io import use_atomic_checkpoints
 from kd_lightning.checkpoints.trust import unserializable
+from kd_lightning.data.batch import images_for_teacher
+from kd_lightning.data.protocol import FollowsNetworks
 from kd_lightning.data.read_batch import read_batch, read_to_predict
 from kd_lightning.features import logits_of
 from kd_lightning.modules import optim
@@ -190,8 +192,12 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     @property
     def data(self) -> DataConfig:
-        """The statistics and classes of the data module's images."""
+        """The statistics and classes of the data module's images, and how they are prepared."""
         return DataConfig.of(*(getattr(self.data_module, name, None) for name in DataConfig._fields))
+
+    def known_inputs(self) -> dict[str, DataConfig]:
+        """Return what the networks expect of their input, by name and in the order in which the data follow them."""
+        return {"the network": data_config(self.network)}
 
     def _match_data(self) -> None:
         self.convert_input.match(self.network, self.data)
@@ -284,7 +290,7 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Prediction:
         """Return the most probable label of each image, and its probability."""
-        images, _, ids = read_to_predict(batch)
+        images, _, ids, _ = read_to_predict(batch)
         probabilities, labels = self(images).float().softmax(1).max(1)
         return Prediction(ids, labels, probabilities)
 
@@ -299,11 +305,11 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def evaluate(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the metrics of its loader."""
-        images, labels, _ = read_batch(batch)
-        logits = self(images)
+        loaded = read_batch(batch)
+        logits = self(loaded.images)
         self.num_classes = logits.shape[1]
-        reference = self.reference_logits(images, batch_idx if dataloader_idx == 0 else None)
-        self.evaluations.update(dataloader_idx, logits, labels, reference)
+        reference = self.reference_logits(images_for_teacher(loaded), batch_idx if dataloader_idx == 0 else None)
+        self.evaluations.update(dataloader_idx, logits, loaded.labels, reference)
 
     def finish_evaluation(self, split: str, dataloader_idx: int = 0, *, several: bool = False) -> dict[str, Tensor]:
         """Log and return the metrics of a loader, at the end of the epoch or, of several, in the last step of each.
@@ -336,7 +342,14 @@ class ClassificationModule(pl.LightningModule, ABC):
         """Restore it."""
         apply_description(self.network, checkpoint)
         if self._trainer is not None:
+            if isinstance(self.data_module, FollowsNetworks) and self.trainer.state.fn != "fit":
+                self.data_module.follow_networks(self.known_inputs())
             self._match_data()
+            if (
+                self.image_shape is None
+                and (images := example_images(self.trainer, pairs=self.takes_pairs)) is not None
+            ):
+                self.dry_run(images)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load as torch does; weights of another network raise one sentence."""

@@ -10,13 +10,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from kd_lightning.callbacks.teacher_check import TeacherCheck
+from kd_lightning.data.batch import images_for_teacher
 from kd_lightning.data.read_batch import read_batch
 from kd_lightning.errors import UserError
 from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.losses import DistillationLoss, HardTargetLoss, Objective, SoftTargetLoss
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks import data_config
-from kd_lightning.networks.data_config import check_same_classes, set_data_config
+from kd_lightning.networks.data_config import DataConfig, check_same_classes, set_data_config
 from kd_lightning.networks.dry_run import (
     describe_probabilities,
     input_dtype,
@@ -95,11 +96,12 @@ class DistillationModule(ClassificationModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the terms."""
-        images, labels, ids = read_batch(batch)
+        loaded = read_batch(batch)
+        images, labels = loaded.images, loaded.labels
         progress = self.trainer.global_step / self._total_steps
         self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=images.device)
         student = self._student_tap(self.network_input(images))
-        teacher = None if self.frozen_teacher is None else self.frozen_teacher(images, ids)
+        teacher = None if self.frozen_teacher is None else self.frozen_teacher(images_for_teacher(loaded), loaded.ids)
         loss: Tensor
         loss, terms = self.losses(student, teacher, labels)
         inputs = {"images": images} if teacher is None else {"images": images, "the teacher's logits": teacher.logits}
@@ -107,7 +109,7 @@ class DistillationModule(ClassificationModule):
         return loss
 
     def reference_logits(self, images: Tensor, batch_idx: int | None = None) -> Tensor | None:
-        """Return the teacher's logits ``(B, C)``, or ``None`` if it has other classes."""
+        """Return the teacher's logits ``(B, C)`` of images at its size, or ``None`` if it has other classes."""
         if self.frozen_teacher is None:
             return None
         if batch_idx is None or self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
@@ -163,7 +165,9 @@ class DistillationModule(ClassificationModule):
         student = try_forward(self, lambda: self._student_tap(inputs), "The student", images)
         if self._student_tap.layers:
             self._student_tap.check_not_overwritten(inputs)
-        teacher = None if self.frozen_teacher is None else self._dry_run_teacher(self.frozen_teacher, images)
+        teacher = None
+        if self.frozen_teacher is not None:
+            teacher = self._dry_run_teacher(self.frozen_teacher, self._at_teacher_size(images))
         self.losses.build(student, teacher, network=self.network, teacher=self.teacher)
 
     def _dry_run_teacher(self, teacher: FrozenTeacher, images: Tensor) -> Outputs:
@@ -178,6 +182,18 @@ class DistillationModule(ClassificationModule):
             teacher.tap.check_not_overwritten(teacher.convert_input(images))
         return outputs
 
+    def known_inputs(self) -> dict[str, DataConfig]:
+        """Return what the student, or else the teacher, expects of its input."""
+        known = super().known_inputs()
+        return known if self.teacher is None else {**known, "the teacher": data_config(self.teacher)}
+
+    def _at_teacher_size(self, images: Tensor) -> Tensor:
+        """Return random images of the size that the data module yields for the teacher, or the images themselves."""
+        shape = getattr(self.data_module, "teacher_shape", None)
+        if shape is None:
+            return images
+        return torch.randn(len(images), *shape, generator=torch.Generator().manual_seed(0)).to(images)
+
     def _match_data(self) -> None:
         """Match the teacher's input with the data too."""
         super()._match_data()
@@ -186,7 +202,10 @@ class DistillationModule(ClassificationModule):
         known, data = data_config(self.frozen_teacher.network), self.data
         self.frozen_teacher.convert_input.match(self.frozen_teacher.network, data)
         if known.mean is None and data.mean is not None and self.losses.shapes is None:
-            rank_zero_info("The teacher's input statistics are not known; those of the data are assumed.")
+            rank_zero_warn(
+                "The mean and deviation of the images that the teacher was trained on are not known; those of the data "
+                "are assumed. If they differ, give mean and std to from_checkpoint, or set data.mean and data.std."
+            )
         if self.losses.compares_logits:
             check_same_classes("The teacher", known, data)
             own = data_config(self.network)
@@ -199,6 +218,7 @@ class DistillationModule(ClassificationModule):
         if self.frozen_teacher is None:
             return
         images = torch.randn(4, *(self.image_shape or ()), generator=torch.Generator().manual_seed(0))
+        images = self._at_teacher_size(images)
         dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None  # otherwise as the student
         self.frozen_teacher.optimize_for_inference(to_input_dtype(images, self.network), dtype, self.compiles)
         if self.teacher_cache is not False:

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
-from kd_lightning.data.labels import check_labels, class_indices
+from kd_lightning.data.labels import check_labels
 from kd_lightning.losses import hard_target_loss, soft_target_loss
+from kd_lightning.losses._labels import class_indices
 
 
 class Prediction(NamedTuple):

@@ -25,7 +25,8 @@ def example_images(trainer: pl.Trainer, *, pairs: bool) -> Tensor | None:
     Raises:
         UserError: If there is no training batch, or it cannot be read.
     """
-    shape = getattr(trainer.datamodule, "image_shape", None)  # type: ignore[attr-defined]
+    data: object = trainer.datamodule  # type: ignore[attr-defined]
+    shape = getattr(data, "image_shape", None) if getattr(data, "size_is_known", True) else None
     if shape is not None:
         return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     source = trainer.fit_loop._data_source
@@ -41,5 +42,5 @@ def example_images(trainer: pl.Trainer, *, pairs: bool) -> Tensor | None:
             "The training loader yields no batch; give it a data set that is not empty, and with drop_last one of "
             "at least batch_size images."
         )
-    (images, _, _), _ = read_training_batch(fetched[0], pairs=pairs)
+    (images, *_), _ = read_training_batch(fetched[0], pairs=pairs)
     return first_twice(images)

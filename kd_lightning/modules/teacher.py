@@ -57,7 +57,7 @@ class TeacherModule(ClassificationModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the cross-entropy with the labels."""
-        images, labels, ids = read_batch(batch)
+        images, labels, ids, _ = read_batch(batch)
         if self._features is None:
             logits = self(images)
         else:

@@ -1,12 +1,14 @@
-"""The input statistics and classes that a network was trained with, attached to the network."""
+"""The input that a network's weights expect: statistics, size and crop; and the classes of its logits."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from kd_lightning.errors import UserError
+from kd_lightning.files.prepare import Preparation
 
 _ATTRIBUTE = "data_config"
 
@@ -18,11 +20,13 @@ class DataConfig(NamedTuple):
         mean: Mean of each channel that was subtracted from images in [0, 1].
         std: Standard deviation of each channel that they were divided by.
         classes: Class names in the order of the logits.
+        preparation: Resizing and crop of an image before the network is evaluated on it.
     """
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     classes: tuple[str, ...] | None = None
+    preparation: Preparation | None = None
 
     @classmethod
     def of(
@@ -30,8 +34,15 @@ class DataConfig(NamedTuple):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         classes: Sequence[str] | None = None,
+        preparation: Preparation | Mapping[str, Any] | None = None,
     ) -> "DataConfig":
         """Return a checked configuration.
+
+        Args:
+            mean: Mean of each channel.
+            std: Standard deviation of each channel.
+            classes: Class names.
+            preparation: The preparation, or the plain data of one.
 
         Raises:
             UserError: If only one of the statistics is given, they differ in length or a deviation is not above 0.
@@ -42,7 +53,14 @@ class DataConfig(NamedTuple):
             raise UserError(
                 f"mean and std need one value for each channel and deviations above 0, got {mean} and {std}."
             )
-        return cls(_floats(mean), _floats(std), None if classes is None else tuple(map(str, classes)))
+        if preparation is not None and not isinstance(preparation, Preparation):
+            preparation = Preparation.of(**preparation)
+        return cls(_floats(mean), _floats(std), None if classes is None else tuple(map(str, classes)), preparation)
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return plain data for a checkpoint, from which :meth:`of` makes the configuration again."""
+        plain = None if self.preparation is None else self.preparation._asdict()
+        return {**self._asdict(), "preparation": plain}
 
 
 def _is_valid(mean: Sequence[float], std: Sequence[float]) -> bool:
@@ -64,6 +82,8 @@ def check_same_classes(who: str, known: DataConfig, data: DataConfig) -> None:
     Raises:
         UserError: If they differ.
     """
+    if data.classes and all(re.fullmatch(r"n\d{8}", name) for name in data.classes):
+        return  # ImageNet's folders, in the order of the classes that published networks name in words
     if known.classes and data.classes and known.classes != data.classes:
         raise UserError(
             f"{who} was trained on the classes {truncate(known.classes)} and the data have "
@@ -82,23 +102,32 @@ def truncate(names: Sequence[str]) -> str:
 
 
 def train_on(network: nn.Module, data: DataConfig) -> None:
-    """Attach the classes of the data that a network is trained on from now on, and their statistics if it has none.
+    """Attach classes and preparation of the data that a network is trained on, and their statistics if it has none.
 
     Example:
         >>> network = nn.Linear(2, 2)
         >>> train_on(network, DataConfig.of(mean=[0.5], std=[0.2], classes=["cat", "dog"]))
         >>> train_on(network, DataConfig.of(mean=[0.4], std=[0.1]))
         >>> data_config(network)
-        DataConfig(mean=(0.5,), std=(0.2,), classes=('cat', 'dog'))
+        DataConfig(mean=(0.5,), std=(0.2,), classes=('cat', 'dog'), preparation=None)
     """
     known = data_config(network)
     statistics = data if known.mean is None else known
-    set_data_config(network, statistics._replace(classes=data.classes or known.classes))
+    classes, preparation = data.classes or known.classes, data.preparation or known.preparation
+    set_data_config(network, statistics._replace(classes=classes, preparation=preparation))
 
 
 def data_config(network: nn.Module | None) -> DataConfig:
-    """Return the configuration that is attached to a network, with ``None`` in all fields if there is none."""
+    """Return what is known of a network's input, with ``None`` in all fields if nothing is.
+
+    That is the configuration that is attached to it, or that of a trained network of timm.
+    """
     known: DataConfig = getattr(network, _ATTRIBUTE, DataConfig())
+    if network is not None and known.mean is None and known.preparation is None:
+        from kd_lightning.networks.published_config import timm_config  # which makes configurations
+
+        published = timm_config(network)
+        return published if known.classes is None else published._replace(classes=known.classes)
     return known
 
 

@@ -21,7 +21,7 @@ def describe_network(network: nn.Module) -> dict[str, object]:
     """
     shapes = sliced_shapes(network)
     widths: dict[str, object] = {} if shapes is None else {"sliced_shapes": shapes}
-    return {KEY: FORMAT, "data_config": data_config(network)._asdict(), **widths}
+    return {KEY: FORMAT, "data_config": data_config(network).as_plain(), **widths}
 
 
 def apply_description(network: nn.Module, checkpoint: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from kd_lightning.files.format import check_format
 from kd_lightning.files.read import read_checkpoint
 from kd_lightning.networks.channel_slicing import slice_to
 from kd_lightning.networks.data_config import DataConfig, set_data_config, truncate
+from kd_lightning.networks.published_config import torchvision_config_of_file
 
 
 def from_checkpoint(
@@ -72,7 +73,9 @@ def from_checkpoint(
             "or map spellings with rename={'old.': 'new.'}."
         )
     network.load_state_dict(weights)
-    set_data_config(network, known if declared.mean is None else declared._replace(classes=known.classes))
+    if known == DataConfig():
+        known = torchvision_config_of_file(path)
+    set_data_config(network, known if declared.mean is None else known._replace(mean=declared.mean, std=declared.std))
     return network
 
 
@@ -152,7 +155,9 @@ def _saved_data_config(content: dict[str, Any], path: str | Path) -> DataConfig:
     try:
         return DataConfig.of(**content.get("data_config", {}))
     except TypeError as error:
-        raise UserError(f"'data_config' in {str(path)!r} must contain only mean, std and classes.") from error
+        raise UserError(
+            f"'data_config' in {str(path)!r} must contain only mean, std, classes and preparation."
+        ) from error
 
 
 def state_dict_mismatch(network: nn.Module, weights: Mapping[str, Tensor]) -> str:

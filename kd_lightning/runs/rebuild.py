@@ -24,9 +24,12 @@ def load_images(data: Any, split: str, count: int | None) -> tuple[Tensor, Tenso
         return None
     images: list[Tensor] = []
     labels: list[Tensor] = []
-    for batch in getattr(part, f"{split}_dataloader")():
-        pixels = part.pixels(batch._replace(epoch=-1)).float() / 255
-        images.append(with_channels(resize(pixels, size=data.image_shape[1:]), channels=data.image_shape[0]))
+    loader = part.plain_train_dataloader() if split == "train" else getattr(part, f"{split}_dataloader")()
+    for batch in loader:
+        pixels = part.pixels(batch).float() / 255
+        if part is not data:
+            pixels = with_channels(resize(pixels, size=data.image_shape[1:]), channels=data.image_shape[0])
+        images.append(pixels)
         labels.append(batch.labels)
         if count is not None and sum(map(len, images)) >= count:
             break

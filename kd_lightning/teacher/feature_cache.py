@@ -94,4 +94,4 @@ class FeatureCache:
     def load_view(self, epoch: int, trainer: pl.Trainer, convert_input: Callable[[Tensor], Tensor]) -> None:
         """Load the view of an epoch into the cache; see :func:`load_view`."""
         assert self.cache is not None
-        load_view(self.cache, epoch, trainer, lambda images: self.compute(convert_input(images)))
+        load_view(self.cache, epoch, trainer, lambda batch: self.compute(convert_input(batch.images)))

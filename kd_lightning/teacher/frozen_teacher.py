@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from kd_lightning.data.batch import images_for_teacher
 from kd_lightning.data.protocol import ViewData
 from kd_lightning.features import FeatureTap, Outputs, logits_of
 from kd_lightning.networks.compiled import unwrap_compiled
@@ -190,7 +191,7 @@ class FrozenTeacher:
     def load_view(self, epoch: int, trainer: pl.Trainer) -> None:
         """Load the view of an epoch into the cache; see :func:`load_view`."""
         assert self.cache is not None
-        load_view(self.cache, epoch, trainer, lambda images: self(images).logits)
+        load_view(self.cache, epoch, trainer, lambda batch: self(images_for_teacher(batch)).logits)
 
 
 def _can_be_cast(network: nn.Module) -> bool:

@@ -6,19 +6,20 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from kd_lightning.data.batch import Batch
 from kd_lightning.data.protocol import ViewData, has_fixed_views
 from kd_lightning.errors import UserError
 from kd_lightning.teacher.output_cache import OutputCache
 
 
-def load_view(cache: OutputCache, epoch: int, trainer: pl.Trainer, compute: Callable[[Tensor], Tensor]) -> None:
+def load_view(cache: OutputCache, epoch: int, trainer: pl.Trainer, compute: Callable[[Batch], Tensor]) -> None:
     """Make view ``epoch % cache.views`` the current one; if it is missing, all ranks compute it together.
 
     Args:
         cache: Cache with a row for each image and view.
         epoch: Number of the epoch.
         trainer: Trainer whose data module has ``view_dataloader``.
-        compute: Function from images ``(B, channels, H, W)`` to rows of the cache, ``(B, C)``.
+        compute: Function from a batch to rows of the cache, ``(B, C)``.
     """
     view = epoch % cache.views
     if view == cache.current_view:
@@ -43,22 +44,22 @@ def check_cacheable(data: object, what: str, argument: str) -> ViewData:
     Raises:
         UserError: If training images differ between epochs.
     """
-    reason = "each epoch has new views; set views=V on a data module of this package"
     if has_fixed_views(data):
-        if not data.mixes_images:
-            return data
-        reason = "mixup and CutMix create new images in each epoch; set both to 0"
-    raise UserError(f"{what} cannot be cached: {reason}, or set {argument}=False.")
+        return data
+    raise UserError(
+        f"{what} cannot be cached: each epoch has new views; set views=V on a data module of this package, or set "
+        f"{argument}=False."
+    )
 
 
 @torch.no_grad()
-def compute_view(cache: OutputCache, view: int, trainer: pl.Trainer, compute: Callable[[Tensor], Tensor]) -> Tensor:
+def compute_view(cache: OutputCache, view: int, trainer: pl.Trainer, compute: Callable[[Batch], Tensor]) -> Tensor:
     """Return the rows ``(N, C)`` of a view; each rank computes a part of them."""
     rows = torch.zeros(cache.shape, device=trainer.strategy.root_device)
     data: ViewData = trainer.datamodule  # type: ignore[attr-defined]
     with trainer.precision_plugin.forward_context():
         for batch in data.view_dataloader(view):
-            images, _, ids = trainer.strategy.batch_to_device(batch)
-            rows[ids // cache.views] = compute(images).float()
+            shown: Batch = trainer.strategy.batch_to_device(batch)
+            rows[shown.ids // cache.views] = compute(shown).float()
     total: Tensor = trainer.strategy.reduce(rows, reduce_op="sum")  # every row is zero on all ranks but one
     return total

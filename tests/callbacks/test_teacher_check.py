@@ -73,7 +73,7 @@ def test_all_validation_images_are_evaluated(
     network = small().eval()
     right = count = 0
     for stored in data.val_dataloader():
-        images, labels, _ = data.augment(stored)
+        images, labels, *_ = data.augment(stored)
         right += int((network(images).argmax(1) == labels).sum())
         count += len(labels)
     trainer = make_trainer(callbacks=[record], num_sanity_val_steps=sanity, limit_train_batches=1)

@@ -7,14 +7,14 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from kd_lightning.data.image_set import ImageFiles, ImageSet
+from kd_lightning.data.image_set import ImageSet, StreamedImages
 from kd_lightning.data.sampler import EpochSampler
 
 DataModule = TypeVar("DataModule", bound=pl.LightningDataModule)
 Loader = TypeVar("Loader", bound=DataLoader[Any])
 
 
-def in_memory(images: ImageSet | ImageFiles | None) -> ImageSet:
+def in_memory(images: ImageSet | StreamedImages | None) -> ImageSet:
     """Return a stored split, and fail if it does not exist or is not in memory."""
     assert isinstance(images, ImageSet)
     return images

@@ -10,7 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from kd_lightning.data.batch import RawBatch
-from kd_lightning.data.image_set import ImageFiles, ImageSet, Subset, read_image
+from kd_lightning.data.image_form import OriginalForm
+from kd_lightning.data.image_set import ImageFiles, ImageSet, StreamedImages, Subset, read_image
+from kd_lightning.data.packed_images import stack_in_memory
 
 
 def random_pixels(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -41,14 +43,6 @@ def test_grey_and_palette_images_become_rgb(tmp_path: Path) -> None:
     assert torch.equal(read_image(tmp_path / "p.png"), as_tensor(np.array(palette.convert("RGB"))))
 
 
-def test_images_are_resized_to_height_and_width(tmp_path: Path) -> None:
-    pixels = random_pixels(4, 6)
-    path = save_image(tmp_path, pixels)
-    expected = Image.fromarray(pixels).resize((9, 5), Image.Resampling.BILINEAR)
-    assert torch.equal(read_image(path, size=(5, 9)), as_tensor(np.array(expected)))
-    assert torch.equal(read_image(path, size=(4, 6)), as_tensor(pixels))
-
-
 @pytest.mark.parametrize("damage", ["empty", "text", "half", "header"])
 def test_an_unreadable_file_is_refused_by_name(tmp_path: Path, damage: str) -> None:
     path = save_image(tmp_path, random_pixels(16, 16))
@@ -72,29 +66,35 @@ def files(tmp_path: Path) -> list[Path]:
     return [save_image(tmp_path, random_pixels(4, 5, seed=i), f"{i}.png") for i in range(5)]
 
 
+def image_files(files: list[Path]) -> ImageFiles:
+    return ImageFiles(torch.arange(5) * 10, files, torch.tensor([[4, 5]] * 5), OriginalForm(4, 5))
+
+
 def test_images_in_memory_equal_streamed_ones(files: list[Path]) -> None:
-    images = ImageFiles(torch.arange(5), files, (4, 5))
-    resident = images.in_memory()
+    images = image_files(files)
+    resident = stack_in_memory(images)
     assert torch.equal(resident.pixels, torch.stack([as_tensor(random_pixels(4, 5, seed=i)) for i in range(5)]))
-    assert torch.equal(images.stream(torch.tensor([3, 0, 3])).pixels, resident.pixels[[3, 0, 3]])
-    assert (resident.labels is images.labels, resident.files, resident.size) == (True, files, (4, 5))
+    streamed = StreamedImages(images, (4, 5)).stream(torch.tensor([3, 0, 3]), 0)
+    assert torch.equal(streamed.pixels, resident.pixels[[3, 0, 3]])
+    assert torch.equal(resident.labels, images.labels)
+    assert (list(resident.files), resident.size) == (files, (4, 5))
 
 
 def test_sample_names_are_files_or_numbers(files: list[Path]) -> None:
-    assert ImageFiles(torch.arange(5), files, (4, 5)).name(2) == str(files[2])
+    assert image_files(files).name(2) == str(files[2])
     assert ImageSet(torch.arange(5), torch.zeros(5, 1, 2, 2, dtype=torch.uint8)).name(2) == "2"
 
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_subset_keeps_the_sample_numbers_of_the_full_set(files: list[Path], resident: bool) -> None:
-    images = ImageFiles(torch.arange(5) * 10, files, (4, 5))
-    part = Subset(images.in_memory() if resident else images, torch.tensor([4, 2, 1]), split="train")
+    streamed = StreamedImages(image_files(files), (4, 5))
+    images = stack_in_memory(streamed.images) if resident else streamed
+    part = Subset(images, torch.tensor([4, 2, 1]), split="train")
     batch, single = part.__getitems__([(2, 7), (0, 7)]), part[1, -1]
     assert len(part) == 3
     assert isinstance(batch, RawBatch)
     assert isinstance(single, RawBatch)
     assert (batch.ids.tolist(), batch.labels.tolist(), batch.epoch, batch.split) == ([1, 4], [10, 40], 7, "train")
-    assert (
-        batch.pixels.numel() == 0 if resident else torch.equal(batch.pixels, images.stream(torch.tensor([1, 4])).pixels)
-    )
+    expected = torch.empty(2, 0) if resident else streamed.stream(torch.tensor([1, 4]), -1).pixels
+    assert torch.equal(batch.pixels, expected)
     assert (single.ids.tolist(), single.epoch) == ([2], -1)

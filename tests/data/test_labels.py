@@ -2,8 +2,9 @@ import pytest
 import torch
 from on_other_device import on_other_device
 
-from kd_lightning.data.labels import check_labels, class_indices
+from kd_lightning.data.labels import check_labels
 from kd_lightning.errors import UserError
+from kd_lightning.losses._labels import class_indices
 
 
 @pytest.mark.parametrize("labels", [[0, 2, -1], [-1, -1], []])
@@ -15,6 +16,7 @@ def test_classes_and_minus_one_are_accepted(labels: list[int]) -> None:
 def test_probabilities_are_accepted_in_any_precision(dtype: torch.dtype) -> None:
     check_labels(torch.randn(50, 100).softmax(1).to(dtype), num_classes=100)
     check_labels(torch.eye(3, dtype=dtype), num_classes=3)
+    check_labels(torch.tensor([[0, 1, 0], [-1, -1, -1]], dtype=dtype), num_classes=3)  # the second is unlabelled
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,7 @@ def test_probabilities_are_accepted_in_any_precision(dtype: torch.dtype) -> None
     [
         ([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]], "one sums to 2; .*multi-hot"),
         ([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], "one sums to 0; "),
+        ([[0.0, 1.0, 0.0], [-1.0, -1.0, 0.0]], "one contains -1; "),
         ([[2.0, -1.0, 0.0], [1.0, 0.0, 0.0]], "one contains -1; "),
         ([[torch.nan, 0.0, 1.0], [1.0, 0.0, 0.0]], "one contains nan; "),
         ([[1.0, 0.0], [0.0, 1.0]], "probabilities of 2 classes, but there are 3; "),

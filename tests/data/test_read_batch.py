@@ -19,7 +19,7 @@ PATHS = ("a.png", "b.png", "c.png", "d.png")
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8])
 def test_class_indices_of_any_integer_type_and_as_a_column(kind: type, dtype: torch.dtype) -> None:
     for labels in (Y.to(dtype), Y.to(dtype)[:, None]):
-        images, read, ids = read_batch(kind([X, labels]))
+        images, read, ids, _ = read_batch(kind([X, labels]))
         assert images is X
         assert ids is None
         assert read.dtype == torch.int64

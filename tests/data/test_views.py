@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kd_lightning.data import Batch, DigitsDataModule, ImageDataModule, ImageFolderDataModule
 from kd_lightning.data.augmentation.crops import normalize
-from kd_lightning.data.image_set import ImageFiles, ImageSet
+from kd_lightning.data.image_set import ImageSet, StreamedImages
 
 Views = dict[int, Tensor]
 """The images of an epoch by their ids."""
@@ -140,7 +140,7 @@ def test_ids_in_evaluation_are_samples(views: int | None) -> None:
             [module.augment(batch) for batch in getattr(module, f"{split}_dataloader")()] for module in (data, plain)
         )
         for batch, expected in zip(ours, theirs, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(batch[:3], expected[:3], strict=True))
     ids = torch.cat([data.augment(batch).ids for batch in data.test_dataloader()])
     assert ids.tolist() == list(range(360))
 
@@ -258,7 +258,7 @@ def test_streamed_views_equal_those_in_memory(root: Path) -> None:
         first, second = images_of_epoch(memory, epoch), images_of_epoch(stream, epoch)
         assert first.keys() == second.keys()
         assert equal_fraction(first, second) == 1
-    assert isinstance(stream.splits["train"], ImageFiles)
+    assert isinstance(stream.splits["train"], StreamedImages)
     assert isinstance(memory.splits["train"], ImageSet)
     for view in range(2):
         images = images_of_view(stream, view)

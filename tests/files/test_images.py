@@ -73,18 +73,17 @@ def with_orientation(orientation: int) -> Image.Exif:
 def test_an_image_is_turned_as_its_orientation_says(tmp_path: Path, suffix: str, orientation: int) -> None:
     file = tmp_path / f"a.{suffix}"
     as_stored(orientation).save(file, exif=with_orientation(orientation))
-    shown = load_image(file, "RGB", None)
+    shown = load_image(file, "RGB")
     assert corners(shown) == "rgbk"
     assert shown.size == (48, 32)
     assert shown_size(file) == (32, 48)
-    assert corners(load_image(file, "RGB", (20, 30))) == "rgbk"
 
 
 def test_an_orientation_in_avif_is_read(tmp_path: Path) -> None:
     if ".avif" not in readable_suffixes():
         pytest.skip("this Pillow does not read AVIF")
     as_stored(6).save(tmp_path / "a.avif", exif=with_orientation(6))
-    assert corners(load_image(tmp_path / "a.avif", "RGB", None)) == "rgbk"
+    assert corners(load_image(tmp_path / "a.avif", "RGB")) == "rgbk"
 
 
 def test_an_orientation_behind_the_pixels_of_png_is_read(tmp_path: Path) -> None:
@@ -96,14 +95,14 @@ def test_an_orientation_behind_the_pixels_of_png_is_read(tmp_path: Path) -> None
     end = written.index(b"IEND") - 4
     moved = written[:start] + written[start + length : end] + written[start : start + length] + written[end:]
     (tmp_path / "a.png").write_bytes(moved)
-    assert corners(load_image(tmp_path / "a.png", "RGB", None)) == "rgbk"
+    assert corners(load_image(tmp_path / "a.png", "RGB")) == "rgbk"
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("damaged", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04abc\0"])
 def test_a_damaged_orientation_counts_as_none(tmp_path: Path, damaged: bytes) -> None:
     upright().save(tmp_path / "a.jpg", exif=damaged)
-    assert corners(load_image(tmp_path / "a.jpg", "RGB", None)) == "rgbk"
+    assert corners(load_image(tmp_path / "a.jpg", "RGB")) == "rgbk"
     assert shown_size(tmp_path / "a.jpg") == (32, 48)
 
 
@@ -118,14 +117,14 @@ def glyph(mode: str) -> Image.Image:
 @pytest.mark.parametrize("wanted", ["RGB", "L"])
 def test_transparent_parts_are_white(tmp_path: Path, mode: str, wanted: str) -> None:
     glyph(mode).save(tmp_path / "a.png")
-    shown = load_image(tmp_path / "a.png", wanted, None).convert("RGB")
+    shown = load_image(tmp_path / "a.png", wanted).convert("RGB")
     assert shown.getpixel((0, 0)) == WHITE
     assert shown.getpixel((3, 3)) == BLACK
 
 
 def test_half_transparent_parts_are_mixed_with_white(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (255, 0, 0, 128)).save(tmp_path / "a.png")
-    assert load_image(tmp_path / "a.png", "RGB", None).getpixel((0, 0)) == (255, 127, 127)
+    assert load_image(tmp_path / "a.png", "RGB").getpixel((0, 0)) == (255, 127, 127)
 
 
 @pytest.mark.parametrize(("mode", "colour"), [("1", 0), ("L", 7), ("RGB", (1, 2, 3)), ("P", 0)])
@@ -133,7 +132,7 @@ def test_a_transparent_colour_is_white(tmp_path: Path, mode: str, colour: int | 
     image = Image.new(mode, (8, 8), colour)
     image.paste(1 if mode == "P" else RED if mode == "RGB" else 200, (0, 0, 2, 2))
     image.save(tmp_path / "a.png", transparency=colour)
-    shown = load_image(tmp_path / "a.png", "RGB", None)
+    shown = load_image(tmp_path / "a.png", "RGB")
     assert shown.getpixel((5, 5)) == WHITE
     assert mode != "RGB" or shown.getpixel((0, 0)) == RED
 
@@ -142,7 +141,7 @@ def test_opaque_images_with_an_alpha_channel_keep_their_pixels(tmp_path: Path) -
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 4), dtype=np.uint8)
     pixels[:, :, 3] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert np.array_equal(np.asarray(load_image(tmp_path / "a.png", "RGB", None)), pixels[:, :, :3])
+    assert np.array_equal(np.asarray(load_image(tmp_path / "a.png", "RGB")), pixels[:, :, :3])
 
 
 def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
@@ -150,13 +149,13 @@ def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
     for suffix in ("gif", "webp", "tiff", "png"):
         file = tmp_path / f"a.{suffix}"
         frames[0].save(file, save_all=True, append_images=frames[1:])
-        pixel = np.asarray(load_image(file, "RGB", None))[0, 0]
+        pixel = np.asarray(load_image(file, "RGB"))[0, 0]
         assert np.abs(pixel - np.array(RED)).max() < 5, suffix
 
 
 def test_colours_become_grey_by_luma(tmp_path: Path) -> None:
     upright().save(tmp_path / "a.png")
-    grey = load_image(tmp_path / "a.png", "L", None)
+    grey = load_image(tmp_path / "a.png", "L")
     assert [grey.getpixel(place) for place in ((0, 0), (47, 0), (47, 31))] == [76, 150, 29]
 
 
@@ -164,7 +163,7 @@ def test_colours_become_grey_by_luma(tmp_path: Path) -> None:
 def test_other_colour_spaces_have_the_right_colours(tmp_path: Path, mode: str, suffix: str) -> None:
     image = upright() if mode != "1" else Image.new("1", (48, 32), 1)
     image.convert(mode).save(tmp_path / f"a.{suffix}")
-    shown = load_image(tmp_path / f"a.{suffix}", "RGB", None)
+    shown = load_image(tmp_path / f"a.{suffix}", "RGB")
     assert shown.getpixel((0, 0)) == WHITE if mode == "1" else corners(shown) == "rgbk"
 
 
@@ -172,20 +171,20 @@ def test_other_colour_spaces_have_the_right_colours(tmp_path: Path, mode: str, s
 def test_images_of_more_than_8_bits_of_grey_are_refused_by_their_header(tmp_path: Path, mode: str) -> None:
     file = tmp_path / "a.tiff"
     Image.fromarray(np.full((4, 4), 300, dtype={"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])).save(file)
-    for read in (check_image, shown_size, lambda file: load_image(file, "L", None)):
+    for read in (check_image, shown_size, lambda file: load_image(file, "L")):
         with pytest.raises(UnreadableImageError, match=r"a\.tiff' has more than 8 bits a pixel of grey; save it with"):
             read(file)
 
 
 def test_another_format_than_the_suffix_says_is_read(tmp_path: Path) -> None:
     upright().save(tmp_path / "a.jpg", format="PNG")
-    assert corners(load_image(tmp_path / "a.jpg", "RGB", None)) == "rgbk"
+    assert corners(load_image(tmp_path / "a.jpg", "RGB")) == "rgbk"
 
 
 def test_formats_that_other_programs_draw_are_refused(tmp_path: Path) -> None:
     upright().save(tmp_path / "a.jpg", format="EPS")  # which Pillow gives to Ghostscript
     with pytest.raises(UnreadableImageError, match="cannot be read as an image"):
-        load_image(tmp_path / "a.jpg", "RGB", None)
+        load_image(tmp_path / "a.jpg", "RGB")
 
 
 def test_all_suffixes_of_photographs_that_pillow_reads_are_known() -> None:
@@ -215,7 +214,7 @@ def test_an_installed_package_adds_its_format(tmp_path: Path, monkeypatch: pytes
     )
     assert ".heic" in readable_suffixes()
     (tmp_path / "a.heic").write_bytes(b"heif\1\2\3\4")
-    assert np.asarray(load_image(tmp_path / "a.heic", "L", None)).tolist() == [[1, 2], [3, 4]]
+    assert np.asarray(load_image(tmp_path / "a.heic", "L")).tolist() == [[1, 2], [3, 4]]
     monkeypatch.undo()
     images._register_plugins.cache_clear()
 

@@ -212,7 +212,7 @@ def test_images_are_normalized_for_the_teacher(small: Networks, trained: nn.Modu
         data.setup("test")
         module.setup("test")
         correct = []
-        for images, labels, _ in map(data.augment, data.test_dataloader()):
+        for images, labels, *_ in map(data.augment, data.test_dataloader()):
             logits = module.reference_logits(images)
             assert logits is not None
             correct.append((logits.argmax(1) == labels).float().mean())
@@ -233,7 +233,8 @@ def test_a_checkpoint_is_plain_data_and_can_be_loaded_as_network(
     path = tmp_path / "student.ckpt"
     trainer.save_checkpoint(path)
     content = torch.load(path, weights_only=True)
-    assert content["data_config"] == {"mean": digits.mean, "std": digits.std, "classes": digits.classes}
+    expected = {"mean": digits.mean, "std": digits.std, "classes": digits.classes, "preparation": None}
+    assert content["data_config"] == expected
     network = from_checkpoint(small(), path)
     images = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(network.eval()(images), module.eval()(images))  # in another memory format

@@ -460,14 +460,6 @@ class CountSteps(pl.Callback):
             "the loss 'hint' reads the teacher's layers, which are not cached",
         ),
         ({"views": None}, "each epoch has new views; set views=V on a data module of this package"),
-        (
-            {"data": {"augmentation": Augmentation(mixup=0.2)}},
-            "mixup and CutMix create new images in each epoch; set both to 0",
-        ),
-        (
-            {"data": {"augmentation": Augmentation(cutmix=1.0)}},
-            "mixup and CutMix create new images in each epoch; set both to 0",
-        ),
     ],
 )
 @pytest.mark.parametrize("on_disk", [False, True])

@@ -1,16 +1,18 @@
-"""The way of a batch on the device: gathered, cropped, normalized, mixed."""
+"""The way of a batch on the device: gathered, cropped, recoloured, normalized, erased, mixed."""
 
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.data.augmentation.colours import apply_colours
 from kd_lightning.data.augmentation.crops import Crops, draw_crops, gather_crops, normalize, pack, unpack
+from kd_lightning.data.augmentation.erasing import erase
 from kd_lightning.data.augmentation.mixing import mix
 from kd_lightning.data.augmentation.settings import Augmentation
+from kd_lightning.data.augmentation.view_plan import ViewPlan
 from kd_lightning.data.batch import Batch, RawBatch
-from kd_lightning.data.image_set import ImageFiles, ImageSet
+from kd_lightning.data.image_set import ImageSet, StreamedImages
 
 
 class Augmenter:
@@ -30,7 +32,7 @@ class Augmenter:
 
     def __init__(
         self,
-        splits: Mapping[str, ImageSet | ImageFiles],
+        splits: Mapping[str, ImageSet | StreamedImages],
         augmentation: Augmentation,
         *,
         mean: tuple[float, ...],
@@ -41,8 +43,7 @@ class Augmenter:
         self.splits = splits
         self.padding = augmentation.padding or 0
         self.flip = bool(augmentation.flip)
-        self.mixup = augmentation.mixup or 0.0
-        self.cutmix = augmentation.cutmix or 0.0
+        self.vertical_flip = bool(augmentation.vertical_flip)
         self.mean = mean
         self.std = std
         self.view_seed = view_seed
@@ -50,34 +51,33 @@ class Augmenter:
         self.device_images: dict[tuple[str, torch.device], Tensor] = {}
         self.crop_cache: dict[str, tuple[tuple[int, torch.device], Crops]] = {}
 
-    @property
-    def mixes_images(self) -> bool:
-        """Return whether mixup or CutMix blends training images and their labels."""
-        return self.mixup > 0 or self.cutmix > 0
-
-    def __call__(self, batch: RawBatch, *, num_classes: int = 0) -> Batch:
+    def __call__(self, batch: RawBatch, *, num_classes: int) -> Batch:
         """Return the augmented and normalized batch; mixed labels are ``num_classes`` wide."""
-        images = normalize(self._integers(batch), mean=self.mean, std=self.std)
-        ids = batch.ids
+        plan = batch.plan or ViewPlan(batch.ids)
+        images = self._finish(self._integers(batch), plan)
+        teacher_images = None
+        if batch.teacher_pixels is not None:
+            scale = batch.teacher_pixels.shape[2] / images.shape[2]
+            teacher_images = self._finish(self._teacher_integers(batch, plan), plan, scale=scale)
+        labels, ids = batch.labels, batch.ids
         if batch.epoch >= 0 and self.views is not None:
             ids = ids * self.views + self.view_of_epoch(batch.epoch)
-        if batch.epoch < 0 or not self.mixes_images:
-            return Batch(images, batch.labels, ids)
-        probabilities = F.one_hot(batch.labels, num_classes).float()
-        images, probabilities = mix(
-            images,
-            probabilities,
-            batch.ids,
-            seed=self.view_seed,
-            epoch=batch.epoch,
-            mixup_alpha=self.mixup,
-            cutmix_alpha=self.cutmix,
-        )
-        return Batch(images, probabilities, ids)
+        if plan.mixing is not None and plan.partner_labels is not None:
+            count, probabilities = len(ids), _one_hot(labels, num_classes)
+            partners = plan.partner_labels
+            images, labels = mix(images[:count], images[count:], probabilities, partners, plan.mixing)
+            if teacher_images is not None:
+                teacher_images, _ = mix(
+                    teacher_images[:count], teacher_images[count:], probabilities, partners, plan.mixing
+                )
+        return Batch(images, labels, ids, teacher_images)
 
     def pixels(self, batch: RawBatch) -> Tensor:
-        """Return the images before normalization and mixing, uint8 ``(B, channels, H, W)``."""
-        return self._integers(batch).to(torch.uint8)
+        """Return the images before normalization, erasing and mixing, uint8 ``(B, channels, H, W)``."""
+        pixels = self._integers(batch).to(torch.uint8)
+        if batch.plan is not None and batch.plan.colours is not None:
+            pixels = apply_colours(pixels, batch.plan.colours)
+        return pixels[: len(batch.ids)]
 
     def clear(self) -> None:
         """Forget the images and crops of splits that are read again."""
@@ -88,14 +88,42 @@ class Augmenter:
         """Return the view that an epoch shows, or -1 for images without augmentation."""
         return epoch if self.views is None or epoch < 0 else epoch % self.views
 
+    def _finish(self, pixels: Tensor, plan: ViewPlan, *, scale: float = 1.0) -> Tensor:
+        """Return images that are recoloured, normalized and partly erased, at ``scale`` times the student's size."""
+        if plan.colours is not None:
+            pixels = apply_colours(pixels.to(torch.uint8), plan.colours, scale=scale)
+        images = normalize(pixels, mean=self.mean, std=self.std)
+        return images if plan.boxes is None else erase(images, plan.boxes, scale=scale)
+
     def _integers(self, batch: RawBatch) -> Tensor:
+        """Return the pixels of a batch and of its partners, with values from 0 to 255."""
+        samples = batch.ids if batch.plan is None else batch.plan.samples
         if batch.pixels.numel():
+            if self._is_cut(batch):
+                return batch.pixels
             packed = pack(batch.pixels, padding=self.padding)
-            rows = torch.arange(len(batch.ids), device=batch.ids.device)
+            rows = torch.arange(len(samples), device=samples.device)
         else:
-            packed, rows = self._images(batch.split, batch.ids.device), batch.ids
-        crops = self._crops(batch.split, self.view_of_epoch(batch.epoch), batch.ids.device).select(batch.ids)
+            packed, rows = self._images(batch.split, samples.device), samples
+        crops = self._crops(batch.split, self.view_of_epoch(batch.epoch), samples.device).select(samples)
         return unpack(gather_crops(packed, rows, crops, padding=self.padding), channels=len(self.mean))
+
+    def _teacher_integers(self, batch: RawBatch, plan: ViewPlan) -> Tensor:
+        """Return the pixels for the teacher, mirrored as those for the student are on the device."""
+        pixels = batch.teacher_pixels
+        assert pixels is not None
+        if self._is_cut(batch) or not (self.flip or self.vertical_flip):
+            return pixels
+        crops = self._crops(batch.split, self.view_of_epoch(batch.epoch), pixels.device).select(plan.samples)
+        for bit, axis in ((1, 3), (2, 2)):
+            mirrored = (crops.mirrored & bit)[:, None, None, None] > 0
+            pixels = torch.where(mirrored, pixels.flip(axis), pixels)
+        return pixels
+
+    def _is_cut(self, batch: RawBatch) -> bool:
+        """Return whether the images were cut and mirrored on the host, or are shown as they are."""
+        images = self.splits[batch.split]
+        return isinstance(images, StreamedImages) and (images.crop is not None or batch.epoch < 0)
 
     def _images(self, split: str, device: torch.device) -> Tensor:
         if (split, device) not in self.device_images:
@@ -109,6 +137,19 @@ class Augmenter:
         """Return the crops of all samples, since drawing a few costs as much as drawing thousands."""
         if self.crop_cache.get(split, (None, None))[0] != (view, device):
             samples = torch.arange(len(self.splits[split].labels), device=device)
-            drawn = draw_crops(samples, seed=self.view_seed, epoch=view, padding=self.padding, flip=self.flip)
+            drawn = draw_crops(
+                samples,
+                seed=self.view_seed,
+                epoch=view,
+                padding=self.padding,
+                flip=self.flip,
+                vertical_flip=self.vertical_flip,
+            )
             self.crop_cache[split] = (view, device), drawn
         return self.crop_cache[split][1]
+
+
+def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Return class indices as probabilities ``(B, C)``, with rows of -1 where unlabelled."""
+    labels = labels[:, None]
+    return (labels == torch.arange(num_classes, device=labels.device)).float() - (labels < 0).float()

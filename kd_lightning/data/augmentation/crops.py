@@ -14,11 +14,17 @@ from kd_lightning.errors import UserError
 
 
 class Crops(NamedTuple):
-    """The position of the crop in each padded image, int64 ``(B,)``, and whether it is mirrored, bool ``(B,)``."""
+    """The place of each image in its padded one, and its flips.
+
+    Attributes:
+        top: First row, int64 ``(B,)``.
+        left: First column, int64 ``(B,)``.
+        mirrored: 1 where mirrored left to right, plus 2 where top to bottom, int32 ``(B,)``.
+    """
 
     top: Tensor
     left: Tensor
-    flipped: Tensor
+    mirrored: Tensor
 
     def select(self, rows: Tensor) -> "Crops":
         """Return the crops of some rows."""
@@ -55,8 +61,10 @@ def uniform(samples: Tensor, *, seed: int, epoch: int, stream: int = 0) -> Tenso
     return (random_bits(samples, seed=seed, epoch=epoch, stream=stream) >> 24).float() / (1 << 24)
 
 
-def draw_crops(samples: Tensor, *, seed: int, epoch: int, padding: int, flip: bool) -> Crops:
-    """Draw the crop and the flip of each sample in an epoch.
+def draw_crops(
+    samples: Tensor, *, seed: int, epoch: int, padding: int, flip: bool, vertical_flip: bool = False
+) -> Crops:
+    """Draw the crop and the flips of each sample in an epoch.
 
     Args:
         samples: int64 ``(B,)``.
@@ -64,14 +72,15 @@ def draw_crops(samples: Tensor, *, seed: int, epoch: int, padding: int, flip: bo
         epoch: Number of the epoch, from 0; -1 for the centre without a flip.
         padding: Pixels by which an image was padded on each side.
         flip: Mirror half of the views left to right.
+        vertical_flip: Mirror half of the views top to bottom.
     """
     if epoch < 0:
         centre = torch.full_like(samples, padding)
-        return Crops(centre, centre, torch.zeros_like(samples, dtype=torch.bool))
+        return Crops(centre, centre, torch.zeros_like(samples, dtype=torch.int32))
     bits = random_bits(samples, seed=seed, epoch=epoch)
     positions = 2 * padding + 1
-    mirrored = (bits >> 40) & 1 == 1 if flip else torch.zeros_like(samples, dtype=torch.bool)
-    return Crops((bits & 0xFFFFF) % positions, ((bits >> 20) & 0xFFFFF) % positions, mirrored)
+    mirrored = (bits >> 40) & (flip + 2 * vertical_flip)  # two bits, of which each counts where it is asked for
+    return Crops((bits & 0xFFFFF) % positions, ((bits >> 20) & 0xFFFFF) % positions, mirrored.int())
 
 
 def pack(images: Tensor, *, padding: int) -> Tensor:
@@ -113,9 +122,11 @@ def gather_crops(packed: Tensor, rows: Tensor, crops: Crops, *, padding: int) ->
     kind = torch.int32 if packed.numel() < 2**31 else torch.int64  # half the memory traffic where it fits
     lines = torch.arange(height, dtype=kind, device=packed.device)[:, None] * padded_width
     across = torch.arange(width, dtype=kind, device=packed.device)
-    windows = torch.stack([(lines + across).flatten(), (lines + across.flip(0)).flatten()])  # plain and mirrored
+    windows = torch.stack(  # plain, mirrored left to right, top to bottom, both
+        [(y + x).flatten() for y in (lines, lines.flip(0)) for x in (across, across.flip(0))]
+    )
     starts = (rows * padded_height + crops.top) * padded_width + crops.left
-    index = windows.index_select(0, crops.flipped.int()).add_(starts.to(kind)[:, None])
+    index = windows.index_select(0, crops.mirrored).add_(starts.to(kind)[:, None])
     return packed.flatten().index_select(0, index.flatten()).view(-1, height, width)
 
 

@@ -1,109 +1,119 @@
-"""mixup and CutMix: each image mixed with its neighbour in the batch, and the labels with it."""
+"""mixup and CutMix: an image and its labels mixed with those of a partner, each choice drawn on the host."""
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kd_lightning.data.augmentation.constants import constant
 from kd_lightning.data.augmentation.crops import random_bits, uniform
 
 
-def mixup(images: Tensor, labels: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
-    """Blend each image with the previous one in the batch.
+class Mixing(NamedTuple):
+    """Which rows of a batch are mixed, and how.
+
+    Attributes:
+        rows: Rows that are mixed, int64 ``(M,)``.
+        partners: The sample that each is mixed with, int64 ``(M,)``.
+        fraction: mixup's weight of each row itself, float32 ``(M,)``; 1 under CutMix.
+        box: CutMix's box (top, left, bottom, right) relative to the image, float32 ``(M, 4)``; zeros under mixup.
+    """
+
+    rows: Tensor
+    partners: Tensor
+    fraction: Tensor
+    box: Tensor
+
+
+def draw_mixing(
+    samples: Tensor,
+    *,
+    candidates: Tensor,
+    labelled: Tensor,
+    seed: int,
+    view: int,
+    mixup: float,
+    cutmix: float,
+) -> Mixing | None:
+    """Draw the partner of each labelled row and how it is mixed in; ``None`` if nothing is mixed.
+
+    Fractions are from Beta(alpha, alpha); where both methods are on, each is applied to half of the images. All is a
+    function of (seed, sample, view).
 
     H. Zhang et al.: mixup: Beyond Empirical Risk Minimization, ICLR 2018, https://arxiv.org/abs/1710.09412
-
-    Args:
-        images: ``(B, channels, H, W)``.
-        labels: Class probabilities ``(B, C)``.
-        fraction: Weight of each image itself, in [0, 1], ``(B,)``.
-
-    Example:
-        >>> images, labels = mixup(torch.eye(2)[:, :, None, None], torch.eye(2), torch.tensor([0.75, 1.0]))
-        >>> labels
-        tensor([[0.7500, 0.2500],
-                [0.0000, 1.0000]])
-    """
-    kept = fraction[:, None, None, None]
-    return kept * images + (1 - kept) * images.roll(1, 0), _blend(labels, fraction)
-
-
-def cutmix(images: Tensor, labels: Tensor, fraction: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """Paste a box of the previous image in the batch into each image, and mix the labels by area.
 
     S. Yun et al.: CutMix, ICCV 2019, https://arxiv.org/abs/1905.04899
 
     Args:
-        images: ``(B, channels, H, W)``.
-        labels: Class probabilities ``(B, C)``.
-        fraction: Area of each image that stays, before the box is clipped at the border, in [0, 1], ``(B,)``.
-        centre: Centre of the box relative to height and width, in [0, 1), ``(B, 2)``.
+        samples: int64 ``(B,)``.
+        candidates: The samples that may be partners, int64 ``(n,)``: labelled ones that are trained on.
+        labelled: Which rows have a label, bool ``(B,)``; the others are not mixed.
+        seed: The data module's ``view_seed``.
+        view: Number of the view, from 0.
+        mixup: alpha of mixup, or 0.
+        cutmix: alpha of CutMix, or 0.
     """
-    side = (1 - fraction).sqrt()[:, None]
-    rows = _inside(images.shape[2], centre[:, :1], side)
-    columns = _inside(images.shape[3], centre[:, 1:], side)
-    box = rows[:, :, None] & columns[:, None, :]
-    return torch.where(box[:, None], images.roll(1, 0), images), _blend(labels, 1 - box.float().mean((1, 2)))
+    rows = labelled.nonzero().flatten()
+    if not (mixup > 0 or cutmix > 0) or not len(rows):
+        return None
+    mixed = samples[rows]
+
+    def draw(stream: int) -> Tensor:
+        return uniform(mixed, seed=seed, epoch=view, stream=stream)
+
+    partners = candidates[random_bits(mixed, seed=seed, epoch=view, stream=5) % len(candidates)]
+    quantile = random_bits(mixed, seed=seed, epoch=view, stream=1) % _QUANTILES
+    pastes = torch.full_like(mixed, cutmix > 0, dtype=torch.bool)
+    if mixup > 0 and cutmix > 0:
+        pastes = draw(4) >= 0.5
+    blend = _fractions(mixup)[quantile] if mixup > 0 else torch.ones(len(rows))
+    kept = _fractions(cutmix)[quantile] if cutmix > 0 else torch.ones(len(rows))
+    half, centre = (1 - kept).sqrt()[:, None] / 2, torch.stack([draw(2), draw(3)], 1)
+    box = torch.cat([centre - half, centre + half], 1).clamp(0, 1)
+    return Mixing(rows, partners, torch.where(pastes, 1.0, blend), torch.where(pastes[:, None], box, 0.0))
 
 
 def mix(
-    images: Tensor,
-    labels: Tensor,
-    samples: Tensor,
-    *,
-    seed: int,
-    epoch: int,
-    mixup_alpha: float,
-    cutmix_alpha: float,
+    images: Tensor, partner_images: Tensor, labels: Tensor, partner_labels: Tensor, mixing: Mixing
 ) -> tuple[Tensor, Tensor]:
-    """Apply mixup or CutMix with fractions from Beta(alpha, alpha); where both are on, each to half of the images.
+    """Return images and labels of which some rows are mixed with their partners.
 
-    The random numbers are a function of (seed, sample, epoch); the partner is the neighbour in the batch.
+    The labels of CutMix are mixed by the number of pixels in the box.
 
     Args:
         images: ``(B, channels, H, W)``.
+        partner_images: ``(M, channels, H, W)``.
         labels: Class probabilities ``(B, C)``.
-        samples: int64 ``(B,)``.
-        seed: The data module's ``view_seed``.
-        epoch: Number of the epoch, from 0.
-        mixup_alpha: alpha of mixup, or 0.
-        cutmix_alpha: alpha of CutMix, or 0; one of the two is above 0.
+        partner_labels: Class indices ``(M,)``.
+        mixing: From :func:`draw_mixing`, on the same device.
+
+    Example:
+        >>> mixing = Mixing(torch.tensor([1]), torch.tensor([7]), torch.tensor([0.75]), torch.zeros(1, 4))
+        >>> images, partners = torch.zeros(2, 1, 1, 1), torch.ones(1, 1, 1, 1)
+        >>> mixed, labels = mix(images, partners, torch.eye(2), torch.tensor([0]), mixing)
+        >>> mixed.flatten(), labels[1]
+        (tensor([0.0000, 0.2500]), tensor([0.2500, 0.7500]))
     """
-    quantile = random_bits(samples, seed=seed, epoch=epoch, stream=1) % _QUANTILES
-    results = []
-    if mixup_alpha > 0:
-        fraction = constant(_beta_quantiles(mixup_alpha), device=images.device)[quantile]
-        results.append(mixup(images, labels, fraction))
-    if cutmix_alpha > 0:
-        centre = torch.stack([uniform(samples, seed=seed, epoch=epoch, stream=stream) for stream in (2, 3)], dim=1)
-        fraction = constant(_beta_quantiles(cutmix_alpha), device=images.device)[quantile]
-        results.append(cutmix(images, labels, fraction, centre))
-    if len(results) == 1:
-        return results[0]
-    first = uniform(samples, seed=seed, epoch=epoch, stream=4) < 0.5
-    (mixed, mixed_labels), (pasted, pasted_labels) = results
-    return (
-        torch.where(first[:, None, None, None], mixed, pasted),
-        torch.where(first[:, None], mixed_labels, pasted_labels),
-    )
+    own, (height, width) = images.index_select(0, mixing.rows), images.shape[2:]
+    top, left, bottom, right = mixing.box[:, :, None].unbind(1)
+    y, x = ((torch.arange(length, device=images.device) + 0.5) / length for length in (height, width))
+    inside = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None, :]
+    kept = mixing.fraction[:, None, None, None]
+    mixed = torch.where(inside[:, None], partner_images, torch.lerp(partner_images, own, kept.to(own.dtype)))
+    share = (mixing.fraction * (1 - inside.float().mean((1, 2))))[:, None]
+    own_labels = labels.index_select(0, mixing.rows)
+    classes = torch.arange(labels.shape[1], device=labels.device)
+    mixed_labels = share * own_labels + (1 - share) * (partner_labels[:, None] == classes)
+    return images.index_copy(0, mixing.rows, mixed), labels.index_copy(0, mixing.rows, mixed_labels)
 
 
 _QUANTILES = 4096
 
 
 @cache
-def _beta_quantiles(alpha: float) -> tuple[float, ...]:
+def _fractions(alpha: float) -> Tensor:
+    """Return quantiles of Beta(alpha, alpha), float32 ``(4096,)``."""
     from scipy.stats import beta  # slow to import, and seldom needed
 
-    quantiles = (torch.arange(_QUANTILES) + 0.5) / _QUANTILES
-    return tuple(beta.ppf(quantiles.numpy(), alpha, alpha).tolist())
-
-
-def _blend(labels: Tensor, fraction: Tensor) -> Tensor:
-    return fraction[:, None] * labels + (1 - fraction[:, None]) * labels.roll(1, 0)
-
-
-def _inside(size: int, centre: Tensor, side: Tensor) -> Tensor:
-    pixels = (torch.arange(size, device=centre.device) + 0.5) / size
-    return (pixels - centre).abs() < side / 2
+    quantiles = (torch.arange(_QUANTILES, device="cpu") + 0.5) / _QUANTILES
+    return torch.from_numpy(beta.ppf(quantiles.numpy(), alpha, alpha)).float()

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from reading import in_memory
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_lightning import Augmentation, DigitsDataModule, DomainPairDataModule
-from kd_lightning.data.image_set import ImageFiles
+from kd_lightning.data.image_set import StreamedImages
 
 
 class HostConstants(TorchDispatchMode):
@@ -59,6 +60,6 @@ def test_images_are_packed_once_and_crops_are_drawn_once_per_view() -> None:
 def test_a_batch_without_pixels_of_a_streamed_split_is_an_error() -> None:
     data = DigitsDataModule()
     batch = next(iter(data.train_dataloader()))
-    data.augmenter.splits = {"train": ImageFiles(batch.labels, [], (8, 8))}
+    data.augmenter.splits = {"train": StreamedImages(in_memory(data.splits.read("train")), (8, 8))}
     with pytest.raises(RuntimeError, match="not in memory"):
         data.augment(batch)

@@ -21,12 +21,12 @@ from kd_lightning.data.augmentation.crops import (
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
 
-def crop_reference(image: Tensor, top: int, left: int, flipped: bool, padding: int) -> Tensor:
+def crop_reference(image: Tensor, top: int, left: int, mirrored: int, padding: int) -> Tensor:
     channels, height, width = image.shape
     padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding, dtype=torch.uint8)
     padded[:, padding : padding + height, padding : padding + width] = image
     view = padded[:, top : top + height, left : left + width]
-    return view.flip(2) if flipped else view
+    return view.flip([axis for bit, axis in ((1, 2), (2, 1)) if mirrored & bit])
 
 
 @few
@@ -41,14 +41,14 @@ def test_crops_match_a_loop_over_images_exactly(data: st.DataObject) -> None:
     crops = Crops(
         torch.randint(0, 2 * padding + 1, (rows_wanted,), generator=generator),
         torch.randint(0, 2 * padding + 1, (rows_wanted,), generator=generator),
-        torch.rand(rows_wanted, generator=generator) < 0.5,
+        torch.randint(0, 4, (rows_wanted,), generator=generator, dtype=torch.int32),
     )
     views = unpack(gather_crops(pack(images, padding=padding), rows, crops, padding=padding), channels=channels).to(
         torch.uint8
     )
     expected = [
-        crop_reference(images[row], top, left, flipped, padding)
-        for row, top, left, flipped in zip(rows.tolist(), *(values.tolist() for values in crops), strict=True)
+        crop_reference(images[row], top, left, mirrored, padding)
+        for row, top, left, mirrored in zip(rows.tolist(), *(values.tolist() for values in crops), strict=True)
     ]
     assert views.dtype == torch.uint8
     assert torch.equal(views, torch.stack(expected))
@@ -110,7 +110,7 @@ def test_seeds_epochs_streams_and_samples_give_different_draws() -> None:
     keys = [{"seed": 0, "epoch": 0}, {"seed": 1, "epoch": 0}, {"seed": 0, "epoch": 1}]
     draws = [random_bits(samples, **key) for key in [*keys, {"seed": 0, "epoch": 0, "stream": 1}]]
     assert torch.cat(draws).unique().numel() == 4000
-    crops = [draw_crops(samples, **key, padding=4, flip=True) for key in keys]
+    crops = [draw_crops(samples, seed=key["seed"], epoch=key["epoch"], padding=4, flip=True) for key in keys]
     for first, second in ((0, 1), (0, 2), (1, 2)):
         for ours, theirs in zip(crops[first], crops[second], strict=True):
             assert (ours != theirs).float().mean() > 0.4
@@ -119,19 +119,19 @@ def test_seeds_epochs_streams_and_samples_give_different_draws() -> None:
 @pytest.mark.parametrize("padding", [1, 2])
 def test_offsets_and_flips_are_uniform_and_independent(padding: int) -> None:
     samples = torch.arange(20_000)
-    top, left, flipped = draw_crops(samples, seed=7, epoch=3, padding=padding, flip=True)
+    top, left, mirrored = draw_crops(samples, seed=7, epoch=3, padding=padding, flip=True, vertical_flip=True)
     offsets = 2 * padding + 1
-    assert chi_square((top * offsets + left) * 2 + flipped, 2 * offsets**2) < 1
-    later = draw_crops(samples, seed=7, epoch=4, padding=padding, flip=True)
-    assert chi_square((top * offsets + later.top) * 2 + (flipped ^ later.flipped), 2 * offsets**2) < 1
+    assert chi_square((top * offsets + left) * 4 + mirrored, 4 * offsets**2) < 1
+    later = draw_crops(samples, seed=7, epoch=4, padding=padding, flip=True, vertical_flip=True)
+    assert chi_square((top * offsets + later.top) * 4 + (mirrored ^ later.mirrored), 4 * offsets**2) < 1
     assert chi_square(top[:-1] * offsets + top[1:], offsets**2) < 1
 
 
 def test_disabling_flips_does_not_change_the_crops() -> None:
     samples = torch.arange(500)
     still, mirrored = (draw_crops(samples, seed=0, epoch=0, padding=4, flip=flip) for flip in (False, True))
-    assert not still.flipped.any()
-    assert mirrored.flipped.any()
+    assert not still.mirrored.any()
+    assert mirrored.mirrored.unique().tolist() == [0, 1]
     assert torch.equal(still.top, mirrored.top)
     assert torch.equal(still.left, mirrored.left)
 

@@ -1,0 +1,72 @@
+"""Random erasing: a box of an image is set to the mean."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from kd_lightning.data.augmentation.crops import uniform
+
+_STREAMS = range(301, 341, 4)  # of random numbers: four for each of ten attempts
+_AREA = (0.02, 0.33)
+_RATIO = (0.3, 3.3)
+
+
+def draw_erasing(samples: Tensor, *, probability: float, size: tuple[int, int], seed: int, view: int) -> Tensor:
+    """Draw the box that is erased in each image, as torchvision's ``RandomErasing`` does.
+
+    Z. Zhong et al.: Random Erasing Data Augmentation, AAAI 2020, https://arxiv.org/abs/1708.04896
+
+    Its area is uniform in 2 to 33 % of the image, the logarithm of its height by its width in that of 0.3 to 3.3.
+
+    Args:
+        samples: int64 ``(R,)``.
+        probability: Probability that an image is erased.
+        size: Height and width of the images.
+        seed: The data module's ``view_seed``.
+        view: Number of the view, from 0.
+
+    Returns:
+        Top, left, bottom and right, int64 ``(R, 4)``; zeros where nothing is erased, also where ten boxes do not fit.
+
+    Example:
+        >>> draw_erasing(torch.tensor([3]), probability=1.0, size=(32, 32), seed=0, view=0).shape
+        torch.Size([1, 4])
+    """
+    height, width = size
+    boxes = torch.zeros((len(samples), 4), dtype=torch.int64)
+    open_rows = uniform(samples, seed=seed, epoch=view, stream=300) < probability
+    for stream in _STREAMS:
+        if not bool(open_rows.any()):
+            break
+        area, shape, down, across = (
+            uniform(samples, seed=seed, epoch=view, stream=stream + number).double() for number in range(4)
+        )
+        target = height * width * (_AREA[0] + (_AREA[1] - _AREA[0]) * area)
+        aspect = torch.exp(math.log(_RATIO[0]) + (math.log(_RATIO[1]) - math.log(_RATIO[0])) * shape)
+        high, wide = (target * aspect).sqrt().round(), (target / aspect).sqrt().round()
+        top, left = (down * (height - high + 1)).floor(), (across * (width - wide + 1)).floor()
+        fits = open_rows & (high < height) & (wide < width)
+        drawn = torch.stack([top, left, top + high, left + wide], 1).long()
+        boxes = torch.where(fits[:, None], drawn, boxes)
+        open_rows &= ~fits
+    return boxes
+
+
+def erase(images: Tensor, boxes: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Return normalized images whose boxes are 0, which is the mean.
+
+    Args:
+        images: Floats ``(R, channels, H, W)``.
+        boxes: From :func:`draw_erasing`, on the same device.
+        scale: Factor of the boxes, for the same views at another size.
+
+    Example:
+        >>> erase(torch.ones(1, 1, 2, 2), torch.tensor([[0, 0, 1, 2]])).flatten()
+        tensor([0., 0., 1., 1.])
+    """
+    edges = boxes if scale == 1.0 else (boxes * scale).round()
+    top, left, bottom, right = edges[:, :, None].unbind(1)
+    y, x = (torch.arange(length, device=images.device) for length in images.shape[2:])
+    inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((x >= left) & (x < right))[:, None, None, :]
+    return torch.where(inside, 0.0, images)

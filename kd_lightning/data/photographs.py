@@ -1,0 +1,256 @@
+"""The base of the data modules over images of any size, which are decoded, resized and cut."""
+
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from kd_lightning.data.augmentation.settings import Augmentation
+from kd_lightning.data.image_form import ImageForm, OriginalForm, PreparedForm, ShrunkForm
+from kd_lightning.data.image_set import ImageSet, ImageSource, Selection, StreamedImages, image_bytes
+from kd_lightning.data.module import ImageDataModule
+from kd_lightning.data.packed_images import KeptImages, pack_in_memory, stack_in_memory
+from kd_lightning.data.protocol import KnowsInputs
+from kd_lightning.data.sizes import CROP_FILTERS, Sizes, Wanted, choose_sizes
+from kd_lightning.data.splits import stratified_split
+from kd_lightning.errors import UserError
+from kd_lightning.files.prepare import Preparation
+from kd_lightning.networks.data_config import DataConfig
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class SizesDifferError(UserError):
+    """Images of different sizes, where none is asked for."""
+
+
+InForm = Callable[[ImageForm], ImageSource]
+"""Returns the images of a split in a form."""
+
+
+class PhotographDataModule(ImageDataModule, ABC):
+    """Images of any size, decoded once if they fit into memory and cut to the size of the networks.
+
+    Size, crop, interpolation and statistics that are not given are those of the network that is trained, if it has
+    trained weights whose input is known, or else those of the teacher; otherwise images keep their size, and the
+    statistics are ImageNet's.
+
+    Images for evaluation keep their shape: the shorter side is resized to the size of the network, the centre is cut
+    out. Those for training are random boxes of the image, cut from stored ones whose shorter side is at most
+    ``store_size``; without random resized crops they are prepared as for evaluation.
+
+    Args:
+        image_size: Height and width of training images.
+        eval_size: Height and width of the others; by default ``image_size``.
+        teacher_size: Height and width of the same views for the teacher; by default those that it was trained at, or
+            ``image_size``.
+        eval_crop: Part of the side of a resized image that is cut out for evaluation, in (0, 1].
+        interpolation: ``"bilinear"`` or ``"bicubic"``.
+        store_size: Largest shorter side of the images that random crops are cut from; by default 1.15 times the largest
+            size.
+        mean: Mean of each channel of images in [0, 1]; a single one turns images grey.
+        std: Standard deviation of each channel.
+        memory_limit: GiB of decoded images that are kept in memory.
+        **options: Arguments of :class:`ImageDataModule`.
+
+    Raises:
+        UserError: If an argument is outside its range.
+    """
+
+    default_augmentation = Augmentation(resized_crop=True, flip=True)
+    size_is_known = True
+    """Whether images have one size, or get one; otherwise that of a network whose checkpoint is loaded later."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int | None = None,
+        eval_size: int | None = None,
+        teacher_size: int | None = None,
+        eval_crop: float | None = None,
+        interpolation: str | None = None,
+        store_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        memory_limit: float = 4.0,
+        **options: Any,
+    ) -> None:
+        self.given = Wanted(image_size, eval_size, teacher_size, eval_crop, interpolation, store_size)
+        self.given_statistics = DataConfig.of(mean, std)
+        statistics = DataConfig(IMAGENET_MEAN, IMAGENET_STD) if mean is None else self.given_statistics
+        assert statistics.mean is not None
+        assert statistics.std is not None
+        super().__init__(mean=statistics.mean, std=statistics.std, **options)
+        if len(self.mean) not in (1, 3):
+            raise UserError(
+                f"Images are read with 3 channels, or 1 for grey, but mean has {len(self.mean)} values; give 3 or 1."
+            )
+        arguments = {**self.given._asdict(), "mean": mean, "std": std, "memory_limit": memory_limit}
+        self.save_hyperparameters(arguments)
+        self.memory_limit = memory_limit
+        self.sizes: Sizes | None = None
+        self._kept_bytes = 0
+        self.follow_networks({})
+
+    # --- sizes and statistics
+
+    def follow_networks(self, known: Mapping[str, DataConfig]) -> None:
+        """Take what is not given from the first network that knows it; images that were read are read again.
+
+        Args:
+            known: The input that each network expects, by its name for the message.
+
+        Raises:
+            UserError: If sizes do not go together.
+        """
+        before = self.sizes, self.mean, self.std
+        self.sizes, origin = choose_sizes(self.given, known)
+        statistics, whose = _first(known, "mean")
+        if self.given_statistics.mean is not None:
+            statistics, whose = self.given_statistics, "given"
+        if statistics.mean is not None and statistics.std is not None:
+            self.mean, self.std = statistics.mean, statistics.std
+            self.augmenter.mean, self.augmenter.std = self.mean, self.std
+        self.size = None if self.sizes is None else self.sizes.training.size
+        if self.teacher_shape is not None and self.augmentation.padding:
+            raise UserError(
+                "augmentation.padding counts pixels of one size, but the teacher has another (teacher_size); set "
+                "augmentation.resized_crop."
+            )
+        self.size_is_known = True
+        if (self.sizes, self.mean, self.std) == before:
+            return
+        if known and self.sizes is not None:
+            rank_zero_info(self._describe(origin, whose))
+        if len(self.splits):
+            read = list(self.splits)
+            self.splits.clear()
+            self.augmenter.clear()
+            self._kept_bytes = 0
+            for split in read:
+                self.splits.read(split)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Take sizes and statistics from the networks, and read the splits that a stage needs."""
+        module = getattr(self.trainer, "lightning_module", None)
+        if isinstance(module, KnowsInputs):
+            self.follow_networks(module.known_inputs())
+        try:
+            super().setup(stage)
+        except SizesDifferError:
+            if stage == "fit":
+                raise
+            self.size_is_known = False  # until the checkpoint is loaded, which follows this hook
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """The preparation of images for evaluation, if they are resized or cropped."""
+        return None if self.sizes is None else self.sizes.evaluation
+
+    @property
+    def teacher_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of the images for the teacher, ``None`` where all networks see the same size."""
+        if self.sizes is None or self.sizes.teacher is None:
+            return None
+        return len(self.mean), *self.sizes.teacher.size
+
+    def _describe(self, origin: str, whose: str) -> str:
+        assert self.sizes is not None
+        height, width = self.sizes.training.size
+        teacher = self.teacher_shape
+        larger = "" if teacher is None else f", {teacher[1]}x{teacher[2]} for the teacher"
+        statistics = "ImageNet's mean and std" if not whose else f"mean and std {_origin(whose)}"
+        return f"Data: images of {height}x{width} ({_origin(origin)}){larger}, {statistics}."
+
+    def store(self, split: str, in_form: InForm, original: tuple[int, int]) -> ImageSet | StreamedImages:
+        """Return the images of a split as this module shows them, decoded into memory if they fit.
+
+        Args:
+            split: Name of the split.
+            in_form: Returns its images in a form.
+            original: Common size of the images, where ``image_size`` is not given.
+        """
+        sizes = self.sizes
+        if sizes is None:
+            return self._stacked(in_form(OriginalForm(*original)))
+        plain = in_form(PreparedForm(sizes.evaluation))
+        for_teacher = None if sizes.teacher is None else in_form(PreparedForm(sizes.teacher))
+        cuts = split == "train" and self.augmentation.resized_crop
+        if split == "train" and (cuts or sizes.training != sizes.evaluation):
+            form: ImageForm = PreparedForm(sizes.training)
+            if cuts:
+                form = ShrunkForm(sizes.store_size, sizes.training.interpolation)
+            images, crop = self._kept(in_form(form)), None
+            if cuts:
+                crop = self._resized_crop(
+                    sizes.training.size,
+                    interpolation=_crop_filter(sizes.training),
+                    teacher_size=None if sizes.teacher is None else sizes.teacher.size,
+                    teacher_interpolation=_crop_filter(sizes.teacher or sizes.training),
+                )
+            held_out = self._held_out(images.labels)
+            return StreamedImages(
+                images,
+                sizes.training.size,
+                crop=crop,
+                plain=self._kept_partly(plain, held_out),
+                teacher_plain=None if for_teacher is None else self._kept_partly(for_teacher, held_out),
+            )
+        if for_teacher is None:
+            return self._stacked(plain)
+        return StreamedImages(self._kept(plain), sizes.evaluation.size, teacher_plain=self._kept(for_teacher))
+
+    def _held_out(self, labels: Tensor) -> Tensor:
+        """Return the training images that are validated on."""
+        if self.splits.has_val:
+            return torch.empty(0, dtype=torch.int64)
+        return stratified_split(labels, fraction=self.val_fraction, seed=self.split_seed)[1]
+
+    # --- what is decoded into memory
+
+    def _stacked(self, source: ImageSource) -> ImageSet | StreamedImages:
+        """Return images of one size in memory, where batches are gathered on the device, or read for each batch."""
+        height, width = source.sizes[0].tolist()
+        padded = (height + 2 * self.augmenter.padding) * (width + 2 * self.augmenter.padding) * 4
+        if self._claim(image_bytes(source) + len(source) * padded):
+            return stack_in_memory(source)
+        return StreamedImages(source, (height, width))
+
+    def _kept(self, source: ImageSource) -> ImageSource:
+        """Return a source whose images are decoded once and kept in memory if they fit."""
+        return pack_in_memory(source) if self._claim(image_bytes(source)) else source
+
+    def _kept_partly(self, source: ImageSource, samples: Tensor) -> ImageSource:
+        """Return a source of which some images are kept in memory if they fit."""
+        chosen = Selection(source, samples)
+        if not len(samples) or not self._claim(image_bytes(chosen)):
+            return source
+        return KeptImages(source, pack_in_memory(chosen), samples)
+
+    def _claim(self, needed: int) -> bool:
+        """Return whether so many bytes are left in memory, and reserve them."""
+        if self._kept_bytes + needed > self.memory_limit * 2**30:
+            return False
+        self._kept_bytes += needed
+        return True
+
+
+def _first(known: Mapping[str, DataConfig], field: str) -> tuple[DataConfig, str]:
+    """Return the first configuration in which a field is known, and its name."""
+    for name, config in known.items():
+        if getattr(config, field) is not None:
+            return config, name
+    return DataConfig(), ""
+
+
+def _origin(name: str) -> str:
+    return "as given" if name == "given" else f"of {name}" if name else "as given"
+
+
+def _crop_filter(preparation: Preparation) -> str:
+    """Return the filter of random crops: that of the evaluation, or the one of torch that is closest."""
+    return preparation.interpolation if preparation.interpolation in CROP_FILTERS else "bicubic"

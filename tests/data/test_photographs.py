@@ -1,0 +1,237 @@
+"""Photographs of various sizes: their forms, their views at two sizes, and the networks that they follow."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as F
+from grouped_options import grouped
+from PIL import Image
+from reading import in_epoch
+from torch import Tensor, nn
+
+from kd_lightning import DistillationModule, ImageFolderDataModule, TeacherModule
+from kd_lightning.data import Batch
+from kd_lightning.data.image_set import StreamedImages
+from kd_lightning.data.sizes import Wanted, choose_sizes
+from kd_lightning.files.prepare import Preparation, prepare
+from kd_lightning.networks import resnet20
+from kd_lightning.networks.data_config import DataConfig, data_config, set_data_config
+
+SIZES = [(40, 56), (61, 33), (30, 30), (90, 44)]
+
+
+def picture(height: int, width: int, seed: int) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 5, width // 5, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for split, count in (("train", 12), ("test", 3)):
+        for number, name in enumerate(("cat", "dog")):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                picture(*SIZES[i % 4], seed=100 * number + i).save(folder / split / name / f"{i:02}.png")
+    return folder
+
+
+def photographs(root: Path, **options: Any) -> ImageFolderDataModule:
+    return ImageFolderDataModule(
+        str(root), **grouped(**{"image_size": 24, "batch_size": 5, "val_fraction": 0.25} | options)
+    )
+
+
+def train_batches(data: ImageFolderDataModule, epoch: int = 0) -> list[Batch]:
+    return [data.augment(batch) for batch in in_epoch(data.train_dataloader(), epoch)]
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+# --- evaluation
+
+
+@pytest.mark.parametrize("preset", ["none", "standard"])
+@pytest.mark.parametrize("memory_limit", [4.0, 0.0])
+@pytest.mark.parametrize(
+    ("options", "resize", "size"),
+    [({}, 24, 24), ({"eval_crop": 0.75}, 32, 24), ({"eval_size": 30, "interpolation": "bicubic"}, 30, 30)],
+)
+def test_evaluation_shows_the_pixels_of_torchvisions_transform(
+    root: Path, preset: str, memory_limit: float, options: dict[str, Any], resize: int, size: int
+) -> None:
+    data = photographs(root, preset=preset, memory_limit=memory_limit, **options)
+    data.setup("fit")
+    data.setup("test")
+    mode = F.InterpolationMode(options.get("interpolation", "bilinear"))
+    for split, loader in (("test", data.test_dataloader()), ("val", data.val_dataloader())):
+        seen = 0
+        for batch in loader:
+            for shown, sample in zip(data.pixels(batch), batch.ids.tolist(), strict=True):
+                with Image.open(data.image_name(split, sample)) as image:
+                    expected = F.center_crop(F.resize(image, [resize], mode), [size])
+                assert torch.equal(shown, pixels_of(expected))
+                seen += 1
+        assert seen == 6
+
+
+# --- training
+
+
+@pytest.mark.parametrize("preset", ["standard", "strong"])
+def test_memory_and_workers_give_the_same_views(root: Path, preset: str) -> None:
+    ways: list[dict[str, Any]] = [{}, {"memory_limit": 0.0}, {"memory_limit": 0.0, "num_workers": 2}, {"batch_size": 9}]
+    seen = []
+    for way in ways:
+        data = photographs(root, preset=preset, teacher_size=40, **way)
+        shown: dict[int, tuple[Tensor, ...]] = {}
+        for batch in train_batches(data, epoch=3):
+            assert batch.teacher_images is not None
+            rows = zip(batch.ids.tolist(), batch.images, batch.teacher_images, strict=True)
+            shown |= {sample: views for sample, *views in rows}  # type: ignore[misc]
+        seen.append(shown)
+    for other in seen[1:]:
+        both = seen[0].keys() & other.keys()
+        assert len(both) > 10
+        assert all(torch.equal(a, b) for sample in both for a, b in zip(seen[0][sample], other[sample], strict=True))
+
+
+def test_training_images_are_cut_from_smaller_stored_ones(root: Path) -> None:
+    data = photographs(root, crop_scale=(0.3, 1.0))
+    data.setup("fit")
+    images = data.splits["train"]
+    assert isinstance(images, StreamedImages)
+    assert data.sizes is not None
+    assert data.sizes.store_size == 28  # 1.15 times 24
+    shapes = {tuple(images.images.read(sample).shape[1:]) for sample in range(4)}
+    assert shapes == {(28, 39), (52, 28), (28, 28), (57, 28)}
+    larger = photographs(root, crop_scale=(0.3, 1.0), store_size=400)
+    larger.setup("fit")
+    assert larger.splits["train"].images.read(3).shape[1:] == SIZES[3]  # type: ignore[union-attr]
+    assert larger.fingerprint()["images"] != data.fingerprint()["images"]
+
+
+@pytest.mark.parametrize("flips", [{}, {"flip": True, "vertical_flip": True}])
+def test_the_teacher_sees_the_same_image_also_without_random_crops(root: Path, flips: dict[str, bool]) -> None:
+    data = photographs(root, preset="none", teacher_size=48, **flips)
+    for batch in train_batches(data, epoch=1):
+        assert batch.teacher_images is not None
+        assert batch.teacher_images.shape[2:] == (48, 48)
+        smaller = nn.functional.interpolate(batch.teacher_images, (24, 24), mode="bilinear", antialias=True)
+        assert (smaller - batch.images).abs().mean() < 0.3
+
+
+def test_padding_and_another_size_for_the_teacher_exclude_each_other(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"^augmentation\.padding counts pixels of one size, but the teacher has"):
+        photographs(root, preset="light", teacher_size=48)
+
+
+def test_mixed_views_at_two_sizes_are_cached(root: Path, make_trainer: Callable[..., pl.Trainer]) -> None:
+    losses = []
+    torch.manual_seed(0)
+    student, teacher = resnet20(num_classes=2), resnet20(num_classes=2)
+    for where in (False, True):
+        data = photographs(root, preset="strong", teacher_size=40, views=2)
+        module = DistillationModule(
+            student, teacher, learning_rate=1e-9, weight_decay=0.0, teacher_check="off", teacher_cache=where
+        )
+        trainer = make_trainer(max_epochs=3)
+        trainer.fit(module, data)
+        losses.append(float(trainer.callback_metrics["train/soft"]))
+        assert (module.frozen_teacher.cache is not None) == where  # type: ignore[union-attr]
+    assert losses[0] > 0
+    assert abs(losses[0] - losses[1]) < 2e-3 * losses[0]  # the cache holds float16
+
+
+# --- whose size and statistics
+
+
+TEACHER = DataConfig.of([0.5] * 3, [0.25] * 3, preparation=Preparation.of(40, 48, interpolation="bicubic"))
+STUDENT = DataConfig.of([0.4] * 3, [0.2] * 3, preparation=Preparation.of(24, 32))
+
+
+def test_the_trained_network_goes_before_the_teacher_and_flags_before_both() -> None:
+    unknown = DataConfig()
+    sizes, origin = choose_sizes(Wanted(), {"the network": unknown, "the teacher": TEACHER})
+    assert sizes is not None
+    assert (origin, sizes.training, sizes.teacher) == ("the teacher", TEACHER.preparation, None)
+    sizes, origin = choose_sizes(Wanted(), {"the network": STUDENT, "the teacher": TEACHER})
+    assert sizes is not None
+    assert (origin, sizes.training, sizes.teacher) == ("the network", STUDENT.preparation, TEACHER.preparation)
+    sizes, origin = choose_sizes(Wanted(image_size=32), {"the network": unknown, "the teacher": TEACHER})
+    assert sizes is not None
+    assert (origin, sizes.training.size, sizes.training.resize) == ("given", (32, 32), (38, 38))
+    assert sizes.teacher == TEACHER.preparation
+    sizes, _ = choose_sizes(Wanted(image_size=32, teacher_size=32), {"the teacher": TEACHER})
+    assert sizes is not None
+    assert sizes.teacher is None
+    assert choose_sizes(Wanted(), {"the network": unknown}) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Wanted(image_size=0), "image_size must be >= 1, got 0"),
+        (Wanted(image_size=32, eval_crop=1.5), r"eval_crop must be in \(0, 1\], got 1.5"),
+        (Wanted(image_size=32, interpolation="nearst"), "interpolation must be bilinear or bicubic, got 'nearst'"),
+        (Wanted(image_size=32, store_size=20), "store_size must be at least 32, the largest size, got 20"),
+        (Wanted(teacher_size=32), "teacher_size needs the size of the images; set image_size"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(wanted: Wanted, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_sizes(wanted, {})
+
+
+def test_a_student_learns_at_the_teachers_size_and_keeps_it(
+    root: Path, make_trainer: Callable[..., pl.Trainer]
+) -> None:
+    teacher = resnet20(num_classes=2)
+    set_data_config(teacher, TEACHER)
+    data = ImageFolderDataModule(str(root), batch_size=5, val_fraction=0.25)
+    module = DistillationModule(resnet20(num_classes=2), teacher, teacher_check="off")
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(module, data)
+    assert (data.image_shape, data.mean) == ((3, 40, 40), (0.5, 0.5, 0.5))
+    kept = data_config(module.student)
+    assert (kept.mean, kept.preparation) == (TEACHER.mean, TEACHER.preparation)
+    trainer.save_checkpoint(root / "student.ckpt")
+    alone = DistillationModule(resnet20(num_classes=2))
+    fresh = ImageFolderDataModule(str(root), batch_size=5)
+    make_trainer().test(alone, fresh, ckpt_path=root / "student.ckpt", weights_only=True)
+    assert (fresh.image_shape, fresh.mean) == (data.image_shape, data.mean)
+    (batch,) = [batch for batch in fresh.test_dataloader() if 0 in batch.ids.tolist()]
+    with Image.open(fresh.image_name("test", 0)) as image:
+        assert kept.preparation is not None
+        expected = pixels_of(prepare(image, kept.preparation))
+    assert torch.equal(fresh.pixels(batch)[batch.ids.tolist().index(0)], expected)
+
+
+def test_a_teacher_of_unknown_statistics_is_a_warning_that_names_the_flags(
+    root: Path, make_trainer: Callable[..., pl.Trainer]
+) -> None:
+    module = DistillationModule(resnet20(num_classes=2), resnet20(num_classes=2), teacher_check="off")
+    with pytest.warns(UserWarning, match=r"teacher was trained on are not known; .* set data\.mean and data\.std"):
+        make_trainer(max_epochs=1).fit(module, photographs(root))
+
+
+def test_hyper_parameters_rebuild_the_module(root: Path) -> None:
+    data = photographs(root, preset="standard", teacher_size=40, eval_crop=0.9)
+    again = ImageFolderDataModule(**data.hparams)
+    assert dict(again.hparams) == dict(data.hparams)
+    assert (again.sizes, again.augmentation) == (data.sizes, data.augmentation)
+
+
+def test_a_finetuned_network_follows_its_own_weights(root: Path, make_trainer: Callable[..., pl.Trainer]) -> None:
+    network = resnet20(num_classes=2)
+    set_data_config(network, STUDENT)
+    data = ImageFolderDataModule(str(root), batch_size=5, val_fraction=0.25)
+    make_trainer(max_epochs=1).fit(TeacherModule(network), data)
+    assert (data.image_shape, data.std) == ((3, 24, 24), (0.2, 0.2, 0.2))
