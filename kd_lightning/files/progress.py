@@ -10,17 +10,21 @@ DELAY = 2.0
 
 
 @contextmanager
-def progress(title: str, total: int, *, unit: str = "images") -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int, *, unit: str = "images", visible: bool = True) -> Iterator[Callable[[int], None]]:
     """Show the progress of work that takes longer than two seconds, with the time that is left, on standard error.
 
     Args:
         title: The work, for example ``"Decoding images"``.
         total: Number of steps.
         unit: Name of the steps.
+        visible: Show it; false in all but one of several processes that do the same.
 
     Yields:
         A function that is called with the number of steps that were done since its last call.
     """
+    if not visible:
+        yield lambda count: None
+        return
     if sys.stderr.isatty():
         from tqdm import tqdm
 
