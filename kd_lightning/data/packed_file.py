@@ -65,7 +65,7 @@ def pack_to_file(source: ImageSource, folder: Path, *, name: str, threads: int |
     key = bytes(source.content())  # once, because it looks at each file
     digest = _digest(source, key)
     file = _path(folder, name, digest)
-    with suppress(DamagedFileError, FileNotFoundError):
+    with suppress(DamagedFileError, OSError):
         return _open(source, file, key, digest)
     lock = _prepare(folder, name)
 
@@ -75,7 +75,7 @@ def pack_to_file(source: ImageSource, folder: Path, *, name: str, threads: int |
     with hold_lock(lock, on_wait=wait) as held:
         try:
             return _open(source, file, key, digest)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             pass
         except DamagedFileError as error:
             print(f"{error} It is written again.", file=sys.stderr, flush=True)

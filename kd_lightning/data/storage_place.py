@@ -79,7 +79,7 @@ def choose_place(
     if cache is not None and may_write:
         if not has_room:
             raise UserError(
-                f"data.cache {cache!r} has no room for {images} ({_free(resources.disk)}); name another one."
+                f"data.cache {cache!r} has no room for {images} ({_free(resources.disk)}); name another folder, or off."
             )
         return Choice("mapped", f"{images} are kept in a file ({_flag(cache)}).")
     if may_write and has_room and resources.processes > 1:
@@ -131,4 +131,4 @@ def _flag(cache: str | None) -> str:
 
 
 def _free(disk: int | None) -> str:
-    return "which cannot be written to" if disk is None else f"{describe_bytes(disk)} are free"
+    return "its folder cannot be written to" if disk is None else f"{describe_bytes(disk)} are free"
