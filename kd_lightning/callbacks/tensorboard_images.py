@@ -1,28 +1,34 @@
 """Images, figures and hyper-parameters for TensorBoard."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from kd_lightning.callbacks.confusion_figure import confusion_figure
-from kd_lightning.data.read_batch import read_images
+from kd_lightning.callbacks.image_grid import image_grid, label_captions
+from kd_lightning.data.batch import LoadedBatch, images_for_teacher
+from kd_lightning.data.domain_pair import DomainPairDataModule
+from kd_lightning.data.read_batch import read_batch
+from kd_lightning.data.shapes import statistics
 
 HP_METRIC = "hp/test_accuracy"
 
 
 class TensorBoardImages(pl.Callback):
-    """Draws a grid of training images, the teacher's probabilities for some of them, and the test's confusion matrix.
+    """Draws labelled training images, the teacher's probabilities for some of them, and the test's confusion matrix.
 
-    It also fills the hyper-parameters tab, with the test accuracy as its metric. Nothing happens without a
-    ``TensorBoardLogger``.
+    The grid shows images of the first batch as the network sees them, augmented, with the name of the class below each;
+    there is one for each of two domains. The callback also fills the hyper-parameters tab, with the test accuracy as
+    its metric. Nothing happens without a ``TensorBoardLogger``.
 
     Args:
-        images: Number of images in the grid.
+        images: Number of images in a grid.
         teacher_images: Number of images for which the teacher's softened probabilities are drawn.
     """
 
@@ -45,13 +51,17 @@ class TensorBoardImages(pl.Callback):
         logger = _tensorboard(trainer)
         if logger is None or trainer.global_step > 0 or batch_idx > 0:
             return
-        # of a pair the target's, as the data's statistics are
-        images = read_images(batch["target"] if isinstance(batch, dict) else batch)
-        pictures = _denormalize(images[: self.images], trainer.datamodule)  # type: ignore[attr-defined]
-        logger.experiment.add_image("train/images", make_grid(pictures), 0)
+        data: object = trainer.datamodule  # type: ignore[attr-defined]
+        parts, classes = _domains(batch, data), getattr(data, "classes", None) or ()
+        for domain, part in parts.items():
+            pictures = _denormalize(part.images[: self.images], data, domain)
+            grid = image_grid(pictures, label_captions(part.labels[: self.images], classes))
+            logger.experiment.add_image(f"train/images{domain and '_'}{domain}", np.asarray(grid), 0, dataformats="HWC")
+        domain, shown = next(iter(parts.items()))
         reference = getattr(pl_module, "reference_logits", None)
-        logits = reference(images[: self.teacher_images]) if reference else None
+        logits = reference(images_for_teacher(shown)[: self.teacher_images]) if reference else None
         if logits is not None:
+            pictures = _denormalize(shown.images[: self.teacher_images], data, domain)
             temperature = _temperature(pl_module)
             probabilities = (logits.float() / temperature).softmax(1)
             logger.experiment.add_figure(
@@ -74,12 +84,34 @@ def _tensorboard(trainer: pl.Trainer) -> TensorBoardLogger | None:
     return next((logger for logger in loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
-def _denormalize(images: Tensor, data: object) -> Tensor:
+def _domains(batch: Any, data: object) -> dict[str, LoadedBatch]:
+    """Return a batch by its domains, one without a name where there are no two."""
+    if isinstance(batch, Mapping) and {"source", "target"} <= batch.keys():
+        return {domain: read_batch(batch[domain], labelled=False) for domain in ("source", "target")}
+    loaded = read_batch(batch, labelled=False)
+    if not isinstance(data, DomainPairDataModule):
+        return {"": loaded}
+    half = len(loaded.images) // 2  # with concat, as many images of each
+    return {
+        "source": loaded._replace(images=loaded.images[:half], labels=loaded.labels[:half]),
+        "target": loaded._replace(images=loaded.images[half:], labels=loaded.labels[half:]),
+    }
+
+
+def _denormalize(images: Tensor, data: object, domain: str) -> Tensor:
+    """Return images in [0, 1] with 1 or 3 channels; where the statistics are not known, stretched to that range."""
     images = images.detach().float().cpu()
-    mean, std = getattr(data, "mean", None), getattr(data, "std", None)
+    of: object = getattr(data, domain, data) if domain else data
+    mean, std = getattr(of, "mean", None), getattr(of, "std", None)
+    channels = images.shape[1]
     if mean is not None and std is not None:
-        images = images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    return images[:, :3].clamp(0, 1)
+        scale, offset = (torch.tensor(statistics(values, channels=channels))[:, None, None] for values in (std, mean))
+        images = images * scale + offset
+    images = images if channels == 3 else images[:, :3] if channels > 3 else images[:, :1]
+    low, high = images.aminmax()
+    if mean is None and (low < 0 or high > 1):
+        images = (images - low) / (high - low).clamp(min=1e-6)
+    return images.clamp(0, 1)
 
 
 def _temperature(pl_module: pl.LightningModule) -> float:

@@ -11,12 +11,14 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.utils import make_grid
 
 from kd_lightning import DigitsDataModule, DistillationModule, DomainPairDataModule, TeacherModule
 from kd_lightning.callbacks import TensorBoardImages
+from kd_lightning.callbacks.image_grid import image_grid, label_captions
+from kd_lightning.data.augmentation.settings import Augmentation
+from kd_lightning.data.batch import Batch
 from kd_lightning.networks import ResNet
 
 Networks = Callable[..., nn.Module]
@@ -49,7 +51,7 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[EventAccumulato
 
     class KeepImages(pl.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            seen.append(batch.images)
+            seen.append(batch)
 
     student, teacher = (ResNet(blocks=[1, 1], widths=[w, 2 * w], in_channels=1) for w in (4, 8))
     module = DistillationModule(student, teacher, learning_rate=0.1, temperature=3.0, alpha=0.5, teacher_check="off")
@@ -76,13 +78,17 @@ def test_each_image_is_logged_once(distilled: Any) -> None:
         assert picture(distilled[0], tag).std() > 0
 
 
-def test_the_grid_shows_the_first_batch_before_normalization(distilled: Any) -> None:
-    found, _, (first, *_) = distilled
-    pixels = (first[:12] * 0.376 + 0.305).clamp(0, 1)
-    expected = make_grid(pixels).permute(1, 2, 0).numpy() * 255
-    shown = picture(found, "train/images")
+def assert_shows(shown: np.ndarray, pixels: Tensor, captions: list[str]) -> None:
+    """Check that a grid shows images in [0, 1] with their captions."""
+    expected = np.asarray(image_grid(pixels, captions)).astype(int)
     assert shown.shape == expected.shape
     assert np.abs(shown - expected).max() <= 1
+
+
+def test_the_grid_shows_the_first_batch_before_normalization_and_its_classes(distilled: Any) -> None:
+    found, _, (first, *_) = distilled
+    pixels = (first.images[:12] * 0.376 + 0.305).clamp(0, 1)
+    assert_shows(picture(found, "train/images"), pixels, [str(label) for label in first.labels[:12].tolist()])
 
 
 def test_the_teachers_figure_has_a_column_per_image(distilled: Any) -> None:
@@ -166,14 +172,65 @@ def test_images_are_logged_beside_another_logger(
     assert found.Tags()["images"] == ["test/confusion"]
 
 
-def test_of_two_domains_images_of_the_target_are_logged(tmp_path: Path) -> None:
-    pair = DomainPairDataModule(DigitsDataModule(), DigitsDataModule(mean=(0.1,), std=(0.9,)))
+@pytest.mark.parametrize("concat", [False, True])
+def test_of_two_domains_the_images_of_both_are_logged(tmp_path: Path, concat: bool) -> None:
+    source, target = DigitsDataModule(), DigitsDataModule(mean=(0.1,), std=(0.9,))
+    pair = DomainPairDataModule(source, target, concat=concat)
     trainer = pl.Trainer(accelerator="cpu", logger=TensorBoardLogger(tmp_path))
     trainer.datamodule = pair  # type: ignore[attr-defined]
-    batch = {domain: pair.augment(part) for domain, part in next(iter(pair.train_dataloader()))[0].items()}
-    TensorBoardImages(images=12).on_train_batch_start(trainer, pl.LightningModule(), batch, 0)
+    raw = next(iter(pair.train_dataloader()))[0]
+    TensorBoardImages(images=12).on_train_batch_start(
+        trainer, pl.LightningModule(), pair.on_after_batch_transfer(dict(raw)), 0
+    )
     assert trainer.logger is not None
     trainer.logger.finalize("success")
-    expected = make_grid(pair.target.pixels(next(iter(pair.train_dataloader()))[0]["target"])[:12])
-    shown = picture(events(trainer), "train/images")
-    assert np.abs(shown.astype(int) - expected.permute(1, 2, 0).numpy().astype(int)).max() <= 1
+    found = events(trainer)
+    assert set(found.Tags()["images"]) == {"train/images_source", "train/images_target"}
+    names = [str(label) for label in raw["source"].labels[:12].tolist()]
+    assert_shows(picture(found, "train/images_source"), source.pixels(raw["source"])[:12] / 255, names)
+    assert_shows(picture(found, "train/images_target"), target.pixels(raw["target"])[:12] / 255, ["unlabelled"] * 12)
+
+
+def test_mixed_images_are_logged_with_both_classes(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+    kept: list[Any] = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            kept.append(batch)
+
+    data = DigitsDataModule(augmentation=Augmentation(mixup=1.0))
+    callbacks = [TensorBoardImages(images=6), Keep()]
+    trainer = make_trainer(callbacks=callbacks, logger=TensorBoardLogger(tmp_path), limit_train_batches=1)
+    trainer.fit(TeacherModule(small()), data)
+    captions = label_captions(kept[0].labels[:6], [str(number) for number in range(10)])
+    assert any("\n" in caption for caption in captions)
+    pixels = (kept[0].images[:6] * 0.376 + 0.305).clamp(0, 1)
+    assert_shows(picture(events(trainer), "train/images"), pixels, captions)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_normalized_images_of_unknown_statistics_are_stretched_to_what_can_be_shown(
+    make_trainer: Trainers, tmp_path: Path
+) -> None:
+    images = torch.randn(4, 3, 6, 6)
+    loader = DataLoader(TensorDataset(images, torch.tensor([2, -1, 0, 1])), batch_size=4)
+    trainer = make_trainer(callbacks=[TensorBoardImages()], logger=TensorBoardLogger(tmp_path), num_sanity_val_steps=0)
+    trainer.fit(TeacherModule(nn.Sequential(nn.Flatten(), nn.Linear(108, 3))), loader, loader)
+    pixels = (images - images.min()) / (images.max() - images.min())
+    assert_shows(picture(events(trainer), "train/images"), pixels, ["2", "unlabelled", "0", "1"])
+
+
+def test_the_teacher_gets_images_of_its_own_size(make_trainer: Trainers, tmp_path: Path) -> None:
+    asked: list[Tensor] = []
+
+    class Module(pl.LightningModule):
+        def reference_logits(self, images: Tensor) -> Tensor:
+            asked.append(images)
+            return torch.zeros(len(images), 3)
+
+    trainer = make_trainer(logger=TensorBoardLogger(tmp_path))
+    trainer.datamodule = None  # type: ignore[attr-defined]
+    batch = Batch(torch.rand(4, 3, 8, 8), torch.arange(4) % 3, torch.arange(4), torch.rand(4, 3, 16, 16))
+    TensorBoardImages(teacher_images=2).on_train_batch_start(trainer, Module(), batch, 0)
+    assert batch.teacher_images is not None
+    assert torch.equal(asked[0], batch.teacher_images[:2])
