@@ -59,7 +59,7 @@ def _free_port() -> int:
 
 def _curves(run: Path) -> dict[str, list[Any]]:
     events = EventAccumulator(str(run)).Reload()
-    names = set(events.Tags()["scalars"]) - {"train/images_per_second"}
+    names = set(events.Tags()["scalars"]) - {"train/images_per_second", "train/waiting_for_data"}
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
 
 

@@ -35,3 +35,11 @@ def describe_precision(trainer: pl.Trainer) -> str:
         else:
             faster.append("matrix products in TF32")
     return f"precision {precision}" + (f" ({'; '.join(faster)})" if faster else "")
+
+
+def faster_precision(trainer: pl.Trainer) -> list[str]:
+    """Return the setting of a precision that is faster on the trainer's GPU, if there is one."""
+    device, precision = trainer.strategy.root_device, str(trainer.precision)
+    if device.type != "cuda" or precision.startswith(("bf16", "16")) or not torch.cuda.is_bf16_supported():
+        return []
+    return ["set trainer.precision to bf16-mixed"]

@@ -179,6 +179,10 @@ class DomainPairDataModule(pl.LightningDataModule):
         """Return the file of a sample of the target, or its number."""
         return self.target.image_name(split, sample)
 
+    def faster_reading(self) -> list[str]:
+        """Return imperatives with the settings of both domains that shorten the waits for images."""
+        return [*self.source.faster_reading(), *self.target.faster_reading()]
+
     # --- hooks, in the order in which Lightning calls them
 
     def prepare_data(self) -> None:

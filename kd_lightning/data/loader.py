@@ -1,5 +1,6 @@
 """Loaders of image batches, and one that resumes within an epoch."""
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -78,6 +79,25 @@ class EpochLoader(ImageLoader):
         """Continue where the loader of this state was."""
         if isinstance(self.sampler, EpochSampler):
             self.sampler.first = state["epoch"], state["batches"]
+
+
+def more_workers(setting: str, now: int, processes: int = 1) -> list[str]:
+    """Return the advice to raise a number of workers, unless there are as many as cores.
+
+    Args:
+        setting: Name of the setting.
+        now: Workers of each process.
+        processes: Processes of this node that train.
+
+    Example:
+        >>> more_workers("data.num_workers", now=10_000)
+        []
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if now * processes >= cores:
+        return []
+    shared = f" for {processes} processes" if processes > 1 else ""
+    return [f"raise {setting} ({now} now, {cores} core{'s' * (cores > 1)}{shared})"]
 
 
 def as_fetched(batch: Fetched) -> Fetched:

@@ -21,7 +21,7 @@ from kd_lightning.data.batch import Batch, RawBatch
 from kd_lightning.data.hyper_parameters import save_arguments
 from kd_lightning.data.image_set import ImageSet, StreamedImages, Subset
 from kd_lightning.data.labels import check_labels
-from kd_lightning.data.loader import EpochLoader, ImageLoader, as_fetched
+from kd_lightning.data.loader import EpochLoader, ImageLoader, as_fetched, more_workers
 from kd_lightning.data.precision import to_trainer_precision
 from kd_lightning.data.sampler import EpochSampler
 from kd_lightning.data.shapes import stored_with_channels
@@ -173,6 +173,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Return the file of a sample of a split that was read, or its number."""
         split = self.predict_split if split == "predict" else split
         return self.splits[split if split in self.splits else "train"].name(sample)
+
+    def faster_reading(self) -> list[str]:
+        """Return imperatives with the settings that shorten the time in which training waits for images."""
+        if isinstance(self.splits["train"], ImageSet):  # gathered on the device
+            return []
+        setting = f"data.{self.domain}.num_workers" if self.domain else "data.num_workers"
+        return more_workers(setting, self.num_workers, self.trainer.num_devices if self.trainer else 1)
 
     # --- what a stage shows, in the order in which Lightning calls it
 

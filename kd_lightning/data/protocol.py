@@ -73,6 +73,9 @@ class ImageData(Protocol):
     def image_name(self, split: str, sample: int) -> str:
         """Return the file of a sample, or its number."""
 
+    def faster_reading(self) -> list[str]:
+        """Return imperatives with the settings that shorten the time in which training waits for images."""
+
 
 class ViewData(ImageData, Protocol):
     """A data module whose training images can be shown in fixed views, so that outputs for them can be cached."""

@@ -14,7 +14,7 @@ from kd_lightning.losses.base import AlignmentLoss, DistillationLoss
 from kd_lightning.networks.placement import weight_device
 
 Loss = DistillationLoss | AlignmentLoss
-_LOGGED = {"loss", "loss_step", "accuracy", "images_per_second", "skipped_steps"}
+_LOGGED = {"loss", "loss_step", "accuracy", "images_per_second", "waiting_for_data", "skipped_steps"}
 
 
 class Shapes(TypedDict):

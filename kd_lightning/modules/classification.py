@@ -229,6 +229,10 @@ class ClassificationModule(pl.LightningModule, ABC):
         contiguous = "the network runs in contiguous memory (reshape in place of view allows channels-last)"
         return [f"the network {compiled}", *([] if self.convert_input.channels_last else [contiguous])]
 
+    def faster_steps(self) -> list[str]:
+        """Return imperatives with the settings that may shorten training steps."""
+        return [] if self.compiles else ["set model.compile to true for long runs"]
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Prepare torch's fused SGD for updates that may be skipped."""
         optim.init_momentum_buffers(optimizer)

@@ -59,7 +59,11 @@ def run(kind: str, stage: str, data: Any, trainer: pl.Trainer) -> dict[str, Any]
         trainer.fit(module, {"source": good, "target": loader(X)} if kind == "adaptation" else good, data)
     else:
         getattr(trainer, stage)(module, data, verbose=False)
-    return {name: value for name, value in trainer.callback_metrics.items() if name != "train/images_per_second"}
+    return {
+        name: value
+        for name, value in trainer.callback_metrics.items()
+        if name not in ("train/images_per_second", "train/waiting_for_data")
+    }
 
 
 class Stream(IterableDataset):

@@ -39,7 +39,11 @@ def final_state(trainer: pl.Trainer) -> dict[str, Any]:
         found |= {f"optimizer {number} {name}": value for name, value in group.items()}
     found["rates"] = [group["lr"] for group in trainer.optimizers[0].param_groups]
     metrics = dict(trainer.callback_metrics)
-    return found | {name: metrics[name] for name in sorted(metrics) if name != "train/images_per_second"}
+    return found | {
+        name: metrics[name]
+        for name in sorted(metrics)
+        if name not in ("train/images_per_second", "train/waiting_for_data")
+    }
 
 
 def assert_same_state(found: dict[str, Any], expected: dict[str, Any], when: str) -> None:
