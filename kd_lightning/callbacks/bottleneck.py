@@ -24,7 +24,7 @@ class Speed(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """What shortens each part of the time: imperatives that name settings, none where nothing is left to set."""
+    """Imperatives with the settings that shorten each part of the time, none where nothing is left to set."""
 
     waiting: Sequence[str] = ()
     preparing: Sequence[str] = ()
@@ -36,7 +36,7 @@ def describe_bottleneck(speed: Speed, advice: Advice, *, epoch: int) -> str:
 
     Args:
         speed: The measured speed.
-        advice: What shortens each part.
+        advice: Settings that shorten each part.
         epoch: Number of the epoch that was measured.
 
     Example:

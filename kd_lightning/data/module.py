@@ -178,8 +178,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Return imperatives with the settings that shorten the time in which training waits for images."""
         if isinstance(self.splits["train"], ImageSet):  # gathered on the device
             return []
-        setting = f"data.{self.domain}.num_workers" if self.domain else "data.num_workers"
-        return more_workers(setting, self.num_workers, self.trainer.num_devices if self.trainer else 1)
+        processes = self.trainer.num_devices if self.trainer else 1
+        return more_workers(self.setting("num_workers"), self.num_workers, processes)
+
+    def setting(self, name: str) -> str:
+        """Return the name under which a configuration sets an argument of this data module."""
+        return f"data.{self.domain}.{name}" if self.domain else f"data.{name}"
 
     # --- what a stage shows, in the order in which Lightning calls it
 

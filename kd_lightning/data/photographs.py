@@ -12,7 +12,7 @@ from kd_lightning.data.augmentation.settings import Augmentation
 from kd_lightning.data.image_form import ImageForm, OriginalForm, PreparedForm, ShrunkForm
 from kd_lightning.data.image_set import ImageSet, ImageSource, Selection, StreamedImages, image_bytes
 from kd_lightning.data.module import ImageDataModule
-from kd_lightning.data.packed_images import KeptImages, pack_in_memory, stack_in_memory
+from kd_lightning.data.packed_images import KeptImages, PackedImages, pack_in_memory, stack_in_memory
 from kd_lightning.data.protocol import KnowsInputs
 from kd_lightning.data.sizes import CROP_FILTERS, Sizes, Wanted, choose_sizes
 from kd_lightning.data.splits import stratified_split
@@ -209,6 +209,13 @@ class PhotographDataModule(ImageDataModule, ABC):
         if self.splits.has_val:
             return torch.empty(0, dtype=torch.int64)
         return stratified_split(labels, fraction=self.val_fraction, seed=self.split_seed)[1]
+
+    def faster_reading(self) -> list[str]:
+        """Return imperatives with the settings that shorten the time in which training waits for images."""
+        images = self.splits["train"]
+        if not isinstance(images, StreamedImages) or isinstance(images.images, PackedImages):
+            return super().faster_reading()
+        return [f"keep the decoded images (see {self.setting('memory_limit')})", *super().faster_reading()]
 
     # --- what is decoded into memory
 

@@ -1,5 +1,6 @@
 """Photographs of various sizes: their forms, their views at two sizes, and the networks that they follow."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,3 +236,28 @@ def test_a_finetuned_network_follows_its_own_weights(root: Path, make_trainer: C
     data = ImageFolderDataModule(str(root), batch_size=5, val_fraction=0.25)
     make_trainer(max_epochs=1).fit(TeacherModule(network), data)
     assert (data.image_shape, data.std) == ((3, 24, 24), (0.2, 0.2, 0.2))
+
+
+# --- waiting for images
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"preset": "none"}, r""),
+        (
+            {"preset": "none", "memory_limit": 0.0},
+            r"keep the decoded images \(see data\.memory_limit\), raise data\.num_w.*",
+        ),
+        ({"preset": "standard"}, r"raise data\.num_workers \(0 now, \d+ cores?\)"),
+        ({"preset": "standard", "num_workers": 10_000}, r""),
+        (
+            {"preset": "standard", "memory_limit": 0.0, "num_workers": 10_000},
+            r"keep the decoded images \(see data\.memory_limit\)",
+        ),
+    ],
+)
+def test_faster_reading_depends_on_what_is_kept(root: Path, options: dict[str, Any], expected: str) -> None:
+    data = photographs(root, **options)
+    data.setup("fit")
+    assert re.fullmatch(expected, ", ".join(data.faster_reading()))
