@@ -66,27 +66,32 @@ def choose_sizes(wanted: Wanted, known: Mapping[str, DataConfig]) -> tuple[Sizes
     """
     wanted.check()
     origin = next((name for name, config in known.items() if config.preparation is not None), "")
-    base = known[origin].preparation if origin else None
+    own = known[origin].preparation if origin else None
     if wanted.image_size is not None:
-        base = Preparation.of(wanted.image_size) if base is None else base.at(wanted.image_size)
-        origin = "given"
-    if base is None:
+        own, origin = own or Preparation.of(wanted.image_size), "given"
+    if own is None:
         unused = [name for name, value in wanted._asdict().items() if value is not None]
         if unused:
             raise UserError(f"{unused[0]} needs the size of the images; set image_size.")
         return None, ""
-    if wanted.interpolation is not None:
-        base = base._replace(interpolation=wanted.interpolation)
-    evaluation = base.at(wanted.eval_size or base.size)
-    if wanted.eval_crop is not None:
-        high, wide = (math.floor(side / wanted.eval_crop) for side in evaluation.size)
-        evaluation = evaluation._replace(resize=(high, wide))
-    training = evaluation.at(base.size)
+    training = _as_wanted(own, wanted, wanted.image_size or own.size)
+    evaluation = _as_wanted(own, wanted, wanted.eval_size or training.size)
     teacher = _for_teacher(wanted, known.get("the teacher", DataConfig()).preparation, training, evaluation)
     largest = max(*training.size, *evaluation.size, *(teacher.size if teacher else (0,)))
     if wanted.store_size is not None and wanted.store_size < largest:
         raise UserError(f"store_size must be at least {largest}, the largest size, got {wanted.store_size}.")
     return Sizes(training, evaluation, teacher, wanted.store_size or math.ceil(_STORE * largest)), origin
+
+
+def _as_wanted(own: Preparation, wanted: Wanted, size: int | tuple[int, int]) -> Preparation:
+    """Return a preparation at a size, with the interpolation and the crop that the user wants."""
+    found = own.at(size)
+    if wanted.interpolation is not None:
+        found = found._replace(interpolation=wanted.interpolation)
+    if wanted.eval_crop is None:
+        return found
+    high, wide = (math.floor(side / wanted.eval_crop) for side in found.size)
+    return found._replace(resize=(high, wide))
 
 
 def _for_teacher(

@@ -60,7 +60,8 @@ def export_network(
     Args:
         network: A classifier with a ``data_config`` (from :func:`from_checkpoint` or a training).
         path: Path of the file, with the suffix of its format.
-        images: Images in [0, 1], ``(N, channels, H, W)``, to compare on; random ones of 32x32 pixels if ``None``.
+        images: Images in [0, 1], ``(N, channels, H, W)``, to compare on; if ``None``, random ones of the size
+            that the network's ``data_config`` names, or of 32x32 pixels.
         format: ``"onnx"``, ``"torch"`` (``.pt2``) or ``"safetensors"``.
         fp16: Store weights and compute in float16 (``"onnx"``) or bfloat16 (``"torch"``).
         uint8: Take bytes from 0 to 255 in place of floats in [0, 1].
@@ -77,11 +78,13 @@ def export_network(
         network = copy.deepcopy(network).cpu()
     model = Inference(network, uint8).eval()
     if images is None:
-        images = torch.rand(64, len(model.mean), 32, 32, generator=torch.Generator().manual_seed(0))
+        height, width = (32, 32) if model.known.preparation is None else model.known.preparation.size
+        count = 64 if height * width <= 64 * 64 else 16
+        images = torch.rand(count, len(model.mean), height, width, generator=torch.Generator().manual_seed(0))
     images = model.to_input(images)
     entries = {
         "classes": json.dumps(model.known.classes),
-        "preparation": json.dumps(model.known.as_plain()["preparation"]),
+        "data_config": json.dumps(model.known.as_plain()),
         "input": f"{'uint8' if uint8 else '[0, 1]'} {list(images.shape[1:])}",
         "kd_lightning": version("kd-lightning"),
         **(metadata or {}),
@@ -135,9 +138,10 @@ def _check_options(path: Path, format: Format, fp16: bool, calibration: Tensor |
 
 def _compare(model: Inference, images: Tensor, run: Callable[[Tensor], Tensor], exact: bool) -> tuple[float, float]:
     """Return the largest difference of the logits, and the fraction of equal labels."""
+    batches = images.split(32)  # all activations at once take gigabytes at the sizes of photographs
     with torch.no_grad():
-        expected = model(images)
-    logits = run(images)
+        expected = torch.cat([model(batch) for batch in batches])
+    logits = torch.cat([run(batch) for batch in batches])
     same_shape = logits.shape == expected.shape
     difference = float((logits - expected).abs().max()) if same_shape else float("nan")
     agreement = float((logits.argmax(1) == expected.argmax(1)).float().mean()) if same_shape else 0.0

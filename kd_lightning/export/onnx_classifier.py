@@ -53,7 +53,7 @@ class OnnxClassifier:
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         logits = self.session.get_outputs()[0].shape[-1]
         self.classes: list[str] = json.loads(self.metadata.get("classes", "null")) or [str(i) for i in range(logits)]
-        plain = json.loads(self.metadata.get("preparation", "null"))
+        plain = json.loads(self.metadata.get("data_config", "{}")).get("preparation")
         prepared = Preparation.of(self.shape[1:]) if plain is None else Preparation.of(**plain)
         self.preparation = prepared.at(self.shape[1:])
 

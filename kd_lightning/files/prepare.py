@@ -50,7 +50,7 @@ class Preparation(NamedTuple):
         """Return a checked preparation; without ``resize`` nothing is cut off the shorter side.
 
         Raises:
-            UserError: If a size is below 1, or the mode or the interpolation is not known.
+            UserError: If a size is not one or below 1, or the mode or the interpolation is not known.
         """
         size, resize = _pair(size), _pair(size if resize is None else resize)
         if mode not in MODES:
@@ -108,7 +108,7 @@ def _resized(height: int, width: int, preparation: Preparation) -> tuple[int, in
         return (high, other) if height <= width else (other, high)
     down, across = height / high, width / wide
     ratio = max(down, across) if preparation.mode == "border" else min(down, across)
-    return round(height / ratio), round(width / ratio)
+    return max(1, round(height / ratio)), max(1, round(width / ratio))
 
 
 def _centre(image: Image.Image, size: tuple[int, int], fill: tuple[int, ...]) -> Image.Image:
@@ -130,5 +130,8 @@ def _centre(image: Image.Image, size: tuple[int, int], fill: tuple[int, ...]) ->
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     if isinstance(size, int):
         return size, size
-    height, width = size
-    return int(height), int(width)
+    try:
+        height, width = size
+        return int(height), int(width)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"A size must be a number of pixels, or height and width, got {size!r}.") from error

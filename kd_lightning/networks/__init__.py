@@ -5,6 +5,7 @@ from kd_lightning.networks.data_config import DataConfig, data_config, set_data_
 from kd_lightning.networks.ensemble import EnsembleTeacher
 from kd_lightning.networks.head import replace_head, reuse_teacher_classifier
 from kd_lightning.networks.lenet import LeNet
+from kd_lightning.networks.published_config import torchvision_config
 from kd_lightning.networks.resnet import (
     ResNet,
     resnet8x4,
@@ -41,6 +42,7 @@ __all__ = [
     "resnet110",
     "reuse_teacher_classifier",
     "set_data_config",
+    "torchvision_config",
     "wrn_16_2",
     "wrn_28_10",
     "wrn_40_1",

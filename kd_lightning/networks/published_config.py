@@ -1,14 +1,20 @@
 """The input that published weights expect, as timm and torchvision describe it."""
 
 import math
+import re
 import sys
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kd_lightning.files.prepare import RESAMPLING, Preparation
 from kd_lightning.networks.data_config import DataConfig
+
+_IMAGENETS = {"in1k", "in12k", "in21k", "in22k"}
+"""Parts of the tags with which timm names ImageNet and its larger versions."""
 
 
 def timm_config(network: nn.Module) -> DataConfig:
@@ -22,10 +28,9 @@ def timm_config(network: nn.Module) -> DataConfig:
     if data is None or not isinstance(published, dict) or not is_trained(network):
         return DataConfig()
     found = read_timm_config(published)
-    first = next((weight for weight in network.parameters() if weight.dim() == 4), None)
-    if first is not None and found.mean is not None and first.shape[1] != len(found.mean):
+    if found.mean is None or not _takes_channels(network, published, len(found.mean)):
         return DataConfig()  # built for other channels
-    return found._replace(classes=_imagenet_classes(published, getattr(network, "num_classes", None)))
+    return found._replace(classes=_timm_classes(published, getattr(network, "num_classes", None)))
 
 
 def read_timm_config(pretrained_cfg: dict[str, Any]) -> DataConfig:
@@ -49,16 +54,20 @@ def read_timm_config(pretrained_cfg: dict[str, Any]) -> DataConfig:
 
 
 def torchvision_config(weights: Any) -> DataConfig:
-    """Return what published weights of torchvision expect.
+    """Return what published weights of torchvision expect, ``None`` in all fields for other than classifiers.
 
     Args:
-        weights: A member of one of torchvision's enumerations of classification weights.
+        weights: A member of one of torchvision's enumerations of weights, such as ``ResNet50_Weights.DEFAULT``.
 
     Example:
         >>> from torchvision.models import ResNet50_Weights
         >>> torchvision_config(ResNet50_Weights.IMAGENET1K_V2).preparation[:2]
         ((224, 224), (232, 232))
     """
+    from torchvision.transforms._presets import ImageClassification
+
+    if getattr(weights.transforms, "func", None) is not ImageClassification:
+        return DataConfig()
     transform = weights.transforms()
     preparation = Preparation.of(
         transform.crop_size[0], transform.resize_size[0], interpolation=transform.interpolation.value
@@ -74,17 +83,13 @@ def torchvision_config_of_file(path: str | Path) -> DataConfig:
         (0.485, 0.456, 0.406)
     """
     name = Path(path).name
-    if not name.endswith(".pth") or "-" not in name:
+    if not re.search(r"[-_][0-9a-f]{8,}\.pth$", name):
         return DataConfig()
     from torchvision.models import get_model_weights, list_models
-    from torchvision.transforms._presets import ImageClassification
 
-    for model in list_models():
-        for weights in get_model_weights(model):
-            is_classifier = getattr(weights.transforms, "func", None) is ImageClassification
-            if is_classifier and weights.url.rpartition("/")[2] == name:
-                return torchvision_config(weights)
-    return DataConfig()
+    published = (weights for model in list_models() for weights in get_model_weights(model))
+    found = next((weights for weights in published if weights.url.rpartition("/")[2] == name), None)
+    return DataConfig() if found is None else torchvision_config(found)
 
 
 def named_weights(node: Any) -> DataConfig:
@@ -100,47 +105,74 @@ def named_weights(node: Any) -> DataConfig:
     """
     if not hasattr(node, "get"):
         return DataConfig()
-    arguments = node.get("init_args") or {}
-    module, _, name = str(node.get("class_path")).rpartition(".")
+    arguments = {**(node.get("init_args") or {}), **(node.get("dict_kwargs") or {})}
+    module, _, function = str(node.get("class_path")).rpartition(".")
     weights = arguments.get("weights")
     if module.startswith("torchvision.models") and weights is not None:
         from torchvision.models import get_model_weights
 
-        member = weights if not isinstance(weights, str) else get_model_weights(name)[weights.rpartition(".")[2]]
-        return torchvision_config(member)
+        if isinstance(weights, str):
+            builder = getattr(import_module(module), function)
+            weights = get_model_weights(arguments.get("name", builder))[weights.rpartition(".")[2]]
+        return torchvision_config(weights)
+    replaced = function == "from_checkpoint"  # by those of a file
     inner = arguments.get("network")
-    return DataConfig() if inner is None else named_weights(inner)
+    return DataConfig() if inner is None or replaced else named_weights(inner)
 
 
 def is_trained(network: nn.Module) -> bool:
     """Return whether the weights of a network are other than random: a normalization is not in its initial state.
 
-    Of a network without normalizations that is not known, and it counts as trained.
+    A network without normalizations counts as trained if it has a bias other than 0, or no bias.
 
     Example:
+        >>> import torch
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
         >>> before = is_trained(network)
         >>> _ = network(torch.rand(2, 3, 8, 8))
         >>> before, is_trained(network)
         (False, True)
     """
-    normalizations = [module for module in network.modules() if "norm" in type(module).__name__.lower()]
-    values = [
-        value
-        for module in normalizations
-        for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        if name in ("weight", "bias", "running_mean", "running_var") and not value.is_meta
-    ]
-    return not values or any(bool(((value != 0) & (value != 1)).any()) for value in values)
+    values = [value for module in network.modules() if _is_normalization(module) for value in _state(module)]
+    if values:
+        return any(bool(((value != 0) & (value != 1)).any()) for value in values)
+    biases = [value for name, value in network.named_parameters() if name.endswith("bias") and not value.is_meta]
+    return not biases or any(bool((value != 0).any()) for value in biases)
 
 
-def _imagenet_classes(published: dict[str, Any], num_classes: int | None) -> tuple[str, ...] | None:
-    """Return the class names of a network of timm that was published for a subset of ImageNet."""
-    data = sys.modules["timm.data"]
-    tag = str(published.get("tag") or "")
-    subset = data.infer_imagenet_subset(published)
-    if subset is None or num_classes != published.get("num_classes"):
+def _is_normalization(module: nn.Module) -> bool:
+    name = type(module).__name__.lower()
+    return "norm" in name or name == "affine"  # which ResMLP has in place of normalizations
+
+
+def _state(normalization: nn.Module) -> list[Tensor]:
+    """Return the running statistics of a normalization, or else its weights."""
+    own = dict(normalization.named_parameters(recurse=False)) | dict(normalization.named_buffers(recurse=False))
+    names = ("running_mean", "running_var") if "running_mean" in own else ("weight", "bias", "alpha", "beta")
+    return [own[name] for name in names if name in own and not own[name].is_meta]
+
+
+def _takes_channels(network: nn.Module, published: dict[str, Any], channels: int) -> bool:
+    """Return whether the first layer of a network of timm takes images of so many channels, or squares of pixels."""
+    names = published.get("first_conv") or ()
+    modules = dict(network.named_modules())
+    first = modules.get(names if isinstance(names, str) else next(iter(names), ""))
+    inputs = getattr(first, "in_channels", getattr(first, "in_features", getattr(network, "in_chans", channels)))
+    return inputs % channels == 0 and math.isqrt(inputs // channels) ** 2 == inputs // channels
+
+
+def _timm_classes(published: dict[str, Any], num_classes: int | None) -> tuple[str, ...] | None:
+    """Return the class names that a network of timm was published with, or those of its subset of ImageNet."""
+    if not num_classes or num_classes != published.get("num_classes"):
         return None
-    if not tag.rpartition("_")[2].startswith("in"):
-        return None
-    return tuple(data.ImageNetInfo(subset).label_descriptions())
+    labels, described = published.get("label_names") or (), published.get("label_descriptions") or {}
+    if len(labels) == num_classes:
+        return tuple(str(described.get(label, label)) for label in labels)
+    subset = sys.modules["timm.data"].infer_imagenet_subset(published)
+    trained_on = _IMAGENETS.intersection(str(published.get("tag") or "").split("_"))
+    return _imagenet_classes(subset) if subset is not None and trained_on else None
+
+
+@cache
+def _imagenet_classes(subset: str) -> tuple[str, ...]:
+    return tuple(sys.modules["timm.data"].ImageNetInfo(subset).label_descriptions())

@@ -1,5 +1,6 @@
 """Loading of weights from our checkpoints and from published files."""
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +26,13 @@ def from_checkpoint(
     std: Sequence[float] | None = None,
     layers: Mapping[str, str] | None = None,
     entry: str | None = None,
+    data_config: DataConfig | None = None,
 ) -> nn.Module:
     """Load the weights of a file into a network, in place, and return it.
 
-    The input statistics and class names in the file are attached to the network (see :func:`data_config`); a module
-    that contains the network converts its input accordingly.
+    What the file says of the network's input, or torchvision of a published file of this name, is attached to the
+    network (see :func:`data_config`): statistics, class names, size and crop. A module that contains the network
+    converts its input accordingly.
 
     Args:
         network: Network of the saved architecture.
@@ -45,11 +48,13 @@ def from_checkpoint(
             V. Sanh et al.: DistilBERT, 2019, https://arxiv.org/abs/1910.01108, section 3
         entry: Name of the entry of the file that holds the weights, for files with several, for example
             ``"state_dict_ema"``.
+        data_config: Statistics, class names, size and crop in place of those that the file contains; see
+            :func:`torchvision_config`.
 
     Raises:
         MissingFileError: If there is no such file.
-        UserError: If the file is damaged, contains code, or does not fit the network (one message lists the missing,
-            unexpected and mis-shaped keys).
+        UserError: If statistics are given twice, or the file is damaged, contains code, or does not fit the network
+            (one message lists the missing, unexpected and mis-shaped keys).
 
     Example:
         >>> import tempfile, torch
@@ -58,7 +63,11 @@ def from_checkpoint(
         ...     torch.save(resnet20().state_dict(), f"{folder}/weights.pt")
         ...     network = from_checkpoint(resnet20(), f"{folder}/weights.pt")
     """
-    declared = DataConfig.of(mean, std)
+    declared = DataConfig() if data_config is None else data_config
+    if mean is not None or std is not None:
+        if declared.mean is not None:
+            raise UserError("Give mean and std, or a data_config that contains them; not both.")
+        declared = DataConfig.of(mean, std, declared.classes, declared.preparation)
     content = read_checkpoint(path)
     check_format(content, path)
     if isinstance(content.get("sliced_shapes"), dict):
@@ -75,7 +84,8 @@ def from_checkpoint(
     network.load_state_dict(weights)
     if known == DataConfig():
         known = torchvision_config_of_file(path)
-    set_data_config(network, known if declared.mean is None else known._replace(mean=declared.mean, std=declared.std))
+    given = {name: value for name, value in declared._asdict().items() if value is not None}
+    set_data_config(network, known._replace(**given))
     return network
 
 
@@ -153,11 +163,24 @@ def _select_layers(weights: dict[str, Tensor], layers: Mapping[str, str], networ
 
 def _saved_data_config(content: dict[str, Any], path: str | Path) -> DataConfig:
     try:
-        return DataConfig.of(**content.get("data_config", {}))
+        return DataConfig.of(**(_exported_data_config(path) or content.get("data_config", {})))
     except TypeError as error:
         raise UserError(
             f"'data_config' in {str(path)!r} must contain only mean, std, classes and preparation."
         ) from error
+
+
+def _exported_data_config(path: str | Path) -> dict[str, Any]:
+    """Return the configuration in the metadata of an exported ``.safetensors`` file, empty for other files."""
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    known: dict[str, Any] = json.loads(metadata.get("data_config", "{}")) if "kd_lightning" in metadata else {}
+    return known
 
 
 def state_dict_mismatch(network: nn.Module, weights: Mapping[str, Tensor]) -> str:

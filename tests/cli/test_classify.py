@@ -4,15 +4,22 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
+import lightning.pytorch as pl
 import numpy as np
+import numpy.typing as npt
+import onnx
 import pytest
 import torch
+from made_photographs import photograph
 from PIL import Image
 
-from kd_lightning import ImageFolderDataModule
-from kd_lightning.export import export_network
-from kd_lightning.networks import DataConfig, ResNet
+from kd_lightning import ImageFolderDataModule, TeacherModule
+from kd_lightning.export import OnnxClassifier, export_network
+from kd_lightning.export.onnx_classifier import Images
+from kd_lightning.files.prepare import Preparation
+from kd_lightning.networks import DataConfig, ResNet, from_checkpoint
 from kd_lightning.networks.data_config import set_data_config
 
 
@@ -71,3 +78,98 @@ def test_a_number_of_channels_that_files_do_not_have_is_refused(kd: Callable[...
     export_network(network, tmp_path / "a.onnx", torch.rand(4, 4, 8, 8))
     with pytest.raises(SystemExit, match=r"classify: 'a\.onnx' takes images of 4 channels, and files are read with 1"):
         kd("classify", "a.onnx", "photos")
+
+
+# --- prepared as by test
+
+
+def write_folder(root: Path) -> None:
+    """Write photographs of several sizes and shapes, one on its side, in class folders."""
+    sizes = [(40, 56), (61, 33), (30, 30), (90, 44), (12, 17), (50, 51)]
+    turned = Image.Exif()
+    turned[0x112] = 6
+    for split in ("train", "test"):
+        for number, name in enumerate(("ant", "bee")):
+            (root / split / name).mkdir(parents=True)
+            for i, (height, width) in enumerate(sizes):
+                image = photograph(height, width, seed=10 * number + i)
+                image.save(root / split / name / f"{i}.jpg", exif=turned if i == 3 else Image.Exif())
+
+
+class Recorder(OnnxClassifier):
+    """Keeps the images that it was given."""
+
+    seen: ClassVar[list[Images]] = []
+
+    def __call__(self, images: Images) -> npt.NDArray[np.float32]:
+        Recorder.seen.append(images)
+        return super().__call__(images)
+
+
+def known_to_timm(mode: str) -> DataConfig:
+    preparation = Preparation.of(24, 27, mode=mode, interpolation="bicubic", fill=(124, 116, 104))
+    return DataConfig.of([0.5] * 3, [0.25] * 3, preparation=preparation)
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({"image_size": 24, "eval_size": 30}, None),
+        ({"image_size": 24, "eval_crop": 0.8, "interpolation": "bicubic"}, None),
+        ({"image_size": 24, "eval_size": 31, "eval_crop": 0.9, "mean": [0.5], "std": [0.25]}, None),
+        ({}, known_to_timm("squash")),
+        ({}, known_to_timm("border")),
+        ({"image_size": 20, "eval_size": 33}, known_to_timm("center")),
+    ],
+)
+def test_classified_pixels_are_those_of_test(
+    options: dict[str, Any],
+    known: DataConfig | None,
+    kd: Callable[..., str],
+    make_trainer: Callable[..., pl.Trainer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_folder(tmp_path / "photos")
+    data = ImageFolderDataModule(str(tmp_path / "photos"), batch_size=6, **options)
+    network, saved = (ResNet([1], [8], num_classes=2, in_channels=len(data.mean)) for _ in range(2))
+    if known is not None:
+        set_data_config(network, known)
+    trainer = make_trainer()
+    trainer.fit(TeacherModule(network), data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    (found,) = trainer.test(ckpt_path=tmp_path / "a.ckpt", datamodule=data, weights_only=True)
+    pixels = {
+        data.image_name("test", sample): image
+        for batch in data.test_dataloader()
+        for sample, image in zip(batch.ids.tolist(), data.pixels(batch).numpy(), strict=True)
+    }
+    export_network(from_checkpoint(saved, tmp_path / "a.ckpt").eval(), tmp_path / "a.onnx")
+    monkeypatch.setattr("kd_lightning.cli.classify.OnnxClassifier", Recorder)
+    Recorder.seen.clear()
+    kd("classify", "a.onnx", "photos/test", "-o", "labels.csv")
+    rows = list(csv.DictReader(Path("labels.csv").read_text().splitlines()))
+    assert len(rows) == len(pixels) == 12
+    for row, shown in zip(rows, np.concatenate(Recorder.seen), strict=True):
+        assert (shown == pixels[str(tmp_path / row["image"])]).all(), row["image"]
+    correct = [row["label"] == Path(row["image"]).parent.name for row in rows]
+    assert np.mean(correct) == pytest.approx(found["test/accuracy"])
+    expected = data.preparation
+    assert OnnxClassifier("a.onnx").preparation == expected
+    assert expected is not None
+    if known is not None:
+        assert known.preparation is not None
+        assert expected == known.preparation.at(expected.size)
+
+
+def test_a_file_without_a_preparation_keeps_the_aspect_ratio(tmp_path: Path) -> None:
+    network = ResNet([1], [4]).eval()
+    set_data_config(network, known_to_timm("squash"))
+    export_network(network, tmp_path / "a.onnx")
+    assert OnnxClassifier(tmp_path / "a.onnx").preparation == known_to_timm("squash").preparation
+    older = onnx.load(tmp_path / "a.onnx")
+    entries = [entry for entry in older.metadata_props if entry.key != "data_config"]
+    del older.metadata_props[:]
+    older.metadata_props.extend(entries)
+    onnx.save(older, tmp_path / "older.onnx")
+    assert OnnxClassifier(tmp_path / "older.onnx").preparation == Preparation.of(24)

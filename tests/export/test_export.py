@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from kd_lightning import Checkpoint, DigitsDataModule, DistillationModule
 from kd_lightning.export import Inference, OnnxClassifier, export_network
 from kd_lightning.export.network import SUFFIXES, Format
-from kd_lightning.networks import DataConfig, ResNet, from_checkpoint, reuse_teacher_classifier, set_data_config
+from kd_lightning.networks import (
+    DataConfig,
+    ResNet,
+    data_config,
+    from_checkpoint,
+    reuse_teacher_classifier,
+    set_data_config,
+)
 from kd_lightning.runs.run import Run
 
 Command = Callable[..., str]
@@ -212,6 +219,7 @@ def test_torch_and_safetensors_files_hold_the_checkpoints_network(
     network = from_checkpoint(ResNet([1, 1, 1], [8, 16, 32], in_channels=1), tmp_path / "student.safetensors")
     for name, weight in Checkpoint(best).network().state_dict().items():
         assert torch.equal(weight, network.state_dict()[name])
+    assert data_config(network) == data_config(Checkpoint(best).network()) != DataConfig()
     with safe_open(tmp_path / "student.safetensors", "pt") as file:
         assert "checkpoint_sha256" in file.metadata()
 

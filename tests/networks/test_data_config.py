@@ -1,10 +1,14 @@
 import copy
+import io
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
+from kd_lightning.files.prepare import Preparation
 from kd_lightning.networks import DataConfig, data_config, set_data_config
+from kd_lightning.networks.data_config import check_same_classes
 
 
 def test_values_become_floats_and_strings() -> None:
@@ -17,14 +21,14 @@ def test_values_become_floats_and_strings() -> None:
 
 
 def test_fields_are_none_by_default() -> None:
-    assert DataConfig.of() == DataConfig() == (None, None, None)
+    assert DataConfig.of() == DataConfig() == (None, None, None, None)
     assert data_config(nn.Linear(1, 1)) == DataConfig()
 
 
 def test_the_configuration_is_copied_with_a_network_and_not_in_its_state_dict() -> None:
     network = nn.Linear(1, 1)
-    set_data_config(network, DataConfig.of([0.5], [0.25], ["a"]))
-    assert data_config(copy.deepcopy(network)) == ((0.5,), (0.25,), ("a",))
+    set_data_config(network, DataConfig.of([0.5], [0.25], ["a"], Preparation.of(8)))
+    assert data_config(copy.deepcopy(network)) == ((0.5,), (0.25,), ("a",), Preparation.of(8))
     assert set(network.state_dict()) == {"weight", "bias"}
 
 
@@ -40,3 +44,19 @@ def test_a_mean_or_std_alone_is_refused(given: dict[str, Any]) -> None:
 def test_invalid_statistics_are_refused(mean: list[float], std: list[float]) -> None:
     with pytest.raises(ValueError, match=r"^mean and std need one value for each channel and deviations above 0, got "):
         DataConfig.of(mean, std)
+
+
+@pytest.mark.parametrize("preparation", [None, Preparation.of((8, 9), 12, mode="border", fill=(1, 2, 3))])
+def test_plain_data_makes_the_configuration_again(preparation: Preparation | None) -> None:
+    known = DataConfig.of([0.5, 0.4, 0.3], [0.2] * 3, ["a", "b"], preparation)
+    buffer = io.BytesIO()
+    torch.save(known.as_plain(), buffer)
+    assert DataConfig.of(**torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)) == known
+
+
+def test_imagenets_folders_have_the_classes_of_published_networks() -> None:
+    check_same_classes(
+        "The network", DataConfig.of(classes=["tench", "goldfish"]), DataConfig.of(classes=["n01440764"])
+    )
+    with pytest.raises(ValueError, match=r"^The network was trained on the classes tench and the data have n0144; "):
+        check_same_classes("The network", DataConfig.of(classes=["tench"]), DataConfig.of(classes=["n0144"]))

@@ -4,6 +4,7 @@ import copy
 import pickle
 import random
 import re
+import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,8 +15,10 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights, resnet18
 
 from kd_lightning.errors import UserError
+from kd_lightning.files.prepare import Preparation
 from kd_lightning.networks import (
     DataConfig,
     ResNet,
@@ -25,6 +28,7 @@ from kd_lightning.networks import (
     replace_head,
     resnet20,
     set_data_config,
+    torchvision_config,
     wrn_16_2,
 )
 
@@ -122,7 +126,7 @@ def test_a_published_legacy_file_is_read(tmp_path: Path) -> None:
         filled, tmp_path / "a.th", rename={"linear.": "fc."}, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
     assert have_equal_weights(filled, saved)
-    assert data_config(filled) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None)
+    assert data_config(filled) == DataConfig.of((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_weights_of_another_precision_are_converted(tmp_path: Path) -> None:
@@ -137,7 +141,7 @@ def test_weights_of_another_precision_are_converted(tmp_path: Path) -> None:
 def test_the_data_config_of_the_file_is_attached(tmp_path: Path) -> None:
     torch.save({"state_dict": random_network().state_dict(), "data_config": STATISTICS}, tmp_path / "a.pt")
     filled = from_checkpoint(random_network(), tmp_path / "a.pt")
-    expected = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("ant", "bee", "cat"))
+    expected = DataConfig.of((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("ant", "bee", "cat"))
     assert data_config(filled) == expected
     assert data_config(copy.deepcopy(filled)) == expected
     assert have_equal_weights(copy.deepcopy(filled), filled)
@@ -149,9 +153,38 @@ def test_given_statistics_replace_those_of_the_file(tmp_path: Path) -> None:
     torch.save({"state_dict": random_network().state_dict(), "data_config": STATISTICS}, tmp_path / "ours.pt")
     given: dict[str, Any] = {"mean": [0, 0, 0], "std": [1, 1, 1]}
     statistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    assert data_config(from_checkpoint(random_network(), tmp_path / "foreign.pt", **given)) == (*statistics, None)
+    assert data_config(from_checkpoint(random_network(), tmp_path / "foreign.pt", **given)) == (*statistics, None, None)
     filled = from_checkpoint(random_network(), tmp_path / "ours.pt", **given)
-    assert data_config(filled) == (*statistics, ("ant", "bee", "cat"))
+    assert data_config(filled) == (*statistics, ("ant", "bee", "cat"), None)
+
+
+def test_a_given_configuration_replaces_what_it_names(tmp_path: Path) -> None:
+    saved = {**STATISTICS, "preparation": Preparation.of(32)._asdict()}
+    torch.save({"state_dict": random_network().state_dict(), "data_config": saved}, tmp_path / "ours.pt")
+    of_file = data_config(from_checkpoint(random_network(), tmp_path / "ours.pt"))
+    assert of_file == DataConfig.of(**saved)
+    declared = DataConfig.of([0.0] * 3, [1.0] * 3, preparation=Preparation.of(64, 72))
+    filled = from_checkpoint(random_network(), tmp_path / "ours.pt", data_config=declared)
+    assert data_config(filled) == declared._replace(classes=of_file.classes)
+    classes = DataConfig.of(classes=["a", "b", "c"])
+    filled = from_checkpoint(random_network(), tmp_path / "ours.pt", data_config=classes, mean=[0] * 3, std=[1] * 3)
+    assert data_config(filled) == of_file._replace(mean=(0, 0, 0), std=(1, 1, 1), classes=("a", "b", "c"))
+    with pytest.raises(UserError, match=r"^Give mean and std, or a data_config that contains them; not both\.$"):
+        from_checkpoint(random_network(), tmp_path / "ours.pt", data_config=declared, mean=[0] * 3, std=[1] * 3)
+
+
+def test_a_published_file_of_torchvision_has_its_configuration(tmp_path: Path) -> None:
+    weights = ResNet18_Weights.IMAGENET1K_V1
+    file = tmp_path / weights.url.rpartition("/")[2]
+    torch.save(resnet18().state_dict(), file)
+    filled = from_checkpoint(resnet18(), file)
+    assert data_config(filled) == torchvision_config(weights)
+    shutil.copy(file, tmp_path / "weights.pth")
+    assert data_config(from_checkpoint(resnet18(), tmp_path / "weights.pth")) == DataConfig()
+    known = torchvision_config(weights)
+    assert data_config(from_checkpoint(resnet18(), tmp_path / "weights.pth", data_config=known)) == known
+    own = from_checkpoint(resnet18(), file, mean=[0.5] * 3, std=[0.5] * 3)
+    assert data_config(own) == known._replace(mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def random_deep_network(*blocks: int) -> ResNet:
@@ -404,11 +437,21 @@ def test_keys_that_become_equal_without_prefixes_are_refused(tmp_path: Path) -> 
         from_checkpoint(nn.Linear(2, 2, bias=False), tmp_path / "weights.pt")
 
 
-def test_an_invalid_data_config_is_refused_before_weights_change(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"colour": 1}, r"'data_config' in .* must contain only mean, std, classes and preparation"),
+        ({"preparation": {"colour": 1}}, r"'data_config' in .* must contain only mean, std, classes and preparation"),
+        ({"preparation": {"size": "large"}}, r"^A size must be a number of pixels, .* got 'large'\.$"),
+    ],
+)
+def test_an_invalid_data_config_is_refused_before_weights_change(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
     network = nn.Linear(2, 2)
     before = network.weight.detach().clone()
-    torch.save({"state_dict": nn.Linear(2, 2).state_dict(), "data_config": {"colour": 1}}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"'data_config' in .* must contain only mean, std and classes"):
+    torch.save({"state_dict": nn.Linear(2, 2).state_dict(), "data_config": config}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=message):
         from_checkpoint(network, tmp_path / "weights.pt")
     assert torch.equal(network.weight, before)
 
