@@ -171,12 +171,30 @@ def is_from_checkpoint(class_path: object) -> bool:
 
 
 def strip_pretrained(config: object) -> object:
-    """Return the configuration of a network without the files that its weights would be loaded from."""
+    """Return the configuration of a network without the files that its weights would be loaded from.
+
+    Example:
+        >>> strip_pretrained({"class_path": "torchvision.models.resnet18", "init_args": {"weights": "DEFAULT"}})
+        {'class_path': 'torchvision.models.resnet18', 'init_args': {'weights': None}}
+    """
     if not isinstance(config, dict):
         return config
     if is_from_checkpoint(config.get("class_path")):
         return strip_pretrained(config["init_args"]["network"])
-    return {key: strip_pretrained(value) for key, value in config.items()}
+    stripped = {key: strip_pretrained(value) for key, value in config.items()}
+    offline = _without_download(str(config.get("class_path")))
+    for arguments in (stripped.get("init_args"), stripped.get("dict_kwargs")):
+        if isinstance(arguments, dict):
+            arguments.update({name: value for name, value in offline.items() if name in arguments})
+    return stripped
+
+
+def _without_download(class_path: str) -> dict[str, object]:
+    """Return the arguments with which a function of torchvision or timm downloads nothing."""
+    module, _, function = class_path.rpartition(".")
+    if module.startswith("torchvision.models") and function not in ("googlenet", "inception_v3"):
+        return {"weights": None}  # the other two are built otherwise with weights
+    return {"pretrained": False} if module.partition(".")[0] == "timm" and function == "create_model" else {}
 
 
 def _is_allowed_type(named: Callable[..., object], types: tuple[type, ...]) -> bool:

@@ -1,5 +1,6 @@
 """jsonargparse's errors about options and YAML keys, in one sentence with the nearest name."""
 
+import inspect
 import re
 from argparse import ArgumentError
 from collections.abc import Collection, Iterable, Iterator
@@ -92,8 +93,10 @@ def _unknown_argument(name: str, key: str, owner: str, known: list[str]) -> str:
         return f"{where.removesuffix('.class_path')}: there is no such class, or it does not fit here; check its name."
     accepted = _arguments(owner)
     groups = ", ".join(dict.fromkeys(argument.partition(".")[0] for argument in accepted))
-    near = _addition(_nearest(name, accepted)) or (f"; it takes {groups}" if groups else "")
-    return f"{where} is not an argument of {owner}{near}."
+    near = _addition(_nearest(name, accepted))
+    if not near and _passes_on(owner, accepted):
+        near = f"; set {key}.dict_kwargs.{name} if it is for what {owner} calls"
+    return f"{where} is not an argument of {owner}{near or (f'; it takes {groups}' if groups else '')}."
 
 
 def _unknown_words(words: list[str], known: list[str]) -> str:
@@ -158,6 +161,17 @@ def _arguments(class_path: str) -> list[str]:
         add(named, fail_untyped=False)
         return [action.dest for action in parser._actions if not action.dest.endswith("help")]
     return []
+
+
+def _passes_on(function: str, accepted: list[str]) -> bool:
+    """Return whether a function passes on further arguments, of which jsonargparse did not find the names."""
+    from kd_lightning.checkpoints.trust import resolve
+
+    with suppress(TypeError, ValueError):  # no callable, or one without a signature
+        parameters = inspect.signature(resolve(function)).parameters  # type: ignore[arg-type]
+        kinds = [parameter.kind for parameter in parameters.values()]
+        return inspect.Parameter.VAR_KEYWORD in kinds and set(accepted) <= set(parameters)
+    return False
 
 
 def _subclasses(types: str) -> list[str]:

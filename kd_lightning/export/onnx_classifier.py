@@ -23,7 +23,8 @@ class OnnxClassifier:
         classes: Class names in the order of the logits.
         shape: Channels, height and width of the images.
         metadata: Metadata of the file.
-        preparation: Resizing and crop of image files, as before the network's test.
+        preparation: Resizing and crop of image files, as before the network's test; where the file does not contain
+            it, the shorter side is resized to the network's and the centre cut out.
 
     Raises:
         MissingFileError: If there is no such file.

@@ -85,9 +85,12 @@ def check_same_classes(who: str, known: DataConfig, data: DataConfig) -> None:
     if data.classes and all(re.fullmatch(r"n\d{8}", name) for name in data.classes):
         return  # ImageNet's folders, in the order of the classes that published networks name in words
     if known.classes and data.classes and known.classes != data.classes:
+        advice = "the order and the names must be the same"
+        if len(known.classes) != len(data.classes):
+            advice = "give it a head for these with replace_head, and train it"
         raise UserError(
             f"{who} was trained on the classes {truncate(known.classes)} and the data have "
-            f"{truncate(data.classes)}; the order and the names must be the same."
+            f"{truncate(data.classes)}; {advice}."
         )
 
 

@@ -30,6 +30,9 @@ def timm_config(network: nn.Module) -> DataConfig:
     found = read_timm_config(published)
     if found.mean is None or not _takes_channels(network, published, len(found.mean)):
         return DataConfig()  # built for other channels
+    embedding: Any = getattr(network, "patch_embed", None)
+    if getattr(embedding, "strict_img_size", False) and found.preparation is not None:
+        found = found._replace(preparation=found.preparation.at(embedding.img_size or found.preparation.size))
     return found._replace(classes=_timm_classes(published, getattr(network, "num_classes", None)))
 
 
@@ -105,15 +108,15 @@ def named_weights(node: Any) -> DataConfig:
     """
     if not hasattr(node, "get"):
         return DataConfig()
-    arguments = {**(node.get("init_args") or {}), **(node.get("dict_kwargs") or {})}
+    arguments, further = node.get("init_args") or {}, node.get("dict_kwargs") or {}
     module, _, function = str(node.get("class_path")).rpartition(".")
-    weights = arguments.get("weights")
+    weights = arguments.get("weights", further.get("weights"))
     if module.startswith("torchvision.models") and weights is not None:
         from torchvision.models import get_model_weights
 
         if isinstance(weights, str):
-            builder = getattr(import_module(module), function)
-            weights = get_model_weights(arguments.get("name", builder))[weights.rpartition(".")[2]]
+            builder = arguments.get("name") or getattr(import_module(module), function)
+            weights = get_model_weights(builder)[weights.rpartition(".")[2]]
         return torchvision_config(weights)
     replaced = function == "from_checkpoint"  # by those of a file
     inner = arguments.get("network")
@@ -175,4 +178,9 @@ def _timm_classes(published: dict[str, Any], num_classes: int | None) -> tuple[s
 
 @cache
 def _imagenet_classes(subset: str) -> tuple[str, ...]:
+    """Return the names of timm, or those of torchvision for the 1,000 classes, where timm has two called crane."""
+    if subset == "imagenet-1k":
+        from torchvision.models import ResNet18_Weights
+
+        return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
     return tuple(sys.modules["timm.data"].ImageNetInfo(subset).label_descriptions())

@@ -1,3 +1,4 @@
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,13 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_c
 from torch import nn
 
 from kd_lightning import TeacherModule
-from kd_lightning.checkpoints.trust import check_trusted_classes, referenced_classes, restricted_imports, unserializable
+from kd_lightning.checkpoints.trust import (
+    check_trusted_classes,
+    referenced_classes,
+    restricted_imports,
+    strip_pretrained,
+    unserializable,
+)
 
 
 @pytest.fixture
@@ -177,3 +184,32 @@ def test_a_module_built_from_python_saves_only_plain_hyper_parameters() -> None:
         "layer_decay",
     }
     assert module.hparams["learning_rate"] == 0.3
+
+
+def _node(class_path: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": class_path, "init_args": arguments}
+
+
+@pytest.mark.parametrize(
+    ("node", "stripped"),
+    [
+        (_node("torchvision.models.resnet18", weights="DEFAULT", progress=True), {"weights": None, "progress": True}),
+        (_node("torchvision.models.ResNet", layers=[1, 1]), {"layers": [1, 1]}),
+        (_node("torchvision.models.googlenet", weights="DEFAULT"), {"weights": "DEFAULT"}),  # built otherwise with them
+        (_node("timm.create_model", model_name="a", pretrained=True), {"model_name": "a", "pretrained": False}),
+        (_node("my_nets.Net", weights="DEFAULT", pretrained=True), {"weights": "DEFAULT", "pretrained": True}),
+    ],
+)  # fmt: skip
+def test_networks_are_rebuilt_without_downloads(node: dict[str, Any], stripped: dict[str, Any]) -> None:
+    before = copy.deepcopy(node)
+    expected = {**node, "init_args": stripped}
+    assert strip_pretrained(node) == expected
+    around = _node("kd_lightning.networks.replace_head", network=node, num_classes=2)
+    loaded = _node("kd_lightning.networks.from_checkpoint", network=around, path="a.ckpt")
+    assert strip_pretrained(loaded) == _node("kd_lightning.networks.replace_head", network=expected, num_classes=2)
+    assert node == before
+
+
+def test_arguments_that_are_passed_on_download_nothing() -> None:
+    node = {**_node("torchvision.models.get_model", name="resnet18"), "dict_kwargs": {"weights": "DEFAULT"}}
+    assert strip_pretrained(node) == {**node, "dict_kwargs": {"weights": None}}

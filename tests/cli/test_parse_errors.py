@@ -58,11 +58,19 @@ def refusal(kd: Command, *arguments: str) -> str:
             ["--model.network=my_net.Net"],
             "model.network: there is no module 'my_net'; the nearest is my_nets; install it",
         ),
+        (
+            ["--model.network=my_nets.build", "--model.network.width=3"],
+            "model.network.width is not an argument of my_nets.build; set model.network.dict_kwargs.width if it is for "
+            "what my_nets.build calls.",
+        ),
+        (["--model.network=my_nets.build", "--model.network.nam=a"], "of my_nets.build; the nearest is name."),
         (["--model.lr_scheduler=StepLR"], "model.lr_scheduler: the following arguments are required: step_size."),
     ],
 )
 def test_a_misspelt_option_names_the_nearest(kd: Command, options: list[str], message: str) -> None:
-    Path("my_nets.py").touch()
+    Path("my_nets.py").write_text(
+        "from torch import nn\ndef build(name: str = 'Net', **more) -> nn.Module:\n    return globals()[name](**more)"
+    )
     assert message in refusal(kd, *FIT, *options)
 
 
