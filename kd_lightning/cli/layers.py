@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from kd_lightning.data.protocol import FollowsNetworks
 from kd_lightning.errors import UserError
 from kd_lightning.features import layer_shapes
 from kd_lightning.modules.classification import ClassificationModule
@@ -21,6 +22,8 @@ def print_layers(module: ClassificationModule, data: object, image_shape: list[i
     Raises:
         ValueError: If the shape is neither given nor known by the data.
     """
+    if image_shape is None and isinstance(data, FollowsNetworks):
+        data.follow_networks(module.known_inputs())
     shape = image_shape or getattr(data, "image_shape", None)
     if shape is None:
         raise UserError("The data module does not have an image_shape; add --image_shape '[3, 32, 32]'.")

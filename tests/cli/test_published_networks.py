@@ -108,6 +108,12 @@ def test_fit_test_export_and_classify_without_a_size(kd: Command, published: Pat
     assert table.split()[1] in ("ants", "bees")
 
 
+def test_layers_are_listed_for_the_size_of_the_weights(kd: Command, tmp_path: Path) -> None:
+    write_photographs(tmp_path / "photos")
+    printed = kd("layers", *TEACHER, f"--model.network={RESNET}", "--model.network.weights=DEFAULT")
+    assert ["layer1", "(64, 56, 56)"] in [line.split(maxsplit=1) for line in printed.splitlines()]
+
+
 def test_a_student_follows_a_teacher_of_timm(kd: Command, tmp_path: Path) -> None:
     write_photographs(tmp_path / "photos")
     network: nn.Module = timm.create_model("resnet10t", num_classes=2)

@@ -60,3 +60,11 @@ def test_imagenets_folders_have_the_classes_of_published_networks() -> None:
     )
     with pytest.raises(ValueError, match=r"^The network was trained on the classes tench and the data have n0144; "):
         check_same_classes("The network", DataConfig.of(classes=["tench"]), DataConfig.of(classes=["n0144"]))
+
+
+def test_a_network_of_other_classes_needs_another_head() -> None:
+    message = r"^The teacher was trained on the classes a, b, c and the data have a, b; give it a head .* replace_head"
+    with pytest.raises(ValueError, match=message):
+        check_same_classes("The teacher", DataConfig.of(classes=["a", "b", "c"]), DataConfig.of(classes=["a", "b"]))
+    with pytest.raises(ValueError, match=r"and the data have b, a; the order and the names must be the same\.$"):
+        check_same_classes("The teacher", DataConfig.of(classes=["a", "b"]), DataConfig.of(classes=["b", "a"]))
