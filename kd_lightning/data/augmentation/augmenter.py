@@ -7,8 +7,8 @@ from torch import Tensor
 
 from kd_lightning.data.augmentation.colours import apply_colours
 from kd_lightning.data.augmentation.crops import Crops, draw_crops, gather_crops, normalize, pack, unpack
-from kd_lightning.data.augmentation.erasing import erase
-from kd_lightning.data.augmentation.mixing import mix
+from kd_lightning.data.augmentation.erasing import erase_
+from kd_lightning.data.augmentation.mixing import mix_
 from kd_lightning.data.augmentation.settings import Augmentation
 from kd_lightning.data.augmentation.view_plan import ViewPlan
 from kd_lightning.data.batch import Batch, RawBatch
@@ -65,11 +65,10 @@ class Augmenter:
         if plan.mixing is not None and plan.partner_labels is not None:
             count, probabilities = len(ids), _one_hot(labels, num_classes)
             partners = plan.partner_labels
-            images, labels = mix(images[:count], images[count:], probabilities, partners, plan.mixing)
+            images, labels = mix_(images[:count], images[count:], probabilities, partners, plan.mixing)
             if teacher_images is not None:
-                teacher_images, _ = mix(
-                    teacher_images[:count], teacher_images[count:], probabilities, partners, plan.mixing
-                )
+                shown, others = teacher_images[:count], teacher_images[count:]
+                teacher_images, _ = mix_(shown, others, probabilities, partners, plan.mixing)
         return Batch(images, labels, ids, teacher_images)
 
     def pixels(self, batch: RawBatch) -> Tensor:
@@ -93,7 +92,7 @@ class Augmenter:
         if plan.colours is not None:
             pixels = apply_colours(pixels.to(torch.uint8), plan.colours, scale=scale)
         images = normalize(pixels, mean=self.mean, std=self.std)
-        return images if plan.boxes is None else erase(images, plan.boxes, scale=scale)
+        return images if plan.erasing is None else erase_(images, plan.erasing, scale=scale)
 
     def _integers(self, batch: RawBatch) -> Tensor:
         """Return the pixels of a batch and of its partners, with values from 0 to 255."""

@@ -1,6 +1,7 @@
 """Random erasing: a box of an image is set to the mean."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,19 @@ _AREA = (0.02, 0.33)
 _RATIO = (0.3, 3.3)
 
 
-def draw_erasing(samples: Tensor, *, probability: float, size: tuple[int, int], seed: int, view: int) -> Tensor:
+class Erasing(NamedTuple):
+    """The boxes that are erased in a batch.
+
+    Attributes:
+        rows: Rows of the images, int64 ``(E,)``.
+        boxes: Top, left, bottom and right of the box in each, int64 ``(E, 4)``.
+    """
+
+    rows: Tensor
+    boxes: Tensor
+
+
+def draw_erasing(samples: Tensor, *, probability: float, size: tuple[int, int], seed: int, view: int) -> Erasing:
     """Draw the box that is erased in each image, as torchvision's ``RandomErasing`` does.
 
     Z. Zhong et al.: Random Erasing Data Augmentation, AAAI 2020, https://arxiv.org/abs/1708.04896
@@ -27,10 +40,10 @@ def draw_erasing(samples: Tensor, *, probability: float, size: tuple[int, int], 
         view: Number of the view, from 0.
 
     Returns:
-        Top, left, bottom and right, int64 ``(R, 4)``; zeros where nothing is erased, also where ten boxes do not fit.
+        The rows that are erased, which are fewer where ten boxes do not fit.
 
     Example:
-        >>> draw_erasing(torch.tensor([3]), probability=1.0, size=(32, 32), seed=0, view=0).shape
+        >>> draw_erasing(torch.tensor([3]), probability=1.0, size=(32, 32), seed=0, view=0).boxes.shape
         torch.Size([1, 4])
     """
     height, width = size
@@ -50,23 +63,25 @@ def draw_erasing(samples: Tensor, *, probability: float, size: tuple[int, int], 
         drawn = torch.stack([top, left, top + high, left + wide], 1).long()
         boxes = torch.where(fits[:, None], drawn, boxes)
         open_rows &= ~fits
-    return boxes
+    rows = boxes.any(1).nonzero().flatten()
+    return Erasing(rows, boxes[rows])
 
 
-def erase(images: Tensor, boxes: Tensor, *, scale: float = 1.0) -> Tensor:
-    """Return normalized images whose boxes are 0, which is the mean.
+def erase_(images: Tensor, erasing: Erasing, *, scale: float = 1.0) -> Tensor:
+    """Set boxes of normalized images to 0, which is the mean, in place; return the images.
 
     Args:
         images: Floats ``(R, channels, H, W)``.
-        boxes: From :func:`draw_erasing`, on the same device.
+        erasing: From :func:`draw_erasing`, on the same device.
         scale: Factor of the boxes, for the same views at another size.
 
     Example:
-        >>> erase(torch.ones(1, 1, 2, 2), torch.tensor([[0, 0, 1, 2]])).flatten()
+        >>> erase_(torch.ones(1, 1, 2, 2), Erasing(torch.tensor([0]), torch.tensor([[0, 0, 1, 2]]))).flatten()
         tensor([0., 0., 1., 1.])
     """
-    edges = boxes if scale == 1.0 else (boxes * scale).round()
+    edges = erasing.boxes if scale == 1.0 else (erasing.boxes * scale).round()
     top, left, bottom, right = edges[:, :, None].unbind(1)
     y, x = (torch.arange(length, device=images.device) for length in images.shape[2:])
     inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((x >= left) & (x < right))[:, None, None, :]
-    return torch.where(inside, 0.0, images)
+    chosen = images.index_select(0, erasing.rows).masked_fill_(inside, 0.0)
+    return images.index_copy_(0, erasing.rows, chosen)

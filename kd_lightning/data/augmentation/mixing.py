@@ -10,13 +10,13 @@ from kd_lightning.data.augmentation.crops import random_bits, uniform
 
 
 class Mixing(NamedTuple):
-    """Which rows of a batch are mixed, and how.
+    """The rows of a batch that are mixed: first those of mixup, then those of CutMix.
 
     Attributes:
         rows: Rows that are mixed, int64 ``(M,)``.
         partners: The sample that each is mixed with, int64 ``(M,)``.
-        fraction: mixup's weight of each row itself, float32 ``(M,)``; 1 under CutMix.
-        box: CutMix's box (top, left, bottom, right) relative to the image, float32 ``(M, 4)``; zeros under mixup.
+        fraction: Weight of each row itself under mixup, float32 ``(m,)``.
+        box: Box of the partner under CutMix, (top, left, bottom, right) relative to the image, float32 ``(M - m, 4)``.
     """
 
     rows: Tensor
@@ -56,27 +56,26 @@ def draw_mixing(
     rows = labelled.nonzero().flatten()
     if not (mixup > 0 or cutmix > 0) or not len(rows):
         return None
-    mixed = samples[rows]
-
-    def draw(stream: int) -> Tensor:
-        return uniform(mixed, seed=seed, epoch=view, stream=stream)
-
+    pastes = torch.full_like(rows, cutmix > 0, dtype=torch.bool)
+    if mixup > 0 and cutmix > 0:
+        pastes = uniform(samples[rows], seed=seed, epoch=view, stream=4) >= 0.5
+    rows = torch.cat([rows[~pastes], rows[pastes]])
+    mixed, blended = samples[rows], int((~pastes).sum())
     partners = candidates[random_bits(mixed, seed=seed, epoch=view, stream=5) % len(candidates)]
     quantile = random_bits(mixed, seed=seed, epoch=view, stream=1) % _QUANTILES
-    pastes = torch.full_like(mixed, cutmix > 0, dtype=torch.bool)
-    if mixup > 0 and cutmix > 0:
-        pastes = draw(4) >= 0.5
-    blend = _fractions(mixup)[quantile] if mixup > 0 else torch.ones(len(rows))
-    kept = _fractions(cutmix)[quantile] if cutmix > 0 else torch.ones(len(rows))
-    half, centre = (1 - kept).sqrt()[:, None] / 2, torch.stack([draw(2), draw(3)], 1)
-    box = torch.cat([centre - half, centre + half], 1).clamp(0, 1)
-    return Mixing(rows, partners, torch.where(pastes, 1.0, blend), torch.where(pastes[:, None], box, 0.0))
+    fraction = _fractions(mixup)[quantile[:blended]] if blended else torch.empty(0)
+    if blended == len(rows):
+        return Mixing(rows, partners, fraction, torch.empty(0, 4))
+    pasted = mixed[blended:]
+    half = (1 - _fractions(cutmix)[quantile[blended:]]).sqrt()[:, None] / 2
+    centre = torch.stack([uniform(pasted, seed=seed, epoch=view, stream=stream) for stream in (2, 3)], 1)
+    return Mixing(rows, partners, fraction, torch.cat([centre - half, centre + half], 1).clamp(0, 1))
 
 
-def mix(
+def mix_(
     images: Tensor, partner_images: Tensor, labels: Tensor, partner_labels: Tensor, mixing: Mixing
 ) -> tuple[Tensor, Tensor]:
-    """Return images and labels of which some rows are mixed with their partners.
+    """Mix some images with their partners in place; return them, and mixed labels.
 
     The labels of CutMix are mixed by the number of pixels in the box.
 
@@ -88,23 +87,33 @@ def mix(
         mixing: From :func:`draw_mixing`, on the same device.
 
     Example:
-        >>> mixing = Mixing(torch.tensor([1]), torch.tensor([7]), torch.tensor([0.75]), torch.zeros(1, 4))
+        >>> mixing = Mixing(torch.tensor([1]), torch.tensor([7]), torch.tensor([0.75]), torch.empty(0, 4))
         >>> images, partners = torch.zeros(2, 1, 1, 1), torch.ones(1, 1, 1, 1)
-        >>> mixed, labels = mix(images, partners, torch.eye(2), torch.tensor([0]), mixing)
+        >>> mixed, labels = mix_(images, partners, torch.eye(2), torch.tensor([0]), mixing)
         >>> mixed.flatten(), labels[1]
         (tensor([0.0000, 0.2500]), tensor([0.2500, 0.7500]))
     """
-    own, (height, width) = images.index_select(0, mixing.rows), images.shape[2:]
-    top, left, bottom, right = mixing.box[:, :, None].unbind(1)
-    y, x = ((torch.arange(length, device=images.device) + 0.5) / length for length in (height, width))
-    inside = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None, :]
-    kept = mixing.fraction[:, None, None, None]
-    mixed = torch.where(inside[:, None], partner_images, torch.lerp(partner_images, own, kept.to(own.dtype)))
-    share = (mixing.fraction * (1 - inside.float().mean((1, 2))))[:, None]
-    own_labels = labels.index_select(0, mixing.rows)
+    blended, share = len(mixing.fraction), mixing.fraction
+    if blended:
+        rows, partners = mixing.rows[:blended], partner_images[:blended]
+        kept = mixing.fraction[:, None, None, None].to(images.dtype)
+        images.index_copy_(0, rows, torch.lerp(partners, images.index_select(0, rows), kept))
+    if len(mixing.box):
+        rows, partners = mixing.rows[blended:], partner_images[blended:]
+        inside = _inside(mixing.box, height=images.shape[2], width=images.shape[3])
+        images.index_copy_(0, rows, torch.where(inside[:, None], partners, images.index_select(0, rows)))
+        share = torch.cat([share, 1 - inside.float().mean((1, 2))])
+    share = share[:, None]
     classes = torch.arange(labels.shape[1], device=labels.device)
-    mixed_labels = share * own_labels + (1 - share) * (partner_labels[:, None] == classes)
-    return images.index_copy(0, mixing.rows, mixed), labels.index_copy(0, mixing.rows, mixed_labels)
+    mixed = share * labels.index_select(0, mixing.rows) + (1 - share) * (partner_labels[:, None] == classes)
+    return images, labels.index_copy(0, mixing.rows, mixed)
+
+
+def _inside(box: Tensor, *, height: int, width: int) -> Tensor:
+    """Return which pixels have their middle in a box, bool ``(M, H, W)``."""
+    top, left, bottom, right = box[:, :, None].unbind(1)
+    y, x = ((torch.arange(length, device=box.device) + 0.5) / length for length in (height, width))
+    return ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None, :]
 
 
 _QUANTILES = 4096

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.augmentation.colours import ColourPlan, draw_colours
-from kd_lightning.data.augmentation.erasing import draw_erasing
+from kd_lightning.data.augmentation.erasing import Erasing, draw_erasing
 from kd_lightning.data.augmentation.mixing import Mixing, draw_mixing
 from kd_lightning.data.augmentation.settings import Augmentation
 
@@ -19,14 +19,14 @@ class ViewPlan(NamedTuple):
         samples: The samples whose views are made: the B of the batch, then the partners that some are mixed with; int64
             ``(R,)``.
         colours: Operations on colours.
-        boxes: Boxes that are erased, ``(R, 4)``; see :func:`draw_erasing`.
+        erasing: Boxes that are erased.
         mixing: Which rows of the batch are mixed, and how.
         partner_labels: Class indices of the partners, int64 ``(R - B,)``.
     """
 
     samples: Tensor
     colours: ColourPlan | None = None
-    boxes: Tensor | None = None
+    erasing: Erasing | None = None
     mixing: Mixing | None = None
     partner_labels: Tensor | None = None
 
@@ -77,9 +77,9 @@ class ViewDrawer:
         )
         rows = samples if mixing is None else torch.cat([samples, mixing.partners])
         colours = draw_colours(rows, augmentation=settings, seed=self.seed, view=view)
-        boxes = None
+        erasing = None
         if settings.erasing:
-            boxes = draw_erasing(rows, probability=settings.erasing, size=self.size, seed=self.seed, view=view)
-        if colours is None and boxes is None and mixing is None:
+            erasing = draw_erasing(rows, probability=settings.erasing, size=self.size, seed=self.seed, view=view)
+        if colours is None and erasing is None and mixing is None:
             return None
-        return ViewPlan(rows, colours, boxes, mixing, None if mixing is None else self.labels[mixing.partners])
+        return ViewPlan(rows, colours, erasing, mixing, None if mixing is None else self.labels[mixing.partners])
