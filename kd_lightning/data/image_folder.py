@@ -56,6 +56,11 @@ class ImageFolderDataModule(PhotographDataModule):
         self._saved_partition: dict[str, Any] | None = None
 
     @property
+    def cache_folder(self) -> Path:
+        """The hidden folder beside the images where a file of decoded ones may be written."""
+        return self.root / ".kd_lightning"
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The names of the class folders, sorted; empty if no image is labelled."""
         return self.layout.classes

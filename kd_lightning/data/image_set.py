@@ -91,11 +91,13 @@ class ImageSet:
         labels: int64 ``(N,)``, -1 where unlabelled.
         pixels: uint8 ``(N, channels, H, W)``.
         files: Paths of the images, if they were read from files.
+        key: Bytes that a fingerprint of the images covers, if these are not the pixels.
     """
 
     labels: Tensor
     pixels: Tensor
     files: Sequence[Path] = ()
+    key: bytes = b""
     skip_unreadable = False
 
     def __len__(self) -> int:
@@ -124,9 +126,9 @@ class ImageSet:
         """Return the file of a sample, or its number."""
         return str(self.files[sample]) if self.files else str(sample)
 
-    def content(self) -> memoryview:
+    def content(self) -> bytes | memoryview:
         """Return the bytes that a fingerprint of the images covers."""
-        return self.pixels.contiguous().numpy().data
+        return self.key or self.pixels.contiguous().numpy().data
 
     def stream(self, samples: Tensor, view: int) -> Decoded:
         """Return empty pixels ``(B, 0)``: they are gathered on the device."""

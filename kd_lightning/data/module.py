@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -26,6 +27,7 @@ from kd_lightning.data.precision import to_trainer_precision
 from kd_lightning.data.sampler import EpochSampler
 from kd_lightning.data.shapes import stored_with_channels
 from kd_lightning.data.splits import StoredSplits
+from kd_lightning.data.storage_place import fits_on_device
 from kd_lightning.errors import UserError
 from kd_lightning.files.prepare import Preparation
 
@@ -250,7 +252,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def view_dataloader(self, view: int) -> DataLoader[RawBatch]:
         """Return this rank's part of the training images, each once, in one of the fixed views."""
-        subset = Subset(self.splits.read("train"), self.train_samples, split="train", draw=self._draw)
+        images = self._for_device(self.splits.read("train"), "train")
+        subset = Subset(images, self.train_samples, split="train", draw=self._draw)
         world_size, rank = self._ranks
         # no gradients are kept, so a batch of small images may be as large as is fast
         batch_size = max(self.batch_size, min(256, 2**20 // math.prod(self.image_shape)))
@@ -329,6 +332,19 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                 raise UserError("mixup and CutMix mix labels, but no training image is labelled; set both to 0.")
         return ViewDrawer(self.augmentation, images.size, self.view_seed, self.views, images.labels, candidates)
 
+    def _for_device(self, images: ImageSet | StreamedImages, split: str) -> ImageSet | StreamedImages:
+        """Return images whose batches are copied to a GPU one by one, if all together would take too much of it."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if not isinstance(images, ImageSet) or device.type != "cuda" or self.augmenter.is_on(device, split):
+            return images
+        free, _ = torch.cuda.mem_get_info(device)
+        if fits_on_device(self.augmenter.bytes_on_device(images), free):
+            return images
+        rank_zero_info(
+            f"Data: the {split} images stay in memory, since they would take more than a quarter of the GPU's."
+        )
+        return StreamedImages(images, images.size)
+
     @property
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -344,7 +360,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if len(samples) < world_size:
             raise UserError(f"{len(samples)} {split!r} images are too few for {world_size} processes; use fewer.")
         draw = self._draw if epoch >= 0 else None
-        return Subset(images, samples, split=split, epoch=epoch, domain=self.domain, draw=draw)
+        return Subset(self._for_device(images, split), samples, split=split, epoch=epoch, domain=self.domain, draw=draw)
 
     def _loader(self, subset: Subset, *, batch_size: int = 0, steps: int | None = None) -> DataLoader[RawBatch]:
         world_size, rank = self._ranks

@@ -196,7 +196,7 @@ def stack_in_memory(source: ImageSource, *, threads: int | None = None) -> Image
     packed = pack_in_memory(source, threads=threads)
     height, width = packed.sizes[0].tolist()
     pixels = packed.buffer.view(-1, height, width, packed.channels).permute(0, 3, 1, 2)
-    return ImageSet(packed.labels, pixels, tuple(map(Path, packed.names)))
+    return ImageSet(packed.labels, pixels, tuple(map(Path, packed.names)), packed.key)
 
 
 def read_readable(

@@ -1,7 +1,9 @@
 """The base of the data modules over images of any size, which are decoded, resized and cut."""
 
-from abc import ABC
+import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +14,14 @@ from kd_lightning.data.augmentation.settings import Augmentation
 from kd_lightning.data.image_form import ImageForm, OriginalForm, PreparedForm, ShrunkForm
 from kd_lightning.data.image_set import ImageSet, ImageSource, Selection, StreamedImages, image_bytes
 from kd_lightning.data.module import ImageDataModule
+from kd_lightning.data.packed_file import pack_to_file, packed_file
 from kd_lightning.data.packed_images import KeptImages, PackedImages, pack_in_memory, stack_in_memory
 from kd_lightning.data.protocol import KnowsInputs
 from kd_lightning.data.sizes import CROP_FILTERS, Sizes, Wanted, choose_sizes
 from kd_lightning.data.splits import stratified_split
+from kd_lightning.data.storage_place import OFF, Resources, choose_place, free_disk
 from kd_lightning.errors import UserError
+from kd_lightning.files.memory import available_memory
 from kd_lightning.files.prepare import Preparation
 from kd_lightning.networks.data_config import DataConfig
 
@@ -54,7 +59,10 @@ class PhotographDataModule(ImageDataModule, ABC):
             size.
         mean: Mean of each channel of images in [0, 1]; a single one turns images grey.
         std: Standard deviation of each channel.
-        memory_limit: GiB of decoded images that are kept in memory.
+        memory_limit: GiB of a node's memory for decoded images; half of what is available by default.
+        cache: Folder of a file of decoded images, which all processes and later runs share. By default there is one
+            beside the images, in a hidden folder, if they do not fit into memory or there are several processes;
+            ``"off"`` for none.
         **options: Arguments of :class:`ImageDataModule`.
 
     Raises:
@@ -76,7 +84,8 @@ class PhotographDataModule(ImageDataModule, ABC):
         store_size: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        memory_limit: float = 4.0,
+        memory_limit: float | None = None,
+        cache: str | None = None,
         **options: Any,
     ) -> None:
         self.given = Wanted(image_size, eval_size, teacher_size, eval_crop, interpolation, store_size)
@@ -89,9 +98,13 @@ class PhotographDataModule(ImageDataModule, ABC):
             raise UserError(
                 f"Images are read with 3 channels, or 1 for grey, but mean has {len(self.mean)} values; give 3 or 1."
             )
-        arguments = {**self.given._asdict(), "mean": mean, "std": std, "memory_limit": memory_limit}
+        arguments = {**self.given._asdict(), "mean": mean, "std": std, "memory_limit": memory_limit, "cache": cache}
         self.save_hyperparameters(arguments)
+        if memory_limit is not None and not memory_limit >= 0:
+            raise UserError(f"memory_limit must be >= 0 GiB, got {memory_limit}.")
         self.memory_limit = memory_limit
+        self.cache = cache
+        self._has_said = False
         self.sizes: Sizes | None = None
         self._kept_bytes = 0
         self.follow_networks({})
@@ -176,7 +189,7 @@ class PhotographDataModule(ImageDataModule, ABC):
         """
         sizes = self.sizes
         if sizes is None:
-            return self._stacked(in_form(OriginalForm(*original)))
+            return self._stacked(in_form(OriginalForm(*original)), split)
         plain = in_form(PreparedForm(sizes.evaluation))
         for_teacher = None if sizes.teacher is None else in_form(PreparedForm(sizes.teacher))
         cuts = split == "train" and self.augmentation.resized_crop
@@ -184,7 +197,7 @@ class PhotographDataModule(ImageDataModule, ABC):
             form: ImageForm = PreparedForm(sizes.training)
             if cuts:
                 form = ShrunkForm(sizes.store_size, sizes.training.interpolation)
-            images, crop = self._kept(in_form(form)), None
+            images, crop = self._kept(in_form(form), split), None
             if cuts:
                 crop = self._resized_crop(
                     sizes.training.size,
@@ -197,12 +210,14 @@ class PhotographDataModule(ImageDataModule, ABC):
                 images,
                 sizes.training.size,
                 crop=crop,
-                plain=self._kept_partly(plain, held_out),
-                teacher_plain=None if for_teacher is None else self._kept_partly(for_teacher, held_out),
+                plain=self._kept_partly(plain, held_out, "val"),
+                teacher_plain=None if for_teacher is None else self._kept_partly(for_teacher, held_out, "val-teacher"),
             )
         if for_teacher is None:
-            return self._stacked(plain)
-        return StreamedImages(self._kept(plain), sizes.evaluation.size, teacher_plain=self._kept(for_teacher))
+            return self._stacked(plain, split)
+        return StreamedImages(
+            self._kept(plain, split), sizes.evaluation.size, teacher_plain=self._kept(for_teacher, f"{split}-teacher")
+        )
 
     def _held_out(self, labels: Tensor) -> Tensor:
         """Return the training images that are validated on."""
@@ -215,35 +230,67 @@ class PhotographDataModule(ImageDataModule, ABC):
         images = self.splits["train"]
         if not isinstance(images, StreamedImages) or isinstance(images.images, PackedImages):
             return super().faster_reading()
-        return [f"keep the decoded images (see {self.setting('memory_limit')})", *super().faster_reading()]
+        settings = f"{self.setting('memory_limit')} and {self.setting('cache')}"
+        return [f"keep the decoded images (see {settings})", *super().faster_reading()]
 
-    # --- what is decoded into memory
+    # --- the place where decoded images are kept
 
-    def _stacked(self, source: ImageSource) -> ImageSet | StreamedImages:
-        """Return images of one size in memory, where batches are gathered on the device, or read for each batch."""
+    @property
+    @abstractmethod
+    def cache_folder(self) -> Path:
+        """The folder beside the images where a file of decoded ones may be written."""
+
+    def _stacked(self, source: ImageSource, split: str) -> ImageSet | StreamedImages:
+        """Return images of one size: in memory, where batches are gathered on the device, in a file, or undecoded."""
         height, width = source.sizes[0].tolist()
         padded = (height + 2 * self.augmenter.padding) * (width + 2 * self.augmenter.padding) * 4
-        if self._claim(image_bytes(source) + len(source) * padded):
+        place, name = self._place(source, split, needed=image_bytes(source) + len(source) * padded)
+        if place == "memory":
             return stack_in_memory(source)
-        return StreamedImages(source, (height, width))
+        images = source if place == "workers" else pack_to_file(source, self._folder, name=name)
+        return StreamedImages(images, (height, width))
 
-    def _kept(self, source: ImageSource) -> ImageSource:
-        """Return a source whose images are decoded once and kept in memory if they fit."""
-        return pack_in_memory(source) if self._claim(image_bytes(source)) else source
-
-    def _kept_partly(self, source: ImageSource, samples: Tensor) -> ImageSource:
-        """Return a source of which some images are kept in memory if they fit."""
-        chosen = Selection(source, samples)
-        if not len(samples) or not self._claim(image_bytes(chosen)):
+    def _kept(self, source: ImageSource, split: str) -> ImageSource:
+        """Return a source whose images are decoded once, in memory or in a file, if there is room."""
+        place, name = self._place(source, split, needed=image_bytes(source))
+        if place == "workers":
             return source
-        return KeptImages(source, pack_in_memory(chosen), samples)
+        return pack_in_memory(source) if place == "memory" else pack_to_file(source, self._folder, name=name)
 
-    def _claim(self, needed: int) -> bool:
-        """Return whether so many bytes are left in memory, and reserve them."""
-        if self._kept_bytes + needed > self.memory_limit * 2**30:
-            return False
-        self._kept_bytes += needed
-        return True
+    def _kept_partly(self, source: ImageSource, samples: Tensor, split: str) -> ImageSource:
+        """Return a source of which some images are decoded once, in memory or in a file, if there is room."""
+        if not len(samples):
+            return source
+        chosen = Selection(source, samples)
+        kept = self._kept(chosen, split)
+        return KeptImages(source, kept, samples) if isinstance(kept, PackedImages) else source
+
+    def _place(self, source: ImageSource, split: str, *, needed: int) -> tuple[str, str]:
+        """Return where the images of a source are kept, and the beginning of the name of their file."""
+        owner = f"{self.cache_folder.absolute()} {split} {self.sizes} {self.split_seed} {self.val_fraction}"
+        name = f"{split}-{hashlib.sha256(owner.encode()).hexdigest()[:12]}"
+        world_size, _ = self._ranks
+        processes = max(1, world_size // getattr(self.trainer, "num_nodes", 1))
+        resources = Resources(processes, available_memory(), free_disk(self._folder))
+        written = self.cache != OFF and packed_file(source, self._folder, name=name).exists()
+        choice = choose_place(
+            needed,
+            resources,
+            memory_limit=self.memory_limit,
+            cache=self.cache,
+            written=written,
+            kept=self._kept_bytes,
+        )
+        if choice.place == "memory":
+            self._kept_bytes += needed
+        if split == "train" and not self._has_said:
+            self._has_said = True
+            rank_zero_info(f"Data: {choice.reason}")
+        return choice.place, name
+
+    @property
+    def _folder(self) -> Path:
+        return self.cache_folder if self.cache in (None, OFF) else Path(str(self.cache)).expanduser()
 
 
 def _first(known: Mapping[str, DataConfig], field: str) -> tuple[DataConfig, str]:

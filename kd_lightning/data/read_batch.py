@@ -50,7 +50,7 @@ def read_batch(batch: Any, *, labelled: bool = True) -> LoadedBatch:
         UserError: If it is anything else.
 
     Example:
-        >>> read_batch([torch.rand(2, 3, 8, 8), torch.tensor([[1], [4]], dtype=torch.uint8), ("a.png", "b.png")])[1:]
+        >>> read_batch([torch.rand(2, 3, 8, 8), torch.tensor([[1], [4]], dtype=torch.uint8), ("a.png", "b.png")])[1:3]
         (tensor([1, 4]), None)
     """
     if isinstance(batch, Batch):

@@ -142,7 +142,7 @@ def test_other_colour_modes_become_rgb(root: Path, mode: str) -> None:
 def test_streamed_batches_equal_those_in_memory(root: Path, workers: int, alphas: dict[str, float]) -> None:
     options: dict[str, Any] = grouped(batch_size=4, val_fraction=0.3, padding=2, **alphas)
     resident = ImageFolderDataModule(str(root), **options)
-    streamed = ImageFolderDataModule(str(root), memory_limit=0.0, num_workers=workers, **options)
+    streamed = ImageFolderDataModule(str(root), memory_limit=0.0, cache="off", num_workers=workers, **options)
     for split, epoch in (("train", 0), ("train", 3), ("val", 0), ("test", 0), ("predict", 0)):
         ours, theirs = batches(resident, split, epoch), batches(streamed, split, epoch)
         assert len(ours) == len(theirs) > 0
@@ -208,7 +208,7 @@ def test_a_truncated_image_is_refused_by_name(root: Path) -> None:
 def test_a_truncated_streamed_image_is_refused_by_name(root: Path, workers: int) -> None:
     bad = root / "test" / "bee" / "1.png"
     bad.write_bytes(bad.read_bytes()[:60])
-    data = ImageFolderDataModule(str(root), memory_limit=0.0, num_workers=workers)
+    data = ImageFolderDataModule(str(root), memory_limit=0.0, cache="off", num_workers=workers)
     data.setup("test")
     with pytest.raises(
         ValueError, match=f"^{re.escape(repr(str(bad)))} cannot be read as an image; fix or remove it.$"
@@ -219,7 +219,7 @@ def test_a_truncated_streamed_image_is_refused_by_name(root: Path, workers: int)
 def test_a_decompression_bomb_is_refused_by_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(ValueError, match=r"00\.png' cannot be read as an image"):
-        ImageFolderDataModule(str(root), memory_limit=0.0).setup("fit")
+        ImageFolderDataModule(str(root), memory_limit=0.0, cache="off").setup("fit")
 
 
 def test_missing_folders_are_refused_by_name(root: Path) -> None:
@@ -363,7 +363,7 @@ def test_a_batch_of_broken_files_only_is_left_out(root: Path) -> None:
     files = [write_image(root / "predict" / f"{i}.png") for i in range(4)]
     for file in files[:2]:
         file.write_bytes(file.read_bytes()[:60])
-    data = ImageFolderDataModule(str(root), memory_limit=0.0, batch_size=2, image_size=6)
+    data = ImageFolderDataModule(str(root), memory_limit=0.0, cache="off", batch_size=2, image_size=6)
     with pytest.warns(UserWarning, match="^Left out: 2 of 2 images cannot be read"):
         assert [batch.ids.tolist() for batch in batches(data, "predict")] == [[2, 3]]
 

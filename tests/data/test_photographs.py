@@ -87,8 +87,14 @@ def test_evaluation_shows_the_pixels_of_torchvisions_transform(
 
 
 @pytest.mark.parametrize("preset", ["standard", "strong"])
-def test_memory_and_workers_give_the_same_views(root: Path, preset: str) -> None:
-    ways: list[dict[str, Any]] = [{}, {"memory_limit": 0.0}, {"memory_limit": 0.0, "num_workers": 2}, {"batch_size": 9}]
+def test_memory_a_file_and_workers_give_the_same_views(root: Path, preset: str, tmp_path: Path) -> None:
+    ways: list[dict[str, Any]] = [
+        {},
+        {"cache": str(tmp_path / "decoded")},
+        {"memory_limit": 0.0, "cache": "off"},
+        {"memory_limit": 0.0, "cache": "off", "num_workers": 2},
+        {"batch_size": 9},
+    ]
     seen = []
     for way in ways:
         data = photographs(root, preset=preset, teacher_size=40, **way)
@@ -98,6 +104,7 @@ def test_memory_and_workers_give_the_same_views(root: Path, preset: str) -> None
             rows = zip(batch.ids.tolist(), batch.images, batch.teacher_images, strict=True)
             shown |= {sample: views for sample, *views in rows}  # type: ignore[misc]
         seen.append(shown)
+    assert len(list((tmp_path / "decoded").glob("*.images"))) == 3  # of training, and of validation at two sizes
     for other in seen[1:]:
         both = seen[0].keys() & other.keys()
         assert len(both) > 10
@@ -246,14 +253,14 @@ def test_a_finetuned_network_follows_its_own_weights(root: Path, make_trainer: C
     [
         ({"preset": "none"}, r""),
         (
-            {"preset": "none", "memory_limit": 0.0},
-            r"keep the decoded images \(see data\.memory_limit\), raise data\.num_w.*",
+            {"preset": "none", "memory_limit": 0.0, "cache": "off"},
+            r"keep the decoded images \(see data\.memory_limit and data\.cache\), raise data\.num_w.*",
         ),
         ({"preset": "standard"}, r"raise data\.num_workers \(0 now, \d+ cores?\)"),
         ({"preset": "standard", "num_workers": 10_000}, r""),
         (
-            {"preset": "standard", "memory_limit": 0.0, "num_workers": 10_000},
-            r"keep the decoded images \(see data\.memory_limit\)",
+            {"preset": "standard", "memory_limit": 0.0, "cache": "off", "num_workers": 10_000},
+            r"keep the decoded images \(see data\.memory_limit and data\.cache\)",
         ),
     ],
 )

@@ -253,7 +253,7 @@ def folder(root: Path, **options: Any) -> ImageFolderDataModule:
 
 
 def test_streamed_views_equal_those_in_memory(root: Path) -> None:
-    memory, stream = folder(root, views=2), folder(root, views=2, memory_limit=0.0)
+    memory, stream = folder(root, views=2), folder(root, views=2, memory_limit=0.0, cache="off")
     for epoch in range(4):
         first, second = images_of_epoch(memory, epoch), images_of_epoch(stream, epoch)
         assert first.keys() == second.keys()
@@ -269,18 +269,21 @@ def test_streamed_views_equal_those_in_memory(root: Path) -> None:
 
 
 def test_the_fingerprint_of_a_streamed_set_depends_on_its_files(root: Path) -> None:
-    base = folder(root, views=2, memory_limit=0.0).fingerprint()
-    assert folder(root, views=2, memory_limit=0.0, batch_size=3).fingerprint() == base
+    base = folder(root, views=2, memory_limit=0.0, cache="off").fingerprint()
+    assert folder(root, views=2, memory_limit=0.0, cache="off", batch_size=3).fingerprint() == base
     for change in ({"image_size": 5}, {"view_seed": 1}, {"val_fraction": 0.5}):
-        assert folder(root, views=2, memory_limit=0.0, **change).fingerprint() != base
+        assert folder(root, views=2, memory_limit=0.0, cache="off", **change).fingerprint() != base
     write_image(root / "train" / "bee" / "3.png", 99)
-    assert folder(root, views=2, memory_limit=0.0).fingerprint()["images"] != base["images"]
+    assert folder(root, views=2, memory_limit=0.0, cache="off").fingerprint()["images"] != base["images"]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded).*")
 def test_workers_give_the_same_views(root: Path) -> None:
-    alone, two = folder(root, views=2, memory_limit=0.0), folder(root, views=2, memory_limit=0.0, num_workers=2)
+    alone, two = (
+        folder(root, views=2, memory_limit=0.0, cache="off"),
+        folder(root, views=2, memory_limit=0.0, cache="off", num_workers=2),
+    )
     for view in range(2):
         assert equal_fraction(images_of_view(alone, view), images_of_view(two, view)) == 1
         assert equal_fraction(images_of_epoch(alone, view + 2), images_of_epoch(two, view + 2)) == 1

@@ -83,6 +83,15 @@ class Augmenter:
         self.device_images.clear()
         self.crop_cache.clear()
 
+    def is_on(self, device: torch.device, split: str) -> bool:
+        """Return whether the images of a split have been copied to a device."""
+        return (split, device) in self.device_images
+
+    def bytes_on_device(self, images: ImageSet) -> int:
+        """Return the bytes that images take on a device, packed and padded."""
+        height, width = (side + 2 * self.padding for side in images.size)
+        return len(images) * height * width * 4
+
     def view_of_epoch(self, epoch: int) -> int:
         """Return the view that an epoch shows, or -1 for images without augmentation."""
         return epoch if self.views is None or epoch < 0 else epoch % self.views

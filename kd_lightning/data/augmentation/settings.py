@@ -64,7 +64,7 @@ class Augmentation:
         UserError: If a value is outside its range, or two exclude each other.
 
     Example:
-        >>> settings = Augmentation.resolve(Augmentation(preset="standard", erasing=0), Augmentation(padding=4))
+        >>> settings = Augmentation.resolve(Augmentation(preset="standard", erasing=0.0), Augmentation(padding=4))
         >>> settings.padding, settings.crop_scale, settings.flip, settings.erasing
         (0, (0.35, 1.0), True, 0.0)
     """
