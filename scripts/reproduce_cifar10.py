@@ -4,7 +4,8 @@
     python scripts/reproduce_cifar10.py long -- --trainer.accelerator=gpu          # 50 and 200 epochs, for a GPU
     python scripts/reproduce_cifar10.py search --weights resnet56.th --jobs 2      # trials that selected the recipes
     python scripts/reproduce_cifar10.py student_10 kd_10 --seeds 0 1 -- \
-        --data=kd_lightning.ImageFolderDataModule --data.root=images               # rows by name, another data module
+        --data=kd_lightning.ImageFolderDataModule --data.root=images \
+        --data.augmentation.preset=light                                           # rows by name, another data module
     python scripts/reproduce_cifar10.py short --weights resnet56.th --folder again # a repetition of the published runs
 
 A run consists of two commands: `kd-lightning fit`, and `kd-lightning test` of the epoch with the best validation
