@@ -49,8 +49,9 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
         f"{len(images):,} test images. Latency at batch size 1 and images per second at batch size 64, on one thread "
         f"of {_machine()}: medians and quartiles. Accuracy with its 95% interval (Wilson). Size is that of the "
         "exported file, or of a run's weights. Smaller (size) and faster (latency, in the same runtime) are factors "
-        f"relative to {found[0].name}; agreement is the fraction of images that get its label. Every model was run to "
-        "measure it."
+        f"relative to {found[0].name}; agreement is the fraction of images that get its label. Times in different "
+        "runtimes are not compared: each runtime has its own picture of latency, with a Pareto front of its own, and "
+        "its own best values, in bold. Every model was run to measure it."
     )
     if any(model.file.suffix == ".onnx" for model in found):
         preface += (

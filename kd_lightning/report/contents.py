@@ -27,17 +27,26 @@ def table(models: list[Model], metrics: list[Metrics]) -> Table:
         "MACs (M)": [inf if model.macs is None else model.macs for model in models],
         "size (MB)": [model.size for model in models],
         "ECE": [m.ece for m in metrics],
-        "latency (ms)": [m.latency[1] for m in metrics],
     }
     highest: dict[str, list[float]] = {
         "test accuracy (%)": [m.accuracy for m in metrics],
         "agreement (%)": [0.0, *(m.agreement for m in metrics[1:])],
-        "images/s": [m.throughput[1] for m in metrics],
     }
     numbers = range(len(models))
-    best = {name: min(numbers, key=values.__getitem__) for name, values in lowest.items()}
-    best |= {name: max(numbers, key=values.__getitem__) for name, values in highest.items()}
+    best = {name: [min(numbers, key=values.__getitem__)] for name, values in lowest.items()}
+    best |= {name: [max(numbers, key=values.__getitem__)] for name, values in highest.items()}
+    alike = _by_runtime(models).values()
+    best["latency (ms)"] = [min(group, key=lambda i: metrics[i].latency[1]) for group in alike]
+    best["images/s"] = [max(group, key=lambda i: metrics[i].throughput[1]) for group in alike]
     return Table(list(rows[0]), rows, best)
+
+
+def _by_runtime(models: list[Model]) -> dict[str, list[int]]:
+    """Return the numbers of the models of each runtime, as times of two runtimes are not compared."""
+    groups: dict[str, list[int]] = {}
+    for number, model in enumerate(models):
+        groups.setdefault(model.runtime, []).append(number)
+    return groups
 
 
 def _row(model: Model, metrics: Metrics, teacher: Model, teacher_metrics: Metrics) -> dict[str, str]:
@@ -74,13 +83,12 @@ def all_pictures(
         labels: Their labels ``(N,)``.
     """
     names = [model.name for model in models]
-    sizes, times = [model.size / 1e6 for model in models], [1000 * m.latency[1] for m in metrics]
-    pictures = {
-        "Accuracy against cost": {
-            "accuracy and size": drawing.trade_off(names, sizes, metrics, "size (MB)"),
-            "accuracy and latency": drawing.trade_off(names, times, metrics, "latency at batch 1 (ms)"),
-        }
-    }
+    sizes = {number: model.size / 1e6 for number, model in enumerate(models)}
+    pictures = {"Accuracy against cost": {"accuracy and size": drawing.trade_off(names, sizes, metrics, "size (MB)")}}
+    for runtime, group in _by_runtime(models).items():
+        times = {number: 1000 * metrics[number].latency[1] for number in group}
+        drawn = drawing.trade_off(names, times, metrics, f"latency at batch 1 (ms), {runtime}")
+        pictures["Accuracy against cost"][f"accuracy and latency in {runtime}"] = drawn
     training = drawing.curves(models)
     if training is not None:
         pictures["Training"] = {"training loss and validation accuracy": training}

@@ -1,7 +1,7 @@
 """Draws the pictures of a report, as SVG."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -31,20 +31,28 @@ def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     return front
 
 
-def trade_off(names: Sequence[str], costs: Sequence[float], metrics: Sequence[Metrics], unit: str) -> str:
-    """Draw accuracy against a cost, with intervals and the Pareto front."""
+def trade_off(names: Sequence[str], costs: Mapping[int, float], metrics: Sequence[Metrics], unit: str) -> str:
+    """Draw accuracy against a cost, with intervals and the Pareto front.
+
+    Args:
+        names: Names of all models.
+        costs: Cost by number of the model, of those to draw; a model has one colour in all pictures.
+        metrics: Metrics of all models.
+        unit: Name of the cost, with its unit.
+    """
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axes = figure.subplots()
     accuracies = [m.accuracy * 100 for m in metrics]
-    front = pareto(costs, accuracies)
+    shown = list(costs)
+    front = [shown[i] for i in pareto(list(costs.values()), [accuracies[i] for i in shown])]
     axes.plot(
         [costs[i] for i in front], [accuracies[i] for i in front], color="#bbbbbb", zorder=1, label="Pareto front"
     )
-    for i, (name, cost, m) in enumerate(zip(names, costs, metrics, strict=True)):
-        low, high = (100 * end for end in m.interval)
+    for i, cost in costs.items():
+        low, high = (100 * end for end in metrics[i].interval)
         spread = [[accuracies[i] - low], [high - accuracies[i]]]
         axes.errorbar(
-            cost, accuracies[i], spread, fmt="o", color=PALETTE[i % len(PALETTE)], capsize=3, label=_label(name)
+            cost, accuracies[i], spread, fmt="o", color=PALETTE[i % len(PALETTE)], capsize=3, label=_label(names[i])
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -24,12 +24,12 @@ class Table:
     Attributes:
         columns: Names of the columns.
         rows: Cells by column, plain text; a second line is shown smaller.
-        best: Number of the best row, by column.
+        best: Numbers of the best rows, by column.
     """
 
     columns: Sequence[str]
     rows: Sequence[Mapping[str, str]]
-    best: Mapping[str, int]
+    best: Mapping[str, Sequence[int]]
 
 
 def render_html(title: str, preface: str, table: Table, pictures: Mapping[str, Mapping[str, str]]) -> str:

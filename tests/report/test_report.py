@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,7 +72,7 @@ def test_every_model_is_there_with_the_teacher_first(report: Path) -> None:
     page = (report / "index.html").read_text()
     for section in ("Accuracy against cost", "Training", "Calibration", "Confusion", "differs most from the teacher"):
         assert section in page
-    assert page.count("<figure>") == 2 + 1 + 1 + 5 + 4
+    assert page.count("<figure>") == 3 + 1 + 1 + 5 + 4
     for picture in re.findall(r"\((picture-\d+\.svg)\)", (report / "report.md").read_text()):
         assert (report / picture).read_text().startswith("<svg")
 
@@ -303,6 +304,49 @@ def test_a_broken_configuration_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("times", [(4, 2, 3, 1), (1, 2, 3, 4)])
+def test_each_runtime_has_its_own_picture_and_front(times: tuple[int, ...], tmp_path: Path) -> None:
+    places = {
+        "big": ("PyTorch", 0.9),
+        "big.onnx": ("ONNX", 0.9),
+        "small": ("PyTorch", 0.8),
+        "small.onnx": ("ONNX", 0.8),
+    }
+    models = [Model(name, Path(name), None, 1, None, 1, (), None, at, np.asarray) for name, (at, _) in places.items()]
+    metrics = [
+        replace(
+            figures_of(torch.randn(4, 2)),
+            accuracy=value,
+            interval=(0.7, 0.95),
+            latency=(t, t, t),
+            throughput=(1 / t, 1 / t, 1 / t),
+        )
+        for (_, value), t in zip(places.values(), times, strict=True)
+    ]
+    pictures = all_pictures(models, metrics, torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))
+    drawn = pictures["Accuracy against cost"]
+    assert list(drawn) == ["accuracy and size", "accuracy and latency in PyTorch", "accuracy and latency in ONNX"]
+    for runtime, (big, small) in {"PyTorch": (0, 2), "ONNX": (1, 3)}.items():
+        picture = drawn[f"accuracy and latency in {runtime}"]
+        assert legend_of(picture) == [name for name, (at, _) in places.items() if at == runtime]
+        assert f"latency at batch 1 (ms), {runtime}<" in picture
+        front = re.findall(r'<path d="(M [^"]*)"[^>]*stroke: #bbbbbb', picture)[0]
+        assert len(re.findall(r"[ML] ", front)) == (2 if times[small] < times[big] else 1)
+    assert legend_of(drawn["accuracy and size"]) == list(places)
+    fastest = table(models, metrics).best
+    assert sorted(fastest["latency (ms)"]) == sorted(fastest["images/s"])
+    assert sorted(fastest["latency (ms)"]) == ([2, 3] if times[2] < times[0] else [0, 1])
+    write(tmp_path, "", "", table(models, metrics), pictures)
+    shown = re.findall(r"<td([^>]*)>\s*(\d+)000\.000\b", (tmp_path / "index.html").read_text())
+    bold = sorted(int(number) for attributes, number in shown if "best" in attributes)
+    assert bold == sorted(times[i] for i in fastest["latency (ms)"])
+
+
+def legend_of(picture: str) -> list[str]:
+    """Return the models that a picture's legend names, in their order."""
+    return re.findall(r">((?:big|small)[.\w]*)</text>", picture)
+
+
 def figures_of(logits: torch.Tensor) -> Metrics:
     return Metrics(logits, 0.5, (0.4, 0.6), 0.1, 1.0, (1e-3, 1e-3, 1e-3), (64, 64, 64), torch.eye(logits.shape[1]))
 
@@ -326,7 +370,7 @@ def test_any_name_is_shown_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("costs", [(0.002, 0.9), (0.3, 0.45), (2.0, 2.1), (1e-3, 1e3), (2.0, 2.0)])
 def test_labels_of_costs_have_room(costs: tuple[float, float]) -> None:
-    drawn = trade_off(["a", "b"], costs, [figures_of(torch.randn(4, 2))] * 2, "size (MB)")
+    drawn = trade_off(["a", "b"], dict(enumerate(costs)), [figures_of(torch.randn(4, 2))] * 2, "size (MB)")
     places = sorted(float(x) for x in re.findall(r"translate\(([\d.]+) [\d.]+\) rotate\(-45\)", drawn))
     assert len(places) >= 2
     assert np.diff(places).min() > 8  # points, at a font size of 7
