@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kd_lightning.data.augmentation.settings import Augmentation as Augmentation
     from kd_lightning.data.cifar import CIFAR10DataModule as CIFAR10DataModule
     from kd_lightning.data.cifar import CIFAR100DataModule as CIFAR100DataModule
+    from kd_lightning.data.dataset import DatasetDataModule as DatasetDataModule
     from kd_lightning.data.digits import DigitsDataModule as DigitsDataModule
     from kd_lightning.data.domain_pair import DomainPairDataModule as DomainPairDataModule
     from kd_lightning.data.image_folder import ImageFolderDataModule as ImageFolderDataModule
@@ -28,6 +29,7 @@ _LAZY = {
     "Augmentation": "data.augmentation.settings",
     "CIFAR10DataModule": "data.cifar",
     "CIFAR100DataModule": "data.cifar",
+    "DatasetDataModule": "data.dataset",
     "DigitsDataModule": "data.digits",
     "DomainPairDataModule": "data.domain_pair",
     "ImageFolderDataModule": "data.image_folder",
@@ -48,6 +50,7 @@ __all__ = [
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "Checkpoint",
+    "DatasetDataModule",
     "DigitsDataModule",
     "DistillationModule",
     "DomainPairDataModule",

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from kd_lightning.callbacks.gather_rows import gather_rows
+from kd_lightning.data.loader_checks import flattened
 from kd_lightning.errors import OutputExistsError
 from kd_lightning.files.atomic import atomic_write
 from kd_lightning.networks.data_config import data_config
@@ -19,6 +20,8 @@ _Row = tuple[int, int, float]
 
 class PredictionWriter(BasePredictionWriter):
     """Writes predictions as CSV with the columns image (file or index), label, probability; one file for all processes.
+
+    Broken images, which :class:`~kd_lightning.data.ImageFolderDataModule` leaves out, are named in ``left_out``.
 
     Args:
         path: Path of the file; by default ``predictions.csv`` in the folder of the run, with a number if that exists.
@@ -31,6 +34,8 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__("batch")
         self.path = None if path is None else Path(path).expanduser()
         self.written: Path | None = None
+        self.left_out: list[str] = []
+        self.count = 0
         self._rows: list[_Row] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -58,11 +63,16 @@ class PredictionWriter(BasePredictionWriter):
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gather the rows of all ranks and write them."""
         rows = gather_rows(self._rows, trainer=trainer)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        left_out = [*getattr(data, "left_out", ())]
+        for loader in flattened(trainer.predict_dataloaders):
+            left_out += getattr(loader, "left_out", ())
+        self.left_out = sorted(set(gather_rows([str(error) for error in left_out], trainer=trainer)))
+        self.count = len(rows) + len(self.left_out)
         if trainer.world_size > 1:
             rows.sort()
         folder = trainer.log_dir or trainer.default_root_dir  # on all ranks, since Lightning broadcasts it
         if trainer.is_global_zero:
-            data = trainer.datamodule  # type: ignore[attr-defined]
             # images without labels have no classes of their own
             classes = getattr(data, "classes", None) or data_config(getattr(pl_module, "network", None)).classes
             named = [_named(row, data, classes) for row in rows]

@@ -171,12 +171,21 @@ class CommandLine(LightningCLI):
             echo(f"The best checkpoint is {best.best_model_path} ({best.monitor} {float(best.best_model_score):.4f}).")
 
     def after_predict(self) -> None:
-        """Print the paths of the files that were written."""
+        """Print the paths of the files that were written; report images that are broken as an error.
+
+        Raises:
+            UserError: If images could not be read; the others were predicted.
+        """
+        left_out: list[str] = []
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, PredictionWriter) and callback.written:
                 echo(f"The predictions are in {callback.written}.")
             if isinstance(callback, FeatureWriter) and callback.written:
                 echo(f"The features are in {callback.written}.")
+            if isinstance(callback, PredictionWriter) and callback.left_out:
+                left_out = [f"{len(callback.left_out)} of {callback.count} images are left out.", *callback.left_out]
+        if left_out:
+            raise UserError("\n".join(left_out))
 
     def _use_folder_of(self, checkpoint: Checkpoint | None) -> None:
         """Start from a checkpoint, and write into the folder of its run."""

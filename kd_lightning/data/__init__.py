@@ -3,6 +3,7 @@
 from kd_lightning.data.augmentation import Augmentation
 from kd_lightning.data.batch import Batch
 from kd_lightning.data.cifar import CIFAR10DataModule, CIFAR100DataModule
+from kd_lightning.data.dataset import DatasetDataModule
 from kd_lightning.data.digits import DigitsDataModule
 from kd_lightning.data.domain_pair import DomainPairDataModule
 from kd_lightning.data.image_folder import ImageFolderDataModule
@@ -16,6 +17,7 @@ __all__ = [
     "Batch",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "DatasetDataModule",
     "DigitsDataModule",
     "DomainPairDataModule",
     "ImageDataModule",

@@ -171,6 +171,11 @@ class DomainPairDataModule(pl.LightningDataModule):
     def predict_split(self, split: str) -> None:
         self.target.predict_split = split
 
+    @property
+    def left_out(self) -> Sequence[UnreadableImageError]:
+        """Images to predict that were found to be broken before the first batch."""
+        return self.target.left_out
+
     def has_labels(self, split: str) -> bool:
         """Return whether an image of a split of the source is labelled."""
         return self.source.has_labels(split)

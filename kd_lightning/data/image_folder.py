@@ -15,7 +15,7 @@ from kd_lightning.data.image_set import ImageFiles, ImageSet, StreamedImages
 from kd_lightning.data.partition import Partition, draw_partition, restore_partition, save_partition
 from kd_lightning.data.photographs import PhotographDataModule, SizesDifferError
 from kd_lightning.errors import UserError
-from kd_lightning.files.images import UnreadableImageError, describe_unreadable, shown_size
+from kd_lightning.files.images import UnreadableImageError, describe_unreadable, shown_size, unreadable
 from kd_lightning.networks.data_config import truncate
 
 _TEST_FRACTION = 0.1
@@ -72,12 +72,17 @@ class ImageFolderDataModule(PhotographDataModule):
         listing = self._listing(split)
         if listing is None:
             return None
+        found = listing.files
         listing, sizes = self._readable(listing, skip_unreadable=split == "predict")
 
         def in_form(form: ImageForm) -> ImageFiles:
             return ImageFiles(listing.labels, listing.files, sizes, form, len(self.mean), split == "predict")
 
-        return self.store(split, in_form, (int(sizes[0, 0]), int(sizes[0, 1])))
+        images = self.store(split, in_form, (int(sizes[0, 0]), int(sizes[0, 1])))
+        if split == "predict":
+            shown = {images.name(sample) for sample in range(len(images))}
+            self.left_out = [unreadable(file) for file in found if str(file) not in shown]
+        return images
 
     # --- the partition of a set whose folders are not splits, which Lightning keeps in checkpoints
 

@@ -14,7 +14,7 @@ from kd_lightning.data.batch import RawBatch
 from kd_lightning.data.image_set import PartialBatch
 from kd_lightning.data.sampler import EpochSampler
 from kd_lightning.errors import UserError
-from kd_lightning.files.images import describe_unreadable
+from kd_lightning.files.images import UnreadableImageError, describe_unreadable
 
 Fetched = TypeVar("Fetched")
 
@@ -27,8 +27,12 @@ class ImageLoader(DataLoader[RawBatch]):
     deleted without having been used.
     """
 
+    left_out: list[UnreadableImageError]
+    """The images that the last pass has left out."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.left_out = []
         self._stop_ignoring = finalize(self, _remove, _ignore_advice())
 
     def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]
@@ -37,6 +41,7 @@ class ImageLoader(DataLoader[RawBatch]):
 
     def _readable(self, batches: Iterator[RawBatch | PartialBatch]) -> Iterator[RawBatch]:
         """Raise an error for images that cannot be read, or leave them out and name them in a warning."""
+        self.left_out.clear()
         for batch in batches:
             if not isinstance(batch, PartialBatch):
                 yield batch
@@ -44,6 +49,7 @@ class ImageLoader(DataLoader[RawBatch]):
             message = describe_unreadable(batch.errors, len(batch.errors) + len(batch.batch.ids))
             if not batch.skip_unreadable:
                 raise UserError(message)
+            self.left_out += batch.errors
             warnings.warn(f"Left out: {message}", stacklevel=2)
             if len(batch.batch.ids):
                 yield batch.batch

@@ -29,6 +29,7 @@ from kd_lightning.data.shapes import stored_with_channels
 from kd_lightning.data.splits import StoredSplits
 from kd_lightning.data.storage_place import fits_on_device
 from kd_lightning.errors import UserError
+from kd_lightning.files.images import UnreadableImageError
 from kd_lightning.files.prepare import Preparation
 
 _NO_SETTINGS = Augmentation()
@@ -69,6 +70,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     predict_split = "predict"
     """The split that ``predict`` shows, without augmentation."""
     yields_pairs = False
+    left_out: Sequence[UnreadableImageError] = ()
+    """Images to predict that were found to be broken before the first batch."""
 
     def __init__(
         self,

@@ -240,6 +240,16 @@ class PhotographDataModule(ImageDataModule, ABC):
     def cache_folder(self) -> Path:
         """The folder beside the images where a file of decoded ones may be written."""
 
+    @property
+    def cache_owner(self) -> str:
+        """The name of the set of images, by which its files differ from those of others in one folder."""
+        return str(self.cache_folder.absolute())
+
+    @property
+    def may_keep(self) -> bool:
+        """Return whether images may be decoded once for all epochs."""
+        return True
+
     def _stacked(self, source: ImageSource, split: str) -> ImageSet | StreamedImages:
         """Return images of one size: in memory, where batches are gathered on the device, in a file, or undecoded."""
         height, width = source.sizes[0].tolist()
@@ -267,8 +277,10 @@ class PhotographDataModule(ImageDataModule, ABC):
 
     def _place(self, source: ImageSource, split: str, *, needed: int) -> tuple[str, str]:
         """Return where the images of a source are kept, and the beginning of the name of their file."""
-        owner = f"{self.cache_folder.absolute()} {split} {self.sizes} {self.split_seed} {self.val_fraction}"
+        owner = f"{self.cache_owner} {split} {self.sizes} {self.split_seed} {self.val_fraction}"
         name = f"{split}-{hashlib.sha256(owner.encode()).hexdigest()[:12]}"
+        if not self.may_keep:
+            return "workers", name
         world_size, _ = self._ranks
         processes = max(1, world_size // getattr(self.trainer, "num_nodes", 1))
         resources = Resources(processes, available_memory(), free_disk(self._folder))

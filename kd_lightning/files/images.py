@@ -43,11 +43,14 @@ def load_image(file: Path, mode: str) -> Image.Image:
     """
     with _opened(file) as image:
         image.load()
-        orientation = _orientation(image)
-        decoded = (_on_white(image) if image.has_transparency_data else image).convert(mode)
-        if orientation in _TURNS:
-            decoded = decoded.transpose(_TURNS[orientation])
-    return decoded
+        return as_shown(image, mode)
+
+
+def as_shown(image: Image.Image, mode: str) -> Image.Image:
+    """Return a decoded image as a viewer shows it; see :func:`load_image`."""
+    orientation = _orientation(image)
+    decoded = (_on_white(image) if image.has_transparency_data else image).convert(mode)
+    return decoded.transpose(_TURNS[orientation]) if orientation in _TURNS else decoded
 
 
 def check_image(file: Path) -> None:
@@ -77,6 +80,11 @@ def shown_size(file: Path) -> tuple[int, int]:
         return (width, height) if turned else (height, width)
 
 
+def unreadable(file: Path) -> UnreadableImageError:
+    """Return the error of a file that is damaged, or no image."""
+    return UnreadableImageError(f"{str(file)!r} cannot be read as an image; fix or remove it.")
+
+
 def describe_unreadable(errors: list[UnreadableImageError], count: int) -> str:
     """Return one message for all images that cannot be read: the first five by name.
 
@@ -100,7 +108,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     except UserError:
         raise
     except Exception as error:  # a damaged file makes Pillow raise almost anything, some only while it is decoded
-        raise UnreadableImageError(f"{str(file)!r} cannot be read as an image; fix or remove it.") from error
+        raise unreadable(file) from error
 
 
 def _formats() -> list[str]:

@@ -1,0 +1,185 @@
+"""Data sets of torchvision, mappings as of Hugging Face, and a class of one's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import yaml
+from grouped_options import grouped
+from jsonargparse import ArgumentParser
+from made_photographs import photograph
+from PIL import Image
+from reading import in_epoch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import FakeData
+from torchvision.transforms import v2
+
+from kd_lightning import DatasetDataModule, DistillationModule
+from kd_lightning.data import Batch
+from kd_lightning.data.image_set import StreamedImages
+from kd_lightning.networks import resnet20
+
+SIZES = [(40, 56), (61, 33), (30, 30)]
+
+
+class Own(Dataset[Any]):
+    """A class as users write it, whose samples are what ``make`` returns."""
+
+    def __init__(self, count: int, make: Callable[[int], Any]) -> None:
+        self.count = count
+        self.make = make
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Any:
+        if number >= self.count:
+            raise IndexError(number)
+        return self.make(number)
+
+
+def picture(number: int) -> Image.Image:
+    return photograph(*SIZES[number % 3], seed=number)
+
+
+def pil(number: int) -> Any:
+    return picture(number), number % 3
+
+
+def mapping(number: int) -> Any:
+    return {"img": picture(number), "fine": number % 3, "caption": "none"}
+
+
+def as_bytes(number: int) -> Any:
+    return torch.from_numpy(np.array(picture(number))).permute(2, 0, 1), torch.tensor(number % 3)
+
+
+def as_floats(number: int) -> Any:
+    return as_bytes(number)[0] / 255, np.int64(number % 3), "ignored"
+
+
+def own(make: Callable[[int], Any] = pil, count: int = 30, **options: Any) -> DatasetDataModule:
+    given = {"image_size": 24, "batch_size": 6, "val_fraction": 0.2, "test": Own(7, make)} | options
+    return DatasetDataModule(Own(count, make), **grouped(**given))
+
+
+def train_batches(data: DatasetDataModule, epoch: int = 0) -> list[Batch]:
+    return [data.augment(batch) for batch in in_epoch(data.train_dataloader(), epoch)]
+
+
+@pytest.mark.parametrize("make", [mapping, as_bytes, as_floats])
+def test_all_kinds_of_samples_give_the_same_views(make: Callable[[int], Any]) -> None:
+    keys: dict[str, Any] = {"image_key": "img", "label_key": "fine"} if make is mapping else {}
+    expected, found = own(preset="strong"), own(make, preset="strong", **keys)
+    for first, second in zip(train_batches(expected), train_batches(found), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+    assert expected.num_classes == found.num_classes == 3
+    ids = torch.cat([batch.ids for batch in found.val_dataloader()])
+    assert len(ids) == 6
+    assert not {*ids.tolist()} & {*torch.cat([batch.ids for batch in train_batches(found)]).tolist()}
+
+
+@pytest.mark.parametrize(
+    "way",
+    [{"memory_limit": 0.0, "cache": "off"}, {"memory_limit": 0.0, "cache": "off", "num_workers": 2}, {"cache": ""}],
+)
+def test_memory_a_file_and_workers_give_the_same_views(way: dict[str, Any], tmp_path: Path) -> None:
+    if way.get("cache") == "":
+        way = {"cache": str(tmp_path)}
+    for first, second in zip(train_batches(own(), 2), train_batches(own(**way), 2), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+
+
+def test_a_student_learns_with_cached_logits(make_trainer: Callable[..., pl.Trainer]) -> None:
+    data = own(preset="standard", views=2)
+    module = DistillationModule(
+        resnet20(num_classes=3), resnet20(num_classes=3), teacher_check="off", teacher_cache=True
+    )
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(module, data)
+    assert trainer.global_step == 8
+    make_trainer().test(module, data)
+
+
+def test_random_transforms_of_the_data_set_stay_random_and_have_no_views() -> None:
+    noise = v2.ColorJitter(0.5)
+    data = own(lambda number: (noise(picture(number)), number % 3), preset="none")
+    first, second = train_batches(data, 0), train_batches(data, 0)
+    assert isinstance(data.splits["train"], StreamedImages)
+    assert not torch.equal(first[0].images, second[0].images)
+    with pytest.raises(ValueError, match=r"^views need images that stay the same, but train returns another image for"):
+        train_batches(own(lambda number: (noise(picture(number)), number % 3), views=2))
+
+
+def test_unlabelled_samples_have_no_class() -> None:
+    data = own(lambda number: (picture(number), None if number % 2 else 0), num_classes=3, preset="none")
+    labels = torch.cat([batch.labels for batch in train_batches(data)])
+    assert {*labels.tolist()} == {-1, 0}
+
+
+class Deep(Own):
+    classes = ("a", "b", "c")
+
+
+def test_class_names_are_those_of_the_data_set() -> None:
+    assert DatasetDataModule(Deep(6, pil), image_size=24).classes == ("a", "b", "c")
+    assert DatasetDataModule(Deep(6, pil), image_size=24, num_classes=5).classes == tuple("01234")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda number: picture(number), r"^Sample 0 of train must be \(image, label\) or a mapping, got Image;"),
+        (lambda number: {"picture": 1, "label": 2}, r"has no 'image', but 'picture', 'label'; set image_key"),
+        (
+            lambda number: (picture(number), "cat"),
+            r"^The label of sample 0 of train must be an integer, or None, got str",
+        ),
+        (lambda number: ("a.jpg", 0), r"^The image of sample 0 of train must be a PIL image or a tensor"),
+        (lambda number: (torch.randn(3, 8, 8), 0), r"has values outside \[0, 1\]; remove Normalize"),
+        (lambda number: (torch.zeros(5, 8, 8, dtype=torch.uint8), 0), r"must have bytes or floats and 1 or 3 channels"),
+        (lambda number: (picture(number), 7), r"^Label 7 of the 'train' images is outside \[0, 3\)"),
+    ],
+)
+def test_samples_that_cannot_be_read_are_refused(make: Callable[[int], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        own(make, num_classes=3).setup("fit")
+
+
+def test_data_sets_that_cannot_be_read_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^train must have a length and dataset\[i\], but generator has not;"):
+        DatasetDataModule(pil(i) for i in range(3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^train is empty; give a data set with samples\.$"):
+        own(count=0).setup("fit")
+    with pytest.raises(
+        ValueError, match=r"^The images of train have different sizes; set image_size to resize them\.$"
+    ):
+        own(image_size=None).setup("fit")
+
+
+def test_it_is_built_from_yaml() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(pl.LightningDataModule, "data")
+    node = {
+        "class_path": "kd_lightning.DatasetDataModule",
+        "init_args": {
+            "train": {"class_path": "torchvision.datasets.FakeData", "init_args": {"size": 20, "num_classes": 4}},
+            "num_classes": 4,
+            "image_size": 32,
+            "batch_size": 5,
+            "augmentation": {"preset": "standard"},
+        },
+    }
+    data = parser.instantiate_classes(parser.parse_object(yaml.safe_load(yaml.safe_dump({"data": node})))).data
+    shown: Tensor = train_batches(data)[0].images
+    assert shown.shape == (5, 3, 32, 32)
+
+
+def test_torchvisions_data_sets_need_no_transform() -> None:
+    data = DatasetDataModule(FakeData(24, (3, 30, 50), 4), num_classes=4, image_size=24, batch_size=8)
+    assert [len(batch.ids) for batch in train_batches(data)] == [8, 8]
