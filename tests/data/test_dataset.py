@@ -7,7 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import scipy.io
 import torch
+import torchvision.transforms.functional as F
 import yaml
 from grouped_options import grouped
 from jsonargparse import ArgumentParser
@@ -16,7 +18,7 @@ from PIL import Image
 from reading import in_epoch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import FakeData
+from torchvision.datasets import FakeData, Flowers102, OxfordIIITPet
 from torchvision.transforms import v2
 
 from kd_lightning import DatasetDataModule, DistillationModule
@@ -183,3 +185,38 @@ def test_it_is_built_from_yaml() -> None:
 def test_torchvisions_data_sets_need_no_transform() -> None:
     data = DatasetDataModule(FakeData(24, (3, 30, 50), 4), num_classes=4, image_size=24, batch_size=8)
     assert [len(batch.ids) for batch in train_batches(data)] == [8, 8]
+
+
+def test_flowers_as_torchvision_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "flowers-102"
+    (folder / "jpg").mkdir(parents=True)
+    for number in range(1, 13):
+        picture(number).save(folder / "jpg" / f"image_{number:05}.jpg")
+    ids = np.arange(1, 13, dtype=np.uint16)[None]
+    scipy.io.savemat(folder / "setid.mat", {"trnid": ids[:, :6], "valid": ids[:, 6:9], "tstid": ids[:, 9:]})
+    scipy.io.savemat(folder / "imagelabels.mat", {"labels": (ids - 1) % 102 + 1})
+    monkeypatch.setattr(Flowers102, "_check_integrity", lambda self: True)  # the published files have other digests
+    train, val, test = (Flowers102(str(tmp_path), split) for split in ("train", "val", "test"))
+    data = DatasetDataModule(train, val, test, num_classes=102, image_size=24, batch_size=3)
+    shown = torch.cat([batch.labels for batch in train_batches(data)])
+    assert sorted(shown.tolist()) == list(range(6))
+    assert torch.cat([batch.labels for batch in data.val_dataloader()]).tolist() == [6, 7, 8]
+    assert torch.cat([batch.labels for batch in data.test_dataloader()]).tolist() == [9, 10, 11]
+    with Image.open(folder / "jpg" / "image_00010.jpg") as image:
+        expected = F.center_crop(F.resize(image, [24]), [24])
+    assert torch.equal(data.pixels(next(iter(data.test_dataloader())))[0], F.pil_to_tensor(expected))
+
+
+def test_pets_as_torchvision_reads_them(tmp_path: Path) -> None:
+    folder = tmp_path / "oxford-iiit-pet"
+    (folder / "images").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    names = [f"{breed}_{number}" for breed in ("Abyssinian", "beagle") for number in range(5)]
+    for number, name in enumerate(names):
+        picture(number).save(folder / "images" / f"{name}.jpg")
+    lines = [f"{name} {1 + number // 5} 1 1" for number, name in enumerate(names)]
+    (folder / "annotations" / "trainval.txt").write_text("\n".join(lines) + "\n")
+    data = DatasetDataModule(OxfordIIITPet(str(tmp_path)), image_size=24, batch_size=4, val_fraction=0.2)
+    assert data.classes == ("Abyssinian", "Beagle")
+    assert torch.cat([batch.labels for batch in train_batches(data)]).bincount().tolist() == [4, 4]
+    assert data.cache_folder.is_relative_to(tmp_path)
