@@ -1,5 +1,6 @@
 """A labelled source and an unlabelled target, for domain adaptation."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -17,6 +18,7 @@ from kd_lightning.data.precision import to_trainer_precision
 from kd_lightning.data.protocol import LabelledSet
 from kd_lightning.data.shapes import check_size, resize, statistics, with_channels
 from kd_lightning.errors import UserError
+from kd_lightning.files.images import UnreadableImageError
 from kd_lightning.networks.data_config import truncate
 
 _NO_SETTINGS = Augmentation()

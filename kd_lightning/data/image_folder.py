@@ -36,7 +36,7 @@ class ImageFolderDataModule(PhotographDataModule):
     An image is read as a viewer shows it: turned as its EXIF orientation says, its transparent parts white, of an
     animation the first frame. With one mean and deviation it becomes grey (luma), with three RGB. All formats that the
     installed Pillow reads are used (HEIC with ``pillow-heif``); other files are counted in a warning, hidden ones are
-    ignored. ``predict`` leaves out images that cannot be read, and names them.
+    ignored. ``predict`` leaves out images that cannot be read, and names them; the command then exits with 1.
 
     Args:
         root: The folder.
@@ -81,7 +81,7 @@ class ImageFolderDataModule(PhotographDataModule):
         images = self.store(split, in_form, (int(sizes[0, 0]), int(sizes[0, 1])))
         if split == "predict":
             shown = {images.name(sample) for sample in range(len(images))}
-            self.left_out = [unreadable(file) for file in found if str(file) not in shown]
+            self.left_out = [_error_of(file) for file in found if str(file) not in shown]
         return images
 
     # --- the partition of a set whose folders are not splits, which Lightning keeps in checkpoints
@@ -201,3 +201,9 @@ def _size_or_error(file: Path) -> tuple[int, int] | UnreadableImageError:
         return shown_size(file)
     except UnreadableImageError as error:
         return error
+
+
+def _error_of(file: Path) -> UnreadableImageError:
+    """Return the error of a file that is no image, or whose pixels are damaged, as its header may be whole."""
+    result = _size_or_error(file)
+    return result if isinstance(result, UnreadableImageError) else unreadable(file)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from kd_lightning.data.image_set import ImageSource, image_bytes
@@ -66,7 +66,10 @@ def pack_to_file(source: ImageSource, folder: Path, *, name: str, threads: int |
     digest = _digest(source, key)
     file = _path(folder, name, digest)
     with suppress(DamagedFileError, OSError):
-        return _open(source, file, key, digest)
+        packed = _open(source, file, key, digest)
+        if len(packed) < len(source):
+            rank_zero_warn(f"Left out: {len(source) - len(packed)} of {len(source)} images cannot be read.")
+        return packed
     lock = _prepare(folder, name)
 
     def wait() -> None:

@@ -95,6 +95,7 @@ def test_images_of_a_plain_loader_are_numbered(small: Networks, make_trainer: Tr
 
 class NamedImages:
     classes = ("cat", "dog, small")
+    left_out = ("6 is broken",)
 
     def image_name(self, split: str, sample: int) -> str:
         return f"{split}/{sample}.png"
@@ -109,6 +110,7 @@ class FakeTrainer:
     def __init__(self, rank: int, folder: Path) -> None:
         self.is_global_zero = rank == 0
         self.default_root_dir = str(folder)
+        self.predict_dataloaders = [SimpleNamespace(left_out=[f"{name} is broken" for name in (8 - rank, 9)])]
         self.collectives = 0
 
     @property
@@ -130,7 +132,9 @@ def run_ranks(monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[list[Predi
             writer.write_on_batch_end(trainer, module, outputs, None, None, index, 0)  # type: ignore[arg-type]
 
     def all_gather_object(found: list[Any], own: Any) -> None:
-        found[:] = [writer._rows for writer in writers]
+        rows = [writer._rows for writer in writers]
+        left_out = [[*NamedImages.left_out, *trainer.predict_dataloaders[0].left_out] for trainer in trainers]
+        found[:] = rows if own in rows else left_out
 
     monkeypatch.setattr("torch.distributed.all_gather_object", all_gather_object)
     for writer, trainer in zip(writers, trainers, strict=True):
@@ -140,6 +144,8 @@ def run_ranks(monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[list[Predi
 
 def test_two_ranks_write_one_sorted_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (first, second), _ = run_ranks(monkeypatch, tmp_path)
+    assert first.left_out == second.left_out == [f"{name} is broken" for name in (6, 7, 8, 9)]
+    assert first.count == second.count == 8
     assert second.written is None
     assert first.written == tmp_path / "predictions.csv"
     assert read(first.written) == [

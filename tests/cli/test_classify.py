@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,8 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
+from command_options import QUIET
+from faults import run_command
 from made_photographs import photograph
 from PIL import Image
 
@@ -70,6 +73,45 @@ def test_what_is_left_out_is_counted(kd: Callable[..., str], tmp_path: Path, mon
     monkeypatch.setattr("sys.stderr", printed)
     kd("classify", "a.onnx", "photos")
     assert "1 file of 'photos' is left out, since Pillow does not read it as an image: 1 .heic;" in printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of photographs, of which four of six to predict can be read, and a run on them."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("train/ant", "train/bee", "predict"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            photograph(48, 48, seed=number).save(folder / "photos" / name / f"{number}.jpg")
+    (folder / "photos" / "predict" / "1.jpg").write_bytes(b"no image")
+    cut = folder / "photos" / "predict" / "4.jpg"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    options = ["--data.root=photos", "--data.image_size=8", "--data.batch_size=4", "--trainer.max_epochs=1"]
+    small = ["=kd_lightning.networks.ResNet", ".num_classes=2", ".blocks=[1]", ".widths=[4]"]
+    network = [f"--model.network{argument}" for argument in small]
+    run_command(folder, "fit", "-c", "folder/teacher", *options, *network, *QUIET)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:Left out")
+def test_predict_and_classify_finish_the_others_and_name_what_is_broken(
+    kd: Callable[..., str], trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    broken = [f"{f'photos/predict/{i}.jpg'!r} cannot be read as an image; fix or remove it." for i in (1, 4)]
+    sentence = "\n".join(["2 of 6 images are left out.", *broken])
+    kd("export", "folder/teacher", "-o", "a.onnx")
+    commands = [["classify", "a.onnx", "photos/predict", "-o", "labels.csv"]]
+    in_file = ["--data.memory_limit=0", "--data.cache=decoded"]  # the second time its images are not decoded
+    for options in ([], in_file, in_file, ["--data.memory_limit=0", "--data.cache=off", "--data.num_workers=1"]):
+        commands.append(["predict", "-c", "folder/teacher", "--predictions.path=labels.csv", *options, *QUIET])
+    for command in commands:
+        with pytest.raises(SystemExit) as stopped:
+            kd(*command)
+        assert stopped.value.code == f"kd-lightning {command[0]}: {sentence}", command
+        rows = list(csv.DictReader(Path("labels.csv").read_text().splitlines()))
+        assert [row["image"] for row in rows] == [f"photos/predict/{i}.jpg" for i in (0, 2, 3, 5)]
+        Path("labels.csv").unlink()
 
 
 def test_a_number_of_channels_that_files_do_not_have_is_refused(kd: Callable[..., str], tmp_path: Path) -> None:
