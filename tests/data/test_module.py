@@ -63,7 +63,7 @@ def sample_ids(loader: DataLoader[RawBatch]) -> list[int]:
         ({"batch_size": 0}, r"batch_size must be >= 1, got 0\."),
         ({"val_fraction": 0.0}, r"val_fraction must be between 0 and 1, got 0\.0\."),
         ({"val_fraction": 1.0}, r"val_fraction must be between 0 and 1, got 1\.0\."),
-        ({"padding": -1}, r"augmentation\.padding must be >= 0, got -1\."),
+        ({"padding": -1}, r"augmentation\.padding must be an integer >= 0, got -1\."),
         ({"mixup": -0.1}, r"augmentation\.mixup must be >= 0, got -0\.1\."),
         ({"cutmix": -0.1}, r"augmentation\.cutmix must be >= 0, got -0\.1\."),
         ({"rotation": 5.0}, r"Toy does not apply augmentation\.rotation; set it in a DomainPairDataModule\."),

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from math import inf
 from typing import Any
 
+from kd_lightning.data.augmentation.allowed import Allowed
 from kd_lightning.errors import UserError
 
 
@@ -16,23 +17,24 @@ class Augmentation:
     What is ``None`` is taken from the ``preset``, then from the data module's defaults; 0 or false switches a part off.
     The presets:
 
-    ==================  =====  =========  ============
-    field               light  standard   strong
-    ==================  =====  =========  ============
-    padding             4
-    resized_crop               yes        yes
-    crop_scale                 0.35 to 1  0.2 to 1
-    crop_ratio                 3/4 to 4/3  3/4 to 4/3
-    flip                yes    yes        yes
-    trivial_augment            yes
+    ================  ======  ==========  ==========
+    field             light   standard    strong
+    ================  ======  ==========  ==========
+    padding           4
+    resized_crop              yes         yes
+    crop_scale                0.35 to 1   0.2 to 1
+    crop_ratio                3/4 to 4/3  3/4 to 4/3
+    flip              yes     yes         yes
+    trivial_augment           yes
     rand_augment                          2
+    magnitude                             9
     brightness                            0.2
     contrast                              0.2
     saturation                            0.2
-    erasing                    0.1        0.1
+    erasing                   0.1         0.1
     mixup                                 0.2
     cutmix                                1
-    ==================  =====  =========  ============
+    ================  ======  ==========  ==========
 
     ``none`` switches everything off. Padded and resized crops exclude each other, as TrivialAugment and RandAugment do:
     to give one switches the other off where a preset or a data module has it.
@@ -92,17 +94,17 @@ class Augmentation:
     scaling: float | None = None
 
     def __post_init__(self) -> None:
-        if self.preset is not None and self.preset not in PRESETS:
+        if self.preset is not None and self.preset not in list(PRESETS):
             nearest = get_close_matches(str(self.preset), PRESETS, n=1)
             advice = f"; the nearest is {nearest[0]!r}" if nearest else ""
             raise UserError(f"augmentation.preset must be {' or '.join(PRESETS)}, got {self.preset!r}{advice}.")
-        for name, (low, high) in _RANGES.items():
+        for name, allowed in _ALLOWED.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                limits = f">= {low}" if high == inf else f"in [{low}, {high}]"
-                raise UserError(f"augmentation.{name} must be {limits}, got {value}.")
-        if not 0 <= (self.scaling or 0) < 1:
-            raise UserError(f"augmentation.scaling must be in [0, 1), got {self.scaling}.")
+            if value is None:
+                continue
+            if value not in allowed:
+                raise UserError(f"augmentation.{name} must be {allowed}, got {value!r}.")
+            object.__setattr__(self, name, allowed.kind(value))  # as the dataclass itself does where it is frozen
         self._read_interval("crop_scale", highest=1.0)
         self._read_interval("crop_ratio", highest=inf)
         box = [name for name in ("crop_scale", "crop_ratio") if getattr(self, name) is not None]
@@ -118,12 +120,12 @@ class Augmentation:
         value = getattr(self, name)
         if value is None:
             return
-        if len(value) != 2 or not 0 < value[0] <= value[1] <= highest or value[1] == inf:
+        ends, allowed = value if isinstance(value, tuple | list) else [], Allowed(float, high=highest)
+        if len(ends) != 2 or not all(end in allowed and end > 0 for end in ends) or ends[0] > ends[1]:
             limits = "" if highest == inf else f", up to {highest:g}"
-            raise UserError(
-                f"augmentation.{name} must be a smallest and a largest number above 0{limits}, got {list(value)}."
-            )
-        object.__setattr__(self, name, tuple(map(float, value)))  # as the dataclass itself does where it is frozen
+            got = list(ends) or repr(value)
+            raise UserError(f"augmentation.{name} must be a smallest and a largest number above 0{limits}, got {got}.")
+        object.__setattr__(self, name, tuple(map(float, ends)))
 
     @classmethod
     def resolve(cls, given: "Augmentation | Mapping[str, Any]", defaults: "Augmentation") -> "Augmentation":
@@ -147,11 +149,9 @@ class Augmentation:
             values = _laid_over({name: _OFF.get(name, 0.0) for name in values}, chosen.given())
         if chosen.magnitude is not None and not values["rand_augment"]:
             raise UserError("augmentation.magnitude is that of RandAugment; set augmentation.rand_augment.")
-        if values["resized_crop"]:
-            values = {**values, **{name: values[name] or value for name, value in _BOX.items()}}
-        if values["rand_augment"] and values["magnitude"] is None:
-            values["magnitude"] = _MAGNITUDE
-        return cls(**values)
+        box = {name: (values[name] or value) if values["resized_crop"] else None for name, value in _BOX.items()}
+        magnitude = _MAGNITUDE if values["magnitude"] is None else values["magnitude"]
+        return cls(**{**values, **box, "magnitude": magnitude if values["rand_augment"] else None})
 
     def given(self) -> dict[str, Any]:
         """Return the fields that are set."""
@@ -206,20 +206,26 @@ _OFF: dict[str, Any] = {
     "magnitude": None,
 }
 """Values that are off, where they are not 0.0."""
-_RANGES: dict[str, tuple[float, float]] = {
-    "padding": (0, inf),
-    "rand_augment": (0, inf),
-    "magnitude": (0, 30),
-    "brightness": (0, inf),
-    "contrast": (0, inf),
-    "saturation": (0, inf),
-    "hue": (0, 0.5),
-    "grey": (0, 1),
-    "blur": (0, 1),
-    "erasing": (0, 1),
-    "mixup": (0, inf),
-    "cutmix": (0, inf),
-    "rotation": (0, 180),
+_PROBABILITY = Allowed(float, 0, 1)
+_ALLOWED = {
+    "padding": Allowed(int),
+    "resized_crop": Allowed(bool),
+    "flip": Allowed(bool),
+    "vertical_flip": Allowed(bool),
+    "trivial_augment": Allowed(bool),
+    "rand_augment": Allowed(int),
+    "magnitude": Allowed(int, 0, 30),
+    "brightness": Allowed(float),
+    "contrast": Allowed(float),
+    "saturation": Allowed(float),
+    "hue": Allowed(float, 0, 0.5),
+    "grey": _PROBABILITY,
+    "blur": _PROBABILITY,
+    "erasing": _PROBABILITY,
+    "mixup": Allowed(float),
+    "cutmix": Allowed(float),
+    "rotation": Allowed(float, 0, 180),
+    "scaling": Allowed(float, 0, 1, below=True),
 }
 
 

@@ -1,13 +1,21 @@
 """Settings of the augmentation: partly given, given as plain data, from the command line, out of range."""
 
-from dataclasses import asdict
+import json
+import re
+from dataclasses import asdict, replace
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 
 from kd_lightning import Augmentation, CIFAR10DataModule, DigitsDataModule, DomainPairDataModule
+from kd_lightning.data.augmentation.settings import PRESETS
+from kd_lightning.errors import UserError
 
 DEFAULTS = Augmentation(padding=4, flip=True)
 
@@ -31,6 +39,64 @@ def test_a_preset_is_above_the_defaults_and_below_explicit_fields() -> None:
     assert not any(value for name, value in off.given().items() if name != "preset")
     only = Augmentation.resolve(Augmentation(preset="none", blur=0.5), DEFAULTS)
     assert (only.blur, only.padding, only.flip) == (0.5, 0, False)
+
+
+def test_the_table_of_the_presets_has_their_numbers() -> None:
+    _, heading, _, *rows, _ = re.findall(
+        r"^    \S.*", (Augmentation.__doc__ or "").split("The presets:")[1].split("``none``")[0], re.M
+    )
+    names = ("light", "standard", "strong")
+    starts = [*map(heading.index, names), None]
+    written: dict[str, dict[str, Any]] = {"none": {}, **{name: {} for name in names}}
+    for row in rows:
+        for name, start, end in zip(names, starts, starts[1:], strict=False):
+            cell = row[start:end].strip()
+            if cell:
+                written[name][row.split()[0]] = read(cell)
+    assert written == PRESETS
+
+
+def read(cell: str) -> bool | float | tuple[float, ...]:
+    """Return the value that is written in a cell of the table."""
+    if cell == "yes":
+        return True
+    numbers = tuple(float(Fraction(number)) for number in cell.split(" to "))
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+parts = st.fixed_dictionaries(
+    {},
+    optional={
+        "preset": st.sampled_from(sorted(PRESETS)),
+        "padding": st.integers(0, 3),
+        "resized_crop": st.booleans(),
+        "crop_scale": st.sampled_from([(0.1, 0.5), (1.0, 1.0)]),
+        "flip": st.booleans(),
+        "trivial_augment": st.booleans(),
+        "rand_augment": st.integers(0, 2),
+        "magnitude": st.integers(0, 30),
+        "erasing": st.sampled_from([0.0, 0.2]),
+        "mixup": st.sampled_from([0.0, 0.3]),
+    },
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(given=parts, defaults=parts, others=parts)
+def test_any_settings_resolve_once_or_are_refused(given: Any, defaults: Any, others: Any) -> None:
+    try:
+        own, below, other = (Augmentation(**options) for options in (given, defaults, others))
+        resolved = Augmentation.resolve(own, below)
+    except UserError:  # of two parts that exclude each other, or one that is off
+        return
+    assert all(getattr(resolved, name) == value for name, value in own.given().items())
+    assert not (resolved.padding and resolved.resized_crop)
+    assert not (resolved.trivial_augment and resolved.rand_augment)
+    assert bool(resolved.resized_crop) == (resolved.crop_scale is not None) == (resolved.crop_ratio is not None)
+    assert bool(resolved.rand_augment) == (resolved.magnitude is not None)
+    for kept in (resolved, json.loads(json.dumps(asdict(resolved)))):
+        again = Augmentation.resolve(kept, other)
+        assert replace(again, preset=resolved.preset) == resolved  # the name of a preset has no effect by then
 
 
 @pytest.mark.parametrize("preset", [None, "none", "light", "standard", "strong"])
@@ -73,6 +139,15 @@ def test_a_part_that_is_given_switches_off_what_it_excludes(options: dict[str, A
         ({"magnitude": 5}, "magnitude is that of RandAugment"),
         ({"hue": 0.6}, r"hue must be in \[0, 0.5\], got 0.6"),
         ({"erasing": 1.5}, r"erasing must be in \[0, 1\], got 1.5"),
+        ({"erasing": "0.1"}, r"erasing must be in \[0, 1\], got '0.1'"),
+        ({"mixup": float("inf")}, "mixup must be >= 0, got inf"),
+        ({"rand_augment": 2.5}, "rand_augment must be an integer >= 0, got 2.5"),
+        ({"magnitude": 31}, r"magnitude must be an integer in \[0, 30\], got 31"),
+        ({"flip": "no"}, "flip must be true or false, got 'no'"),
+        ({"preset": ["light"]}, r"preset must be none or light or standard or strong, got \['light'\]"),
+        ({"crop_scale": 0.5}, "crop_scale must be a smallest and a largest number above 0, up to 1, got 0.5"),
+        ({"crop_scale": ("0.5", 1.0)}, r"crop_scale must be a smallest .*, got \['0.5', 1.0\]"),
+        ({"crop_ratio": (1.0, float("inf"))}, r"crop_ratio must be a smallest .*, got \[1.0, inf\]"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
@@ -112,6 +187,14 @@ def test_flags_and_yaml_change_single_fields() -> None:
     flags = ["--data.augmentation.preset=standard", "--data.augmentation.crop_scale=[0.5, 1]"]
     preset = parser.instantiate_classes(parser.parse_args(["--data=kd_lightning.CIFAR10DataModule", *flags])).data
     assert (preset.augmentation.trivial_augment, preset.augmentation.crop_scale) == (True, (0.5, 1.0))
+
+
+def test_numbers_of_numpy_become_plain_data() -> None:
+    given: dict[str, Any] = {"erasing": np.float32(0.5), "padding": np.int64(3), "flip": np.bool_(True), "mixup": 1}
+    kept = asdict(Augmentation(**given))
+    assert {type(kept[name]) for name in ("erasing", "mixup")} == {float}
+    assert (kept["padding"], type(kept["padding"]), kept["flip"]) == (3, int, True)
+    assert type(kept["flip"]) is bool
 
 
 def test_hyper_parameters_are_plain_data_that_rebuild_the_module() -> None:
