@@ -98,7 +98,7 @@ def refuse_a_difference(found: Any, expected: Any, place: str = "") -> None:
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), place
         for key in expected:
-            if key not in ("seconds", "current_score"):  # Lightning saves the latter and does not load it
+            if key not in ("seconds", "waiting", "current_score"):  # Lightning saves the last and does not load it
                 refuse_a_difference(found[key], expected[key], f"{place}/{key}")
     elif isinstance(expected, list | tuple):
         assert len(found) == len(expected), place

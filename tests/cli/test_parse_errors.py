@@ -1,5 +1,6 @@
 """Mistakes on the command line and in YAML files: one sentence, with the nearest name."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +68,10 @@ def refusal(kd: Command, *arguments: str) -> str:
         (["--model.lr_scheduler=StepLR"], "model.lr_scheduler: the following arguments are required: step_size."),
     ],
 )
-def test_a_misspelt_option_names_the_nearest(kd: Command, options: list[str], message: str) -> None:
+def test_a_misspelt_option_names_the_nearest(
+    kd: Command, options: list[str], message: str, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(lambda: sys.modules.pop("my_nets", None))  # other tests have modules of this name
     Path("my_nets.py").write_text(
         "from torch import nn\ndef build(name: str = 'Net', **more) -> nn.Module:\n    return globals()[name](**more)"
     )
