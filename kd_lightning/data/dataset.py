@@ -45,8 +45,8 @@ class Samples:
             hasattr(self.dataset, method) for method in ("__len__", "__getitem__")
         ):
             raise UserError(
-                f"{self.name} must have a length and dataset[i], but {type(self.dataset).__name__} has not; collect "
-                "its samples in a list, or give the Trainer a DataLoader of your own."
+                f"{self.name} must have a length and dataset[i], which {type(self.dataset).__name__} does not have; "
+                "collect its samples in a list, or give the Trainer a DataLoader of your own."
             )
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Data sets of torchvision, mappings as of Hugging Face, and a class of one's own."""
+"""Data sets of torchvision, mappings as of Hugging Face, and a class of your own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -154,7 +154,7 @@ def test_samples_that_cannot_be_read_are_refused(make: Callable[[int], Any], mes
 
 
 def test_data_sets_that_cannot_be_read_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^train must have a length and dataset\[i\], but generator has not;"):
+    with pytest.raises(ValueError, match=r"^train must have a length and dataset\[i\], which generator does not have;"):
         DatasetDataModule(pil(i) for i in range(3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^train is empty; give a data set with samples\.$"):
         own(count=0).setup("fit")
