@@ -357,6 +357,8 @@ class Subset(Dataset[RawBatch | PartialBatch]):
         view = epoch if self.draw is None else self.draw.view_of_epoch(epoch)
         plan = None if self.draw is None else self.draw(ids, self.labels[ids], epoch)
         pixels, rows, errors, teacher_pixels = self.images.stream(ids if plan is None else plan.samples, view)
-        ids = ids[rows] if errors and plan is None else ids
+        if errors:  # of training images, which have a plan, none is left out: what counts is the message
+            ids = ids[rows] if plan is None else plan.samples[rows].unique()
+            errors = list({str(error): error for error in errors}.values())  # an image may be a partner too
         batch = RawBatch(pixels, self.labels[ids], ids, epoch, self.split, self.domain, plan, teacher_pixels)
         return PartialBatch(batch, errors, self.images.skip_unreadable) if errors else batch

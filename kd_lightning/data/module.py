@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kd_lightning.data.augmentation.augmenter import Augmenter
-from kd_lightning.data.augmentation.colours import DIFFER_BETWEEN_DEVICES
+from kd_lightning.data.augmentation.colours import DIFFER_BETWEEN_DEVICES, check_channels
 from kd_lightning.data.augmentation.resized_crop import ResizedCrop
 from kd_lightning.data.augmentation.settings import Augmentation
 from kd_lightning.data.augmentation.view_plan import ViewDrawer
@@ -102,6 +102,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.augmentation.check_unused(
             "rotation", "scaling", by=type(self).__name__, instead="set it in a DomainPairDataModule"
         )
+        check_channels(augmentation, self.augmentation, len(mean))
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.seed = seed

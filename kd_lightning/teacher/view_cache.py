@@ -57,9 +57,9 @@ def compute_view(cache: OutputCache, view: int, trainer: pl.Trainer, compute: Ca
     """Return the rows ``(N, C)`` of a view; each rank computes a part of them."""
     rows = torch.zeros(cache.shape, device=trainer.strategy.root_device)
     data: ViewData = trainer.datamodule  # type: ignore[attr-defined]
-    with trainer.precision_plugin.forward_context():
-        for batch in data.view_dataloader(view):
-            shown: Batch = trainer.strategy.batch_to_device(batch)
+    for batch in data.view_dataloader(view):
+        shown: Batch = trainer.strategy.batch_to_device(batch)  # as in training outside of the precision's context
+        with trainer.precision_plugin.forward_context():
             rows[shown.ids // cache.views] = compute(shown).float()
     total: Tensor = trainer.strategy.reduce(rows, reduce_op="sum")  # every row is zero on all ranks but one
     return total

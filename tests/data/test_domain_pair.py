@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from reading import in_epoch, in_memory, on_rank
 from torch import Tensor, nn
 
-from kd_lightning import DigitsDataModule, DomainPairDataModule, TeacherModule
+from kd_lightning import Augmentation, DigitsDataModule, DomainPairDataModule, TeacherModule
 from kd_lightning.callbacks import ExactResume, FeatureWriter, PredictionWriter
 from kd_lightning.data import Batch, ImageDataModule
 from kd_lightning.data.augmentation.crops import normalize
@@ -298,6 +298,24 @@ def test_mixup_applies_to_the_source_only() -> None:
     batch = next(iter(pair.train_dataloader()))[0]
     assert pair.augment(batch["source"]).labels.shape == (8, 3)
     assert pair.augment(batch["target"]).labels.tolist() == [-1] * 8
+
+
+def test_each_domain_has_the_augmentation_of_its_own_preset() -> None:
+    source = DigitsDataModule(batch_size=30, augmentation=Augmentation(preset="strong"))
+    target = DigitsDataModule(batch_size=30, augmentation=Augmentation(preset="standard"), view_seed=5)
+    pair = DomainPairDataModule(source, target)
+    for batch, _, _ in pair.train_dataloader():
+        images, labels, ids, _ = pair.augment(batch["source"])
+        assert torch.equal(images, source.augment(batch["source"]).images)
+        torch.testing.assert_close(labels.sum(1), torch.ones(30))
+        assert ids.tolist() == batch["source"].ids.tolist()
+        plan = batch["target"].plan
+        assert plan.mixing is None
+        assert plan.colours is not None
+        shown = pair.augment(batch["target"])
+        assert shown.labels.tolist() == [-1] * 30
+        again = target.augment(batch["target"]._replace(domain=""))
+        assert torch.equal(shown.images, again.images)
 
 
 def test_a_module_without_domains_tests_and_predicts_on_the_target(make_trainer: Trainers, tmp_path: Path) -> None:

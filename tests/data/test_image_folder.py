@@ -10,10 +10,10 @@ import pytest
 import torch
 from grouped_options import grouped
 from PIL import Image
-from reading import in_memory
+from reading import in_epoch, in_memory
 from torch import Tensor
 
-from kd_lightning.data import Batch, ImageFolderDataModule
+from kd_lightning.data import Augmentation, Batch, ImageFolderDataModule
 from kd_lightning.data.image_set import ImageSet, StreamedImages
 
 
@@ -214,6 +214,26 @@ def test_a_truncated_streamed_image_is_refused_by_name(root: Path, workers: int)
         ValueError, match=f"^{re.escape(repr(str(bad)))} cannot be read as an image; fix or remove it.$"
     ):
         batches(data, "test")
+
+
+@pytest.mark.parametrize("preset", ["standard", "strong"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_truncated_image_among_random_crops_is_refused_by_name(root: Path, preset: str, batch_size: int) -> None:
+    bad = root / "train" / "bee" / "05.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    data = ImageFolderDataModule(
+        str(root),
+        image_size=8,
+        memory_limit=0.0,
+        cache="off",
+        batch_size=batch_size,
+        augmentation=Augmentation(preset=preset),
+    )
+    data.setup("fit")
+    expected = f"{str(bad)!r} cannot be read as an image; fix or remove it."
+    loaders = [in_epoch(data.train_dataloader(), epoch) for epoch in range(3)]
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        [batch for loader in loaders for batch in loader]
 
 
 def test_a_decompression_bomb_is_refused_by_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

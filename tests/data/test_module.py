@@ -13,10 +13,11 @@ from reading import in_epoch, in_memory, on_rank
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kd_lightning.data import Batch, ImageDataModule
+from kd_lightning.data import Augmentation, Batch, DigitsDataModule, ImageDataModule
 from kd_lightning.data.augmentation.crops import normalize
 from kd_lightning.data.batch import RawBatch
 from kd_lightning.data.image_set import ImageSet
+from kd_lightning.losses.hard_target import hard_target_loss
 
 LABELS = [0] * 20 + [1] * 12 + [2] * 8
 
@@ -313,6 +314,40 @@ def test_unlabelled_images_are_not_mixed_nor_mixed_in() -> None:
     labelled = {sample for sample in data.train_samples.tolist() if stored.labels[sample] >= 0}
     assert drawn <= labelled
     assert len(drawn) > 8
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 0.4}, {"cutmix": 1.0}])
+def test_labels_have_one_form_also_where_no_row_of_a_batch_has_one(alphas: dict[str, Any]) -> None:
+    """So ranks can gather them, and a step sees one shape."""
+    data = Toy(labels=[0, 1, 2, *[-1] * 37], batch_size=2, **alphas)
+    batches = [data.augment(batch) for batch in data.train_dataloader()]
+    assert {batch.labels.shape for batch in batches} == {(2, 3)}
+    rows = torch.cat([batch.labels for batch in batches])
+    assert int((rows == -1).all(1).sum()) == len(rows) - len(set(data.train_samples.tolist()) & {0, 1, 2})
+    assert (hard_target_loss(torch.randn(2, 3), batches[0].labels) >= 0).all()
+
+
+@pytest.mark.parametrize("options", [{"preset": "standard"}, {"brightness": 0.2}, {"grey": 0.5}, {"rand_augment": 1}])
+def test_operations_on_colours_are_refused_for_two_channels(options: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^augmentation\.\w+ is for images of one or three channels, but mean and std are given for 2;",
+    ):
+        Toy(padding=None, **options)
+    Toy(padding=None, preset="standard", trivial_augment=False, blur=0.5).train_dataloader()
+
+
+def test_operations_on_colours_are_refused_for_grey_images_unless_a_preset_has_them() -> None:
+    for name in ("saturation", "hue", "grey"):
+        given: dict[str, Any] = {name: 0.3}
+        with pytest.raises(
+            ValueError,
+            match=rf"^augmentation\.{name} is for images of three channels, but mean and std are given for one;",
+        ):
+            DigitsDataModule(augmentation=Augmentation(**given))
+    data = DigitsDataModule(augmentation=Augmentation(preset="strong", hue=0.0))
+    assert data.augmentation.saturation == 0.2
+    assert DigitsDataModule(**data.hparams).augmentation == data.augmentation
 
 
 def test_mixing_refuses_data_without_labels() -> None:

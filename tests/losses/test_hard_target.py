@@ -143,3 +143,18 @@ def test_refuses_a_smoothing_outside_its_range(smoothing: float) -> None:
 def test_refuses_a_negative_weight() -> None:
     with pytest.raises(ValueError, match="weight must be >= 0"):
         HardTargetLoss(weight=-1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_rows_of_minus_one_among_probabilities_are_left_out(smoothing: float) -> None:
+    z = logits().requires_grad_()
+    targets = torch.rand(6, 5, dtype=z.dtype).softmax(1)
+    targets[[1, 4]] = -1
+    rest = [0, 2, 3, 5]
+    loss = hard_target_loss(z, targets, label_smoothing=smoothing)
+    torch.testing.assert_close(loss, F.cross_entropy(z[rest], targets[rest], label_smoothing=smoothing))
+    loss.backward()
+    assert z.grad is not None
+    assert (z.grad[[1, 4]] == 0).all()
+    nothing = hard_target_loss(z, torch.full_like(targets, -1), label_smoothing=smoothing)
+    assert nothing == 0

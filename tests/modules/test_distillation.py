@@ -2,6 +2,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning import Augmentation, DigitsDataModule, DistillationModule, TeacherModule
+from kd_lightning.data.image_set import ImageSet
 from kd_lightning.features import Outputs
-from kd_lightning.losses import AttentionLoss, DistillationLoss, HardTargetLoss, MMDLoss, SoftTargetLoss
+from kd_lightning.losses import (
+    AttentionLoss,
+    ContrastiveLoss,
+    DecoupledLoss,
+    DistillationLoss,
+    HardTargetLoss,
+    MMDLoss,
+    SoftTargetLoss,
+)
+from kd_lightning.losses._labels import class_indices
 from kd_lightning.networks import DataConfig, ResNet, data_config, from_checkpoint, resnet18, set_data_config
 
 Networks = Callable[..., ResNet]
@@ -432,6 +443,52 @@ def test_mixup_and_cutmix_train(small: Networks, trained: nn.Module, make_traine
         DigitsDataModule(batch_size=256, augmentation=Augmentation(mixup=0.2, cutmix=1.0)),
     )
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+class PartlyLabelled(DigitsDataModule):
+    """Of eight training images seven are unlabelled, so that many a batch has no label."""
+
+    def load(self, split: str) -> ImageSet | None:
+        images = super().load(split)
+        if images is None or split != "train":
+            return images
+        hidden = torch.arange(len(images.labels)) % 8 > 0
+        return replace(images, labels=images.labels.masked_fill(hidden, -1))
+
+
+@pytest.mark.parametrize("preset", ["strong", "standard"])
+def test_losses_on_labels_leave_out_the_unlabelled_among_augmented_images(
+    preset: str, small: Networks, trained: nn.Module, make_trainer: Trainers
+) -> None:
+    steps: list[tuple[tuple[int, ...], int, float, float]] = []
+    values: dict[str, float] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda loss, arguments, value: values.update({name: float(value.detach())})
+
+    class Record(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            labelled = int((class_indices(batch.labels) >= 0).sum())
+            steps.append((tuple(batch.labels.shape), labelled, values["hard"], values["decoupled"]))
+
+    losses: dict[str, DistillationLoss] = {
+        "hard": HardTargetLoss(),
+        "soft": SoftTargetLoss(4.0),
+        "decoupled": DecoupledLoss(warmup_epochs=0),
+        "contrastive": ContrastiveLoss(queue_size=64),
+    }
+    for name in ("hard", "decoupled"):
+        losses[name].register_forward_hook(keep(name))
+    trainer = make_trainer(callbacks=[Record()], max_epochs=1)
+    data = PartlyLabelled(batch_size=6, augmentation=Augmentation(preset=preset))
+    trainer.fit(DistillationModule(small(), trained, losses=losses, teacher_check="off"), data)
+    assert {shape for shape, *_ in steps} == ({(6, 10)} if preset == "strong" else {(6,)})
+    assert {0, 1, 2} <= {count for _, count, *_ in steps}
+    for _, count, hard, decoupled in steps:
+        assert (hard > 0) == (decoupled > 0) == (count > 0)
+    for name in ("loss", "hard", "soft", "decoupled", "contrastive", "accuracy"):
+        assert torch.isfinite(trainer.callback_metrics[f"train/{name}"]), name
+    assert 0 <= trainer.callback_metrics["train/accuracy"] <= 1
 
 
 def test_a_teacher_without_logits_is_not_checked_on_the_data(small: Networks, make_trainer: Trainers) -> None:

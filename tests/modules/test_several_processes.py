@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from unusual_networks import with_group_norms
 
-from kd_lightning import DigitsDataModule, DistillationModule, TeacherModule
+from kd_lightning import Augmentation, DigitsDataModule, DistillationModule, TeacherModule
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.losses import DistillationLoss, HardTargetLoss, RelationalLoss, SimilarityLoss
 from kd_lightning.networks import ResNet
@@ -65,6 +65,7 @@ def _with_hard_target(loss: DistillationLoss) -> dict[str, DistillationLoss]:
 MODULES: dict[str, Callable[[nn.Module, nn.Module], pl.LightningModule]] = {
     "without a teacher": lambda student, teacher: TeacherModule(student),
     "KD": lambda student, teacher: DistillationModule(student, teacher, teacher_check="off"),
+    "KD on mixed images": lambda student, teacher: DistillationModule(student, teacher, teacher_check="off"),
     # losses that compare samples gather the batch of all processes
     "SimilarityLoss": lambda student, teacher: DistillationModule(
         student, teacher, losses=_with_hard_target(SimilarityLoss(student_layers=["layer2"])), teacher_check="off"
@@ -86,7 +87,8 @@ def test_two_processes_equal_one(name: str, small: Networks, make_trainer: Train
         options = {"strategy": "ddp_fork", "devices": 2} if world == 2 else {"devices": 1}
         trainer = make_trainer(callbacks=[WriteRankResults(folder)], max_epochs=2, num_sanity_val_steps=0, **options)
         module = MODULES[name](copy.deepcopy(student), teacher)
-        trainer.fit(module, DigitsDataModule(batch_size=batch_size))
+        augmentation = Augmentation(preset="strong" if "mixed" in name else None)
+        trainer.fit(module, DigitsDataModule(batch_size=batch_size, augmentation=augmentation))
         results[world] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
     (single,), (first, second) = results[1], results[2]
     assert len(single["losses"]) == len(first["losses"]) == STEPS

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lightning import Augmentation, DigitsDataModule, DistillationModule
+from kd_lightning.data.augmentation import mixing
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.features import Outputs
 from kd_lightning.losses import DistillationLoss, HardTargetLoss, HintLoss, SoftTargetLoss
@@ -302,6 +303,18 @@ def test_training_on_cached_logits_equals_training_without_a_cache_in_mixed_prec
     uncached, cached = (Run(make_trainer, teacher, cache, precision="bf16-mixed") for cache in (False, True))
     assert torch.equal(cached.logits, uncached.logits)  # bfloat16 has fewer digits than float16
     assert cached.record.losses == uncached.record.losses
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("preset", ["standard", "strong"])
+def test_cached_views_have_the_pixels_of_training_in_every_precision(
+    make_trainer: Trainers, teacher: nn.Module, preset: str, precision: str
+) -> None:
+    mixing._fractions.cache_clear()  # which the first of both fills
+    data = {"augmentation": Augmentation(preset=preset)}
+    cached, uncached = (Run(make_trainer, teacher, cache, precision=precision, data=data) for cache in (True, False))
+    assert cached.record.images == 2 * TRAINING_IMAGES
+    assert torch.equal(cached.logits, uncached.logits)  # bfloat16 has fewer digits than float16
 
 
 def test_cached_logits_are_of_images_normalized_for_the_teacher(make_trainer: Trainers, teacher: nn.Module) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kd_lightning.data.augmentation.constants import per_channel
 from kd_lightning.data.augmentation.crops import uniform
+from kd_lightning.data.augmentation.full_float32 import full_float32
 
 _STREAMS = 101, 102, 103, 104  # of random numbers, apart from the crops' and the mixing's
 
@@ -50,5 +51,6 @@ def transform(images: Tensor, matrices: Tensor, *, background: Sequence[float]) 
         background: Value of each channel outside the image.
     """
     level = per_channel(tuple(background), device=images.device).to(images.dtype)
-    grid = F.affine_grid(matrices.to(images), list(images.shape), align_corners=False)
-    return F.grid_sample(images - level, grid, align_corners=False) + level
+    with full_float32(images.device):
+        grid = F.affine_grid(matrices.to(images), list(images.shape), align_corners=False)
+        return F.grid_sample(images - level, grid, align_corners=False) + level

@@ -44,6 +44,7 @@ class Augmenter:
         self.padding = augmentation.padding or 0
         self.flip = bool(augmentation.flip)
         self.vertical_flip = bool(augmentation.vertical_flip)
+        self.mixes = bool(augmentation.mixup or augmentation.cutmix)
         self.mean = mean
         self.std = std
         self.view_seed = view_seed
@@ -62,13 +63,13 @@ class Augmenter:
         labels, ids = batch.labels, batch.ids
         if batch.epoch >= 0 and self.views is not None:
             ids = ids * self.views + self.view_of_epoch(batch.epoch)
+        if self.mixes and batch.epoch >= 0:  # of all batches alike, also where no row is labelled
+            labels = _one_hot(labels, num_classes)
         if plan.mixing is not None and plan.partner_labels is not None:
-            count, probabilities = len(ids), _one_hot(labels, num_classes)
-            partners = plan.partner_labels
-            images, labels = mix_(images[:count], images[count:], probabilities, partners, plan.mixing)
+            count, partners, own = len(ids), plan.partner_labels, labels
+            images, labels = mix_(images[:count], images[count:], own, partners, plan.mixing)
             if teacher_images is not None:
-                shown, others = teacher_images[:count], teacher_images[count:]
-                teacher_images, _ = mix_(shown, others, probabilities, partners, plan.mixing)
+                teacher_images, _ = mix_(teacher_images[:count], teacher_images[count:], own, partners, plan.mixing)
         return Batch(images, labels, ids, teacher_images)
 
     def pixels(self, batch: RawBatch) -> Tensor:

@@ -6,8 +6,8 @@ with the same operation and the same strength share one call.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,10 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
 from kd_lightning.data.augmentation.crops import random_bits, uniform
-from kd_lightning.data.augmentation.settings import Augmentation
+from kd_lightning.data.augmentation.full_float32 import full_float32
+from kd_lightning.data.augmentation.pinned_constants import PinnedConstants
+from kd_lightning.data.augmentation.settings import PRESETS, Augmentation, as_settings
+from kd_lightning.errors import UserError
 
 DIFFER_BETWEEN_DEVICES = (
     "trivial_augment",
@@ -27,6 +30,9 @@ DIFFER_BETWEEN_DEVICES = (
     "blur",
 )
 """Settings of operations that may differ by one grey level between kinds of devices."""
+
+_ON_COLOURS = ("saturation", "hue", "grey")
+_ON_LEVELS = ("trivial_augment", "rand_augment", "brightness", "contrast")
 
 Operation = tuple[str, float]
 """The name of an operation and its strength, as in torchvision; 0 where it has none."""
@@ -59,6 +65,34 @@ class ColourPlan(NamedTuple):
 
     orders: Tensor
     stages: Stages
+
+
+def check_channels(given: Augmentation | Mapping[str, Any], settings: Augmentation, channels: int) -> None:
+    """Check that operations on colours are on for images that have them.
+
+    On grey images those of a preset do nothing, as in torchvision, but what is asked for by its name is refused.
+
+    Args:
+        given: The user's settings, or the plain data that a checkpoint holds of them.
+        settings: The same without ``None``.
+        channels: Number of channels of the images.
+
+    Raises:
+        UserError: If an operation is on that images of so many channels cannot have.
+    """
+    if channels == 3:
+        return
+    if channels == 1:
+        chosen = as_settings(given)
+        preset, wanted, there = PRESETS.get(chosen.preset or "", {}), "three channels", "one"
+        on = [name for name in _ON_COLOURS if getattr(chosen, name) not in (None, 0, preset.get(name))]
+    else:
+        wanted, there = "one or three channels", str(channels)
+        on = [name for name in (*_ON_LEVELS, *_ON_COLOURS) if getattr(settings, name)]
+    if on:
+        raise UserError(
+            f"augmentation.{on[0]} is for images of {wanted}, but mean and std are given for {there}; switch it off."
+        )
 
 
 def draw_colours(samples: Tensor, *, augmentation: Augmentation, seed: int, view: int) -> ColourPlan | None:
@@ -118,8 +152,9 @@ def apply_colours(pixels: Tensor, plan: ColourPlan, *, scale: float = 1.0) -> Te
         scale: Factor of shifts in pixels and of the blur, for the same views at another size.
     """
     *orders, back = plan.orders.unbind()
-    at_once = _CPU_ROWS if pixels.device.type == "cpu" else len(pixels)
-    with _without_tf32(pixels.device):
+    device = pixels.device
+    at_once = max(1, _CPU_VALUES // pixels[0].numel()) if device.type == "cpu" else len(pixels)
+    with full_float32(device), PinnedConstants() if device.type == "cuda" else nullcontext():
         for order, calls in zip(orders, plan.stages.calls, strict=True):
             pixels = pixels.index_select(0, order)
             for name, strength, start, end in calls:
@@ -130,8 +165,8 @@ def apply_colours(pixels: Tensor, plan: ColourPlan, *, scale: float = 1.0) -> Te
 
 # --- drawing
 
-_CPU_ROWS = 8
-"""Images in a call on a CPU, where more do not fit into its caches: sharpness takes three times as long for 64."""
+_CPU_VALUES = 2**18
+"""Values in a call on a CPU, where more do not fit into its caches: sharpness takes three times as long for 2^22."""
 _BINS = 31
 _STEPS = 16
 _SIGMAS = tuple(0.1 * 20 ** (step / 7) for step in range(8))  # 0.1 to 2 pixels in equal ratios
@@ -219,10 +254,22 @@ def _affine(images: Tensor, *, shift: tuple[float, float] = (0, 0), shear: tuple
     )
 
 
+def _adjust_contrast(images: Tensor, factor: float) -> Tensor:
+    """Blend images with their mean grey level as torchvision does, which rounds the sum of a large image.
+
+    torchvision's float32 sum of more than 256x256 levels depends on the device, the batch and the number of threads.
+    """
+    grey = F.rgb_to_grayscale(images, num_output_channels=1)
+    mean = grey.sum((1, 2, 3), keepdim=True, dtype=torch.int64).float() / grey[0].numel()
+    return images.mul(factor).add_(mean, alpha=1.0 - factor).clamp_(0, 255).to(torch.uint8)
+
+
 def _blur(images: Tensor, sigma: float, scale: float) -> Tensor:
     """Blur with a kernel of a tenth of the shorter side, as in SimCLR."""
-    side = max(3, min(images.shape[2:]) // 20 * 2 + 1)
-    return F.gaussian_blur(images, [side, side], [sigma * scale, sigma * scale])  # type: ignore[no-any-return]
+    height, width = images.shape[2:]
+    side = max(3, min(height, width) // 20 * 2 + 1)
+    kernel = [min(side, 2 * length - 1) for length in (width, height)]  # a single pixel has no neighbour
+    return F.gaussian_blur(images, kernel, [sigma * scale, sigma * scale])  # type: ignore[no-any-return]
 
 
 _OPERATIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
@@ -235,7 +282,7 @@ _OPERATIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "rotate": lambda images, value, scale: F.rotate(images, angle=value),
     "brightness": lambda images, value, scale: F.adjust_brightness(images, value),
     "saturation": lambda images, value, scale: F.adjust_saturation(images, value),
-    "contrast": lambda images, value, scale: F.adjust_contrast(images, value),
+    "contrast": lambda images, value, scale: _adjust_contrast(images, value),
     "sharpness": lambda images, value, scale: F.adjust_sharpness(images, value),
     "hue": lambda images, value, scale: F.adjust_hue(images, value),
     "posterize": lambda images, value, scale: F.posterize(images, int(value)),
@@ -245,20 +292,3 @@ _OPERATIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "grey": lambda images, value, scale: F.rgb_to_grayscale(images, num_output_channels=images.shape[1]),
     "blur": _blur,
 }
-
-
-@contextmanager
-def _without_tf32(device: torch.device) -> Iterator[None]:
-    """Compute convolutions and matrix products in full float32 on a GPU, as on a CPU."""
-    if device.type != "cuda":
-        yield
-        return
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision

@@ -51,8 +51,9 @@ def random_bits(samples: Tensor, *, seed: int, epoch: int, stream: int = 0) -> T
         True
     """
     state = torch.zeros_like(samples)
-    for key in (seed, epoch, stream, samples):
-        state = _mix(state + key + _GOLDEN)
+    for key in (seed, epoch, stream):
+        state = _mix(state + _as_int64(key) + _GOLDEN)
+    state = _mix(state + samples + _GOLDEN)
     return (state >> 16) & ((1 << 48) - 1)
 
 
@@ -151,6 +152,10 @@ def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
 
 
 _GOLDEN = -0x61C8864680B583EB  # 2^64 divided by the golden ratio, as a signed number
+
+
+def _as_int64(key: int) -> int:
+    return (key + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _mix(bits: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def erase_(images: Tensor, erasing: Erasing, *, scale: float = 1.0) -> Tensor:
         >>> erase_(torch.ones(1, 1, 2, 2), Erasing(torch.tensor([0]), torch.tensor([[0, 0, 1, 2]]))).flatten()
         tensor([0., 0., 1., 1.])
     """
-    edges = erasing.boxes if scale == 1.0 else (erasing.boxes * scale).round()
+    edges = erasing.boxes if scale == 1.0 else (erasing.boxes.float() * scale).round()
     top, left, bottom, right = edges[:, :, None].unbind(1)
     y, x = (torch.arange(length, device=images.device) for length in images.shape[2:])
     inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((x >= left) & (x < right))[:, None, None, :]

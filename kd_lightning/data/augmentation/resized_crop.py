@@ -140,7 +140,8 @@ class ResizedCrop:
         size: tuple[int, int],
         interpolation: str,
     ) -> Tensor:
-        views = torch.empty((len(images), len(images[0]), *size), dtype=torch.uint8)
+        channels = len(images[0]) if images else 0  # none of a batch may be readable
+        views = torch.empty((len(images), channels, *size), dtype=torch.uint8)
         for view, image, box, flip in zip(views, images, boxes, flips, strict=True):
             part = cut(image, box, size=size, interpolation=interpolation)
             view.copy_(part.flip(_AXES[flip]) if flip else part)

@@ -140,7 +140,7 @@ class Augmentation:
         Raises:
             UserError: If a value is outside its range, or belongs to a part that is off.
         """
-        chosen = given if isinstance(given, Augmentation) else _from_plain(given)
+        chosen = as_settings(given)
         values = {field.name: _OFF.get(field.name, 0.0) for field in fields(cls)}
         for settings in (defaults, chosen):
             for layer in (PRESETS.get(settings.preset or "", {}), settings.given()):
@@ -246,7 +246,14 @@ def _laid_over(values: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _from_plain(given: Mapping[str, Any]) -> Augmentation:
+def as_settings(given: Augmentation | Mapping[str, Any]) -> Augmentation:
+    """Return settings, or those that plain data describes.
+
+    Raises:
+        UserError: If there is no field of a name.
+    """
+    if isinstance(given, Augmentation):
+        return given
     names = [field.name for field in fields(Augmentation)]
     for name in given:
         if name not in names:

@@ -62,3 +62,18 @@ def test_draws_depend_only_on_seed_sample_and_epoch() -> None:
         assert not torch.isclose(other, draw(1, some, 2))[:, :, :2].all()
     columns = draw(1, SAMPLES, 2).flatten(1)[:, [0, 1, 3]].T
     assert torch.corrcoef(columns).fill_diagonal_(0).abs()[0, 2] < 0.05
+
+
+@pytest.mark.gpu
+def test_a_gpu_moves_pixels_as_a_cpu_does_whatever_the_precision_of_products() -> None:
+    images = torch.rand(20, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.avg_pool2d(images, 5, 1, 2)
+    matrices = draw_affine(torch.arange(20), seed=0, epoch=0, rotation=30.0, scaling=0.2)
+    expected = transform(images, matrices, background=[0.0] * 3)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        found = transform(images.cuda(), matrices.cuda(), background=[0.0] * 3)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert (found.cpu() - expected).abs().max() < 1e-3

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from reading import in_memory
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -63,3 +64,29 @@ def test_a_batch_without_pixels_of_a_streamed_split_is_an_error() -> None:
     data.augmenter.splits = {"train": StreamedImages(in_memory(data.splits.read("train")), (8, 8))}
     with pytest.raises(RuntimeError, match="not in memory"):
         data.augment(batch)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
+@pytest.mark.parametrize("preset", ["light", "standard", "strong"])
+def test_no_batch_after_the_first_waits_for_the_gpu(preset: str) -> None:
+    data = DigitsDataModule(augmentation=Augmentation(preset=preset, blur=0.2), views=2)
+    batches = [move_data_to_device(batch, torch.device("cuda")) for batch in list(data.train_dataloader())[:4]]
+    data.augment(batches[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        shown = [data.augment(batch) for batch in batches[1:]]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(bool(batch.images.isfinite().all()) for batch in shown)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("crops", [{"padding": 2}, {"resized_crop": True}])
+def test_crops_flips_erasing_and_pasting_are_equal_on_a_gpu_to_the_bit(crops: dict[str, Any]) -> None:
+    data = DigitsDataModule(augmentation=Augmentation(**crops, flip=True, vertical_flip=True, erasing=0.5, cutmix=1.0))
+    for batch in data.train_dataloader():
+        here, there = data.augment(batch), data.augment(move_data_to_device(batch, torch.device("cuda")))
+        assert there.images.is_cuda
+        assert torch.equal(there.images.cpu(), here.images)
+        torch.testing.assert_close(there.labels.cpu(), here.labels)

@@ -71,9 +71,9 @@ def test_an_image_is_changed_alike_in_every_batch(preset: str, channels: int) ->
 
 
 @few
-@given(rows=st.lists(st.integers(0, 11), min_size=1, max_size=12, unique=True))
-def test_all_operations_together_do_not_depend_on_the_batch(rows: list[int]) -> None:
-    images = pictures(12)
+@given(rows=st.lists(st.integers(0, 11), min_size=1, max_size=12, unique=True), channels=st.sampled_from([1, 3]))
+def test_all_operations_together_do_not_depend_on_the_batch(rows: list[int], channels: int) -> None:
+    images = pictures(12, channels=channels)
     whole = apply_colours(images, draw(torch.arange(12), **EVERYTHING))
     assert torch.equal(apply_colours(images[rows], draw(torch.tensor(rows), **EVERYTHING)), whole[rows])
 
@@ -83,6 +83,54 @@ def test_images_are_not_changed_in_place() -> None:
     before = images.clone()
     apply_colours(images, draw(torch.arange(8), preset="strong"))
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("channels", "side"), [(1, 300), (3, 420)])
+def test_large_images_depend_neither_on_the_batch_nor_on_threads(channels: int, side: int, threads: int) -> None:
+    images = pictures(5, channels=channels, height=side, width=side)
+    plan = plan_calls([[("contrast", 1.7), ("sharpness", 1.5), ("contrast", 1.7), ("contrast", 1.7), None]], 5)
+    single = torch.cat(
+        [apply_colours(images[row : row + 1], plan_calls([[("contrast", 1.7)]], 1)) for row in (0, 2, 3)]
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = apply_colours(images, plan)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[[0, 2, 3]], single)
+    level = images[0].float().mean() if channels == 1 else F.rgb_to_grayscale(images[:1]).float().mean()
+    expected = (images[0] * 1.7 - 0.7 * level).clamp(0, 255)
+    assert (found[0] - expected).abs().max() < 1.01
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 1), (2, 2)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_few_pixels_pass_through_all_operations(size: tuple[int, int], channels: int) -> None:
+    images, samples = (
+        pictures(8, channels=channels, height=size[0], width=size[1]).repeat(40, 1, 1, 1),
+        torch.arange(320),
+    )
+    for policy in ({"trivial_augment": True, "rand_augment": 0}, {}):
+        changed = apply_colours(images, draw(samples, **EVERYTHING | policy), scale=2.0)
+        assert (changed.shape, changed.dtype) == (images.shape, torch.uint8)
+    one_level = torch.full_like(images, 99)
+    assert torch.equal(apply_colours(one_level, plan_calls([[("blur", 2.0)] * 320], 320)), one_level)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64, torch.bfloat16])
+def test_pixels_do_not_depend_on_the_precision_of_the_training_around_them(default: torch.dtype) -> None:
+    images, samples = pictures(60), torch.arange(60)
+    expected = apply_colours(images, draw(samples, **EVERYTHING))
+    try:
+        torch.set_default_dtype(default)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(apply_colours(images, draw(samples, **EVERYTHING)), expected)
+            assert torch.is_autocast_enabled("cpu")
+        assert torch.get_default_dtype() == default
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 TRIVIAL = v2.TrivialAugmentWide()
@@ -139,6 +187,7 @@ def test_every_strength_gives_the_pixels_of_torchvision(policy: v2.TrivialAugmen
         (("blur", 1.3), lambda image: F.gaussian_blur(image, [3, 3], [1.3, 1.3])),
         (("brightness", 0.8), lambda image: F.adjust_brightness(image, 0.8)),
         (("contrast", 1.2), lambda image: F.adjust_contrast(image, 1.2)),
+        (("contrast", 0.0), lambda image: F.adjust_contrast(image, 0.0)),
         (("saturation", 0.6), lambda image: F.adjust_saturation(image, 0.6)),
     ],
 )
@@ -244,6 +293,66 @@ def test_colours_are_changed_on_their_device() -> None:
     found = apply_colours(images.to("other"), there)
     assert found.device.type == "other"
     assert torch.equal(found.cpu(), apply_colours(images, plan))
+
+
+GREY_LEVELS_MOVE = ("brightness", "contrast", "saturation", "sharpness", "hue", "autocontrast", "blur")
+ALL_OPERATIONS: list[tuple[str, float]] = [
+    *((name, 1.4) for name in ("brightness", "contrast", "saturation", "sharpness")),
+    *(("hue", 0.07), ("autocontrast", 0.0), ("blur", 1.3), ("equalize", 0.0), ("grey", 0.0)),
+    *(("posterize", 4.0), ("solarize", 0.4), ("translate x", 5.0), ("relative translate y", -0.2)),
+    *(("shear x", 0.3), ("shear y", -0.3), ("rotate", 33.0)),
+]
+
+
+def on_gpu(plan: ColourPlan) -> ColourPlan:
+    return plan._replace(orders=plan.orders.cuda())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("operation", ALL_OPERATIONS)
+@pytest.mark.parametrize(("channels", "side"), [(3, 160), (1, 300)])
+def test_a_gpu_gives_the_pixels_of_a_cpu_in_every_batch(operation: tuple[str, float], channels: int, side: int) -> None:
+    images = pictures(20, channels=channels, height=side, width=side)
+    there = images.cuda()
+    found = apply_colours(there, on_gpu(plan_calls([[operation] * 20], 20)))
+    expected = apply_colours(images, plan_calls([[operation] * 20], 20))
+    name, _ = operation
+    if name in ("posterize", "solarize", "equalize", "grey"):
+        assert torch.equal(found.cpu(), expected)
+    differs = (found.cpu().int() - expected.int()).abs()
+    if name in GREY_LEVELS_MOVE:
+        assert differs.max() <= 1
+    assert (differs > 0).float().mean() < 1e-3
+    for rows in ([3], [5, 4, 19, 0, 11]):
+        part = apply_colours(there[rows], on_gpu(plan_calls([[operation] * len(rows)], len(rows))))
+        assert torch.equal(part, found[rows])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preset", ["standard", "strong"])
+def test_a_gpu_gives_the_same_pixels_under_autocast_and_with_deterministic_algorithms(preset: str) -> None:
+    images, plan = pictures(100).cuda(), on_gpu(draw(torch.arange(100), preset=preset))
+    expected = apply_colours(images, plan)
+    try:
+        torch.use_deterministic_algorithms(True)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            assert torch.equal(apply_colours(images, plan), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
+@pytest.mark.parametrize("operation", ALL_OPERATIONS)
+def test_no_operation_waits_for_the_gpu(operation: tuple[str, float]) -> None:
+    images, plan = pictures(6).cuda(), on_gpu(plan_calls([[operation] * 6], 6))
+    expected = apply_colours(images, plan)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = apply_colours(images, plan)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.gpu

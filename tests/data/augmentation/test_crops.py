@@ -77,6 +77,14 @@ def test_pack_refuses_fewer_than_one_or_more_than_four_channels(channels: int) -
         pack(torch.zeros(2, channels, 4, 4, dtype=torch.uint8), padding=1)
 
 
+def test_seeds_of_more_than_64_bits_count_by_their_last_64() -> None:
+    samples = torch.arange(5)
+    for seed in (2**63, 2**64 - 1, -(2**63) - 1, 2**70 + 12):
+        last = seed % 2**64
+        same = last - 2**64 * (last >= 2**63)
+        assert torch.equal(random_bits(samples, seed=seed, epoch=0), random_bits(samples, seed=same, epoch=0))
+
+
 def test_random_bits_match_splitmix64() -> None:
     """The finalizer in Python integers, with the constants of the paper's reference code."""
 

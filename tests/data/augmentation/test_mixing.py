@@ -1,16 +1,19 @@
 """mixup and CutMix against a loop over images."""
 
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.plugins.precision import HalfPrecision
 from on_other_device import on_other_device
 from torch import Tensor
 
-from kd_lightning.data.augmentation.mixing import Mixing, draw_mixing, mix_
+from kd_lightning.data.augmentation.mixing import Mixing, draw_mixing, from_units, mix_, to_units
 
+NO_BOX = to_units(torch.empty(0, 4))
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
 
@@ -47,7 +50,7 @@ def by_sample(samples: Tensor) -> dict[int, tuple[int, list[float]]]:
 def test_mixup_matches_a_loop_over_images(shares: list[float]) -> None:
     count = len(shares)
     images, partners = distinct_images(2 * count).split(count)
-    mixing = Mixing(torch.arange(count), torch.arange(count), torch.tensor(shares), torch.empty(0, 4))
+    mixing = Mixing(torch.arange(count), torch.arange(count), to_units(torch.tensor(shares)), NO_BOX)
     labels, classes = torch.eye(7)[:count], torch.arange(1, count + 1)
     mixed, targets = mix_(images.clone(), partners, labels, classes, mixing)
     for i, share in enumerate(shares):
@@ -63,7 +66,9 @@ def test_cutmix_matches_a_loop_over_pixels(data: st.DataObject) -> None:
     top, bottom = sorted(data.draw(st.tuples(unit, unit)))
     left, right = sorted(data.draw(st.tuples(unit, unit)))
     image, partner = distinct_images(2, height, width).split(1)
-    mixing = Mixing(torch.tensor([0]), torch.tensor([9]), torch.empty(0), torch.tensor([[top, left, bottom, right]]))
+    box = to_units(torch.tensor([[top, left, bottom, right]]))
+    top, left, bottom, right = from_units(box)[0].tolist()
+    mixing = Mixing(torch.tensor([0]), torch.tensor([9]), to_units(torch.empty(0)), box)
     mixed, targets = mix_(image.clone(), partner, torch.eye(3)[:1], torch.tensor([2]), mixing)
     expected, pasted = image.clone(), 0
     middles = [(torch.arange(length) + 0.5) / length for length in (height, width)]
@@ -129,13 +134,19 @@ def test_unlabelled_rows_are_not_mixed_and_partners_are_candidates() -> None:
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_fractions_follow_the_beta_distribution(alpha: float) -> None:
     samples = torch.arange(20_000)
-    shares = draw(samples, mixup=alpha, cutmix=0.0).fraction.double()
+    shares = from_units(draw(samples, mixup=alpha, cutmix=0.0).fraction).double()
     assert abs(shares.mean() - 0.5) < 0.01
     assert abs(shares.var() - 1 / (4 * (2 * alpha + 1))) < 0.005
-    boxes = draw(samples, mixup=0.0, cutmix=alpha).box.double()
+    boxes = from_units(draw(samples, mixup=0.0, cutmix=alpha).box).double()
     sides = boxes[:, 2:] - boxes[:, :2]
     inside = (boxes > 0).all(1) & (boxes < 1).all(1)  # not clipped at the border
     torch.testing.assert_close(sides[inside, 0], sides[inside, 1], rtol=0, atol=1e-6)
+
+
+def test_no_precision_of_a_trainer_rounds_what_is_drawn() -> None:
+    drawn = draw(torch.arange(50))
+    for kept in HalfPrecision("bf16-true").convert_input(drawn), pickle.loads(pickle.dumps(drawn)):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(kept, drawn, strict=True))
 
 
 @on_other_device

@@ -111,6 +111,23 @@ def test_a_view_does_not_depend_on_the_batch() -> None:
         assert torch.equal(alone[0], whole[row])
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 300)])
+def test_images_of_few_pixels_are_cut(size: tuple[int, int]) -> None:
+    image = photograph(*size)
+    views, teacher_views = crop(teacher_size=(30, 31))([image] * 20, torch.arange(20), 0)
+    assert (views.shape, views.dtype) == ((20, 3, 24, 24), torch.uint8)
+    assert teacher_views is not None
+    assert teacher_views.shape == (20, 3, 30, 31)
+    if size == (1, 1):
+        assert (views == image).all()
+
+
+def test_a_batch_of_which_no_image_is_readable_has_no_views() -> None:
+    views, teacher_views = crop(teacher_size=(30, 30))([], torch.empty(0, dtype=torch.int64), 0)
+    assert teacher_views is not None
+    assert len(views) == len(teacher_views) == 0
+
+
 def test_the_teacher_sees_the_same_box_at_its_size() -> None:
     images = [photograph(80, 100, seed=i) for i in range(6)]
     whole = crop(scale=(1.0, 1.0), ratio=(1.25, 1.25), teacher_size=(40, 40), vertical_flip=True)
