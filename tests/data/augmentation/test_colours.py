@@ -85,24 +85,12 @@ def test_images_are_not_changed_in_place() -> None:
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("channels", "side"), [(1, 300), (3, 420)])
-def test_large_images_depend_neither_on_the_batch_nor_on_threads(channels: int, side: int, threads: int) -> None:
-    images = pictures(5, channels=channels, height=side, width=side)
-    plan = plan_calls([[("contrast", 1.7), ("sharpness", 1.5), ("contrast", 1.7), ("contrast", 1.7), None]], 5)
-    single = torch.cat(
-        [apply_colours(images[row : row + 1], plan_calls([[("contrast", 1.7)]], 1)) for row in (0, 2, 3)]
-    )
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        found = apply_colours(images, plan)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(found[[0, 2, 3]], single)
-    level = images[0].float().mean() if channels == 1 else F.rgb_to_grayscale(images[:1]).float().mean()
-    expected = (images[0] * 1.7 - 0.7 * level).clamp(0, 255)
-    assert (found[0] - expected).abs().max() < 1.01
+def test_the_mean_level_of_a_large_image_is_exact() -> None:
+    """With torchvision's float32 sum one or none of these has a level of 199, by the number of threads and the batch."""
+    generator = torch.Generator().manual_seed(0)
+    shuffled = torch.stack([torch.randperm(520 * 520, generator=generator) for _ in range(24)])
+    images = (199 + 2 * (shuffled % 2)).to(torch.uint8).view(24, 1, 520, 520)
+    assert (apply_colours(images, plan_calls([[("contrast", 0.0)] * 24], 24)) == 200).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 1), (2, 2)])
