@@ -86,7 +86,7 @@ def test_images_are_not_changed_in_place() -> None:
 
 
 def test_the_mean_level_of_a_large_image_is_exact() -> None:
-    """With torchvision's float32 sum one or none of these has a level of 199, by the number of threads and the batch."""
+    """With torchvision's float32 sum one or none of these is at 199, by the number of threads and the batch."""
     generator = torch.Generator().manual_seed(0)
     shuffled = torch.stack([torch.randperm(520 * 520, generator=generator) for _ in range(24)])
     images = (199 + 2 * (shuffled % 2)).to(torch.uint8).view(24, 1, 520, 520)
