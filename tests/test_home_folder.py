@@ -18,6 +18,7 @@ from kd_lightning import (
     USPSDataModule,
 )
 from kd_lightning.callbacks import FeatureWriter, PredictionWriter
+from kd_lightning.cli.arguments import expand_arguments
 from kd_lightning.export import OnnxClassifier
 from kd_lightning.networks import ResNet, from_checkpoint
 
@@ -74,6 +75,22 @@ def test_a_command(home: Path, kd: Callable[..., str]) -> None:
     )
     assert len((home / "labels.csv").read_text().splitlines()) == 11
     assert not Path("~").exists()
+
+
+@pytest.mark.parametrize("flags", [["-c=~/a.yaml"], ["--config=~/a.yaml"], ["-c", "~/a.yaml"]])
+def test_a_configuration(flags: list[str], home: Path) -> None:
+    (home / "a.yaml").write_text("trainer: {max_epochs: 1}")
+    assert list(expand_arguments(["fit", *flags])) == ["fit", "-c", str(home / "a.yaml")]
+    (home / "run").mkdir()
+    (home / "run" / "config.yaml").write_text("trainer: {max_epochs: 1}")
+    flags = [flag.replace("a.yaml", "run") for flag in flags]
+    assert list(expand_arguments(["test", *flags])) == ["test", "-c", str(home / "run" / "config.yaml")]
+
+
+def test_a_teacher(home: Path) -> None:
+    (home / "a.yaml").write_text("trainer: {max_epochs: 1}")
+    words = list(expand_arguments(["fit", "-c=~/a.yaml", "--teacher=~/a.ckpt"]))
+    assert words[-1] == f"--model.teacher.path={home / 'a.ckpt'}"
 
 
 def test_an_exported_file(home: Path) -> None:

@@ -1,5 +1,6 @@
 """Short forms of arguments, written out for LightningCLI."""
 
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +34,7 @@ def expand_arguments(arguments: list[str]) -> Iterator[str]:
         if flag not in ("-c", "--config", "--teacher"):
             yield argument
             continue
-        value = value if joined else next(rest, "")
+        value = os.path.expanduser(value if joined else next(rest, ""))  # no shell expands ~ behind =
         if not value:
             raise UserError(f"{flag} needs a name; give it a recipe, a run or a file.")
         if flag == "--teacher":

@@ -43,7 +43,7 @@ def compress(arguments: Sequence[str]) -> None:
     options, added = _parser().parse_known_args(arguments)
     if len(options.config) > 1:
         raise UserError("compress takes one -c; name further configurations in the stages of a chain of your own.")
-    [config] = options.config
+    [config] = map(os.path.expanduser, options.config)
     file, values = compress_stages(config)
     classes = {} if options.num_classes is None else {"num_classes": options.num_classes}
     stages = read_stages(file, {**values, **classes})
@@ -162,8 +162,8 @@ def _inputs(stage: Stage, folder: Path, added: Sequence[str]) -> dict[str, str]:
     for name in [part for word in words for part in (word, word.partition("=")[2])]:
         if name in recipe_names():
             inputs[name] = hashlib.sha256("".join(recipe_texts(name)).encode()).hexdigest()
-        elif os.path.isfile(name):
-            inputs[name] = _digest(Path(name))
+        elif (file := Path(name).expanduser()).is_file():
+            inputs[name] = _digest(file)
     return inputs | {need: _result(need, folder) for need in stage.needs}
 
 

@@ -78,7 +78,9 @@ class Source:
     def teacher_path(self) -> Path | None:
         """Return the file of a distilled run's teacher; its own checkpoint if the teacher has none, else ``None``."""
         described = self._described_teacher
-        return None if described is None else Path((described.get("init_args") or {}).get("path") or self.path)
+        if described is None:
+            return None
+        return Path((described.get("init_args") or {}).get("path") or self.path).expanduser()
 
     def teacher(self) -> nn.Module | None:
         """Return the teacher of a distilled run, or ``None`` if there was none or its file does not exist.

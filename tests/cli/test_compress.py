@@ -175,13 +175,20 @@ def test_results_stay_and_those_of_other_inputs_are_an_error(tmp_path: Path) -> 
     assert "'out/stages.json' is damaged" in compress(tmp_path, *chain).stderr
 
 
-def test_a_result_of_another_recipe_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "chain.yaml").write_text("student: fit -c digits/student -c my.yaml\n")
-    recipe = tmp_path / "my.yaml"
+def test_a_result_of_another_recipe_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "chain.yaml").write_text("student: fit -c digits/student -c my.yaml -c=~/other.yaml\n")
+    recipe, other = tmp_path / "my.yaml", tmp_path / "home" / "other.yaml"
+    other.parent.mkdir()
     recipe.write_text("trainer: {max_epochs: 1}\n")
-    chain = ["-c", "chain.yaml", "-o", "out", *QUICK[1:-1]]
+    other.write_text("trainer: {log_every_n_steps: 1}\n")
+    chain = ["-c=~/../chain.yaml", "-o", "out", *QUICK[1:-1]]
     assert compress(tmp_path, *chain).returncode == 0
-    assert "It exists" in compress(tmp_path, *chain[:2], "-o", str(tmp_path / "out"), *chain[4:]).stdout
+    assert "It exists" in compress(tmp_path, chain[0], "-o", str(tmp_path / "out"), *chain[3:]).stdout
+    other.write_text("trainer: {log_every_n_steps: 2}\n")
+    stale = compress(tmp_path, *chain)
+    assert "'out/student' was created from different inputs (changed: ~/other.yaml)" in stale.stderr
+    other.write_text("trainer: {log_every_n_steps: 1}\n")
     recipe.write_text("trainer: {max_epochs: 2}\n")
     assert "'out/student' was created from different inputs (changed: my.yaml)" in compress(tmp_path, *chain).stderr
 
