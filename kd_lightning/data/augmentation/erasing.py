@@ -1,14 +1,14 @@
 """Random erasing: a box of an image is set to the mean."""
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from kd_lightning.data.augmentation.boxes import ATTEMPTS, STREAMS, draw_sides, draw_start
 from kd_lightning.data.augmentation.crops import uniform
 
-_STREAMS = range(301, 341, 4)  # of random numbers: four for each of ten attempts
+_STREAMS = range(301, 301 + ATTEMPTS * STREAMS, STREAMS)  # of random numbers, for each attempt
 _AREA = (0.02, 0.33)
 _RATIO = (0.3, 3.3)
 
@@ -52,13 +52,9 @@ def draw_erasing(samples: Tensor, *, probability: float, size: tuple[int, int], 
     for stream in _STREAMS:
         if not bool(open_rows.any()):
             break
-        area, shape, down, across = (
-            uniform(samples, seed=seed, epoch=view, stream=stream + number).double() for number in range(4)
-        )
-        target = height * width * (_AREA[0] + (_AREA[1] - _AREA[0]) * area)
-        aspect = torch.exp(math.log(_RATIO[0]) + (math.log(_RATIO[1]) - math.log(_RATIO[0])) * shape)
-        high, wide = (target * aspect).sqrt().round(), (target / aspect).sqrt().round()
-        top, left = (down * (height - high + 1)).floor(), (across * (width - wide + 1)).floor()
+        high, wide = draw_sides(samples, height * width, area=_AREA, ratio=_RATIO, seed=seed, view=view, stream=stream)
+        top = draw_start(samples, height - high, seed=seed, view=view, stream=stream + 2)
+        left = draw_start(samples, width - wide, seed=seed, view=view, stream=stream + 3)
         fits = open_rows & (high < height) & (wide < width)
         drawn = torch.stack([top, left, top + high, left + wide], 1).long()
         boxes = torch.where(fits[:, None], drawn, boxes)

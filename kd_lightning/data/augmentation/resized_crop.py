@@ -1,15 +1,15 @@
 """Random resized crops: a box of random area and shape, cut out of an image and resized."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_lightning.data.augmentation.crops import random_bits, uniform
+from kd_lightning.data.augmentation.boxes import ATTEMPTS, STREAMS, draw_sides, draw_start
+from kd_lightning.data.augmentation.crops import random_bits
 
-_STREAMS = range(350, 390, 4)  # of random numbers: four for each of ten attempts
+_STREAMS = range(350, 350 + ATTEMPTS * STREAMS, STREAMS)  # of random numbers, for each attempt
 _FLIPS = 399
 
 
@@ -48,14 +48,10 @@ def draw_boxes(
     boxes = _central(height, width, ratio)
     found = torch.zeros(len(samples), dtype=torch.bool)
     for stream in _STREAMS:
-        area, shape, across, down = (
-            uniform(samples, seed=seed, epoch=view, stream=stream + number).double() for number in range(4)
-        )
-        target = height * width * (scale[0] + (scale[1] - scale[0]) * area)
-        aspect = torch.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * shape)
-        wide, high = (target * aspect).sqrt().round(), (target / aspect).sqrt().round()
+        wide, high = draw_sides(samples, height * width, area=scale, ratio=ratio, seed=seed, view=view, stream=stream)
         inside = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
-        top, left = (down * (height - high + 1)).floor(), (across * (width - wide + 1)).floor()
+        left = draw_start(samples, width - wide, seed=seed, view=view, stream=stream + 2)
+        top = draw_start(samples, height - high, seed=seed, view=view, stream=stream + 3)
         drawn = torch.stack([top, left, high, wide], 1)
         boxes = torch.where((inside & ~found)[:, None], drawn, boxes)
         found |= inside
