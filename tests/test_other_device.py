@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from made_photographs import photograph
 from on_other_device import OTHER_DEVICE, call, on_other_device
 from recipe_runs import fit_arguments, save_network
 from resume_check import check_resume
@@ -28,6 +29,7 @@ from kd_lightning import (
     DigitsDataModule,
     DistillationModule,
     DomainPairDataModule,
+    ImageFolderDataModule,
     TeacherModule,
 )
 from kd_lightning import losses as kd_losses
@@ -209,6 +211,28 @@ def test_frozen_layers_thaw(tmp_path: Path) -> None:
     frozen = FreezeLayers(until_epoch={"conv1": None, "layer1": 2, "layer2": 1})
     module = TeacherModule(network(), layer_decay=0.7)
     trainer(tmp_path, frozen, max_epochs=3).fit(module, digits(augmentation=Augmentation(mixup=0.2, cutmix=1.0)))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@on_other_device
+def test_photographs_of_two_sizes_are_cut_recoloured_and_mixed(tmp_path: Path, cached: bool) -> None:
+    for number in range(24):
+        file = tmp_path / "train" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        photograph(40 + number, 60 - number, seed=number).save(file)
+    data = ImageFolderDataModule(
+        str(tmp_path),
+        image_size=16,
+        teacher_size=24,
+        batch_size=6,
+        val_fraction=0.25,
+        views=2,
+        augmentation=Augmentation(preset="strong", grey=0.2, blur=0.2, hue=0.1, vertical_flip=True),
+    )
+    student, teacher = (ResNet([1, 1, 1], [4, 8, 16], 2) for _ in range(2))
+    module = DistillationModule(student, teacher, teacher_check="off", teacher_cache=cached)
+    trainer(tmp_path).fit(module, data)
+    assert data.teacher_shape == (3, 24, 24)
 
 
 @pytest.mark.parametrize(

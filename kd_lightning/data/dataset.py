@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from kd_lightning.data.image_form import ImageForm, mode_of, to_pixels
+from kd_lightning.data.image_form import ImageForm, mode_of, stored_sizes, to_pixels
 from kd_lightning.data.image_set import ImageSet, StreamedImages
 from kd_lightning.data.photographs import PhotographDataModule, SizesDifferError
 from kd_lightning.errors import UserError
@@ -73,9 +73,13 @@ class Samples:
         """Return the image of a sample as a viewer shows it, with 1 or 3 channels."""
         return as_shown(self._picture(self[number][0], number), mode_of(channels))
 
-    def label(self, number: int) -> int:
-        """Return the class index of a sample, -1 where it is ``None``."""
-        label = self[number][1]
+    def label_and_size(self, number: int) -> tuple[int, tuple[int, int]]:
+        """Return the class index of a sample, -1 where it is ``None``, and height and width of its image."""
+        image, label = self[number]
+        shown = as_shown(self._picture(image, number), "L")  # turned as a viewer turns it
+        return self._class_index(label, number), (shown.height, shown.width)
+
+    def _class_index(self, label: Any, number: int) -> int:
         if isinstance(label, Tensor):
             label = label.numpy()
         if isinstance(label, np.ndarray) and label.size == 1:
@@ -142,7 +146,7 @@ class DatasetImages:
     @cached_property
     def sizes(self) -> Tensor:
         """Height and width of each image in its stored form, int64 ``(N, 2)``."""
-        return torch.tensor([self.form.size_of(*size) for size in self.original_sizes.tolist()]).view(-1, 2)
+        return stored_sizes(self.form, self.original_sizes)
 
     def read(self, sample: int) -> Tensor:
         """Return an image, uint8 ``(channels, H, W)``."""
@@ -238,6 +242,9 @@ class DatasetDataModule(PhotographDataModule):
             return False
         return True
 
+    reading_threads = 1
+    """A data set may share a file among its samples, which several threads would read from wrong places."""
+
     @property
     def cache_folder(self) -> Path:
         """The hidden folder beside the data set's files where a file of decoded ones may be written."""
@@ -275,9 +282,9 @@ class DatasetDataModule(PhotographDataModule):
             labels, sizes = [], []
             with progress(f"Reading the labels of {name}", len(samples)) as advance:
                 for number in range(len(samples)):
-                    image = samples.image(number, len(self.mean))
-                    labels.append(samples.label(number))
-                    sizes.append((image.height, image.width))
+                    label, size = samples.label_and_size(number)
+                    labels.append(label)
+                    sizes.append(size)
                     advance(1)
             self._scanned[name] = torch.tensor(labels), torch.tensor(sizes)
         return self._scanned[name]

@@ -99,11 +99,7 @@ class ImageFolderDataModule(PhotographDataModule):
         if drawn is not None and any(
             not torch.equal(drawn.parts[split], samples) for split, samples in self._partition.parts.items()
         ):
-            read = list(self.splits)
-            self.splits.clear()
-            self.augmenter.clear()
-            for split in read:
-                self.splits.read(split)
+            self.read_again()
 
     @cached_property
     def _labelled(self) -> Listing:

@@ -88,6 +88,11 @@ class ShrunkForm:
         return max(1, round(height * factor)), max(1, round(width * factor))
 
 
+def stored_sizes(form: ImageForm, sizes: Tensor) -> Tensor:
+    """Return height and width of each image in its stored form, int64 ``(N, 2)``."""
+    return torch.tensor([form.size_of(*size) for size in sizes.tolist()], dtype=torch.int64).view(-1, 2)
+
+
 def to_pixels(image: Image.Image, channels: int) -> Tensor:
     """Return an image of mode ``"L"`` or ``"RGB"`` as uint8 ``(channels, H, W)`` in channels-last memory."""
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)

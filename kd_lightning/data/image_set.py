@@ -1,5 +1,6 @@
 """Stored splits: images in memory, or images that are read or cut batch by batch."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 from kd_lightning.data.augmentation.resized_crop import ResizedCrop
 from kd_lightning.data.augmentation.view_plan import ViewDrawer
 from kd_lightning.data.batch import RawBatch
-from kd_lightning.data.image_form import ImageForm, mode_of, to_pixels
+from kd_lightning.data.image_form import ImageForm, mode_of, stored_sizes, to_pixels
 from kd_lightning.files.images import UnreadableImageError, load_image
 
 
@@ -161,7 +162,7 @@ class ImageFiles:
     @cached_property
     def sizes(self) -> Tensor:
         """Height and width of each image in its stored form, int64 ``(N, 2)``."""
-        return torch.tensor([self.form.size_of(*size) for size in self.original_sizes.tolist()]).view(-1, 2)
+        return stored_sizes(self.form, self.original_sizes)
 
     def read(self, sample: int) -> Tensor:
         """Decode an image, uint8 ``(channels, H, W)``."""
@@ -214,8 +215,14 @@ class StreamedImages:
         return self.images.name(sample)
 
     def content(self) -> bytes | memoryview:
-        """Return what a fingerprint of the images covers."""
-        return self.images.content()
+        """Return what a fingerprint of the images covers: also how they are cut, and those of the teacher's size."""
+        if self.crop is None and self.teacher_plain is None:
+            return self.images.content()
+        digest = hashlib.sha256(self.images.content())
+        digest.update(repr(self.crop).encode())
+        if self.crop is None and self.teacher_plain is not None:
+            digest.update(self.teacher_plain.content())
+        return digest.digest()
 
     def stream(self, samples: Tensor, view: int) -> Decoded:
         """Return the images of a batch.

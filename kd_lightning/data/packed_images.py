@@ -78,11 +78,11 @@ class PackedImages:
 
 @dataclass(frozen=True, eq=False)
 class KeptImages:
-    """A source of which some images are kept in memory.
+    """A source of which some images were read once.
 
     Attributes:
         source: The source, with its numbers.
-        kept: The images that are kept.
+        kept: These images, in memory or in a file.
         samples: Their numbers in the source, int64 ``(n,)``.
     """
 
@@ -118,7 +118,7 @@ class KeptImages:
         return len(self.source)
 
     def read(self, sample: int) -> Tensor:
-        """Return an image, uint8 ``(channels, H, W)``, from memory if it is kept there."""
+        """Return an image, uint8 ``(channels, H, W)``, as it is kept, if it is."""
         place = self._places.get(sample)
         return self.source.read(sample) if place is None else self.kept.read(place)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from kd_lightning.data.augmentation.settings import Augmentation
@@ -70,6 +70,8 @@ class PhotographDataModule(ImageDataModule, ABC):
     """
 
     default_augmentation = Augmentation(resized_crop=True, flip=True)
+    reading_threads: int | None = None
+    """Threads that decode images, ``None`` for one a core."""
     size_is_known = True
     """Whether images have one size, or get one; otherwise that of a network whose checkpoint is loaded later."""
 
@@ -102,6 +104,11 @@ class PhotographDataModule(ImageDataModule, ABC):
         self.save_hyperparameters(arguments)
         if memory_limit is not None and not memory_limit >= 0:
             raise UserError(f"memory_limit must be >= 0 GiB, got {memory_limit}.")
+        if store_size is not None and not self.augmentation.resized_crop:
+            raise UserError(
+                "store_size is the size of images that random crops are cut from; set augmentation.resized_crop, or "
+                "leave store_size out."
+            )
         self.memory_limit = memory_limit
         self.cache = cache
         self._has_said = False
@@ -120,8 +127,9 @@ class PhotographDataModule(ImageDataModule, ABC):
         Raises:
             UserError: If sizes do not go together.
         """
-        before = self.sizes, self.mean, self.std
-        self.sizes, origin = choose_sizes(self.given, known)
+        before, pixels_before = (self.sizes, self.mean, self.std), (self.sizes, len(self.mean))
+        has_teacher = not known or "the teacher" in known
+        self.sizes, origin = choose_sizes(self.given if has_teacher else self.given._replace(teacher_size=None), known)
         statistics, whose = _first(known, "mean")
         if self.given_statistics.mean is not None:
             statistics, whose = self.given_statistics, "given"
@@ -139,23 +147,30 @@ class PhotographDataModule(ImageDataModule, ABC):
             return
         if known and self.sizes is not None:
             rank_zero_info(self._describe(origin, whose))
-        if len(self.splits):
-            read = list(self.splits)
-            self.splits.clear()
-            self.augmenter.clear()
-            self._kept_bytes = 0
-            for split in read:
-                self.splits.read(split)
+        if (self.sizes, len(self.mean)) != pixels_before:
+            self.read_again()
+
+    def read_again(self) -> None:
+        """Read the splits that were read before, after what decides their images has changed."""
+        read = list(self.splits)
+        self.splits.clear()
+        self.augmenter.clear()
+        self._kept_bytes = 0
+        for split in read:
+            self.splits.read(split)
 
     def setup(self, stage: str | None = None) -> None:
         """Take sizes and statistics from the networks, and read the splits that a stage needs."""
         module = getattr(self.trainer, "lightning_module", None)
         if isinstance(module, KnowsInputs):
-            self.follow_networks(module.known_inputs())
+            known = module.known_inputs()
+            if stage == "fit" and self.given.teacher_size is not None and "the teacher" not in known:
+                rank_zero_warn(f"teacher_size is not used, since {type(module).__name__} has no teacher here.")
+            self.follow_networks(known)
         try:
             super().setup(stage)
         except SizesDifferError:
-            if stage == "fit":
+            if stage in (None, "fit"):
                 raise
             self.size_is_known = False  # until the checkpoint is loaded, which follows this hook
 
@@ -256,16 +271,18 @@ class PhotographDataModule(ImageDataModule, ABC):
         padded = (height + 2 * self.augmenter.padding) * (width + 2 * self.augmenter.padding) * 4
         place, name = self._place(source, split, needed=image_bytes(source) + len(source) * padded)
         if place == "memory":
-            return stack_in_memory(source)
-        images = source if place == "workers" else pack_to_file(source, self._folder, name=name)
-        return StreamedImages(images, (height, width))
+            return stack_in_memory(source, threads=self.reading_threads)
+        return StreamedImages(source if place == "workers" else self._mapped(source, name), (height, width))
 
     def _kept(self, source: ImageSource, split: str) -> ImageSource:
         """Return a source whose images are decoded once, in memory or in a file, if there is room."""
         place, name = self._place(source, split, needed=image_bytes(source))
         if place == "workers":
             return source
-        return pack_in_memory(source) if place == "memory" else pack_to_file(source, self._folder, name=name)
+        return pack_in_memory(source, threads=self.reading_threads) if place == "memory" else self._mapped(source, name)
+
+    def _mapped(self, source: ImageSource, name: str) -> PackedImages:
+        return pack_to_file(source, self._folder, name=name, threads=self.reading_threads)
 
     def _kept_partly(self, source: ImageSource, samples: Tensor, split: str) -> ImageSource:
         """Return a source of which some images are decoded once, in memory or in a file, if there is room."""
@@ -284,7 +301,8 @@ class PhotographDataModule(ImageDataModule, ABC):
         world_size, _ = self._ranks
         processes = max(1, world_size // getattr(self.trainer, "num_nodes", 1))
         resources = Resources(processes, available_memory(), free_disk(self._folder))
-        written = self.cache != OFF and packed_file(source, self._folder, name=name).exists()
+        # the files are looked at only where there may be one
+        written = self.cache != OFF and self._folder.is_dir() and packed_file(source, self._folder, name=name).exists()
         choice = choose_place(
             needed,
             resources,

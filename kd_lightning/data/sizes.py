@@ -14,7 +14,7 @@ _STORE = 1.15
 
 
 class Wanted(NamedTuple):
-    """The wishes of the user; see :class:`~kd_lightning.data.photographs.PhotographDataModule`."""
+    """Sizes that the user asks for; see :class:`~kd_lightning.data.photographs.PhotographDataModule`."""
 
     image_size: int | None = None
     eval_size: int | None = None
@@ -55,7 +55,7 @@ def choose_sizes(wanted: Wanted, known: Mapping[str, DataConfig]) -> tuple[Sizes
     """Return the sizes, and whose they are: what is given, else of the first network that knows it.
 
     Args:
-        wanted: The wishes of the user.
+        wanted: Sizes that the user asks for.
         known: The input that each network expects, by name; ``"the teacher"`` may see images of another size.
 
     Returns:

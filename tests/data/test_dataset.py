@@ -1,5 +1,7 @@
 """Data sets of torchvision, mappings as of Hugging Face, and a class of your own."""
 
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from grouped_options import grouped
 from jsonargparse import ArgumentParser
 from made_photographs import photograph
 from PIL import Image
-from reading import in_epoch
+from reading import in_epoch, in_memory
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import FakeData, Flowers102, OxfordIIITPet
@@ -131,6 +133,32 @@ class Deep(Own):
 def test_class_names_are_those_of_the_data_set() -> None:
     assert DatasetDataModule(Deep(6, pil), image_size=24).classes == ("a", "b", "c")
     assert DatasetDataModule(Deep(6, pil), image_size=24, num_classes=5).classes == tuple("01234")
+
+
+def test_samples_that_share_a_file_are_read_one_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "pixels").write_bytes(bytes(number for number in range(40) for _ in range(64)))
+    with (tmp_path / "pixels").open("rb") as file:
+
+        def make(number: int) -> Any:
+            file.seek(64 * number)
+            time.sleep(0.0005)  # another thread would move the position
+            return torch.frombuffer(bytearray(file.read(64)), dtype=torch.uint8).view(1, 8, 8), number % 2
+
+        data = own(make, count=40, image_size=None, preset="none", mean=[0.5], std=[0.5], test=None)
+        data.setup("fit")
+    assert in_memory(data.splits["train"]).pixels[:, 0, 0, 0].tolist() == list(range(40))
+
+
+def test_each_sample_is_read_once_for_its_label_and_size() -> None:
+    read: Counter[int] = Counter()
+
+    def make(number: int) -> Any:
+        read[number] += 1
+        return pil(number)
+
+    data = own(make, count=64)
+    assert data.num_classes == 3
+    assert read == Counter(range(64))
 
 
 @pytest.mark.parametrize(

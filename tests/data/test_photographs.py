@@ -268,3 +268,45 @@ def test_faster_reading_depends_on_what_is_kept(root: Path, options: dict[str, A
     data = photographs(root, **options)
     data.setup("fit")
     assert re.fullmatch(expected, ", ".join(data.faster_reading()))
+
+
+# --- what is accepted is used, and read once
+
+
+@pytest.mark.parametrize("options", [{"preset": "none"}, {"crop_scale": (0.5, 1.0), "store_size": 80}])
+def test_views_for_a_teacher_of_another_size_have_another_fingerprint(root: Path, options: dict[str, Any]) -> None:
+    digests = [photographs(root, views=2, teacher_size=size, **options).fingerprint() for size in (None, 40, 48, 40)]
+    assert digests[1] == digests[3]
+    assert len({digest["images"] for digest in digests}) == 3
+    streamed = photographs(root, views=2, teacher_size=40, memory_limit=0.0, cache="off", **options)
+    assert streamed.fingerprint() == digests[1]
+
+
+def test_a_store_size_without_random_crops_is_refused(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"^store_size is the size of images that random crops are cut from; set"):
+        photographs(root, preset="light", store_size=40)
+
+
+def test_a_teacher_size_without_a_teacher_is_a_warning(root: Path, make_trainer: Callable[..., pl.Trainer]) -> None:
+    data = photographs(root, teacher_size=40)
+    with pytest.warns(UserWarning, match=r"^teacher_size is not used, since TeacherModule has no teacher here\.$"):
+        make_trainer(max_epochs=1).fit(TeacherModule(resnet20(num_classes=2)), data)
+    assert data.teacher_shape is None
+    assert all(batch.teacher_images is None for batch in train_batches(data))
+
+
+def test_other_statistics_do_not_decode_the_images_again(root: Path) -> None:
+    data = photographs(root, preset="none")
+    data.setup("fit")
+    images = data.splits["train"]
+    data.follow_networks({"the network": DataConfig.of([0.3] * 3, [0.2] * 3)})
+    assert data.mean == (0.3, 0.3, 0.3)
+    assert data.splits["train"] is images
+    data.follow_networks({"the network": DataConfig.of([0.3], [0.2])})
+    assert {batch.images.shape[1] for batch in train_batches(data)} == {1}
+
+
+@pytest.mark.parametrize("stage", [None, "fit"])
+def test_images_of_different_sizes_are_refused_before_training(root: Path, stage: str | None) -> None:
+    with pytest.raises(ValueError, match=r"set image_size to resize all images\.$"):
+        ImageFolderDataModule(str(root)).setup(stage)
