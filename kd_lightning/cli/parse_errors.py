@@ -46,7 +46,11 @@ def _sentence(error: BaseException, known: list[str]) -> str:
     if found := re.search(r"does not accept option '([^']+)'", reason):
         return f"There is no option {found[1]!r}{_nearest_option(found[1], known)}."
     if found := re.match(r"unrecognized arguments: (.*)", reason, re.DOTALL):
-        return _unknown_words(found[1].split(), known)
+        words = found[1].split()
+        flags = [word.lstrip("-").partition("=")[0] for word in words if word.startswith("-")]
+        return _unknown_argument(flags[0], key, owner, known) if owner and flags else _unknown_words(words, known)
+    if (found := re.search(r'Unable to load config "(.*)"$', reason)) and owner:
+        return _no_group(found[1], key, owner)
     if found := re.search(r"Got value: (.*)", reason, re.DOTALL):
         union = str(chain[-2]) if "Errors:" in str(chain[-2]).partition("Parser key")[0] else ""
         return _wrong_type(key, found[1], union or reason)
@@ -97,6 +101,13 @@ def _unknown_argument(name: str, key: str, owner: str, known: list[str]) -> str:
     if not near and _passes_on(owner, accepted):
         near = f"; set {key}.dict_kwargs.{name} if it is for what {owner} calls"
     return f"{where} is not an argument of {owner}{near or (f'; it takes {groups}' if groups else '')}."
+
+
+def _no_group(value: str, key: str, owner: str) -> str:
+    """Return a sentence about a value that was given for a group of settings."""
+    fields = [name for name in _arguments(owner) if name.startswith(f"{key.rpartition('.')[2]}.")]
+    example = f", as in --{key}.{fields[0].rpartition('.')[2]}={value}" if fields else ""
+    return f"{key} is a group of settings, got {value!r}; set them one by one{example}."
 
 
 def _unknown_words(words: list[str], known: list[str]) -> str:

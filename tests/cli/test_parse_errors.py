@@ -65,6 +65,15 @@ def refusal(kd: Command, *arguments: str) -> str:
             "what my_nets.build calls.",
         ),
         (["--model.network=my_nets.build", "--model.network.nam=a"], "of my_nets.build; the nearest is name."),
+        (
+            ["--data.augmentation.erazing=0.1"],
+            "is not an argument of kd_lightning.DigitsDataModule; the nearest is augm",
+        ),
+        (["--data.augmentation.erazing", "0.1"], "data.augmentation.erazing is not an argument of kd_lightning.Digits"),
+        (
+            ["--data.augmentation=strong"],
+            "data.augmentation is a group of settings, got 'strong'; set them one by one, as",
+        ),
         (["--model.lr_scheduler=StepLR"], "model.lr_scheduler: the following arguments are required: step_size."),
     ],
 )
