@@ -53,16 +53,6 @@ def as_shown(image: Image.Image, mode: str) -> Image.Image:
     return decoded.transpose(_TURNS[orientation]) if orientation in _TURNS else decoded
 
 
-def check_image(file: Path) -> None:
-    """Read the header of an image file, but not its pixels.
-
-    Raises:
-        UnreadableImageError: If it is not that of an image that :func:`load_image` reads.
-    """
-    with _opened(file):
-        pass
-
-
 def shown_size(file: Path) -> tuple[int, int]:
     """Return height and width of the image that a viewer shows, by its header.
 
