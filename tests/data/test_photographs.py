@@ -310,3 +310,13 @@ def test_other_statistics_do_not_decode_the_images_again(root: Path) -> None:
 def test_images_of_different_sizes_are_refused_before_training(root: Path, stage: str | None) -> None:
     with pytest.raises(ValueError, match=r"set image_size to resize all images\.$"):
         ImageFolderDataModule(str(root)).setup(stage)
+
+
+def test_a_trained_student_goes_before_its_teacher(root: Path, make_trainer: Callable[..., pl.Trainer]) -> None:
+    student, teacher = resnet20(num_classes=2), resnet20(num_classes=2)
+    set_data_config(student, STUDENT)
+    set_data_config(teacher, TEACHER)
+    data = ImageFolderDataModule(str(root), batch_size=5, val_fraction=0.25)
+    module = DistillationModule(student, teacher, teacher_check="off")
+    make_trainer(max_epochs=1).fit(module, data)
+    assert (data.image_shape, data.mean, data.teacher_shape) == ((3, 24, 24), STUDENT.mean, (3, 40, 40))
