@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from kd_lightning.data.augmentation.crops import Places
 from kd_lightning.data.augmentation.view_plan import ViewPlan
 
 
@@ -59,6 +60,7 @@ class RawBatch(NamedTuple):
         domain: ``"source"`` or ``"target"`` in a pair of domains, otherwise empty.
         plan: Changes to the images beside crops and flips, ``None`` if there are none.
         teacher_pixels: The same views as ``pixels`` at the size of the teacher, if that differs.
+        places: Places of the images in a set that is kept on the device, if they were found for the whole epoch.
     """
 
     pixels: Tensor
@@ -69,3 +71,10 @@ class RawBatch(NamedTuple):
     domain: str = ""
     plan: ViewPlan | None = None
     teacher_pixels: Tensor | None = None
+    places: Places | None = None
+
+    def between(self, start: int, stop: int) -> "RawBatch":
+        """Return neighbouring images of a set that is kept on the device; nothing is copied."""
+        assert self.places is not None
+        pixels, labels, ids = (values[start:stop] for values in (self.pixels, self.labels, self.ids))
+        return self._replace(pixels=pixels, labels=labels, ids=ids, places=self.places.between(start, stop))

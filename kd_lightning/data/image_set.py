@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -330,7 +330,11 @@ class Subset(Dataset[RawBatch | PartialBatch]):
 
     Attributes:
         plain: Show images without augmentation, whatever the epoch.
+        place: Function that copies samples, their labels and an epoch to the device on which the images are kept;
+            ``None`` where they are not kept on one, or a plan is drawn for each batch.
     """
+
+    place: Callable[[Tensor, Tensor, int], RawBatch] | None = None
 
     def __init__(
         self,
@@ -354,6 +358,13 @@ class Subset(Dataset[RawBatch | PartialBatch]):
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def placed(self, positions: Tensor, epoch: int) -> RawBatch | None:
+        """Return the samples at some positions as one batch on the device, if the images are kept on it."""
+        if self.place is None:
+            return None
+        ids = self.samples[positions]
+        return self.place(ids, self.labels[ids], -1 if self.plain else epoch)
 
     def __getitem__(self, index: tuple[int, int] | int) -> RawBatch | PartialBatch:
         return self.__getitems__([index])

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from torch.utils.data import DataLoader, SequentialSampler
 
 from kd_lightning.data.batch import RawBatch
-from kd_lightning.data.image_set import PartialBatch
+from kd_lightning.data.image_set import PartialBatch, Subset
 from kd_lightning.data.sampler import EpochSampler
 from kd_lightning.errors import UserError
 from kd_lightning.files.images import UnreadableImageError, describe_unreadable
@@ -71,9 +71,20 @@ class EpochLoader(ImageLoader):
         if isinstance(self.sampler, EpochSampler):
             epoch, taken = self.sampler.first
             self._taken = taken if epoch == self.sampler.epoch else 0
-        for batch in super().__iter__():
+        for batch in self._on_device() or super().__iter__():
             self._taken += 1
             yield batch
+
+    def _on_device(self) -> Iterator[RawBatch] | None:
+        """Return the batches as parts of an epoch that was copied to the device, if the images are kept there."""
+        if not isinstance(self.sampler, EpochSampler) or self.num_workers or not isinstance(self.dataset, Subset):
+            return None
+        epoch = self.dataset.placed(self.sampler.positions(), self.sampler.epoch)
+        if epoch is None:
+            return None
+        self._stop_ignoring()
+        starts = range(0, len(epoch.ids), self.sampler.batch_size)
+        return (epoch.between(start, start + self.sampler.batch_size) for start in starts)
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch, and the number of its batches that were taken."""

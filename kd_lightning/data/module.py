@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -363,8 +364,16 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             )
         if len(samples) < world_size:
             raise UserError(f"{len(samples)} {split!r} images are too few for {world_size} processes; use fewer.")
-        draw = self._draw if epoch >= 0 else None
-        return Subset(self._for_device(images, split), samples, split=split, epoch=epoch, domain=self.domain, draw=draw)
+        draw, shown = self._draw if epoch >= 0 else None, self._for_device(images, split)
+        subset = Subset(shown, samples, split=split, epoch=epoch, domain=self.domain, draw=draw)
+        if isinstance(shown, ImageSet) and draw is not None and draw.draws_nothing:
+            subset.place = partial(self._place_on_device, split)
+        return subset
+
+    def _place_on_device(self, split: str, samples: Tensor, labels: Tensor, epoch: int) -> RawBatch:
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        placed = self.augmenter.place(split, samples, labels, epoch=epoch, device=device)
+        return placed._replace(domain=self.domain)
 
     def _loader(self, subset: Subset, *, batch_size: int = 0, steps: int | None = None) -> DataLoader[RawBatch]:
         world_size, rank = self._ranks

@@ -55,7 +55,12 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         """An epoch, and the number of its batches that are skipped because they were taken before."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(self._training() if self.training else self._evaluation())
+        epoch = self.epoch if self.training else -1
+        return iter([(position, epoch) for position in self.positions().tolist()])
+
+    def positions(self) -> Tensor:
+        """Return the positions that this rank sees in the epoch, int64, without those that were taken before."""
+        return self._training() if self.training else self._evaluation()
 
     def __len__(self) -> int:
         if self.training:
@@ -63,11 +68,11 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             return steps * self.batch_size
         return len(self._evaluation())
 
-    def _training(self) -> list[tuple[int, int]]:
+    def _training(self) -> Tensor:
         order = self._permutation(self.epoch) if self.steps is None else self._next_rows()
         batches = order[: len(self) * self.num_replicas].view(-1, self.num_replicas, self.batch_size)
         taken = self.first[1] if self.first[0] == self.epoch else 0
-        return [(position, self.epoch) for position in batches[taken:, self.rank].flatten().tolist()]
+        return batches[taken:, self.rank].flatten()
 
     def _next_rows(self) -> Tensor:
         rows = len(self) * self.num_replicas
@@ -80,6 +85,6 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
         return torch.randperm(self.count, generator=generator)
 
-    def _evaluation(self) -> list[tuple[int, int]]:
+    def _evaluation(self) -> Tensor:
         start, end = (self.count * rank // self.num_replicas for rank in (self.rank, self.rank + 1))
-        return [(position, -1) for position in range(start, end)]
+        return torch.arange(start, end)

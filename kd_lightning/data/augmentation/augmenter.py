@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.augmentation.colours import apply_colours
-from kd_lightning.data.augmentation.crops import Crops, draw_crops, gather_crops, normalize, pack, unpack
+from kd_lightning.data.augmentation.crops import (
+    Crops,
+    draw_crops,
+    find_places,
+    gather_crops,
+    gather_places,
+    normalize,
+    pack,
+    unpack,
+)
 from kd_lightning.data.augmentation.erasing import erase_
 from kd_lightning.data.augmentation.mixing import mix_
 from kd_lightning.data.augmentation.settings import Augmentation
@@ -61,7 +70,7 @@ class Augmenter:
             scale = batch.teacher_pixels.shape[2] / images.shape[2]
             teacher_images = self._finish(self._teacher_integers(batch, plan), plan, scale=scale)
         labels, ids = batch.labels, batch.ids
-        if batch.epoch >= 0 and self.views is not None:
+        if batch.epoch >= 0 and self.views is not None and self.views > 1:
             ids = ids * self.views + self.view_of_epoch(batch.epoch)
         if self.mixes and batch.epoch >= 0:  # of all batches alike, also where no row is labelled
             labels = _one_hot(labels, num_classes)
@@ -71,6 +80,25 @@ class Augmenter:
             if teacher_images is not None:
                 teacher_images, _ = mix_(teacher_images[:count], teacher_images[count:], own, partners, plan.mixing)
         return Batch(images, labels, ids, teacher_images)
+
+    def place(self, split: str, samples: Tensor, labels: Tensor, *, epoch: int, device: torch.device) -> RawBatch:
+        """Copy samples in the order of an epoch to a device, and find their pixels in the set that is kept there.
+
+        Args:
+            split: Name of a split in memory.
+            samples: int64 ``(n,)``.
+            labels: Their labels, ``(n,)``.
+            epoch: Number of the epoch, -1 for no augmentation.
+            device: Device on which the images are kept.
+
+        Returns:
+            All batches of the epoch as one; see :meth:`RawBatch.between`.
+        """
+        samples, labels = samples.to(device), labels.to(device)
+        packed = self._images(split, device)
+        view = self.view_of_epoch(epoch)
+        places = find_places(packed, samples, self._crops(split, view, device).select(samples), view=view)
+        return RawBatch(samples.new_empty((len(samples), 0), dtype=torch.uint8), labels, samples, epoch, split, places=places)
 
     def pixels(self, batch: RawBatch) -> Tensor:
         """Return the images before normalization, erasing and mixing, uint8 ``(B, channels, H, W)``."""
@@ -107,6 +135,10 @@ class Augmenter:
     def _integers(self, batch: RawBatch) -> Tensor:
         """Return the pixels of a batch and of its partners, with values from 0 to 255."""
         samples = batch.ids if batch.plan is None else batch.plan.samples
+        view, places = self.view_of_epoch(batch.epoch), batch.places
+        if places is not None and places.view == view and places.first.device == samples.device:
+            packed = self._images(batch.split, samples.device)
+            return unpack(gather_places(packed, places, padding=self.padding), channels=len(self.mean))
         if batch.pixels.numel():
             if self._is_cut(batch):
                 return batch.pixels
@@ -114,7 +146,7 @@ class Augmenter:
             rows = torch.arange(len(samples), device=samples.device)
         else:
             packed, rows = self._images(batch.split, samples.device), samples
-        crops = self._crops(batch.split, self.view_of_epoch(batch.epoch), samples.device).select(samples)
+        crops = self._crops(batch.split, view, samples.device).select(samples)
         return unpack(gather_crops(packed, rows, crops, padding=self.padding), channels=len(self.mean))
 
     def _teacher_integers(self, batch: RawBatch, plan: ViewPlan) -> Tensor:

@@ -4,6 +4,7 @@ Four channels of a pixel are packed into one int32, so that a batch of augmented
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -106,8 +107,40 @@ def pack(images: Tensor, *, padding: int) -> Tensor:
     return packed.view(torch.int32).squeeze(-1)
 
 
+class Places(NamedTuple):
+    """The pixels of each image of a batch in a packed set.
+
+    Attributes:
+        first: Number of the first pixel in the flattened set, int32 ``(B,)``, or int64 where that is too short.
+        mirrored: Flips as in :class:`Crops`, int32 ``(B,)``.
+        view: Number of the view whose crops they are.
+    """
+
+    first: Tensor
+    mirrored: Tensor
+    view: int = 0
+
+    def between(self, start: int, stop: int) -> "Places":
+        """Return the places of neighbouring images; nothing is copied."""
+        return Places(self.first[start:stop], self.mirrored[start:stop], self.view)
+
+
+def find_places(packed: Tensor, rows: Tensor, crops: Crops, *, view: int = 0) -> Places:
+    """Return the place of each crop in packed images.
+
+    Args:
+        packed: Images of :func:`pack`, ``(N, H + 2p, W + 2p)``.
+        rows: int64 ``(B,)``, the row of each image in ``packed``.
+        crops: Positions of the crops, ``(B,)``.
+        view: Number of the view whose crops they are.
+    """
+    _, height, width = packed.shape
+    first = (rows * height + crops.top) * width + crops.left
+    return Places(first.to(_index_type(packed)), crops.mirrored, view)
+
+
 def gather_crops(packed: Tensor, rows: Tensor, crops: Crops, *, padding: int) -> Tensor:
-    """Cut the crops of a batch out of packed images in one gather.
+    """Cut the crops of a batch out of packed images in one gather; see :func:`find_places` and :func:`gather_places`.
 
     Args:
         packed: Images of :func:`pack`, ``(N, H + 2p, W + 2p)``.
@@ -118,24 +151,48 @@ def gather_crops(packed: Tensor, rows: Tensor, crops: Crops, *, padding: int) ->
     Returns:
         Packed as well, int32 ``(B, H, W)``.
     """
+    return gather_places(packed, find_places(packed, rows, crops), padding=padding)
+
+
+def gather_places(packed: Tensor, places: Places, *, padding: int) -> Tensor:
+    """Gather the pixels of images whose places are known.
+
+    Args:
+        packed: Images of :func:`pack`, ``(N, H + 2p, W + 2p)``.
+        places: Places of the crops.
+        padding: Pixels on each side, p.
+
+    Returns:
+        Packed as well, int32 ``(B, H, W)``.
+    """
     _, padded_height, padded_width = packed.shape
     height, width = padded_height - 2 * padding, padded_width - 2 * padding
-    kind = torch.int32 if packed.numel() < 2**31 else torch.int64  # half the memory traffic where it fits
-    lines = torch.arange(height, dtype=kind, device=packed.device)[:, None] * padded_width
-    across = torch.arange(width, dtype=kind, device=packed.device)
-    windows = torch.stack(  # plain, mirrored left to right, top to bottom, both
-        [(y + x).flatten() for y in (lines, lines.flip(0)) for x in (across, across.flip(0))]
-    )
-    starts = (rows * padded_height + crops.top) * padded_width + crops.left
-    index = windows.index_select(0, crops.mirrored).add_(starts.to(kind)[:, None])
-    return packed.flatten().index_select(0, index.flatten()).view(-1, height, width)
+    windows = _windows(height, width, padded_width, _index_type(packed), packed.device)
+    index = windows.index_select(0, places.mirrored).add_(places.first[:, None])
+    return packed.view(-1).index_select(0, index.view(-1)).view(-1, height, width)
+
+
+def _index_type(packed: Tensor) -> torch.dtype:
+    return torch.int32 if packed.numel() < 2**31 else torch.int64  # half the memory traffic where it fits
+
+
+@cache
+def _windows(height: int, width: int, stride: int, kind: torch.dtype, device: torch.device) -> Tensor:
+    """Return the pixels of an image, relative to its first: plain, mirrored left to right, top to bottom, both."""
+    lines = torch.arange(height, dtype=kind, device=device)[:, None] * stride
+    across = torch.arange(width, dtype=kind, device=device)
+    return torch.stack([(y + x).flatten() for y in (lines, lines.flip(0)) for x in (across, across.flip(0))])
 
 
 def unpack(pixels: Tensor, *, channels: int) -> Tensor:
     """Return packed pixels ``(B, H, W)`` as int32 ``(B, channels, H, W)`` with values from 0 to 255."""
     # a pixel's first byte is its lowest: shifts are far faster than a strided view of the bytes
-    shifts = 8 * torch.arange(channels, dtype=torch.int32, device=pixels.device)[:, None, None]
-    return torch.bitwise_right_shift(pixels[:, None], shifts).bitwise_and_(255)
+    return torch.bitwise_right_shift(pixels[:, None], _shifts(channels, pixels.device)).bitwise_and_(255)
+
+
+@cache
+def _shifts(channels: int, device: torch.device) -> Tensor:
+    return (8 * torch.arange(channels, dtype=torch.int32, device=device)).view(-1, 1, 1)
 
 
 def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -148,7 +205,7 @@ def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
     """
     scale = per_channel(tuple(1 / (255 * s) for s in std), device=images.device)
     shift = per_channel(tuple(-m / s for m, s in zip(mean, std, strict=True)), device=images.device)
-    return images.to(torch.float32, copy=True).mul_(scale).add_(shift)
+    return images.mul(scale).add_(shift)  # to float32 as well
 
 
 _GOLDEN = -0x61C8864680B583EB  # 2^64 divided by the golden ratio, as a signed number

@@ -51,6 +51,13 @@ class ViewDrawer:
     labels: Tensor
     candidates: Tensor
 
+    @property
+    def draws_nothing(self) -> bool:
+        """Return whether there is nothing to draw for any sample, as with crops and flips alone."""
+        settings = self.augmentation
+        drawn = settings.erasing or settings.mixup or settings.cutmix
+        return not drawn and draw_colours(self.candidates[:0], augmentation=settings, seed=0, view=0) is None
+
     def view_of_epoch(self, epoch: int) -> int:
         """Return the view that an epoch shows, or -1 for images without augmentation."""
         return epoch if self.views is None or epoch < 0 else epoch % self.views
