@@ -15,7 +15,7 @@ from kd_lightning import networks
 
 _LAUNCH_NOTHING = {
     *("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"),
-    *("aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh", "aten::_local_scalar_dense"),
+    *("aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh", "aten::_local_scalar_dense", "aten::promote_types"),
 }
 """Allocations, views without an alias in their schema, and a read by the host, which copies and computes nothing."""
 

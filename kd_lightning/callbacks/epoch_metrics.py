@@ -50,7 +50,15 @@ class EpochMetrics(pl.Callback):
         self._loaded: _State | None = None
         self._first_step: _Moment | None = None
 
-    def add(self, loss: Tensor, terms: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
+    def add(
+        self,
+        loss: Tensor,
+        terms: dict[str, Tensor],
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        all_labelled: bool = False,
+    ) -> None:
         """Add a batch.
 
         Args:
@@ -58,11 +66,17 @@ class EpochMetrics(pl.Callback):
             terms: Further scalars to average.
             logits: Output of the trained network, ``(B, C)``.
             labels: Class indices ``(B,)``, -1 where unlabelled, or class probabilities ``(B, C)``.
+            all_labelled: Whether every row is known to be labelled.
         """
         with torch.no_grad():
             classes = class_indices(labels)
-            labelled = (classes >= 0).sum()
-            accuracy = (logits.argmax(1) == classes).sum() / labelled.clamp(min=1)
+            correct = logits.argmax(1) == classes
+            labelled: Tensor | int = len(logits)
+            if all_labelled:
+                accuracy = correct.mean(dtype=torch.float32)
+            else:
+                labelled = (classes >= 0).sum()
+                accuracy = correct.sum() / labelled.clamp(min=1)
             values = {"loss": loss, "accuracy": accuracy, **terms}
             self.means.add(values, {**dict.fromkeys(values, len(logits)), "accuracy": labelled})
 
@@ -89,7 +103,8 @@ class EpochMetrics(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reset the sums and the clock."""
-        self.means, self.seconds, self._started = RunningMeans(), 0.0, perf_counter()
+        self.means.clear()
+        self.seconds, self._started = 0.0, perf_counter()
         self._first_step = None
         if (timer := timer_of(trainer)) is not None:
             timer.restart()
@@ -101,7 +116,7 @@ class EpochMetrics(pl.Callback):
         now = perf_counter()
         self.seconds, self._started = self.seconds + now - self._started, now
         if self._first_step is None and self.means.sums is not None and (timer := timer_of(trainer)) is not None:
-            self._first_step = _Moment(self.means.sums, self.seconds, timer.preparing)
+            self._first_step = _Moment(self.means.sums.clone(), self.seconds, timer.preparing)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restart the clock."""

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from kd_lightning.callbacks.buffer_snapshot import BufferSnapshot
 from kd_lightning.callbacks.epoch_metrics import EpochMetrics
-from kd_lightning.callbacks.running_means import RunningMeans
+from kd_lightning.callbacks.nonfinite import mark_nonfinite_
 from kd_lightning.errors import UserError
 
 
@@ -34,7 +34,8 @@ class FiniteGuard(pl.Callback):
     """Checks the loss and the gradients of each step, in all processes alike, before the weights are updated.
 
     On a CPU the verdict is read at once. On a CUDA device it stays there, so that nothing waits: a fused optimizer
-    skips the update where ``found_inf`` is set, and the verdict is read one step later, and before anything is saved. A
+    skips the update where ``found_inf`` is set, and the verdict is read one step later, and before anything is saved;
+    until then it stays set, so that no later update changes the weights either. A
     gradient scaler (``16-mixed``) skips updates by itself and lowers its scale: gradients that are not finite are then
     counted and otherwise left to it. The modules of this package own a guard and attach it.
 
@@ -58,6 +59,8 @@ class FiniteGuard(pl.Callback):
         self._record: StepRecord | None = None
         self._snapshot: BufferSnapshot | None = None
         self._pending: PendingCheck | None = None
+        self._found: Tensor | None = None
+        self._found_in_loss: Tensor | None = None
         self._stopped: UserError | None = None
         self._loaded: _State | None = None
 
@@ -70,7 +73,7 @@ class FiniteGuard(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget an earlier run."""
-        self._record = self._snapshot = self._pending = self._stopped = None
+        self._record = self._snapshot = self._pending = self._stopped = self._found = self._found_in_loss = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Continue a loaded epoch, within a step if its gradients wait for more batches."""
@@ -78,7 +81,7 @@ class FiniteGuard(pl.Callback):
         if state is None:
             return
         if state["skipped"] is not None:
-            self.skipped = torch.tensor(state["skipped"], device=pl_module.device)
+            self.skipped = torch.tensor(float(state["skipped"]), device=pl_module.device)
         if state["buffers"]:
             buffers = {name: buffer.to(pl_module.device) for name, buffer in state["buffers"].items()}
             self._snapshot = BufferSnapshot(buffers)
@@ -121,25 +124,54 @@ class FiniteGuard(pl.Callback):
         self.synchronize()
         (record, self._record), (snapshot, self._snapshot) = (self._record, None), (self._snapshot, None)
         weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
-        verdict = _verdict(self.metrics.means, weights)
-        bad = verdict.loss > 0 if scaled else verdict.update
+        found, bad = self._find([weight.grad for weight in weights if weight.grad is not None], scaled=scaled)
         if scaled or self.mode == "skip":
-            self.skipped = verdict.update + (0 if self.skipped is None else self.skipped)
+            self.skipped = found.clone() if self.skipped is None else self.skipped.add_(found)
         if snapshot is not None:
-            snapshot.restore(module, bad)
-            self.metrics.means.undo_step(bad)
+            snapshot.restore(module, bad > 0)
+            self.metrics.means.undo_step(bad > 0)
 
-        asynchronous = _stays_on_device(bad) and (scaled or supports_found_inf(optimizer))
-        if asynchronous:
+        if _stays_on_device(bad) and (scaled or supports_found_inf(optimizer)):
             if not scaled:
-                optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+                optimizer.found_inf = bad  # type: ignore[attr-defined]
             if self.mode == "stop":
-                self._pending = PendingCheck(AsyncCopy(torch.stack([bad, verdict.loss])), record)
+                self._pending = PendingCheck(AsyncCopy(bad), record)
         elif bool(bad):
             if self.mode == "stop":
-                self._stop(_message(record, int(verdict.loss) - 1, module))
+                self._stop(_message(record, self._rank_with_bad_loss(), module))
             for weight in [] if scaled else weights:
                 weight.grad = None  # every optimizer skips such weights
+
+    def _find(self, gradients: list[Tensor], *, scaled: bool) -> tuple[Tensor, Tensor]:
+        """Return, for all processes, whether anything is not finite, and whether the update must not be made for it.
+
+        Both are float32 scalars on the device, 0 or 1. They differ under a gradient scaler, which treats gradients
+        itself, so that only the loss counts for the second.
+        """
+        sums = self.metrics.means.sums
+        losses = [] if sums is None else [sums]
+        device = next((tensor.device for tensor in (*gradients, *losses)), torch.device("cpu"))
+        if self._found is None or self._found.device != device:
+            self._found, self._found_in_loss = (torch.zeros((), device=device) for _ in range(2))
+        assert self._found_in_loss is not None
+        flags = {self._found: [*gradients, *losses], **({self._found_in_loss: losses} if scaled else {})}
+        *_, bad = flags
+        for flag, tensors in flags.items():
+            if self.mode == "skip" or flag is not bad:
+                flag.zero_()
+            mark_nonfinite_(flag, tensors)
+            if _is_distributed():
+                dist.all_reduce(flag, dist.ReduceOp.MAX)  # Lightning's reduce would first wait for all processes
+        return self._found, bad
+
+    def _rank_with_bad_loss(self) -> int:
+        """Return the last rank whose loss is not finite, or -1; all processes call it."""
+        sums = self.metrics.means.sums
+        rank = torch.tensor(-1 if sums is None or _is_finite(sums) else _rank())
+        if _is_distributed():
+            rank = rank.to(rank.device if sums is None else sums.device)
+            dist.all_reduce(rank, dist.ReduceOp.MAX)
+        return int(rank)
 
     def synchronize(self) -> None:
         """Read the verdict on the last step, if it was left on the device.
@@ -150,9 +182,8 @@ class FiniteGuard(pl.Callback):
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        bad, loss = pending.verdict.read()
-        if bad:
-            self._stop(_message(pending.record, int(loss) - 1))
+        if pending.verdict.read():
+            self._stop(_message(pending.record, self._rank_with_bad_loss()))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the last step, and log the number of skipped ones."""
@@ -205,25 +236,6 @@ class PendingCheck(NamedTuple):
 
     verdict: AsyncCopy
     record: StepRecord | None
-
-
-class Verdict(NamedTuple):
-    """The result of a check, the same in all processes: scalars on the device."""
-
-    loss: Tensor
-    """1 + the (last) rank whose loss is not finite, or 0."""
-    update: Tensor
-    """Whether a loss or a gradient is not finite."""
-
-
-def _verdict(means: RunningMeans, weights: list[Tensor]) -> Verdict:
-    grad_norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None], torch.inf)
-    gradient = ~grad_norm.isfinite()
-    loss = torch.zeros_like(gradient) if means.sums is None else ~means.sums.isfinite().all()
-    both = torch.stack([loss * (1 + _rank()), loss | gradient]).float()
-    if _is_distributed():
-        dist.all_reduce(both, dist.ReduceOp.MAX)  # Lightning's reduce would first wait for all processes
-    return Verdict(both[0], both[1] > 0)
 
 
 def supports_found_inf(optimizer: Optimizer) -> bool:

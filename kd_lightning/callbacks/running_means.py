@@ -5,6 +5,8 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from kd_lightning.data.augmentation.constants import constant
+
 
 class MeansState(TypedDict):
     """The state of :class:`RunningMeans`: names, and sums now and before the current step, ``(2, 2, names)``."""
@@ -26,25 +28,40 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
-        self.sums: Tensor | None = None
+        self._sums: Tensor | None = None
         self._before: Tensor | None = None
+        self._is_empty = True
+
+    @property
+    def sums(self) -> Tensor | None:
+        """Sums of the values and of their counts, float32 ``(2, names)``; ``None`` where nothing was added."""
+        return None if self._is_empty else self._sums
+
+    def clear(self) -> None:
+        """Forget all that was added; the tensors stay where they are."""
+        self._is_empty, self._before = True, None
+        if self._sums is not None:
+            self._sums.zero_()
 
     def add(self, values: dict[str, Tensor], counts: dict[str, Tensor | int]) -> None:
         """Add one batch: each value is a mean over as many rows as its count."""
         means = torch.stack([value.detach().float() for value in values.values()])
-        weights = torch.stack([_as_scalar(counts[name], means) for name in values])
-        batch = torch.stack([means * weights, weights])
-        self.names = tuple(values)
-        self.sums = batch if self.sums is None else self.sums.to(batch.device) + batch
+        if self._sums is None or self._sums.device != means.device or self._sums.shape[1] != len(means):
+            kept = self.sums
+            self._sums = means.new_zeros(2, len(means)) if kept is None else kept.to(means.device)
+        self.names, self._is_empty = tuple(values), False
+        weights = _weights([counts[name] for name in values], means)
+        self._sums[0].addcmul_(means, weights)
+        self._sums[1].add_(weights)
 
     def begin_step(self) -> None:
         """Remember the sums, so that :meth:`undo_step` can restore them."""
-        self._before = self.sums
+        self._before = None if self.sums is None else self.sums.clone()
 
     def undo_step(self, undone: Tensor) -> None:
         """Restore the sums from before the step where ``undone``, a boolean scalar on the device, is true."""
         if self.sums is not None:
-            self.sums = torch.where(undone, self._sums_before(self.sums), self.sums)
+            self.sums.copy_(torch.where(undone, self._sums_before(self.sums), self.sums))
 
     def compute(self, total: Tensor | None = None) -> dict[str, Tensor]:
         """Return the means, NaN where nothing was counted.
@@ -63,12 +80,17 @@ class RunningMeans:
     def load_state_dict(self, state: MeansState) -> None:
         """Continue from saved sums."""
         self.names = tuple(state["names"])
-        self.sums, self._before = (None, None) if state["sums"] is None else state["sums"].unbind()
+        self._sums, self._before = (None, None) if state["sums"] is None else state["sums"].clone().unbind()
+        self._is_empty = self._sums is None
 
     def _sums_before(self, sums: Tensor) -> Tensor:
         return torch.zeros_like(sums) if self._before is None else self._before.to(sums.device)
 
 
-def _as_scalar(count: Tensor | int, like: Tensor) -> Tensor:
-    """Return a float on the device; filling in a number, unlike a copy, does not wait for the device."""
-    return count.to(like) if isinstance(count, Tensor) else like.new_full((), count)
+def _weights(counts: list[Tensor | int], like: Tensor) -> Tensor:
+    """Return counts as floats on the device; numbers are sent there once, for which later steps do not wait."""
+    known = tuple(float(count) for count in counts if not isinstance(count, Tensor))
+    if len(known) == len(counts):
+        return constant(known, device=like.device)
+    scalars = [count if isinstance(count, Tensor) else constant((float(count),), device=like.device)[0] for count in counts]
+    return torch.stack([scalar.to(like) for scalar in scalars])

@@ -182,6 +182,11 @@ class DomainPairDataModule(pl.LightningDataModule):
         """Return whether an image of a split of the source is labelled."""
         return self.source.has_labels(split)
 
+    @property
+    def all_labelled(self) -> bool:
+        """Return whether every image of the source is labelled and batches keep it apart: the target's are hidden."""
+        return self.source.all_labelled and not self.concat
+
     def image_name(self, split: str, sample: int) -> str:
         """Return the file of a sample of the target, or its number."""
         return self.target.image_name(split, sample)

@@ -176,6 +176,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             labels = self.splits.read(split).labels
         return not len(labels) or bool((labels >= 0).any())
 
+    @property
+    def all_labelled(self) -> bool:
+        """Return whether every training image is labelled."""
+        return bool((self.splits.read("train").labels[self.train_samples] >= 0).all())
+
     def image_name(self, split: str, sample: int) -> str:
         """Return the file of a sample of a split that was read, or its number."""
         split = self.predict_split if split == "predict" else split

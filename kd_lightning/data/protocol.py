@@ -70,6 +70,10 @@ class ImageData(Protocol):
     def has_labels(self, split: str) -> bool:
         """Return whether an image of ``"train"`` or ``"val"`` is labelled, in a pair of domains one of the source."""
 
+    @property
+    def all_labelled(self) -> bool:
+        """Return whether every image in a training batch is labelled, in a batch of two domains those of the source."""
+
     def image_name(self, split: str, sample: int) -> str:
         """Return the file of a sample, or its number."""
 

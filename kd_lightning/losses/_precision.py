@@ -39,9 +39,14 @@ def _devices(values: Iterable[object]) -> Iterator[str]:
             yield from _devices(value)
 
 
+def widen(tensor: Tensor) -> Tensor:
+    """Return float16 and bfloat16 as float32, and other types as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def _widen(value: object) -> object:
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
+    if isinstance(value, Tensor):
+        return widen(value)
     if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
         return [_widen(item) for item in value]
     return value

@@ -30,6 +30,9 @@ class Term(nn.Module, ABC):
     views: int = 1
     """Number of views of each image that the term expects from the data."""
 
+    all_labelled: bool = False
+    """Whether every training image is labelled; set by the objective before the first step."""
+
     metrics: dict[str, Tensor]
     """Scalars of the last batch, logged as ``{term}_{metric}``; they hold no graph, so that modules can be copied."""
 

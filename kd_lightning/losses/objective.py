@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._precision import widen
 from kd_lightning.losses.base import AlignmentLoss, DistillationLoss
 from kd_lightning.networks.placement import weight_device
 
@@ -191,6 +192,11 @@ class Objective(nn.ModuleDict):
                 term.build(*outputs, student_network=network, teacher_network=teacher)
             term.to(weight_device(network))
 
+    def begin_training(self, *, all_labelled: bool) -> None:
+        """Let the terms know whether every training image is labelled."""
+        for term in self.terms.values():
+            term.all_labelled = all_labelled
+
     def begin_step(self, *, progress: float, epoch: int, device: torch.device) -> None:
         """Set the terms' progress and epoch; nothing waits for the device.
 
@@ -219,6 +225,7 @@ class Objective(nn.ModuleDict):
         Returns:
             The sum, a scalar; and the values to log by name: the unweighted terms and their metrics.
         """
+        first = first._replace(logits=widen(first.logits))  # once for all terms
         values = {name: term(first, second, labels) for name, term in self.terms.items()}
         stacked = torch.stack(list(values.values()))
         loss = (stacked * self._weights_for(stacked)).sum()

@@ -25,7 +25,7 @@ from kd_lightning.checkpoints import rebuild
 from kd_lightning.checkpoints.io import use_atomic_checkpoints
 from kd_lightning.checkpoints.trust import unserializable
 from kd_lightning.data.batch import images_for_teacher
-from kd_lightning.data.protocol import FollowsNetworks
+from kd_lightning.data.protocol import FollowsNetworks, is_image_data
 from kd_lightning.data.read_batch import read_batch, read_to_predict
 from kd_lightning.features import logits_of
 from kd_lightning.modules import optim
@@ -118,6 +118,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.confusion: Tensor | None = None
         self.epoch_metrics = EpochMetrics()
         self.finite_guard = FiniteGuard(on_nonfinite, self.epoch_metrics)
+        self._all_labelled = False
         # of the subclass's constructor too, which is on the stack
         objects = ("network", "student", "teacher", "losses", "optimizer", "lr_scheduler")
         self.save_hyperparameters(ignore=unserializable(*objects))
@@ -219,6 +220,16 @@ class ClassificationModule(pl.LightningModule, ABC):
     def learning_rate(self, rate: float) -> None:
         self.optimization = replace(self.optimization, learning_rate=rate)
 
+    @property
+    def all_labelled(self) -> bool:
+        """Whether every training image is known to be labelled, which saves the search for rows that are not."""
+        return self._all_labelled
+
+    def on_train_start(self) -> None:
+        """Determine whether every training image is labelled."""
+        data = self.data_module
+        self._all_labelled = is_image_data(data) and data.all_labelled
+
     def on_fit_start(self) -> None:
         """Train at the learning rate of the module, also if it was found after the optimizer was built."""
         optim.use_found_rate(self.trainer, self.learning_rate)
@@ -261,7 +272,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         """
         place = f"Epoch {self.current_epoch}, step {self.trainer.global_step}"
         self.finite_guard.observe(StepRecord(place, {**terms, "loss": loss}, {**tensors, "logits": logits}))
-        self.epoch_metrics.add(loss, terms, logits, labels)
+        self.epoch_metrics.add(loss, terms, logits, labels, all_labelled=self.all_labelled)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.trainer.global_step + 1) % every == 0:
             self.log("train/loss_step", loss.detach(), prog_bar=True)

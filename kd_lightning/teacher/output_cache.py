@@ -96,7 +96,8 @@ class OutputCache:
     def __call__(self, ids: Tensor) -> Tensor:
         """Return the logits ``(B, C)`` of the current view in float32."""
         assert self._current is not None
-        return self._current.index_select(0, ids // self.views).float()
+        rows = ids // self.views if self.views > 1 else ids
+        return self._current.index_select(0, rows).float()
 
     def _file(self, view: int) -> Path:
         assert self.folder is not None
