@@ -16,9 +16,10 @@ from kd_lightning.errors import UserError
 
 
 class StepRecord(NamedTuple):
-    """A batch: epoch and step in words, the loss and its terms, and the tensors that they were computed from."""
+    """A batch: epoch and step, the loss and its terms, and the tensors that they were computed from."""
 
-    place: str
+    epoch: int
+    step: int
     terms: Mapping[str, Tensor]
     tensors: Mapping[str, Tensor]
 
@@ -68,8 +69,8 @@ class FiniteGuard(pl.Callback):
         """Remember a batch of the step: the first one that is known not to be finite, otherwise the last."""
         last = self._record
         if last is None or last.terms["loss"].is_cuda or _is_finite(last.terms["loss"]):
-            detached = ({name: value.detach() for name, value in part.items()} for part in record[1:])
-            self._record = StepRecord(record.place, *detached)
+            detached = ({name: value.detach() for name, value in part.items()} for part in record[2:])
+            self._record = StepRecord(record.epoch, record.step, *detached)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget an earlier run."""
@@ -257,7 +258,8 @@ def _stays_on_device(verdict: Tensor) -> bool:
 
 def _message(record: StepRecord | None, rank: int, module: nn.Module | None = None) -> str:
     """Return the error's sentence, written by the rank whose loss is not finite (if any: from 0 on) for all ranks."""
-    place, terms, tensors = record or StepRecord("A step", {}, {})
+    place = "A step" if record is None else f"Epoch {record.epoch}, step {record.step}"
+    terms, tensors = ({}, {}) if record is None else record[2:]
     sentence = (
         f"{place}{f', rank {_rank()}' if _is_distributed() else ''}: {_first_nonfinite(terms, rank, module)}"
         f" ({'; '.join(f'{name} in {_range(tensor)}' for name, tensor in tensors.items())}), so the weights "

@@ -244,6 +244,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             self._subset(self.predict_split, self.train_samples if self.predict_split == "train" else None)
         )
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch as Lightning does, unless it is there."""
+        if isinstance(batch, RawBatch) and batch.places is not None and batch.ids.device == device:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """Turn a :class:`RawBatch` into the :class:`Batch` that a module sees."""
         if not isinstance(batch, RawBatch):

@@ -3,6 +3,7 @@
 from typing import cast
 
 import lightning.pytorch as pl
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 
 from kd_lightning.data.batch import Batch
 
@@ -16,4 +17,6 @@ def to_trainer_precision(batch: Batch, trainer: pl.Trainer | None) -> Batch:
         batch: A batch on its device.
         trainer: The Trainer; without one nothing is converted.
     """
-    return batch if trainer is None else cast("Batch", trainer.precision_plugin.convert_input(batch))
+    if trainer is None or type(trainer.precision_plugin) in (Precision, MixedPrecision):  # which ask for float32
+        return batch
+    return cast("Batch", trainer.precision_plugin.convert_input(batch))

@@ -270,13 +270,14 @@ class ClassificationModule(pl.LightningModule, ABC):
             labels: Class indices ``(B,)`` or probabilities ``(B, C)``.
             tensors: Further tensors that the loss was computed from, whose ranges an error would report.
         """
-        place = f"Epoch {self.current_epoch}, step {self.trainer.global_step}"
-        self.finite_guard.observe(StepRecord(place, {**terms, "loss": loss}, {**tensors, "logits": logits}))
+        trainer, step = self.trainer, self.trainer.global_step
+        record = StepRecord(trainer.current_epoch, step, {**terms, "loss": loss}, {**tensors, "logits": logits})
+        self.finite_guard.observe(record)
         self.epoch_metrics.add(loss, terms, logits, labels, all_labelled=self.all_labelled)
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.trainer.global_step + 1) % every == 0:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (step + 1) % every == 0:
             self.log("train/loss_step", loss.detach(), prog_bar=True)
-            self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+            self.log("learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of validation images."""

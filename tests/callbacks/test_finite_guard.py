@@ -732,7 +732,7 @@ def test_the_guard_restores_the_weights_without_a_trainer() -> None:
     for value in (1.0, NAN):
         guard.begin(layer)
         loss = layer(torch.tensor([value, 1.0])).sum()
-        guard.observe(StepRecord("Here", {"loss": loss}, {}))
+        guard.observe(StepRecord(0, 3, {"loss": loss}, {}))
         metrics.means.add({"loss": loss}, {"loss": 1})
         optimizer.zero_grad()
         loss.backward()
@@ -833,7 +833,7 @@ def test_the_check_does_not_synchronize_with_the_gpu(mode: Any) -> None:
         try:
             guard.begin(layer)
             loss = layer(images).square().mean()
-            guard.observe(StepRecord("Here", {"loss": loss}, {"images": images}))
+            guard.observe(StepRecord(0, 3, {"loss": loss}, {"images": images}))
             metrics.means.add({"loss": loss}, {"loss": 8})
             optimizer.zero_grad()
             loss.backward()
