@@ -283,6 +283,7 @@ def test_the_whole_chain_of_the_digits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_chain_on_images_of_three_classes(tmp_path: Path) -> None:
     for split, label, number in product(("train", "test"), range(3), range(60)):
         folder = tmp_path / "images" / split / str(label)
