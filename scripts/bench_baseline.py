@@ -10,7 +10,7 @@ autocast and channels-last memory, cuDNN picks its fastest kernels, SGD is fused
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
 
@@ -149,7 +149,7 @@ class CompetentStep:
 
 def baseline_steps(
     teacher: str, batch_size: int, device: torch.device, count: int = COUNT
-) -> dict[str, NaiveStep | CompetentStep]:
+) -> dict[str, Callable[[], None]]:
     """Return a step of each loop, by the loop's name.
 
     Args:
@@ -159,11 +159,13 @@ def baseline_steps(
         count: Number of images of an epoch.
     """
     images, labels = random_images(count)
-    loaders = naive_loader(images, labels, batch_size), competent_loader(images, labels, batch_size, device)
-    return {
-        name: step(getattr(networks, teacher)(), networks.resnet20(), loader, device)
-        for name, step, loader in zip(LOOPS, (NaiveStep, CompetentStep), loaders, strict=True)
-    }
+    naive, competent = naive_loader(images, labels, batch_size), competent_loader(images, labels, batch_size, device)
+    build = getattr(networks, teacher)
+    steps = (
+        NaiveStep(build(), networks.resnet20(), naive, device),
+        CompetentStep(build(), networks.resnet20(), competent, device),
+    )
+    return dict(zip(LOOPS, steps, strict=True))
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import lightning
 import lightning.pytorch as pl
 import torch
+from environment import processor_name
 from random_images import RandomImages
 from stepwise_fit import quiet_trainer
 from torch import nn
@@ -132,10 +133,9 @@ def main() -> None:
         "cached": time_epochs(cached, 1, options),
         "student alone": time_epochs(TeacherModule(networks.resnet20(), compile=options.compile), None, options),
     }
-    processor = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(
         f"torch {torch.__version__}, lightning {lightning.__version__}, {options.teacher} -> resnet20, "
-        f"{options.images} images, batch {options.batch_size}, {processor}\n"
+        f"{options.images} images, batch {options.batch_size}, {processor_name(device)}\n"
         f"matrix product {hardware.flops / 1e12:.3f} TFLOP/s, copy {hardware.bandwidth / 1e9:.1f} GB/s"
     )
     for name, (first, second) in epochs.items():
