@@ -116,6 +116,23 @@ def test_the_competent_loop_leaves_the_choice_of_kernels_to_others(baseline: Mod
     assert torch.backends.cudnn.benchmark == before
 
 
+def test_our_batches_are_placed_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = importlib.import_module("random_images").RandomImages(8, count=32)
+    places = []
+    augment = data.augment
+
+    def recorded(batch: Any) -> Any:
+        places.append(batch.places)
+        return augment(batch)
+
+    monkeypatch.setattr(data, "augment", recorded)
+    batches = data.augmented_batches(CPU)
+    for _ in range(5):  # into the second epoch
+        assert next(batches).images.shape == (8, 3, 32, 32)
+    assert data.trainer.strategy.root_device == CPU
+    assert all(place.first.device == CPU for place in places)
+
+
 # graphs
 
 
