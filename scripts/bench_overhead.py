@@ -1,7 +1,8 @@
 """Measure what Lightning and this package add to each step, in microseconds.
 
-A hand-written loop, Lightning's ``Trainer.fit`` of a plain module, and ``Trainer.fit`` of ``TeacherModule`` train on the
-same batches with the same loss, optimizer and schedule. What the third costs above the second is this package's share.
+A hand-written loop, Lightning's ``Trainer.fit`` of a plain module, and ``Trainer.fit`` of ``TeacherModule`` train on
+the same batches with the same loss, optimizer and schedule. What the third costs above the second is this package's
+share.
 
     python scripts/bench_overhead.py [--rounds 7] [--steps 100] [--device cpu]
 """

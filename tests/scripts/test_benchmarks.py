@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     ),
     "bench_losses": (["--batch-size", "4", "--rounds", "1"], "of KD"),
     "bench_operations": (["--teacher", "resnet20"], "operations a step"),
-    "bench_overhead": (["--rounds", "1", "--steps", "1"], "overhead"),
+    "bench_overhead": (["--rounds", "1", "--steps", "1"], "this package"),
     "bench_photographs": (["--size", "32", "--batch-size", "8", "--rounds", "1"], "times torchvision"),
     "bench_step": ([*TINY, "--steps", "1", "--rounds", "1"], "x the competent loop"),
     "environment": (["--device", "cpu"], "CPU threads"),
