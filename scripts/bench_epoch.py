@@ -18,6 +18,7 @@ from typing import NamedTuple
 import lightning
 import lightning.pytorch as pl
 import torch
+from environment import processor_name
 from random_images import RandomImages
 from stepwise_fit import quiet_trainer
 from torch import nn
@@ -125,22 +126,26 @@ def main() -> None:
         "cached": student,
         "student alone": student,
     }
-    common = {"teacher_check": "off", "compile": options.compile}
-    cached = DistillationModule(networks.resnet20(), teacher, teacher_cache=True, **common)
-    epochs = {
-        "online": time_epochs(DistillationModule(networks.resnet20(), teacher, **common), None, options),
-        "cached": time_epochs(cached, 1, options),
-        "student alone": time_epochs(TeacherModule(networks.resnet20(), compile=options.compile), None, options),
-    }
-    processor = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(
         f"torch {torch.__version__}, lightning {lightning.__version__}, {options.teacher} -> resnet20, "
-        f"{options.images} images, batch {options.batch_size}, {processor}\n"
-        f"matrix product {hardware.flops / 1e12:.3f} TFLOP/s, copy {hardware.bandwidth / 1e9:.1f} GB/s"
+        f"{options.images} images, batch {options.batch_size}, {processor_name(device)}\n"
+        f"matrix product {hardware.flops / 1e12:.3f} TFLOP/s, copy {hardware.bandwidth / 1e9:.1f} GB/s",
+        flush=True,
     )
-    for name, (first, second) in epochs.items():
+    common = {"teacher_check": "off", "compile": options.compile}
+    cached = DistillationModule(networks.resnet20(), teacher, teacher_cache=True, **common)
+    runs = {
+        "online": (DistillationModule(networks.resnet20(), teacher, **common), None),
+        "cached": (cached, 1),
+        "student alone": (TeacherModule(networks.resnet20(), compile=options.compile), None),
+    }
+    for name, (module, views) in runs.items():
+        first, second = time_epochs(module, views, options)
         fraction = options.images * limits[name] / second
-        print(f"{name:<14} first epoch {first:7.2f} s, second {second:7.2f} s, {fraction:.0%} of the hardware's limit")
+        print(
+            f"{name:<14} first epoch {first:7.2f} s, second {second:7.2f} s, {fraction:.0%} of the hardware's limit",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
