@@ -1,8 +1,8 @@
 """Count the operations of a training step in ``Trainer.fit`` and in a hand-written loop.
 
 On a GPU each operation is at least one kernel, and small networks wait for the host to launch them. Views, allocations
-and the profiler's records are left out. Each count lasts from the end of one step to the end of the next, so that making
-the batch is in it; the batch of the hand-written loop is ready.
+and the profiler's records are left out. Each count lasts from the end of one step to the end of the next, so that
+making the batch is in it; the batch of the hand-written loop is ready.
 
     python scripts/bench_operations.py [--teacher resnet34] [--details]
 """

@@ -15,7 +15,8 @@ from kd_lightning import networks
 
 _LAUNCH_NOTHING = {
     *("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"),
-    *("aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh", "aten::_local_scalar_dense", "aten::promote_types"),
+    *("aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh", "aten::_local_scalar_dense"),
+    "aten::promote_types",
 }
 """Allocations, views without an alias in their schema, and a read by the host, which copies and computes nothing."""
 
@@ -24,7 +25,7 @@ class OperationCounter(TorchDispatchMode):
     """Counts ATen operations by name; views, allocations and the profiler's records launch nothing and are left out."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -44,9 +45,9 @@ class _StepCounter(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Start, or stop, to count."""
         if batch_idx == self.step:
-            self.counter.__enter__()
+            self.counter.__enter__()  # type: ignore[no-untyped-call]
         elif batch_idx == self.step + 1:
-            self.counter.__exit__(None, None, None)
+            self.counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             trainer.should_stop = True
 
 
@@ -94,6 +95,7 @@ def count_of_raw_loop(teacher: nn.Module | None = None, *, batch_size: int = 32)
 def _count(step: Callable[[], None]) -> Counter[str]:
     step()
     step()
-    with OperationCounter() as counter:
+    counter = OperationCounter()
+    with counter:
         step()
     return counter.counts

@@ -87,7 +87,7 @@ class FetchTimer(Profiler):
         return self._waiting
 
     def profile(self, action_name: str) -> AbstractContextManager[str | None]:  # type: ignore[override]
-        """Return a context in which an action runs; of those that nobody measures, an empty one, which costs nothing."""
+        """Return the context in which an action runs, an empty one if nobody measures it, which costs nothing."""
         measured = action_name == _FETCH or action_name.endswith(_TRANSFER)
         if measured or not isinstance(self.profiler, PassThroughProfiler):
             return super().profile(action_name)

@@ -92,5 +92,7 @@ def _weights(counts: list[Tensor | int], like: Tensor) -> Tensor:
     known = tuple(float(count) for count in counts if not isinstance(count, Tensor))
     if len(known) == len(counts):
         return constant(known, device=like.device)
-    scalars = [count if isinstance(count, Tensor) else constant((float(count),), device=like.device)[0] for count in counts]
+    scalars = [
+        count if isinstance(count, Tensor) else constant((float(count),), device=like.device)[0] for count in counts
+    ]
     return torch.stack([scalar.to(like) for scalar in scalars])

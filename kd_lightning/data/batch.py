@@ -61,6 +61,7 @@ class RawBatch(NamedTuple):
         plan: Changes to the images beside crops and flips, ``None`` if there are none.
         teacher_pixels: The same views as ``pixels`` at the size of the teacher, if that differs.
         places: Places of the images in a set that is kept on the device, if they were found for the whole epoch.
+        view_ids: The ids of the :class:`Batch`, if they were computed for the whole epoch.
     """
 
     pixels: Tensor
@@ -72,9 +73,13 @@ class RawBatch(NamedTuple):
     plan: ViewPlan | None = None
     teacher_pixels: Tensor | None = None
     places: Places | None = None
+    view_ids: Tensor | None = None
 
     def between(self, start: int, stop: int) -> "RawBatch":
         """Return neighbouring images of a set that is kept on the device; nothing is copied."""
         assert self.places is not None
-        pixels, labels, ids = (values[start:stop] for values in (self.pixels, self.labels, self.ids))
-        return self._replace(pixels=pixels, labels=labels, ids=ids, places=self.places.between(start, stop))
+        assert self.view_ids is not None
+        tensors = self.pixels, self.labels, self.ids, self.view_ids
+        pixels, labels, ids, view_ids = (values[start:stop] for values in tensors)
+        places = self.places.between(start, stop)
+        return self._replace(pixels=pixels, labels=labels, ids=ids, places=places, view_ids=view_ids)

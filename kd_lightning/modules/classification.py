@@ -222,7 +222,7 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     @property
     def all_labelled(self) -> bool:
-        """Whether every training image is known to be labelled, which saves the search for rows that are not."""
+        """The knowledge that every training image is labelled, which saves the search for rows that are not."""
         return self._all_labelled
 
     def on_train_start(self) -> None:

@@ -63,9 +63,7 @@ class TeacherModule(ClassificationModule):
         else:
             assert ids is not None
             logits = self._features.head(self._features(ids))
-        loss = hard_target_loss(
-            logits, labels, label_smoothing=self.label_smoothing, all_labelled=self.all_labelled
-        )
+        loss = hard_target_loss(logits, labels, label_smoothing=self.label_smoothing, all_labelled=self.all_labelled)
         self.log_step(loss, {}, logits, labels, {"images": images})
         return loss
 

@@ -90,7 +90,10 @@ class OutputCache:
         logits = self._memory[view] if view in self._memory else self._read(view)
         if logits is None:
             raise KeyError(view)
-        self._current = logits.to(device)
+        if self._current is None or self._current.device != device:
+            self._current = logits.to(device, copy=True)
+        else:
+            self._current.copy_(logits)  # in place: a captured step reads it there
         self.current_view = view
 
     def __call__(self, ids: Tensor) -> Tensor:

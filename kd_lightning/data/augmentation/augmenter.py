@@ -69,9 +69,9 @@ class Augmenter:
         if batch.teacher_pixels is not None:
             scale = batch.teacher_pixels.shape[2] / images.shape[2]
             teacher_images = self._finish(self._teacher_integers(batch, plan), plan, scale=scale)
-        labels, ids = batch.labels, batch.ids
-        if batch.epoch >= 0 and self.views is not None and self.views > 1:
-            ids = ids * self.views + self.view_of_epoch(batch.epoch)
+        labels, ids = batch.labels, batch.view_ids
+        if ids is None:
+            ids = self._view_ids(batch.ids, batch.epoch)
         if self.mixes and batch.epoch >= 0:  # of all batches alike, also where no row is labelled
             labels = _one_hot(labels, num_classes)
         if plan.mixing is not None and plan.partner_labels is not None:
@@ -98,7 +98,9 @@ class Augmenter:
         packed = self._images(split, device)
         view = self.view_of_epoch(epoch)
         places = find_places(packed, samples, self._crops(split, view, device).select(samples), view=view)
-        return RawBatch(samples.new_empty((len(samples), 0), dtype=torch.uint8), labels, samples, epoch, split, places=places)
+        pixels = samples.new_empty((len(samples), 0), dtype=torch.uint8)  # gathered batch by batch
+        view_ids = self._view_ids(samples, epoch)
+        return RawBatch(pixels, labels, samples, epoch, split, places=places, view_ids=view_ids)
 
     def pixels(self, batch: RawBatch) -> Tensor:
         """Return the images before normalization, erasing and mixing, uint8 ``(B, channels, H, W)``."""
@@ -124,6 +126,10 @@ class Augmenter:
     def view_of_epoch(self, epoch: int) -> int:
         """Return the view that an epoch shows, or -1 for images without augmentation."""
         return epoch if self.views is None or epoch < 0 else epoch % self.views
+
+    def _view_ids(self, samples: Tensor, epoch: int) -> Tensor:
+        fixed = epoch >= 0 and self.views is not None and self.views > 1
+        return samples * (self.views or 1) + self.view_of_epoch(epoch) if fixed else samples
 
     def _finish(self, pixels: Tensor, plan: ViewPlan, *, scale: float = 1.0) -> Tensor:
         """Return images that are recoloured, normalized and partly erased, at ``scale`` times the student's size."""
