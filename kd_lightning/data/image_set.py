@@ -188,13 +188,15 @@ class StreamedImages:
         size: Height and width in a batch.
         crop: Cuts random boxes out of them; ``None`` where they have the size already.
         plain: Images as they are evaluated, where ``images`` are in another form or have another size.
-        teacher_plain: The same at the size of a teacher, if that differs.
+        teacher_images: Training images for a teacher, where they are not cut and not the same.
+        teacher_plain: Images as a teacher is evaluated on them, where they are not the same.
     """
 
     images: ImageSource
     size: tuple[int, int]
     crop: ResizedCrop | None = None
     plain: ImageSource | None = None
+    teacher_images: ImageSource | None = None
     teacher_plain: ImageSource | None = None
 
     @property
@@ -215,13 +217,13 @@ class StreamedImages:
         return self.images.name(sample)
 
     def content(self) -> bytes | memoryview:
-        """Return what a fingerprint of the images covers: also how they are cut, and those of the teacher's size."""
-        if self.crop is None and self.teacher_plain is None:
+        """Return what a fingerprint of the images covers: also how they are cut, and those for a teacher."""
+        if self.crop is None and self.teacher_images is None:
             return self.images.content()
         digest = hashlib.sha256(self.images.content())
         digest.update(repr(self.crop).encode())
-        if self.crop is None and self.teacher_plain is not None:
-            digest.update(self.teacher_plain.content())
+        if self.teacher_images is not None:
+            digest.update(self.teacher_images.content())
         return digest.digest()
 
     def stream(self, samples: Tensor, view: int) -> Decoded:
@@ -235,11 +237,14 @@ class StreamedImages:
             images, rows, errors = _read(self.images, samples)
             pixels, teacher_pixels = self.crop(images, samples[rows], view)
             return Decoded(pixels, rows, errors, teacher_pixels)
-        images, rows, errors = _read(self.plain or self.images, samples)
+        source, for_teacher = self.images, self.teacher_images
+        if view < 0:
+            source, for_teacher = self.plain or self.images, self.teacher_plain
+        images, rows, errors = _read(source, samples)
         pixels = torch.stack(images) if images else torch.empty((0, 0), dtype=torch.uint8)
-        if self.teacher_plain is None:
+        if for_teacher is None:
             return Decoded(pixels, rows, errors)
-        return Decoded(pixels, rows, errors, torch.stack(_read(self.teacher_plain, samples[rows])[0]))
+        return Decoded(pixels, rows, errors, torch.stack(_read(for_teacher, samples[rows])[0]))
 
 
 def _read(source: ImageSource, samples: Tensor) -> tuple[list[Tensor], list[int], list[UnreadableImageError]]:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from kd_lightning.data.augmentation.resized_crop import ResizedCrop
 from kd_lightning.data.augmentation.settings import Augmentation
 from kd_lightning.data.image_form import ImageForm, OriginalForm, PreparedForm, ShrunkForm
 from kd_lightning.data.image_set import ImageSet, ImageSource, Selection, StreamedImages, image_bytes
@@ -46,13 +47,14 @@ class PhotographDataModule(ImageDataModule, ABC):
 
     Images for evaluation keep their shape: the shorter side is resized to the size of the network, the centre is cut
     out. Those for training are random boxes of the image, cut from stored ones whose shorter side is at most
-    ``store_size``; without random resized crops they are prepared as for evaluation.
+    ``store_size``; without random resized crops they are prepared as for evaluation. A teacher is evaluated on images
+    as its own weights expect them, and sees the same box of a training image at its size and with its interpolation.
 
     Args:
         image_size: Height and width of training images.
-        eval_size: Height and width of the others; by default ``image_size``.
-        teacher_size: Height and width of the same views for the teacher; by default those that it was trained at, or
-            ``image_size``.
+        eval_size: Height and width of the others; by default ``image_size`` where that is given.
+        teacher_size: Height and width of the same views for the teacher; by default those of its own weights, or of
+            the other images.
         eval_crop: Part of the side of a resized image that is cut out for evaluation, in (0, 1].
         interpolation: ``"bilinear"`` or ``"bicubic"``.
         store_size: Largest shorter side of the images that random crops are cut from; by default 1.15 times the largest
@@ -129,7 +131,8 @@ class PhotographDataModule(ImageDataModule, ABC):
         """
         before, pixels_before = (self.sizes, self.mean, self.std), (self.sizes, len(self.mean))
         has_teacher = not known or "the teacher" in known
-        self.sizes, origin = choose_sizes(self.given if has_teacher else self.given._replace(teacher_size=None), known)
+        sizes, origin = choose_sizes(self.given if has_teacher else self.given._replace(teacher_size=None), known)
+        self.sizes = None if sizes is None else self._possible(sizes)
         statistics, whose = _first(known, "mean")
         if self.given_statistics.mean is not None:
             statistics, whose = self.given_statistics, "given"
@@ -137,11 +140,6 @@ class PhotographDataModule(ImageDataModule, ABC):
             self.mean, self.std = statistics.mean, statistics.std
             self.augmenter.mean, self.augmenter.std = self.mean, self.std
         self.size = None if self.sizes is None else self.sizes.training.size
-        if self.teacher_shape is not None and self.augmentation.padding:
-            raise UserError(
-                "augmentation.padding counts pixels of one size, but the teacher has another (teacher_size); set "
-                "augmentation.resized_crop."
-            )
         self.size_is_known = True
         if (self.sizes, self.mean, self.std) == before:
             return
@@ -149,6 +147,19 @@ class PhotographDataModule(ImageDataModule, ABC):
             rank_zero_info(self._describe(origin, whose))
         if (self.sizes, len(self.mean)) != pixels_before:
             self.read_again()
+
+    def _possible(self, sizes: Sizes) -> Sizes:
+        """Return sizes whose preparations for the teacher are those that it sees."""
+        if self.domain:  # in a pair, which has one size for all networks
+            return sizes._replace(teacher_training=None, teacher_evaluation=None)
+        if sizes.teacher_training is None or not self.augmentation.padding:
+            return sizes
+        if sizes.teacher_training.size != sizes.training.size:
+            raise UserError(
+                "augmentation.padding counts pixels of one size, but the teacher has another (teacher_size); set "
+                "augmentation.resized_crop."
+            )
+        return sizes._replace(teacher_training=sizes.training)  # padded crops are cut for one network
 
     def read_again(self) -> None:
         """Read the splits that were read before, after what decides their images has changed."""
@@ -180,19 +191,24 @@ class PhotographDataModule(ImageDataModule, ABC):
         return None if self.sizes is None else self.sizes.evaluation
 
     @property
-    def teacher_shape(self) -> tuple[int, int, int] | None:
-        """Channels, height and width of the images for the teacher, ``None`` where all networks see the same size."""
-        if self.sizes is None or self.sizes.teacher is None:
+    def train_size(self) -> tuple[int, int] | None:
+        """Height and width of training images, if they differ from those for evaluation."""
+        if self.sizes is None or self.sizes.training.size == self.sizes.evaluation.size:
             return None
-        return len(self.mean), *self.sizes.teacher.size
+        return self.sizes.training.size
+
+    @property
+    def teacher_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of training images for the teacher, ``None`` where all networks see one size."""
+        if self.sizes is None or self.sizes.teacher_training is None:
+            return None
+        size = self.sizes.teacher_training.size
+        return None if size == self.sizes.training.size else (len(self.mean), *size)
 
     def _describe(self, origin: str, whose: str) -> str:
         assert self.sizes is not None
-        height, width = self.sizes.training.size
-        teacher = self.teacher_shape
-        larger = "" if teacher is None else f", {teacher[1]}x{teacher[2]} for the teacher"
         statistics = "ImageNet's mean and std" if not whose else f"mean and std {_origin(whose)}"
-        return f"Data: images of {height}x{width} ({_origin(origin)}){larger}, {statistics}."
+        return f"Data: images of {self.sizes.describe(_origin(origin))}, {statistics}."
 
     def store(self, split: str, in_form: InForm, original: tuple[int, int]) -> ImageSet | StreamedImages:
         """Return the images of a split as this module shows them, decoded into memory if they fit.
@@ -205,33 +221,58 @@ class PhotographDataModule(ImageDataModule, ABC):
         sizes = self.sizes
         if sizes is None:
             return self._stacked(in_form(OriginalForm(*original)), split)
+        if split == "train":
+            return self._training_images(sizes, in_form)
         plain = in_form(PreparedForm(sizes.evaluation))
-        for_teacher = None if sizes.teacher is None else in_form(PreparedForm(sizes.teacher))
-        cuts = split == "train" and self.augmentation.resized_crop
-        if split == "train" and (cuts or sizes.training != sizes.evaluation):
-            form: ImageForm = PreparedForm(sizes.training)
-            if cuts:
-                form = ShrunkForm(sizes.store_size, sizes.training.interpolation)
-            images, crop = self._kept(in_form(form), split), None
-            if cuts:
-                crop = self._resized_crop(
-                    sizes.training.size,
-                    interpolation=_crop_filter(sizes.training),
-                    teacher_size=None if sizes.teacher is None else sizes.teacher.size,
-                    teacher_interpolation=_crop_filter(sizes.teacher or sizes.training),
-                )
-            held_out = self._held_out(images.labels)
-            return StreamedImages(
-                images,
-                sizes.training.size,
-                crop=crop,
-                plain=self._kept_partly(plain, held_out, "val"),
-                teacher_plain=None if for_teacher is None else self._kept_partly(for_teacher, held_out, "val-teacher"),
-            )
-        if for_teacher is None:
+        if sizes.teacher_evaluation is None:
             return self._stacked(plain, split)
+        for_teacher = in_form(PreparedForm(sizes.teacher_evaluation))
         return StreamedImages(
             self._kept(plain, split), sizes.evaluation.size, teacher_plain=self._kept(for_teacher, f"{split}-teacher")
+        )
+
+    def _training_images(self, sizes: Sizes, in_form: InForm) -> ImageSet | StreamedImages:
+        """Return training images, and those among them that are validated on as they are evaluated."""
+        in_training = in_form(PreparedForm(sizes.training))
+        cuts = bool(self.augmentation.resized_crop)
+        if not cuts and sizes.training == sizes.evaluation and sizes.teacher_training is None:
+            return self._stacked(in_training, "train")
+        teacher_training, teacher_evaluation = sizes.teacher_training, sizes.teacher_evaluation
+        crop = teacher_images = None
+        if cuts:
+            images = self._kept(in_form(ShrunkForm(sizes.store_size, sizes.training.interpolation)), "train")
+            crop = self._crop(sizes.training, teacher_training)
+        else:
+            images = self._kept(in_training, "train")
+            if teacher_training not in (None, sizes.training):
+                assert teacher_training is not None
+                teacher_images = self._kept(in_form(PreparedForm(teacher_training)), "train-teacher")
+        held_out, plain, teacher_plain = self._held_out(images.labels), None, None
+        if cuts or sizes.evaluation != sizes.training:
+            plain = self._kept_partly(in_form(PreparedForm(sizes.evaluation)), held_out, "val")
+        if teacher_images is not None and teacher_evaluation == teacher_training:
+            teacher_plain = teacher_images
+        elif teacher_evaluation is not None:
+            teacher_plain = self._kept_partly(in_form(PreparedForm(teacher_evaluation)), held_out, "val-teacher")
+        return StreamedImages(
+            images,
+            sizes.training.size,
+            crop=crop,
+            plain=plain,
+            teacher_images=teacher_images,
+            teacher_plain=teacher_plain,
+        )
+
+    def _crop(self, training: Preparation, teacher: Preparation | None) -> ResizedCrop:
+        """Return what cuts random boxes, for the teacher too where its views have another size or filter."""
+        size, interpolation = training.size, _crop_filter(training)
+        if teacher is None or (teacher.size, _crop_filter(teacher)) == (size, interpolation):
+            return self._resized_crop(size, interpolation=interpolation)
+        return self._resized_crop(
+            size,
+            interpolation=interpolation,
+            teacher_size=teacher.size,
+            teacher_interpolation=_crop_filter(teacher),
         )
 
     def _held_out(self, labels: Tensor) -> Tensor:

@@ -41,14 +41,43 @@ class Sizes(NamedTuple):
     Attributes:
         training: Preparation of training images, as far as they are not cut at random.
         evaluation: Preparation of the others.
-        teacher: Preparation for the teacher, ``None`` if it sees the same images as the trained network.
+        teacher_training: Preparation of training images for the teacher, of the same part of each image as for the
+            trained network; ``None``, as the next one, if the teacher sees the same images.
+        teacher_evaluation: Preparation of the others for the teacher: its own.
         store_size: Largest shorter side of the images that random crops are cut from.
     """
 
     training: Preparation
     evaluation: Preparation
-    teacher: Preparation | None
+    teacher_training: Preparation | None
+    teacher_evaluation: Preparation | None
     store_size: int
+
+    def describe(self, origin: str) -> str:
+        """Return the sizes in words, and in what the teacher's images differ from those of the trained network.
+
+        Args:
+            origin: Words for whose sizes they are.
+
+        Example:
+            >>> Sizes(Preparation.of(24), Preparation.of(30), None, None, 35).describe("as given")
+            '24x24 in training and 30x30 in evaluation (as given)'
+        """
+        sizes = self.training.size, self.evaluation.size
+        words = f"{_in_words(*sizes)} ({origin})"
+        if self.teacher_training is None or self.teacher_evaluation is None:
+            return words
+        teacher_sizes = self.teacher_training.size, self.teacher_evaluation.size
+        if teacher_sizes != sizes:
+            return f"{words}, {_in_words(*teacher_sizes)} for the teacher"
+        if self.teacher_training != self.training:
+            return f"{words}, resized by {self.teacher_evaluation.interpolation} interpolation for the teacher"
+        return f"{words}, resized and cropped for the teacher in evaluation as its weights expect"
+
+
+def _in_words(training: tuple[int, int], evaluation: tuple[int, int]) -> str:
+    first, second = (f"{height}x{width}" for height, width in (training, evaluation))
+    return first if first == second else f"{first} in training and {second} in evaluation"
 
 
 def choose_sizes(wanted: Wanted, known: Mapping[str, DataConfig]) -> tuple[Sizes | None, str]:
@@ -56,7 +85,7 @@ def choose_sizes(wanted: Wanted, known: Mapping[str, DataConfig]) -> tuple[Sizes
 
     Args:
         wanted: Sizes that the user asks for.
-        known: The input that each network expects, by name; ``"the teacher"`` may see images of another size.
+        known: The input that each network expects, by name; ``"the teacher"`` may see images in another preparation.
 
     Returns:
         ``None`` if no size is known.
@@ -66,7 +95,7 @@ def choose_sizes(wanted: Wanted, known: Mapping[str, DataConfig]) -> tuple[Sizes
     """
     wanted.check()
     origin = next((name for name, config in known.items() if config.preparation is not None), "")
-    own = known[origin].preparation if origin else None
+    own, train_size = (known[origin].preparation, known[origin].train_size) if origin else (None, None)
     if wanted.image_size is not None:
         own, origin = own or Preparation.of(wanted.image_size), "given"
     if own is None:
@@ -74,13 +103,21 @@ def choose_sizes(wanted: Wanted, known: Mapping[str, DataConfig]) -> tuple[Sizes
         if unused:
             raise UserError(f"{unused[0]} needs the size of the images; set image_size.")
         return None, ""
-    training = _as_wanted(own, wanted, wanted.image_size or own.size)
-    evaluation = _as_wanted(own, wanted, wanted.eval_size or training.size)
-    teacher = _for_teacher(wanted, known.get("the teacher", DataConfig()).preparation, training, evaluation)
-    largest = max(*training.size, *evaluation.size, *(teacher.size if teacher else (0,)))
+    training = _as_wanted(own, wanted, wanted.image_size or train_size or own.size)
+    evaluation = _as_wanted(own, wanted, wanted.eval_size or wanted.image_size or own.size)
+    teacher_training, teacher_evaluation = _for_teacher(
+        wanted, known.get("the teacher", DataConfig()), training, evaluation
+    )
+    largest = max(
+        side
+        for shown in (training, evaluation, teacher_training, teacher_evaluation)
+        if shown is not None
+        for side in shown.size
+    )
     if wanted.store_size is not None and wanted.store_size < largest:
         raise UserError(f"store_size must be at least {largest}, the largest size, got {wanted.store_size}.")
-    return Sizes(training, evaluation, teacher, wanted.store_size or math.ceil(_STORE * largest)), origin
+    store_size = wanted.store_size or math.ceil(_STORE * largest)
+    return Sizes(training, evaluation, teacher_training, teacher_evaluation, store_size), origin
 
 
 def _as_wanted(own: Preparation, wanted: Wanted, size: int | tuple[int, int]) -> Preparation:
@@ -95,11 +132,21 @@ def _as_wanted(own: Preparation, wanted: Wanted, size: int | tuple[int, int]) ->
 
 
 def _for_teacher(
-    wanted: Wanted, own: Preparation | None, training: Preparation, evaluation: Preparation
-) -> Preparation | None:
-    """Return how images are prepared for the teacher, ``None`` if as for the trained network."""
-    if own is None and wanted.teacher_size is None:
-        return None
-    size = own.size if own is not None and wanted.teacher_size is None else (wanted.teacher_size or 0,) * 2
-    found = (evaluation if own is None else own).at((size[0], size[1]))
-    return None if found.size == training.size == evaluation.size else found
+    wanted: Wanted, teacher: DataConfig, training: Preparation, evaluation: Preparation
+) -> tuple[Preparation, Preparation] | tuple[None, None]:
+    """Return how images are prepared for the teacher in training and in evaluation, ``None`` if as for the student."""
+    own, size = teacher.preparation, wanted.teacher_size
+    if own is None:
+        if size is None:
+            return None, None
+        own = evaluation
+    in_training = training.at(size or teacher.train_size or own.size)._replace(interpolation=own.interpolation)
+    in_evaluation = own.at(size or own.size)
+    if in_training == training and _show_the_same(in_evaluation, evaluation):
+        return None, None
+    return in_training, in_evaluation
+
+
+def _show_the_same(first: Preparation, second: Preparation) -> bool:
+    """Return whether two preparations differ at most in the colour of borders that they do not add."""
+    return first == second or (first.mode != "border" and first._replace(fill=second.fill) == second)

@@ -21,12 +21,15 @@ class DataConfig(NamedTuple):
         std: Standard deviation of each channel that they were divided by.
         classes: Class names in the order of the logits.
         preparation: Resizing and crop of an image before the network is evaluated on it.
+        train_size: Height and width of the images that it was trained on, where they differ from those of the
+            preparation.
     """
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     classes: tuple[str, ...] | None = None
     preparation: Preparation | None = None
+    train_size: tuple[int, int] | None = None
 
     @classmethod
     def of(
@@ -35,6 +38,7 @@ class DataConfig(NamedTuple):
         std: Sequence[float] | None = None,
         classes: Sequence[str] | None = None,
         preparation: Preparation | Mapping[str, Any] | None = None,
+        train_size: Sequence[int] | None = None,
     ) -> "DataConfig":
         """Return a checked configuration.
 
@@ -43,9 +47,11 @@ class DataConfig(NamedTuple):
             std: Standard deviation of each channel.
             classes: Class names.
             preparation: The preparation, or the plain data of one.
+            train_size: Height and width in training.
 
         Raises:
-            UserError: If only one of the statistics is given, they differ in length or a deviation is not above 0.
+            UserError: If only one of the statistics is given, they differ in length, a deviation is not above 0, or
+                ``train_size`` is no size.
         """
         if (mean is None) != (std is None):
             raise UserError("mean and std describe the input together; give both or neither.")
@@ -55,7 +61,9 @@ class DataConfig(NamedTuple):
             )
         if preparation is not None and not isinstance(preparation, Preparation):
             preparation = Preparation.of(**preparation)
-        return cls(_floats(mean), _floats(std), None if classes is None else tuple(map(str, classes)), preparation)
+        names = None if classes is None else tuple(map(str, classes))
+        size = None if train_size is None else Preparation.of(tuple(train_size)).size  # type: ignore[arg-type]
+        return cls(_floats(mean), _floats(std), names, preparation, size)
 
     def as_plain(self) -> dict[str, Any]:
         """Return plain data for a checkpoint, from which :meth:`of` makes the configuration again."""
@@ -105,19 +113,20 @@ def truncate(names: Sequence[str]) -> str:
 
 
 def train_on(network: nn.Module, data: DataConfig) -> None:
-    """Attach classes and preparation of the data that a network is trained on, and their statistics if it has none.
+    """Attach classes and sizes of the data that a network is trained on, and their statistics if it has none.
 
     Example:
         >>> network = nn.Linear(2, 2)
         >>> train_on(network, DataConfig.of(mean=[0.5], std=[0.2], classes=["cat", "dog"]))
         >>> train_on(network, DataConfig.of(mean=[0.4], std=[0.1]))
         >>> data_config(network)
-        DataConfig(mean=(0.5,), std=(0.2,), classes=('cat', 'dog'), preparation=None)
+        DataConfig(mean=(0.5,), std=(0.2,), classes=('cat', 'dog'), preparation=None, train_size=None)
     """
     known = data_config(network)
     statistics = data if known.mean is None else known
-    classes, preparation = data.classes or known.classes, data.preparation or known.preparation
-    set_data_config(network, statistics._replace(classes=classes, preparation=preparation))
+    sizes = known if data.preparation is None else data
+    trained = statistics._replace(classes=data.classes or known.classes)
+    set_data_config(network, trained._replace(preparation=sizes.preparation, train_size=sizes.train_size))
 
 
 def data_config(network: nn.Module | None) -> DataConfig:

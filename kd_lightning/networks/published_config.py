@@ -32,17 +32,19 @@ def timm_config(network: nn.Module) -> DataConfig:
         return DataConfig()  # built for other channels
     embedding: Any = getattr(network, "patch_embed", None)
     if getattr(embedding, "strict_img_size", False) and found.preparation is not None:
-        found = found._replace(preparation=found.preparation.at(embedding.img_size or found.preparation.size))
+        size = embedding.img_size or found.preparation.size
+        found = found._replace(preparation=found.preparation.at(size), train_size=None)
     return found._replace(classes=_timm_classes(published, getattr(network, "num_classes", None)))
 
 
 def read_timm_config(pretrained_cfg: dict[str, Any]) -> DataConfig:
-    """Return the statistics and the preparation of one of timm's pretrained configurations.
+    """Return the statistics and the sizes of one of timm's pretrained configurations.
 
     Args:
         pretrained_cfg: The configuration as plain data, ``network.pretrained_cfg``.
     """
-    resolved = sys.modules["timm.data"].resolve_data_config(pretrained_cfg=pretrained_cfg, use_test_size=True)
+    resolve = sys.modules["timm.data"].resolve_data_config
+    trained, resolved = (resolve(pretrained_cfg=pretrained_cfg, use_test_size=test) for test in (False, True))
     _, height, width = resolved["input_size"]
     resize = tuple(math.floor(side / resolved["crop_pct"]) for side in (height, width))
     mode = resolved["crop_mode"] if resolved["crop_mode"] in ("squash", "border") else "center"
@@ -53,7 +55,9 @@ def read_timm_config(pretrained_cfg: dict[str, Any]) -> DataConfig:
         interpolation=resolved["interpolation"] if resolved["interpolation"] in RESAMPLING else "bicubic",
         fill=tuple(round(255 * value) for value in resolved["mean"]),
     )
-    return DataConfig.of(resolved["mean"], resolved["std"], preparation=preparation)
+    train_size = tuple(trained["input_size"][1:])
+    other = None if train_size == preparation.size else train_size
+    return DataConfig.of(resolved["mean"], resolved["std"], preparation=preparation, train_size=other)
 
 
 def torchvision_config(weights: Any) -> DataConfig:

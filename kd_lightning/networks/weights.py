@@ -67,7 +67,7 @@ def from_checkpoint(
     if mean is not None or std is not None:
         if declared.mean is not None:
             raise UserError("Give mean and std, or a data_config that contains them; not both.")
-        declared = DataConfig.of(mean, std, declared.classes, declared.preparation)
+        declared = DataConfig.of(mean, std, *declared[2:])
     content = read_checkpoint(path)
     check_format(content, path)
     if isinstance(content.get("sliced_shapes"), dict):
@@ -85,6 +85,8 @@ def from_checkpoint(
     if known == DataConfig():
         known = torchvision_config_of_file(path)
     given = {name: value for name, value in declared._asdict().items() if value is not None}
+    if declared.preparation is not None:
+        given["train_size"] = declared.train_size  # both sizes are of one configuration
     set_data_config(network, known._replace(**given))
     return network
 
@@ -166,7 +168,7 @@ def _saved_data_config(content: dict[str, Any], path: str | Path) -> DataConfig:
         return DataConfig.of(**(_exported_data_config(path) or content.get("data_config", {})))
     except TypeError as error:
         raise UserError(
-            f"'data_config' in {str(path)!r} must contain only mean, std, classes and preparation."
+            f"'data_config' in {str(path)!r} must contain only mean, std, classes, preparation and train_size."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from PIL import Image
 from reading import in_epoch
 from torch import Tensor, nn
 
-from kd_lightning import DistillationModule, ImageFolderDataModule, TeacherModule
+from kd_lightning import DistillationModule, DomainPairDataModule, ImageFolderDataModule, TeacherModule
 from kd_lightning.data import Batch
+from kd_lightning.data.augmentation.crops import normalize
 from kd_lightning.data.image_set import StreamedImages
 from kd_lightning.data.sizes import Wanted, choose_sizes
 from kd_lightning.files.prepare import Preparation, prepare
@@ -158,6 +160,123 @@ def test_mixed_views_at_two_sizes_are_cached(root: Path, make_trainer: Callable[
     assert abs(losses[0] - losses[1]) < 2e-3 * losses[0]  # the cache holds float16
 
 
+def with_teacher(root: Path, student: Preparation, teacher: Preparation, **options: Any) -> ImageFolderDataModule:
+    """Data that follow a student and a teacher of these preparations."""
+    data = photographs(root, image_size=None, **options)
+    known = {"the network": student, "the teacher": teacher}
+    data.follow_networks({name: DataConfig.of(preparation=one) for name, one in known.items()})
+    return data
+
+
+def prepared(data: ImageFolderDataModule, batch: Any, split: str, preparation: Preparation) -> Tensor:
+    """The normalized images of a batch in a preparation."""
+    images = []
+    for sample in batch.ids.tolist():
+        with Image.open(data.image_name(split, sample)) as image:
+            images.append(pixels_of(prepare(image, preparation)))
+    return normalize(torch.stack(images), mean=data.mean, std=data.std)
+
+
+@pytest.mark.parametrize("memory_limit", [4.0, 0.0])
+@pytest.mark.parametrize("preset", ["none", "light", "standard"])
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        Preparation.of(24, 24),
+        Preparation.of(24, 32, interpolation="bicubic"),
+        Preparation.of(24, 26, mode="squash", interpolation="bicubic"),
+    ],
+    ids=["crop", "interpolation", "mode"],
+)
+def test_a_teacher_of_the_same_size_is_evaluated_in_its_own_preparation(
+    root: Path, preset: str, teacher: Preparation, memory_limit: float
+) -> None:
+    student = Preparation.of(24, 32)
+    data = with_teacher(root, student, teacher, preset=preset, memory_limit=memory_limit)
+    data.setup("fit")
+    data.setup("test")
+    assert data.teacher_shape is None
+    for split, loader in (("test", data.test_dataloader()), ("val", data.val_dataloader())):
+        for raw in loader:
+            batch = data.augment(raw)
+            assert batch.teacher_images is not None
+            assert torch.equal(batch.images, prepared(data, batch, split, student))
+            assert torch.equal(batch.teacher_images, prepared(data, batch, split, teacher))
+
+
+@pytest.mark.parametrize("teacher_size", [24, 36])
+def test_the_teacher_trains_on_the_students_box_with_its_own_interpolation(root: Path, teacher_size: int) -> None:
+    student, teacher = Preparation.of(24, 32), Preparation.of(teacher_size, 40, interpolation="bicubic")
+    data = with_teacher(root, student, teacher, preset="none")
+    for batch in train_batches(data):
+        assert batch.teacher_images is not None
+        assert torch.equal(batch.images, prepared(data, batch, "train", student))
+        same_box = student.at(teacher_size)._replace(interpolation="bicubic")
+        assert torch.equal(batch.teacher_images, prepared(data, batch, "train", same_box))
+
+
+def test_random_boxes_are_resized_with_the_teachers_interpolation_where_it_differs(root: Path) -> None:
+    student = Preparation.of(24, 32)
+    for interpolation, own_views in (("bilinear", False), ("bicubic", True)):
+        data = with_teacher(root, student, Preparation.of(24, 24, interpolation=interpolation))
+        assert data.sizes is not None
+        crop = data._crop(data.sizes.training, data.sizes.teacher_training)
+        image = pixels_of(picture(60, 80, seed=0))
+        views, teacher_views = crop([image], torch.tensor([3]), 0)
+        assert (teacher_views is not None) == own_views
+        if teacher_views is not None:
+            alone = replace(crop, interpolation="bicubic", teacher_size=None)([image], torch.tensor([3]), 0)[0]
+            assert torch.equal(teacher_views, alone)
+            assert not torch.equal(teacher_views, views)
+
+
+def test_padded_crops_of_one_size_are_the_same_for_the_teacher(root: Path) -> None:
+    student, teacher = Preparation.of(24, 32), Preparation.of(24, 32, interpolation="bicubic")
+    data = with_teacher(root, student, teacher, preset="light")
+    assert all(batch.teacher_images is None for batch in train_batches(data))
+    with pytest.raises(ValueError, match=r"^augmentation\.padding counts pixels of one size"):
+        with_teacher(root, student, teacher.at(30), preset="light")
+
+
+def test_a_pair_of_domains_has_one_size_for_all_networks(root: Path) -> None:
+    pair = DomainPairDataModule(photographs(root), photographs(root))
+    pair.target.follow_networks({"the network": STUDENT, "the teacher": TEACHER})  # type: ignore[attr-defined]
+    pair.setup("test")
+    assert all(pair.augment(batch).teacher_images is None for batch in pair.test_dataloader())
+
+
+def test_a_students_training_size_does_not_depend_on_its_evaluation(root: Path) -> None:
+    data = photographs(root, preset="none", eval_size=30)
+    data.setup("fit")
+    for batch in train_batches(data):
+        assert torch.equal(batch.images, prepared(data, batch, "train", Preparation.of(24)))
+    for raw in data.val_dataloader():
+        assert raw.pixels.shape[2:] == (30, 30)
+
+
+def test_a_network_trained_at_one_size_and_evaluated_at_another_keeps_both(
+    root: Path, make_trainer: Callable[..., pl.Trainer]
+) -> None:
+    teacher = resnet20(num_classes=2)
+    set_data_config(teacher, TEACHER._replace(train_size=(32, 32)))
+    data = ImageFolderDataModule(str(root), batch_size=5, val_fraction=0.25)
+    module = DistillationModule(resnet20(num_classes=2), teacher, teacher_check="off")
+    make_trainer(max_epochs=1).fit(module, data)
+    assert data.sizes is not None
+    assert (data.image_shape, data.sizes.evaluation, data.teacher_shape) == ((3, 32, 32), TEACHER.preparation, None)
+    kept = data_config(module.student)
+    assert (kept.train_size, kept.preparation) == ((32, 32), TEACHER.preparation)
+    larger = photographs(root, preset="none")
+    larger.follow_networks({"the network": DataConfig(), "the teacher": kept})
+    batch = train_batches(larger)[0]
+    assert batch.teacher_images is not None
+    assert (batch.images.shape[2], batch.teacher_images.shape[2]) == (24, 32)
+    larger.setup("test")
+    shown = larger.augment(next(iter(larger.test_dataloader())))
+    assert shown.teacher_images is not None
+    assert (shown.images.shape[2], shown.teacher_images.shape[2]) == (24, 40)
+
+
 # --- whose size and statistics
 
 
@@ -169,18 +288,55 @@ def test_the_trained_network_goes_before_the_teacher_and_flags_before_both() -> 
     unknown = DataConfig()
     sizes, origin = choose_sizes(Wanted(), {"the network": unknown, "the teacher": TEACHER})
     assert sizes is not None
-    assert (origin, sizes.training, sizes.teacher) == ("the teacher", TEACHER.preparation, None)
+    assert (origin, sizes.training, sizes.teacher_training) == ("the teacher", TEACHER.preparation, None)
     sizes, origin = choose_sizes(Wanted(), {"the network": STUDENT, "the teacher": TEACHER})
     assert sizes is not None
-    assert (origin, sizes.training, sizes.teacher) == ("the network", STUDENT.preparation, TEACHER.preparation)
+    assert (origin, sizes.training) == ("the network", STUDENT.preparation)
+    assert sizes.teacher_evaluation == TEACHER.preparation
     sizes, origin = choose_sizes(Wanted(image_size=32), {"the network": unknown, "the teacher": TEACHER})
     assert sizes is not None
     assert (origin, sizes.training.size, sizes.training.resize) == ("given", (32, 32), (38, 38))
-    assert sizes.teacher == TEACHER.preparation
+    assert sizes.teacher_training == sizes.teacher_evaluation == TEACHER.preparation
     sizes, _ = choose_sizes(Wanted(image_size=32, teacher_size=32), {"the teacher": TEACHER})
     assert sizes is not None
-    assert sizes.teacher is None
+    assert sizes.teacher_training is sizes.teacher_evaluation is None
     assert choose_sizes(Wanted(), {"the network": unknown}) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sizes"),
+    [
+        (Wanted(), (30, 40)),
+        (Wanted(image_size=32), (32, 32)),
+        (Wanted(eval_size=48), (30, 48)),
+        (Wanted(image_size=32, eval_size=48), (32, 48)),
+    ],
+)
+def test_sizes_of_weights_with_one_for_training_and_one_for_evaluation(wanted: Wanted, sizes: tuple[int, int]) -> None:
+    found, _ = choose_sizes(wanted, {"the network": TEACHER._replace(train_size=(30, 30))})
+    assert found is not None
+    assert (found.training.size[0], found.evaluation.size[0]) == sizes
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        (None, "24x24 (of the network)"),
+        (Preparation.of(40), "24x24 (of the network), 40x40 for the teacher"),
+        (
+            Preparation.of(24, 32, interpolation="bicubic"),
+            "24x24 (of the network), resized by bicubic interpolation for the teacher",
+        ),
+        (
+            Preparation.of(24, mode="squash"),
+            "24x24 (of the network), resized and cropped for the teacher in evaluation as its weights expect",
+        ),
+    ],
+)
+def test_the_line_on_data_names_what_the_teacher_sees_otherwise(teacher: Preparation | None, words: str) -> None:
+    sizes, origin = choose_sizes(Wanted(), {"the network": STUDENT, "the teacher": DataConfig(preparation=teacher)})
+    assert sizes is not None
+    assert sizes.describe(f"of {origin}") == words
 
 
 @pytest.mark.parametrize(

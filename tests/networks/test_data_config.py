@@ -1,5 +1,6 @@
 import copy
 import io
+import json
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from kd_lightning.files.prepare import Preparation
 from kd_lightning.networks import DataConfig, data_config, set_data_config
-from kd_lightning.networks.data_config import check_same_classes
+from kd_lightning.networks.data_config import check_same_classes, train_on
 
 
 def test_values_become_floats_and_strings() -> None:
@@ -21,14 +22,14 @@ def test_values_become_floats_and_strings() -> None:
 
 
 def test_fields_are_none_by_default() -> None:
-    assert DataConfig.of() == DataConfig() == (None, None, None, None)
+    assert DataConfig.of() == DataConfig() == (None,) * 5
     assert data_config(nn.Linear(1, 1)) == DataConfig()
 
 
 def test_the_configuration_is_copied_with_a_network_and_not_in_its_state_dict() -> None:
     network = nn.Linear(1, 1)
-    set_data_config(network, DataConfig.of([0.5], [0.25], ["a"], Preparation.of(8)))
-    assert data_config(copy.deepcopy(network)) == ((0.5,), (0.25,), ("a",), Preparation.of(8))
+    set_data_config(network, DataConfig.of([0.5], [0.25], ["a"], Preparation.of(8), [6, 6]))
+    assert data_config(copy.deepcopy(network)) == ((0.5,), (0.25,), ("a",), Preparation.of(8), (6, 6))
     assert set(network.state_dict()) == {"weight", "bias"}
 
 
@@ -48,10 +49,25 @@ def test_invalid_statistics_are_refused(mean: list[float], std: list[float]) -> 
 
 @pytest.mark.parametrize("preparation", [None, Preparation.of((8, 9), 12, mode="border", fill=(1, 2, 3))])
 def test_plain_data_makes_the_configuration_again(preparation: Preparation | None) -> None:
-    known = DataConfig.of([0.5, 0.4, 0.3], [0.2] * 3, ["a", "b"], preparation)
+    known = DataConfig.of([0.5, 0.4, 0.3], [0.2] * 3, ["a", "b"], preparation, preparation and (6, 7))
     buffer = io.BytesIO()
     torch.save(known.as_plain(), buffer)
+    assert DataConfig.of(**json.loads(json.dumps(known.as_plain()))).train_size == known.train_size
     assert DataConfig.of(**torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)) == known
+
+
+def test_a_training_size_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^A size must be a number of pixels, or height and width, got \(6,\)\.$"):
+        DataConfig.of(train_size=[6])
+
+
+def test_a_network_keeps_both_sizes_of_the_data_that_it_is_trained_on() -> None:
+    network = nn.Linear(1, 1)
+    set_data_config(network, DataConfig.of(preparation=Preparation.of(8), train_size=[6, 6]))
+    train_on(network, DataConfig())
+    assert data_config(network)[3:] == (Preparation.of(8), (6, 6))
+    train_on(network, DataConfig.of(preparation=Preparation.of(9)))
+    assert data_config(network)[3:] == (Preparation.of(9), None)
 
 
 def test_imagenets_folders_have_the_classes_of_published_networks() -> None:

@@ -125,9 +125,19 @@ def test_pixels_of_all_of_timms_transforms() -> None:
 
 def test_the_size_is_that_of_the_published_accuracy() -> None:
     configuration = {"input_size": (3, 64, 64), "test_input_size": (3, 80, 80), "crop_pct": 0.8, "test_crop_pct": 1.0}
-    assert read_timm_config(configuration).preparation == Preparation.of(
-        80, fill=(124, 116, 104), interpolation="bicubic"
-    )
+    known = read_timm_config(configuration)
+    assert known.preparation == Preparation.of(80, fill=(124, 116, 104), interpolation="bicubic")
+    assert known.train_size == (64, 64)
+    assert read_timm_config({**configuration, "test_input_size": (3, 64, 64)}).train_size is None
+
+
+def test_all_of_timms_training_sizes_are_those_of_its_own_transforms() -> None:
+    for configuration in timm_configurations().values():
+        known = read_timm_config(configuration)
+        assert known.preparation is not None
+        trained: Any = create_transform(**resolve_data_config(pretrained_cfg=configuration))
+        (crop,) = [step for step in trained.transforms if type(step).__name__ in ("CenterCrop", "CenterCropOrPad")]
+        assert (known.train_size or known.preparation.size) == tuple(crop.size)
 
 
 def test_class_names_of_timms_configurations() -> None:

@@ -153,13 +153,13 @@ def test_given_statistics_replace_those_of_the_file(tmp_path: Path) -> None:
     torch.save({"state_dict": random_network().state_dict(), "data_config": STATISTICS}, tmp_path / "ours.pt")
     given: dict[str, Any] = {"mean": [0, 0, 0], "std": [1, 1, 1]}
     statistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    assert data_config(from_checkpoint(random_network(), tmp_path / "foreign.pt", **given)) == (*statistics, None, None)
+    assert data_config(from_checkpoint(random_network(), tmp_path / "foreign.pt", **given)) == DataConfig(*statistics)
     filled = from_checkpoint(random_network(), tmp_path / "ours.pt", **given)
-    assert data_config(filled) == (*statistics, ("ant", "bee", "cat"), None)
+    assert data_config(filled) == DataConfig(*statistics, ("ant", "bee", "cat"))
 
 
 def test_a_given_configuration_replaces_what_it_names(tmp_path: Path) -> None:
-    saved = {**STATISTICS, "preparation": Preparation.of(32)._asdict()}
+    saved = {**STATISTICS, "preparation": Preparation.of(32)._asdict(), "train_size": [24, 24]}
     torch.save({"state_dict": random_network().state_dict(), "data_config": saved}, tmp_path / "ours.pt")
     of_file = data_config(from_checkpoint(random_network(), tmp_path / "ours.pt"))
     assert of_file == DataConfig.of(**saved)
@@ -440,8 +440,8 @@ def test_keys_that_become_equal_without_prefixes_are_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"colour": 1}, r"'data_config' in .* must contain only mean, std, classes and preparation"),
-        ({"preparation": {"colour": 1}}, r"'data_config' in .* must contain only mean, std, classes and preparation"),
+        ({"colour": 1}, r"'data_config' in .* must contain only mean, std, classes, preparation and"),
+        ({"preparation": {"colour": 1}}, r"'data_config' in .* must contain only mean, std, classes, preparation and"),
         ({"preparation": {"size": "large"}}, r"^A size must be a number of pixels, .* got 'large'\.$"),
     ],
 )
