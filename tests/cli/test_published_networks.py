@@ -108,6 +108,20 @@ def test_fit_test_export_and_classify_without_a_size(kd: Command, published: Pat
     assert table.split()[1] in ("ants", "bees")
 
 
+@pytest.mark.parametrize("recipe", ["finetune", "probe"])
+def test_recipes_of_transfer_use_the_size_of_the_weights_and_random_crops(
+    kd: Command, tmp_path: Path, recipe: str
+) -> None:
+    write_photographs(tmp_path / "photos")
+    limits = ["--data.batch_size=8", "--trainer.limit_train_batches=1"]
+    kd("fit", "-c", f"transfer/{recipe}", "--data.root=photos", "--model.network.num_classes=2", *QUICK, *limits)
+    (checkpoint,) = (tmp_path / "lightning_logs").rglob("best.ckpt")
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["data_config"]["preparation"] == torchvision_config(PUBLISHED).as_plain()["preparation"]
+    given = saved["datamodule_hyper_parameters"]["augmentation"]
+    assert set(given.values()) == {None}  # what photographs have by default
+
+
 def test_layers_are_listed_for_the_size_of_the_weights(kd: Command, tmp_path: Path) -> None:
     write_photographs(tmp_path / "photos")
     printed = kd("layers", *TEACHER, f"--model.network={RESNET}", "--model.network.weights=DEFAULT")
