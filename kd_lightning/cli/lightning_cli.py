@@ -20,6 +20,7 @@ from kd_lightning.checkpoints.trust import class_paths, imported_packages
 from kd_lightning.cli.arguments import expand_arguments
 from kd_lightning.cli.checkpoint_choice import choose_checkpoint, configured_run
 from kd_lightning.cli.device_options import choose_accelerator, drop_advertisements, set_matmul_precision
+from kd_lightning.cli.download_errors import explain_download_error
 from kd_lightning.cli.echo import echo
 from kd_lightning.cli.errors import exit_on_error, innermost_cause, one_line
 from kd_lightning.cli.layers import print_layers
@@ -141,7 +142,8 @@ class CommandLine(LightningCLI):
             if find_cause(error, UserError) is not None:
                 raise
             cause = innermost_cause(error)
-            sentence = explain_device_error(str(cause)) or f"The configuration cannot be built: {one_line(cause)}"
+            known = explain_device_error(str(cause)) or explain_download_error(error)
+            sentence = known or f"The configuration cannot be built: {one_line(cause)}"
             raise UserError(sentence) from error
         self._attach_published_configs()
         use_atomic_checkpoints(self.trainer.strategy, self.opened)
