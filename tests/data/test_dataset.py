@@ -1,9 +1,11 @@
 """Data sets of torchvision, mappings as of Hugging Face, and a class of your own."""
 
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +15,7 @@ import scipy.io
 import torch
 import torchvision.transforms.functional as F
 import yaml
+from command_options import QUICK, QUIET
 from grouped_options import grouped
 from jsonargparse import ArgumentParser
 from made_photographs import photograph
@@ -208,6 +211,45 @@ def test_it_is_built_from_yaml() -> None:
     data = parser.instantiate_classes(parser.parse_object(yaml.safe_load(yaml.safe_dump({"data": node})))).data
     shown: Tensor = train_batches(data)[0].images
     assert shown.shape == (5, 3, 32, 32)
+
+
+class Mappings(Own):
+    """A data set as Hugging Face's: samples are mappings, and features name the classes."""
+
+    def __init__(self, count: int = 20) -> None:
+        super().__init__(count, mapping)
+        self.features = {"img": object(), "fine": SimpleNamespace(names=["ant", "bee", "cat"])}
+
+
+HUGGING_FACE = """
+class_path: kd_lightning.DatasetDataModule
+init_args:
+  train: {class_path: test_dataset.Mappings}
+  test: {class_path: test_dataset.Mappings, init_args: {count: 6}}
+  image_key: img
+  label_key: fine
+  image_size: 24
+  batch_size: 5
+"""
+
+
+def test_mappings_with_named_classes_are_read_from_yaml() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(pl.LightningDataModule, "data")
+    data = parser.instantiate_classes(parser.parse_object({"data": yaml.safe_load(HUGGING_FACE)})).data
+    assert data.classes == ("ant", "bee", "cat")
+    assert {tuple(batch.images.shape) for batch in train_batches(data)} == {(5, 3, 24, 24)}
+    data.setup("test")
+    assert torch.cat([batch.labels for batch in data.test_dataloader()]).tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_network_is_trained_and_tested_on_mappings_from_the_command_line(
+    kd: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "data.yaml").write_text(f"data:\n{textwrap.indent(HUGGING_FACE, '  ')}")
+    model = ["--model=kd_lightning.TeacherModule", "--model.network=kd_lightning.networks.resnet20"]
+    kd("fit", *model, "--model.network.num_classes=3", "-c=data.yaml", *QUICK, "--trainer.log_every_n_steps=1")
+    assert "test/accuracy" in kd("test", "-c=lightning_logs/version_0", *QUIET)
 
 
 def test_torchvisions_data_sets_need_no_transform() -> None:
