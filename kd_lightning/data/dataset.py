@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
@@ -280,7 +280,8 @@ class DatasetDataModule(PhotographDataModule):
             if not len(samples):
                 raise UserError(f"{name} is empty; give a data set with samples.")
             labels, sizes = [], []
-            with progress(f"Reading the labels of {name}", len(samples)) as advance:
+            shown = getattr(rank_zero_only, "rank", 0) == 0
+            with progress(f"Reading the labels of {name}", len(samples), visible=shown) as advance:
                 for number in range(len(samples)):
                     label, size = samples.label_and_size(number)
                     labels.append(label)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from kd_lightning.data.folder_layout import FolderLayout, Listing
@@ -16,6 +16,7 @@ from kd_lightning.data.partition import Partition, draw_partition, restore_parti
 from kd_lightning.data.photographs import PhotographDataModule, SizesDifferError
 from kd_lightning.errors import UserError
 from kd_lightning.files.images import UnreadableImageError, describe_unreadable, shown_size, unreadable
+from kd_lightning.files.progress import progress
 from kd_lightning.networks.data_config import truncate
 
 _TEST_FRACTION = 0.1
@@ -171,8 +172,7 @@ class ImageFolderDataModule(PhotographDataModule):
 
     def _readable(self, listing: Listing, *, skip_unreadable: bool) -> tuple[Listing, Tensor]:
         """Read the headers of all files; return those that are images, and the size of each, int64 ``(N, 2)``."""
-        with ThreadPoolExecutor() as pool:
-            found = list(pool.map(_size_or_error, listing.files))
+        found = _sizes_or_errors(listing.files)
         errors = [result for result in found if isinstance(result, UnreadableImageError)]
         sizes = {row: result for row, result in enumerate(found) if isinstance(result, tuple)}
         if errors:
@@ -190,6 +190,16 @@ class ImageFolderDataModule(PhotographDataModule):
         rows = list(sizes)
         readable = Listing([listing.files[row] for row in rows], listing.labels[rows])
         return readable, torch.tensor(list(sizes.values()), dtype=torch.int64)
+
+
+def _sizes_or_errors(files: list[Path]) -> list[tuple[int, int] | UnreadableImageError]:
+    found: list[tuple[int, int] | UnreadableImageError] = []
+    shown = getattr(rank_zero_only, "rank", 0) == 0
+    with ThreadPoolExecutor() as pool, progress("Reading sizes", len(files), visible=shown) as advance:
+        for result in pool.map(_size_or_error, files):
+            found.append(result)
+            advance(1)
+    return found
 
 
 def _size_or_error(file: Path) -> tuple[int, int] | UnreadableImageError:

@@ -154,10 +154,11 @@ class PhotographDataModule(ImageDataModule, ABC):
             return sizes._replace(teacher_training=None, teacher_evaluation=None)
         if sizes.teacher_training is None or not self.augmentation.padding:
             return sizes
-        if sizes.teacher_training.size != sizes.training.size:
+        (height, width), (high, wide) = sizes.training.size, sizes.teacher_training.size
+        if (height, width) != (high, wide):
             raise UserError(
-                "augmentation.padding counts pixels of one size, but the teacher has another (teacher_size); set "
-                "augmentation.resized_crop."
+                f"augmentation.padding counts pixels of one size, but the teacher's images have {high}x{wide} and the "
+                f"others {height}x{width}; set augmentation.resized_crop to true, or teacher_size and image_size alike."
             )
         return sizes._replace(teacher_training=sizes.training)  # padded crops are cut for one network
 
@@ -224,7 +225,7 @@ class PhotographDataModule(ImageDataModule, ABC):
         if split == "train":
             return self._training_images(sizes, in_form)
         plain = in_form(PreparedForm(sizes.evaluation))
-        if sizes.teacher_evaluation is None:
+        if sizes.teacher_evaluation is None or split == "predict":  # which no teacher sees
             return self._stacked(plain, split)
         for_teacher = in_form(PreparedForm(sizes.teacher_evaluation))
         return StreamedImages(

@@ -88,6 +88,10 @@ class ViewData(ImageData, Protocol):
     def views(self) -> int:
         """The number of fixed views of each training image."""
 
+    @property
+    def train_samples(self) -> Tensor:
+        """The samples of the stored training images that are trained on."""
+
     def view_dataloader(self, view: int) -> Iterable[RawBatch]:
         """Return this rank's part of the training images, each once, in one of the fixed views."""
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every ten per cent elsewhere."""
+"""Progress of long work: a bar on a terminal, a line every ten per cent elsewhere or above another bar."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,6 +7,8 @@ from time import monotonic
 
 DELAY = 2.0
 """Seconds after which work is long enough to be shown."""
+_BELOW_A_BAR = "rich_proxied_file"
+"""What standard error has while rich, as for Lightning, draws a bar; it shows whole lines only."""
 
 
 @contextmanager
@@ -25,7 +27,7 @@ def progress(title: str, total: int, *, unit: str = "images", visible: bool = Tr
     if not visible:
         yield lambda count: None
         return
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not hasattr(sys.stderr, _BELOW_A_BAR):
         from tqdm import tqdm
 
         with tqdm(total=total, desc=title, unit=f" {unit}", delay=DELAY, leave=False) as bar:

@@ -9,6 +9,7 @@ from torch import Tensor
 from kd_lightning.data.batch import Batch
 from kd_lightning.data.protocol import ViewData, has_fixed_views
 from kd_lightning.errors import UserError
+from kd_lightning.files.progress import progress
 from kd_lightning.teacher.output_cache import OutputCache
 
 
@@ -57,9 +58,12 @@ def compute_view(cache: OutputCache, view: int, trainer: pl.Trainer, compute: Ca
     """Return the rows ``(N, C)`` of a view; each rank computes a part of them."""
     rows = torch.zeros(cache.shape, device=trainer.strategy.root_device)
     data: ViewData = trainer.datamodule  # type: ignore[attr-defined]
-    for batch in data.view_dataloader(view):
-        shown: Batch = trainer.strategy.batch_to_device(batch)  # as in training outside of the precision's context
-        with trainer.precision_plugin.forward_context():
-            rows[shown.ids // cache.views] = compute(shown).float()
+    title = f"Computing outputs for view {view + 1} of {cache.views}"
+    with progress(title, len(data.train_samples), visible=trainer.is_global_zero) as advance:
+        for batch in data.view_dataloader(view):
+            shown: Batch = trainer.strategy.batch_to_device(batch)  # as in training outside of the precision's context
+            with trainer.precision_plugin.forward_context():
+                rows[shown.ids // cache.views] = compute(shown).float()
+            advance(len(shown.ids) * trainer.world_size)
     total: Tensor = trainer.strategy.reduce(rows, reduce_op="sum")  # every row is zero on all ranks but one
     return total

@@ -139,8 +139,18 @@ def test_the_teacher_sees_the_same_image_also_without_random_crops(root: Path, f
 
 
 def test_padding_and_another_size_for_the_teacher_exclude_each_other(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"^augmentation\.padding counts pixels of one size, but the teacher has"):
+    message = (
+        "augmentation.padding counts pixels of one size, but the teacher's images have 48x48 and the others 24x24; set "
+        "augmentation.resized_crop to true, or teacher_size and image_size alike."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         photographs(root, preset="light", teacher_size=48)
+
+
+def test_images_to_predict_are_not_prepared_for_a_teacher(root: Path) -> None:
+    data = photographs(root, teacher_size=48)
+    data.setup("predict")
+    assert all(batch.teacher_pixels is None for batch in data.predict_dataloader())
 
 
 def test_mixed_views_at_two_sizes_are_cached(root: Path, make_trainer: Callable[..., pl.Trainer]) -> None:
@@ -424,6 +434,25 @@ def test_faster_reading_depends_on_what_is_kept(root: Path, options: dict[str, A
     data = photographs(root, **options)
     data.setup("fit")
     assert re.fullmatch(expected, ", ".join(data.faster_reading()))
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_limit": 0.0, "cache": "off"}])
+def test_work_that_may_be_long_shows_its_progress(
+    root: Path,
+    options: dict[str, Any],
+    make_trainer: Callable[..., pl.Trainer],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("kd_lightning.files.progress.DELAY", -1.0)  # all work is long enough
+    data = photographs(root, views=2, image_size=300, **options)  # so that a view has several batches
+    networks = [nn.Sequential(nn.Conv2d(3, 2, 50, 50), nn.AdaptiveAvgPool2d(1), nn.Flatten()) for _ in range(2)]
+    module = DistillationModule(*networks, teacher_check="off", teacher_cache=True)
+    make_trainer(max_epochs=2).fit(module, data)
+    titles = re.findall(r"^(.*): \d+ % of \d+ images, ", capfd.readouterr().err, re.MULTILINE)
+    decoding = [] if options else ["Decoding images"]
+    views = [f"Computing outputs for view {view} of 2" for view in (1, 2)]
+    assert list(dict.fromkeys(titles)) == ["Reading sizes", *decoding, *views]
 
 
 # --- what is accepted is used, and read once

@@ -6,6 +6,8 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
+from rich.file_proxy import FileProxy
 
 from kd_lightning.files import progress as module
 from kd_lightning.files.progress import progress
@@ -74,6 +76,16 @@ def test_on_a_terminal_there_is_a_bar_that_goes_away(monkeypatch: pytest.MonkeyP
     assert "/4 [" in shown
     assert "pictures/s" in shown
     assert "\n" not in shown
+
+
+def test_above_another_bar_there_are_lines(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    console = Console(file=terminal, force_terminal=True, width=80)
+    monkeypatch.setattr(sys, "stderr", FileProxy(console, terminal))
+    work(clock, 400)
+    shown = terminal.getvalue().splitlines()
+    assert len(shown) == 9
+    assert "90 % of 40 images" in re.sub(r"\x1b\[[0-9;]*m", "", shown[-1])
 
 
 def test_on_a_terminal_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
