@@ -114,7 +114,7 @@ class Samples:
         if pixels.dtype != np.uint8 or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
             raise UserError(
                 f"The image of sample {number} of {self.name} must have bytes or floats and 1 or 3 channels, got "
-                f"{pixels.dtype} {tuple(pixels.shape)}; change what the data set returns."
+                f"{pixels.dtype} {tuple(image.shape)}; a tensor is (channels, H, W), an array (H, W, channels)."
             )
         return Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 

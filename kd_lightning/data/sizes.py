@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Integral
 from typing import NamedTuple
 
 from kd_lightning.errors import UserError
@@ -27,8 +28,8 @@ class Wanted(NamedTuple):
         """Raise an error if a value is outside its range."""
         for name in ("image_size", "eval_size", "teacher_size", "store_size"):
             size = getattr(self, name)
-            if size is not None and size < 1:
-                raise UserError(f"{name} must be >= 1, got {size}.")
+            if size is not None and not (isinstance(size, Integral) and int(size) >= 1):
+                raise UserError(f"{name} must be a number of pixels >= 1, got {size!r}.")
         if self.eval_crop is not None and not 0 < self.eval_crop <= 1:
             raise UserError(f"eval_crop must be in (0, 1], got {self.eval_crop}.")
         if self.interpolation not in (None, *CROP_FILTERS):

@@ -176,6 +176,10 @@ def test_each_sample_is_read_once_for_its_label_and_size() -> None:
         (lambda number: ("a.jpg", 0), r"^The image of sample 0 of train must be a PIL image or a tensor"),
         (lambda number: (torch.randn(3, 8, 8), 0), r"has values outside \[0, 1\]; remove Normalize"),
         (lambda number: (torch.zeros(5, 8, 8, dtype=torch.uint8), 0), r"must have bytes or floats and 1 or 3 channels"),
+        (
+            lambda number: (torch.zeros(8, 6, 3, dtype=torch.uint8), 0),
+            r"1 or 3 channels, got uint8 \(8, 6, 3\); a tensor is \(channels, H, W\), an array \(H, W, channels\)\.$",
+        ),
         (lambda number: (picture(number), 7), r"^Label 7 of the 'train' images is outside \[0, 3\)"),
     ],
 )

@@ -352,7 +352,9 @@ def test_the_line_on_data_names_what_the_teacher_sees_otherwise(teacher: Prepara
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (Wanted(image_size=0), "image_size must be >= 1, got 0"),
+        (Wanted(image_size=0), r"^image_size must be a number of pixels >= 1, got 0\.$"),
+        (Wanted(image_size="32"), r"^image_size must be a number of pixels >= 1, got '32'\.$"),  # type: ignore[arg-type]
+        (Wanted(32, eval_size=(32, 48)), r"^eval_size must be .*, got \(32, 48\)\.$"),  # type: ignore[arg-type]
         (Wanted(image_size=32, eval_crop=1.5), r"eval_crop must be in \(0, 1\], got 1.5"),
         (Wanted(image_size=32, interpolation="nearst"), "interpolation must be bilinear or bicubic, got 'nearst'"),
         (Wanted(image_size=32, store_size=20), "store_size must be at least 32, the largest size, got 20"),

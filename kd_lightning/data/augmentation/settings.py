@@ -250,10 +250,14 @@ def as_settings(given: Augmentation | Mapping[str, Any]) -> Augmentation:
     """Return settings, or those that plain data describes.
 
     Raises:
-        UserError: If there is no field of a name.
+        UserError: If there is no field of a name, or they are something else.
     """
     if isinstance(given, Augmentation):
         return given
+    if not isinstance(given, Mapping):
+        raise UserError(
+            f"augmentation is a group of settings, got {given!r}; give Augmentation(preset=...) or a dictionary."
+        )
     names = [field.name for field in fields(Augmentation)]
     for name in given:
         if name not in names:

@@ -129,6 +129,7 @@ def test_a_part_that_is_given_switches_off_what_it_excludes(options: dict[str, A
     ("options", "message"),
     [
         ({"preset": "standart"}, "preset must be none or light .* got 'standart'; the nearest is 'standard'"),
+        ("standard", "augmentation is a group of settings, got 'standard'; give Augmentation"),
         ({"erazing": 0.1}, "There is no augmentation 'erazing'; the nearest is 'erasing'"),
         ({"crop_scale": (1.0, 0.3)}, "crop_scale must be a smallest and a largest number above 0, up to 1, got"),
         ({"crop_scale": (0.5, 1.2)}, "crop_scale must be a smallest and a largest number above 0, up to 1, got"),
