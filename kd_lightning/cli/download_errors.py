@@ -1,4 +1,4 @@
-"""Weights that a library cannot download while a network is built, in one sentence: which file to put where."""
+"""Files that a library cannot download while objects are built, in one sentence: which file to put where."""
 
 import traceback
 from pathlib import Path
@@ -7,22 +7,21 @@ from typing import Any
 from kd_lightning.cli.errors import causes, innermost_cause, one_line
 
 _TORCH_HUB = "torch.hub"
+_DATA_SETS = "torchvision.datasets.utils"
 _HUGGING_FACE = "huggingface_hub.file_download"
 
 
 def explain_download_error(error: BaseException) -> str | None:
-    """Return a sentence for an error of ``torch.hub`` or ``huggingface_hub``, ``None`` for others.
+    """Return a sentence for an error of ``torch.hub``, torchvision's data sets or ``huggingface_hub``, or ``None``.
 
     Args:
         error: An error that was raised from it, perhaps by way of others.
     """
     reason = one_line(innermost_cause(error)).removeprefix("<urlopen error ").rstrip(".>")
     if found := _arguments_of("download_url_to_file", _TORCH_HUB, error):
-        path = Path(str(found["dst"]))
-        return (
-            f"{found['url']} cannot be downloaded ({reason}); get {path.name} by other means and put it into "
-            f"{path.parent}."
-        )
+        return _describe(found["url"], Path(str(found["dst"])), reason)
+    if "fpath" in (found := _arguments_of("download_url", _DATA_SETS, error)):
+        return _describe(found["url"], Path(found["fpath"]), reason)
     if "cached_file" in (found := _arguments_of("load_state_dict_from_url", _TORCH_HUB, error)):
         return f"{found['cached_file']} is damaged ({reason}); delete it, so that it is downloaded again."
     if found := _arguments_of("hf_hub_download", _HUGGING_FACE, error):
@@ -34,6 +33,10 @@ def explain_download_error(error: BaseException) -> str | None:
             "dict_kwargs to its path."
         )
     return None
+
+
+def _describe(url: str, file: Path, reason: str) -> str:
+    return f"{url} cannot be downloaded ({reason}); get {file.name} by other means and put it into {file.parent}."
 
 
 def _arguments_of(function: str, module: str, error: BaseException) -> dict[str, Any]:

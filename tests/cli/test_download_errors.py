@@ -1,4 +1,4 @@
-"""Weights that cannot be downloaded: the sentence names the file and the folder to put it into."""
+"""Weights and data sets that cannot be downloaded: the sentence names the file and the folder to put it into."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +35,19 @@ def test_a_file_of_torchvision_is_named_with_its_folder(kd: Callable[..., str], 
         f"kd-lightning fit: {ResNet18_Weights.DEFAULT.url} cannot be downloaded (Name or service not known); get "
         f"{FILE} by other means and put it into {folder}."
     )
+
+
+def test_a_file_of_a_data_set_is_named_with_its_folder(
+    kd: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    data = ["--data=DatasetDataModule", "--data.train=torchvision.datasets.SVHN", "--data.train.root=numbers"]
+    model = ["--model=TeacherModule", "--model.network=kd_lightning.networks.resnet20"]
+    with pytest.raises(
+        SystemExit,
+        match=r"train_32x32\.mat cannot be downloaded \(Name .*\); get train_32x32\.mat by .* into numbers\.$",
+    ):
+        kd("fit", *model, *data, "--data.train.download=true", *QUIET)
 
 
 def test_a_damaged_file_of_torchvision_is_named(kd: Callable[..., str], folder: Path) -> None:
