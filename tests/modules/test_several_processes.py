@@ -8,10 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from made_photographs import photograph
 from torch import Tensor, nn
 from unusual_networks import with_group_norms
 
-from kd_lightning import Augmentation, DigitsDataModule, DistillationModule, TeacherModule
+from kd_lightning import Augmentation, DigitsDataModule, DistillationModule, ImageFolderDataModule, TeacherModule
+from kd_lightning.data import Batch
 from kd_lightning.data.image_set import ImageSet
 from kd_lightning.losses import DistillationLoss, HardTargetLoss, RelationalLoss, SimilarityLoss
 from kd_lightning.networks import ResNet
@@ -104,6 +106,62 @@ def test_two_processes_equal_one(name: str, small: Networks, make_trainer: Train
     for name in metrics & set(single["metrics"]):
         torch.testing.assert_close(first["metrics"][name], single["metrics"][name], rtol=1e-4, atol=1e-5)
         assert torch.equal(first["metrics"][name], second["metrics"][name])
+
+
+class WriteImages(pl.Callback):
+    """Writes what a rank sees: the images of the student and of the teacher and the labels, by epoch and sample."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: dict[tuple[str, int, int], list[Tensor]] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self._keep("train", trainer.current_epoch, batch)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self._keep("val", trainer.current_epoch, batch)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        torch.save(self.seen, self.folder / f"{trainer.global_rank}.pt")
+
+    def _keep(self, split: str, epoch: int, batch: Batch) -> None:
+        assert batch.teacher_images is not None
+        for row, sample in enumerate(batch.ids.tolist()):
+            assert (split, epoch, sample) not in self.seen
+            shown = batch.images[row], batch.teacher_images[row], batch.labels[row]
+            self.seen[split, epoch, sample] = [value.clone() for value in shown]
+
+
+def test_two_processes_see_the_photographs_of_one(make_trainer: Trainers, tmp_path: Path) -> None:
+    """... decoded into memory by one, and into a file that both map by two; in batches of the same images."""
+    for number in range(28):
+        folder = tmp_path / "photos" / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        photograph(40 + number, 66 - number, seed=number).save(folder / f"{number}.png")
+    network = ResNet([1, 1, 1], [2, 4, 8], num_classes=2)
+    seen: dict[int, list[dict[tuple[str, int, int], list[Tensor]]]] = {}
+    for world, batch_size in ((1, 8), (2, 4)):
+        results = tmp_path / str(world)
+        results.mkdir()
+        options = {"strategy": "ddp_fork", "devices": 2} if world == 2 else {"devices": 1}
+        trainer = make_trainer(callbacks=[WriteImages(results)], max_epochs=2, num_sanity_val_steps=0, **options)
+        data = ImageFolderDataModule(
+            str(tmp_path / "photos"),
+            image_size=24,
+            teacher_size=32,
+            batch_size=batch_size,
+            augmentation=Augmentation(preset="strong"),
+        )
+        trainer.fit(DistillationModule(with_group_norms(copy.deepcopy(network)), network, teacher_check="off"), data)
+        assert (tmp_path / "photos/.kd_lightning").is_dir() == (world == 2)
+        seen[world] = [torch.load(results / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    (single,), (first, second) = seen[1], seen[2]
+    assert not first.keys() & second.keys()
+    both = first | second
+    assert both.keys() == single.keys()
+    assert len([key for key in single if key[0] == "train"]) == 2 * 24
+    for key, values in single.items():
+        assert all(torch.equal(a, b) for a, b in zip(values, both[key], strict=True)), key
 
 
 class IndivisibleDigits(DigitsDataModule):
