@@ -57,6 +57,8 @@ class FiniteGuard(pl.Callback):
         self.metrics = metrics
         self.skipped: Tensor | None = None
         """Number of skipped updates of the epoch, a scalar on the device; ``None`` where none can be skipped."""
+        self.captured = False
+        """Whether the step was part of a CUDA graph, which has checked it: see :meth:`check_in_graph`."""
         self._record: StepRecord | None = None
         self._snapshot: BufferSnapshot | None = None
         self._pending: PendingCheck | None = None
@@ -72,8 +74,19 @@ class FiniteGuard(pl.Callback):
             detached = ({name: value.detach() for name, value in part.items()} for part in record[2:])
             self._record = StepRecord(record.epoch, record.step, *detached)
 
+    @property
+    def record(self) -> StepRecord | None:
+        """The batch of the step that would be reported."""
+        return self._record
+
+    @property
+    def flags(self) -> list[Tensor]:
+        """The tensors on the device that a check changes."""
+        return [flag for flag in (self._found, self._found_in_loss) if flag is not None]
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget an earlier run."""
+        self.captured = False
         self._record = self._snapshot = self._pending = self._stopped = self._found = self._found_in_loss = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -124,8 +137,12 @@ class FiniteGuard(pl.Callback):
         """
         self.synchronize()
         (record, self._record), (snapshot, self._snapshot) = (self._record, None), (self._snapshot, None)
-        weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
-        found, bad = self._find([weight.grad for weight in weights if weight.grad is not None], scaled=scaled)
+        weights = _weights_with_gradients(optimizer)
+        if self.captured:
+            assert self._found is not None
+            found = bad = self._found
+        else:
+            found, bad = self._find(weights, scaled=scaled)
         if scaled or self.mode == "skip":
             self.skipped = found.clone() if self.skipped is None else self.skipped.add_(found)
         if snapshot is not None:
@@ -143,12 +160,21 @@ class FiniteGuard(pl.Callback):
             for weight in [] if scaled else weights:
                 weight.grad = None  # every optimizer skips such weights
 
-    def _find(self, gradients: list[Tensor], *, scaled: bool) -> tuple[Tensor, Tensor]:
+    def check_in_graph(self, optimizer: Optimizer) -> None:
+        """Do what :meth:`check` does on the device, in a step that is captured; the host reads the verdict afterwards.
+
+        Args:
+            optimizer: A fused optimizer, which skips its update where ``found_inf`` is set.
+        """
+        _, optimizer.found_inf = self._find(_weights_with_gradients(optimizer), scaled=False)  # type: ignore[attr-defined]
+
+    def _find(self, weights: list[Tensor], *, scaled: bool) -> tuple[Tensor, Tensor]:
         """Return, for all processes, whether anything is not finite, and whether the update must not be made for it.
 
         Both are float32 scalars on the device, 0 or 1. They differ under a gradient scaler, which treats gradients
         itself, so that only the loss counts for the second.
         """
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
         sums = self.metrics.means.sums
         losses = [] if sums is None else [sums]
         device = next((tensor.device for tensor in (*gradients, *losses)), torch.device("cpu"))
@@ -242,6 +268,10 @@ class PendingCheck(NamedTuple):
 def supports_found_inf(optimizer: Optimizer) -> bool:
     """Return whether an optimizer skips an update by itself where ``found_inf`` is set, as torch's scaler asks it."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def _weights_with_gradients(optimizer: Optimizer) -> list[Tensor]:
+    return [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
 
 
 def _is_distributed() -> bool:

@@ -54,6 +54,10 @@ class RunningMeans:
         self._sums[0].addcmul_(means, weights)
         self._sums[1].add_(weights)
 
+    def count_replay(self) -> None:
+        """Note that the replay of a captured step has added a batch."""
+        self._is_empty = False
+
     def begin_step(self) -> None:
         """Remember the sums, so that :meth:`undo_step` can restore them."""
         self._before = None if self.sums is None else self.sums.clone()

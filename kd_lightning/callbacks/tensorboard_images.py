@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kd_lightning.callbacks.confusion_figure import confusion_figure
 from kd_lightning.callbacks.image_grid import image_grid, label_captions
-from kd_lightning.data.batch import LoadedBatch, images_for_teacher
+from kd_lightning.data.batch import LoadedBatch, finished, images_for_teacher
 from kd_lightning.data.domain_pair import DomainPairDataModule
 from kd_lightning.data.read_batch import read_batch
 from kd_lightning.data.shapes import statistics
@@ -52,7 +52,7 @@ class TensorBoardImages(pl.Callback):
         if logger is None or trainer.global_step > 0 or batch_idx > 0:
             return
         data: object = trainer.datamodule  # type: ignore[attr-defined]
-        parts, classes = _domains(batch, data), getattr(data, "classes", None) or ()
+        parts, classes = _domains(finished(batch, data), data), getattr(data, "classes", None) or ()
         for domain, part in parts.items():
             pictures = _denormalize(part.images[: self.images], data, domain)
             grid = image_grid(pictures, label_captions(part.labels[: self.images], classes))

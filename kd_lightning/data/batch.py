@@ -1,6 +1,6 @@
 """Batches before and after they are augmented on the device."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor
 
@@ -83,3 +83,25 @@ class RawBatch(NamedTuple):
         pixels, labels, ids, view_ids = (values[start:stop] for values in tensors)
         places = self.places.between(start, stop)
         return self._replace(pixels=pixels, labels=labels, ids=ids, places=places, view_ids=view_ids)
+
+    @property
+    def is_independent_of_epoch(self) -> bool:
+        """Return whether tensors alone say what the batch shows, so that a captured step can make it."""
+        return self.places is not None and self.plan is None and self.teacher_pixels is None and self.epoch >= 0
+
+    def without_epoch(self, view: int) -> "RawBatch":
+        """Return the same images as those of epoch 0, whose view is ``view``.
+
+        Its epoch is not a tensor, so that a captured step would make the batches of one epoch only.
+        """
+        assert self.places is not None
+        return self._replace(epoch=0, places=self.places._replace(view=view))
+
+
+class _Finishing(Protocol):
+    def finish(self, batch: RawBatch) -> Batch: ...
+
+
+def finished(batch: Any, data: object) -> Any:
+    """Return a batch as modules see it, also one that a data module has left to the step to augment."""
+    return cast("_Finishing", data).finish(batch) if isinstance(batch, RawBatch) else batch

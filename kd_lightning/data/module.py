@@ -113,6 +113,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.std = tuple(map(float, std))
         self.num_workers = num_workers
         self.views = views
+        self.augments_in_step = False
+        """Whether training batches are handed on as they are, since a CUDA graph of the step augments them."""
         self.splits = StoredSplits(self._load_checked, val_fraction=val_fraction, seed=self.split_seed)
         self.augmenter = Augmenter(
             self.splits, self.augmentation, mean=self.mean, std=self.std, view_seed=view_seed, views=views
@@ -251,7 +253,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
-        """Turn a :class:`RawBatch` into the :class:`Batch` that a module sees."""
+        """Turn a :class:`RawBatch` into the :class:`Batch` that a module sees, unless the module itself does it."""
+        if self.augments_in_step and isinstance(batch, RawBatch) and batch.is_independent_of_epoch:
+            return batch.without_epoch(self.augmenter.view_of_epoch(0))
+        return self.finish(batch)
+
+    def finish(self, batch: Any) -> Any:
+        """Return a :class:`RawBatch` as a module sees it; other batches as they are."""
         if not isinstance(batch, RawBatch):
             return batch
         return to_trainer_precision(self.augment(batch), self.trainer)

@@ -101,6 +101,8 @@ class ContrastiveLoss(DistillationLoss):
         [False, True]
     """
 
+    capturable = False  # the queue is replaced, since the backward pass reads the old one
+
     queues: Tensor
     queue_labels: Tensor
     position: Tensor

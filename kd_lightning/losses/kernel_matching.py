@@ -147,6 +147,8 @@ class KernelMeanMatchingLoss(AlignmentLoss):
         (torch.Size([]), ['effective_sample_size'])
     """
 
+    capturable = False  # the weights are computed on the host
+
     def __init__(
         self,
         *,

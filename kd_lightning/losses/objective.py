@@ -198,12 +198,12 @@ class Objective(nn.ModuleDict):
             term.all_labelled = all_labelled
 
     def begin_step(self, *, progress: float, epoch: int, device: torch.device) -> None:
-        """Set the terms' progress and epoch; nothing waits for the device.
+        """Set the terms' progress, epoch and weights, in place; nothing waits for the device.
 
         Args:
             progress: Fraction of the training that is done, in [0, 1].
             epoch: The current epoch, from 0.
-            device: Device of the batch.
+            device: Device of the batches.
         """
         if self._progress.device != device:
             self._progress, self._epoch = self._progress.to(device), self._epoch.to(device)
@@ -211,6 +211,10 @@ class Objective(nn.ModuleDict):
         if epoch != self._current_epoch:
             self._epoch.fill_(epoch)
             self._current_epoch = epoch
+        weights = [term.weight_at(epoch) for term in self.terms.values()]
+        if weights != self._current_weights and len(self._weights) == len(weights):
+            self._weights.copy_(torch.tensor(weights, dtype=self._weights.dtype))
+            self._current_weights = weights
         for term in self.terms.values():
             term.progress, term.epoch = self._progress, self._epoch
 
@@ -233,15 +237,12 @@ class Objective(nn.ModuleDict):
         return loss, {**values, **metrics}
 
     def _weights_for(self, values: Tensor) -> Tensor:
-        """Return the weights on the device; they are sent there when they change, not in each step."""
-        weights = [term.weight_at(self._current_epoch) for term in self.terms.values()]
+        """Return the weights on the device, where :meth:`begin_step` changes them."""
         dtype = torch.promote_types(values.dtype, torch.float32)
         stale = self._weights
         if stale.device != values.device or stale.dtype != dtype or stale.shape != values.shape:
-            self._weights = torch.tensor(weights, dtype=dtype, device=values.device)
-        elif weights != self._current_weights:
-            self._weights.copy_(torch.tensor(weights, dtype=dtype))
-        self._current_weights = weights
+            self._current_weights = [term.weight_at(self._current_epoch) for term in self.terms.values()]
+            self._weights = torch.tensor(self._current_weights, dtype=dtype, device=values.device)
         return self._weights
 
 

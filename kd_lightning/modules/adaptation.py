@@ -63,8 +63,6 @@ class AdaptationModule(ClassificationModule):
         """Return the weighted sum of the terms."""
         (source_images, labels, *_), target_images = read_training_batch(batch, pairs=True)
         assert target_images is not None
-        progress = self.trainer.global_step / self._total_steps
-        self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=source_images.device)
         both = self._tap(self.network_input(torch.cat([source_images, target_images])))
         source, target = _split(both, len(source_images))
         loss: Tensor
@@ -78,6 +76,11 @@ class AdaptationModule(ClassificationModule):
         self._total_steps = max(float(self.trainer.estimated_stepping_batches), 1.0)
         super().on_train_start()
         self.losses.begin_training(all_labelled=self.all_labelled)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Tell the losses how far the training is."""
+        progress = self.trainer.global_step / self._total_steps
+        self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=self.device)
 
     def dry_run(self, images: Tensor) -> None:
         """Run the network once; build the learned parts of the losses.

@@ -27,10 +27,13 @@ from kd_lightning.checkpoints.trust import unserializable
 from kd_lightning.data.batch import images_for_teacher
 from kd_lightning.data.protocol import FollowsNetworks, is_image_data
 from kd_lightning.data.read_batch import read_batch, read_to_predict
+from kd_lightning.errors import UserError
 from kd_lightning.features import logits_of
 from kd_lightning.modules import optim
 from kd_lightning.modules.evaluation import LoaderEvaluations, Prediction
 from kd_lightning.modules.example_images import example_images
+from kd_lightning.modules.graph_choice import describe_graph, reads_no_batches, why_not_graphed
+from kd_lightning.modules.graphed_step import GraphedStep
 from kd_lightning.modules.schedule import SchedulerFactory
 from kd_lightning.networks.compiled import unwrap_compiled
 from kd_lightning.networks.data_config import DataConfig, check_same_classes, data_config, train_on
@@ -76,6 +79,8 @@ class ClassificationModule(pl.LightningModule, ABC):
             ``torch.compile`` has wrapped is unwrapped, and compiled so; its mode and backend are not used.
         on_nonfinite: Reaction to a loss or gradient that is not finite, before the weights are updated: ``"stop"``
             raises an error with the step, the term and the ranges, ``"skip"`` skips the update and counts it.
+        cuda_graph: Capture the whole training step as a CUDA graph and replay it, so that small networks do not wait
+            for Python: ``True``, or a sentence says why a run cannot; ``"auto"`` is off for now.
 
     Raises:
         UserError: If an argument is out of range, or the network has uninitialized layers.
@@ -102,6 +107,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         lr_monitor: str = "val/loss",
         compile: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
+        cuda_graph: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         network, compiled = unwrap_compiled(network)
@@ -119,6 +125,10 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.epoch_metrics = EpochMetrics()
         self.finite_guard = FiniteGuard(on_nonfinite, self.epoch_metrics)
         self._all_labelled = False
+        if cuda_graph not in (True, False, "auto"):
+            raise UserError(f"cuda_graph must be true, false or 'auto', got {cuda_graph!r}.")
+        self.cuda_graph = cuda_graph
+        self.graphed_step: GraphedStep | None = None
         # of the subclass's constructor too, which is on the stack
         objects = ("network", "student", "teacher", "losses", "optimizer", "lr_scheduler")
         self.save_hyperparameters(ignore=unserializable(*objects))
@@ -226,19 +236,48 @@ class ClassificationModule(pl.LightningModule, ABC):
         return self._all_labelled
 
     def on_train_start(self) -> None:
-        """Determine whether every training image is labelled."""
+        """Determine whether every training image is labelled, and prepare a CUDA graph if it is asked for."""
         data = self.data_module
         self._all_labelled = is_image_data(data) and data.all_labelled
+        if self.cuda_graph is True:
+            self._begin_graphed_steps()
+
+    def _begin_graphed_steps(self) -> None:
+        reason = why_not_graphed(self)
+        if reason is not None:
+            raise UserError(f"The training step cannot be a CUDA graph, since {reason}, or set cuda_graph to false.")
+        if hasattr(self.data_module, "augments_in_step"):
+            self.data_module.augments_in_step = reads_no_batches(self.trainer)
+        self.graphed_step = GraphedStep(self, self.trainer.optimizers[0])
+        self.graphed_step.attach()
+
+    def _end_graphed_steps(self) -> None:
+        if hasattr(self.data_module, "augments_in_step"):
+            self.data_module.augments_in_step = False
+        if self.graphed_step is not None:
+            self.graphed_step.detach()
+            self.graphed_step = None
+
+    @property
+    def _replayed(self) -> bool:
+        """The knowledge that Lightning's hooks after the step find nothing left to do."""
+        return self.graphed_step is not None and self.graphed_step.replayed
+
+    def on_train_end(self) -> None:
+        """Free a CUDA graph."""
+        self._end_graphed_steps()
 
     def on_fit_start(self) -> None:
         """Train at the learning rate of the module, also if it was found after the optimizer was built."""
+        self._end_graphed_steps()  # of a run that an error has ended
         optim.use_found_rate(self.trainer, self.learning_rate)
 
     def describe_speed(self) -> list[str]:
         """Return what makes the network fast, and what else could."""
         compiled = "is compiled" if self.compiles else "is not compiled (compile=true may be faster in long runs)"
         contiguous = "the network runs in contiguous memory (reshape in place of view allows channels-last)"
-        return [f"the network {compiled}", *([] if self.convert_input.channels_last else [contiguous])]
+        memory = [] if self.convert_input.channels_last else [contiguous]
+        return [f"the network {compiled}", *memory, *describe_graph(self)]
 
     def faster_steps(self) -> list[str]:
         """Return imperatives with the settings that may shorten training steps."""
@@ -246,7 +285,18 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Prepare torch's fused SGD for updates that may be skipped."""
-        optim.init_momentum_buffers(optimizer)
+        if not self._replayed:
+            optim.init_momentum_buffers(optimizer)
+
+    def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
+        """Compute the gradients, unless a CUDA graph has."""
+        if not self._replayed:
+            super().backward(loss, *arguments, **options)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Forget the gradients of the last step, unless a CUDA graph has computed those of this one."""
+        if not self._replayed:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def configure_gradient_clipping(
         self,
@@ -255,6 +305,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as Lightning does, unless the update is skipped: torch cannot clip by value without gradients."""
+        if self._replayed and not self._is_captured:
+            return
         if any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"]):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -270,12 +322,23 @@ class ClassificationModule(pl.LightningModule, ABC):
             labels: Class indices ``(B,)`` or probabilities ``(B, C)``.
             tensors: Further tensors that the loss was computed from, whose ranges an error would report.
         """
-        trainer, step = self.trainer, self.trainer.global_step
-        record = StepRecord(trainer.current_epoch, step, {**terms, "loss": loss}, {**tensors, "logits": logits})
-        self.finite_guard.observe(record)
+        trainer, shown = self.trainer, {**tensors, "logits": logits}
+        self.finite_guard.observe(
+            StepRecord(trainer.current_epoch, trainer.global_step, {**terms, "loss": loss}, shown)
+        )
         self.epoch_metrics.add(loss, terms, logits, labels, all_labelled=self.all_labelled)
+        if not self._is_captured:
+            self.log_progress(loss)
+
+    @property
+    def _is_captured(self) -> bool:
+        return self.graphed_step is not None and self.graphed_step.capturing
+
+    def log_progress(self, loss: Tensor) -> None:
+        """Log the loss of a step and the learning rate every ``log_every_n_steps``."""
+        trainer = self.trainer
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (step + 1) % every == 0:
+        if every and (trainer.global_step + 1) % every == 0:
             self.log("train/loss_step", loss.detach(), prog_bar=True)
             self.log("learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
 

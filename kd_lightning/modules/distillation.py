@@ -98,8 +98,6 @@ class DistillationModule(ClassificationModule):
         """Return the weighted sum of the terms."""
         loaded = read_batch(batch)
         images, labels = loaded.images, loaded.labels
-        progress = self.trainer.global_step / self._total_steps
-        self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=images.device)
         student = self._student_tap(self.network_input(images))
         teacher = None if self.frozen_teacher is None else self.frozen_teacher(images_for_teacher(loaded), loaded.ids)
         loss: Tensor
@@ -244,7 +242,9 @@ class DistillationModule(ClassificationModule):
         self.losses.begin_training(all_labelled=self.all_labelled)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Load the view of this epoch from the cache, after filling it if necessary."""
+        """Tell the losses how far the training is, and load the view of the epoch from the cache, or fill it."""
+        progress = self.trainer.global_step / self._total_steps
+        self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=self.device)
         if self.frozen_teacher is not None and self.frozen_teacher.cache is not None:
             with self.epoch_metrics.paused():
                 self.frozen_teacher.load_view(self.current_epoch, self.trainer)

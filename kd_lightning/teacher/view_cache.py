@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from kd_lightning.data.batch import Batch
+from kd_lightning.data.batch import Batch, finished
 from kd_lightning.data.protocol import ViewData, has_fixed_views
 from kd_lightning.errors import UserError
 from kd_lightning.files.progress import progress
@@ -61,7 +61,8 @@ def compute_view(cache: OutputCache, view: int, trainer: pl.Trainer, compute: Ca
     title = f"Computing outputs for view {view + 1} of {cache.views}"
     with progress(title, len(data.train_samples), visible=trainer.is_global_zero) as advance:
         for batch in data.view_dataloader(view):
-            shown: Batch = trainer.strategy.batch_to_device(batch)  # as in training outside of the precision's context
+            moved = trainer.strategy.batch_to_device(batch)  # as in training outside of the precision's context
+            shown: Batch = finished(moved, data)
             with trainer.precision_plugin.forward_context():
                 rows[shown.ids // cache.views] = compute(shown).float()
             advance(len(shown.ids) * trainer.world_size)

@@ -97,6 +97,7 @@ def test_changes_of_a_weight_take_effect() -> None:
     objective, student = distillation(mine=loss), outputs()
     first, _ = objective(student, None, torch.zeros(4))
     loss.weight = 3.0
+    objective.begin_step(progress=0.5, epoch=0, device=CPU)
     second, _ = objective(student, None, torch.zeros(4))
     torch.testing.assert_close(second, 3 * first)
 
