@@ -5,7 +5,7 @@ operations at the measured rate of a large bfloat16 matrix product, or its memor
 written and read once) at the measured bandwidth of a copy, whichever is slower. With cached logits the first V
 epochs run the teacher and fill the cache, one view each; here V is 1.
 
-    python scripts/bench_epoch.py --device cuda
+    python scripts/bench_epoch.py --device cuda [--cuda-graph] [--compile]
     python scripts/bench_epoch.py --images 4096 --batch-size 64 --threads 1
 """
 
@@ -13,7 +13,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning
 import lightning.pytorch as pl
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="number of torch threads, 0 for torch's default")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--cuda-graph", action="store_true", help="capture the steps of the modules")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads or torch.get_num_threads())
@@ -132,12 +133,16 @@ def main() -> None:
         f"matrix product {hardware.flops / 1e12:.3f} TFLOP/s, copy {hardware.bandwidth / 1e9:.1f} GB/s",
         flush=True,
     )
-    common = {"teacher_check": "off", "compile": options.compile}
-    cached = DistillationModule(networks.resnet20(), teacher, teacher_cache=True, **common)
+    common: dict[str, Any] = {"compile": options.compile, "cuda_graph": options.cuda_graph}
+    distilled: dict[str, Any] = {"teacher_check": "off", **common}
+    cached = DistillationModule(networks.resnet20(), teacher, teacher_cache=True, **distilled)
     runs = {
-        "online": (DistillationModule(networks.resnet20(), teacher, **common), None),
+        "online": (DistillationModule(networks.resnet20(), teacher, **distilled), None),
         "cached": (cached, 1),
-        "student alone": (TeacherModule(networks.resnet20(), compile=options.compile), None),
+        "student alone": (
+            TeacherModule(networks.resnet20(), **common),
+            None,
+        ),
     }
     for name, (module, views) in runs.items():
         first, second = time_epochs(module, views, options)

@@ -5,6 +5,7 @@ bfloat16 mixed precision. They alternate in one process with one torch thread, a
 reported. Workers prepare batches while others are measured: a round on a GPU has enough steps to use them up.
 
     python scripts/bench_step.py [--teacher resnet56] [--batch-size 64] [--rounds 9] [--device cpu] [--compile]
+    python scripts/bench_step.py --device cuda --cuda-graph
 """
 
 import argparse
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from statistics import median
+from typing import Any
 
 import lightning
 import lightning.pytorch as pl
@@ -34,13 +36,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=COUNT)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--cuda-graph", action="store_true", help="capture the steps of the modules")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     device = torch.device("cuda" if options.device == "gpu" else options.device)
     count = options.steps or (100 if device.type == "cuda" else 3)
     teacher = getattr(networks, options.teacher)()
-    common = {"teacher_check": "off", "compile": options.compile}
+    common: dict[str, Any] = {"compile": options.compile, "cuda_graph": options.cuda_graph}
+    distilled: dict[str, Any] = {"teacher_check": "off", **common}
     plain = baseline_steps(options.teacher, options.batch_size, device, options.images)
 
     def steps(module: pl.LightningModule, views: int | None = None) -> Callable[[], None]:
@@ -49,9 +53,9 @@ def main() -> None:
 
     candidates = {
         **{name: repeat(step, count) for name, step in plain.items()},
-        "online": steps(DistillationModule(networks.resnet20(), teacher, **common)),
-        "cached": steps(DistillationModule(networks.resnet20(), teacher, teacher_cache=True, **common), views=1),
-        "student alone": steps(TeacherModule(networks.resnet20(), compile=options.compile)),
+        "online": steps(DistillationModule(networks.resnet20(), teacher, **distilled)),
+        "cached": steps(DistillationModule(networks.resnet20(), teacher, teacher_cache=True, **distilled), views=1),
+        "student alone": steps(TeacherModule(networks.resnet20(), **common)),
     }
     rounds = time_rounds(candidates, options.rounds)
     seconds = {name: [each / count for each in values] for name, values in rounds.items()}

@@ -20,9 +20,10 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python3}
 
 slower=1 # factor of the time limits
-graph="" epoch="" step="" overhead="" data="" colours="" tests=tests
+graphed=--cuda-graph graph="" epoch="" step="" overhead="" data="" colours="" tests=tests
 if [ "$device" = cpu ]; then
     slower=10
+    graphed="" # there is nothing to capture
     graph="--teacher resnet20 --images 64 --batch-size 8 --steps 1 --rounds 1 --variants eager graph"
     epoch="--teacher resnet20 --images 64 --batch-size 8"
     step="--teacher resnet20 --images 64 --batch-size 8 --steps 1 --rounds 1"
@@ -38,9 +39,11 @@ stages=(
     "20 environment scripts/environment.py --device $device"
     "110 graph-128 scripts/bench_graph.py --device $device --batch-size 128 $graph"
     "50 epoch scripts/bench_epoch.py --device $device $epoch"
+    "50 graphed-epoch scripts/bench_epoch.py --device $device $graphed $epoch"
     "60 step scripts/bench_step.py --device $device --teacher resnet34 --batch-size 128 --rounds 5 $step"
     "70 graph-512 scripts/bench_graph.py --device $device --batch-size 512 $graph"
     "110 tests -m pytest -m 'gpu and not slow' -q $tests"
+    "30 graphed-step scripts/bench_step.py --device $device --teacher resnet34 --batch-size 128 --rounds 3 $graphed $step"
     "30 overhead scripts/bench_overhead.py --device $device --rounds 3 --steps 100 $overhead"
     "30 data scripts/bench_data.py --device $device $data"
     "30 augmentation scripts/bench_augmentation.py --device $device $colours"
