@@ -70,15 +70,11 @@ class EpochMetrics(pl.Callback):
         """
         with torch.no_grad():
             classes = class_indices(labels)
-            correct = logits.argmax(1) == classes
-            labelled: Tensor | int = len(logits)
-            if all_labelled:
-                accuracy = correct.mean(dtype=torch.float32)
-            else:
-                labelled = (classes >= 0).sum()
-                accuracy = correct.sum() / labelled.clamp(min=1)
-            values = {"loss": loss, "accuracy": accuracy, **terms}
-            self.means.add(values, {**dict.fromkeys(values, len(logits)), "accuracy": labelled})
+            correct = (logits.argmax(1) == classes).sum(dtype=torch.float32)
+            labelled = len(logits) if all_labelled else (classes >= 0).sum(dtype=torch.float32)
+            values = {"loss": loss, "accuracy": correct, **terms}
+            counts = {**dict.fromkeys(values, len(logits)), "accuracy": labelled}
+            self.means.add(values, counts, summed=("accuracy",))
 
     @contextmanager
     def paused(self) -> Iterator[None]:

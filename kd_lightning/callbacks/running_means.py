@@ -1,5 +1,6 @@
 """Means over an epoch, summed on the device and read once."""
 
+from collections.abc import Collection
 from typing import TypedDict
 
 import torch
@@ -43,15 +44,22 @@ class RunningMeans:
         if self._sums is not None:
             self._sums.zero_()
 
-    def add(self, values: dict[str, Tensor], counts: dict[str, Tensor | int]) -> None:
-        """Add one batch: each value is a mean over as many rows as its count."""
+    def add(self, values: dict[str, Tensor], counts: dict[str, Tensor | int], *, summed: Collection[str] = ()) -> None:
+        """Add one batch.
+
+        Args:
+            values: Means over rows, by name.
+            counts: Numbers of these rows.
+            summed: Names of the values that are sums over them.
+        """
         means = torch.stack([value.detach().float() for value in values.values()])
         if self._sums is None or self._sums.device != means.device or self._sums.shape[1] != len(means):
             kept = self.sums
             self._sums = means.new_zeros(2, len(means)) if kept is None else kept.to(means.device)
         self.names, self._is_empty = tuple(values), False
         weights = _weights([counts[name] for name in values], means)
-        self._sums[0].addcmul_(means, weights)
+        factors = _weights([1 if name in summed else counts[name] for name in values], means) if summed else weights
+        self._sums[0].addcmul_(means, factors)
         self._sums[1].add_(weights)
 
     def count_replay(self) -> None:

@@ -1,9 +1,11 @@
 """The sentences about the speed of a run."""
 
-from typing import Protocol, cast
+from time import perf_counter
+from typing import Any, Protocol, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch.utils.data import DataLoader
 
 from kd_lightning.callbacks.bottleneck import Advice, describe_bottleneck
@@ -18,6 +20,7 @@ _SHORT = 2.0
 
 class _Described(Protocol):
     epoch_metrics: EpochMetrics
+    compiles: bool
 
     def describe_speed(self) -> list[str]: ...
 
@@ -32,12 +35,22 @@ class SpeedReport(pl.Callback):
 
     def __init__(self) -> None:
         self._measured = False
+        self._first_step_since: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the sentence about the networks."""
         self._measured = False
+        self._first_step_since = perf_counter()
         networks = cast("_Described", pl_module).describe_speed()
         rank_zero_info(f"Speed: {'; '.join([describe_devices(trainer), describe_precision(trainer), *networks])}.")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """Print how long the first step took, if networks were compiled in it."""
+        since, self._first_step_since = self._first_step_since, None
+        if since is not None and cast("_Described", pl_module).compiles:
+            rank_zero_info(f"Compiled: the first training step took {perf_counter() - since:.0f} s.")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the sentence about the first epoch, unless it was too short."""

@@ -34,7 +34,7 @@ class Term(nn.Module, ABC):
     """Whether every training image is labelled; set by the objective before the first step."""
 
     capturable: bool = True
-    """Whether a CUDA graph can hold the term: its buffers change in place, and nothing happens on the host."""
+    """Whether a CUDA graph, or a compiler, can hold it: buffers change in place, and the host computes nothing."""
 
     metrics: dict[str, Tensor]
     """Scalars of the last batch, logged as ``{term}_{metric}``; they hold no graph, so that modules can be copied."""

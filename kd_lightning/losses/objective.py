@@ -110,6 +110,11 @@ class Objective(nn.ModuleDict):
         return any(term.needs_teacher for term in self.terms.values())
 
     @property
+    def capturable(self) -> bool:
+        """Return whether a compiler, or a CUDA graph, can hold all terms."""
+        return all(term.capturable for term in self.terms.values())
+
+    @property
     def compares_logits(self) -> bool:
         """Return whether a term compares logits, so that both networks need the same classes."""
         return any(term.compares_logits for term in self.terms.values())

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -29,13 +29,14 @@ from kd_lightning.data.protocol import FollowsNetworks, is_image_data
 from kd_lightning.data.read_batch import read_batch, read_to_predict
 from kd_lightning.errors import UserError
 from kd_lightning.features import logits_of
+from kd_lightning.losses import Objective
 from kd_lightning.modules import optim
 from kd_lightning.modules.evaluation import LoaderEvaluations, Prediction
 from kd_lightning.modules.example_images import example_images
 from kd_lightning.modules.graph_choice import describe_graph, reads_no_batches, why_not_graphed
 from kd_lightning.modules.graphed_step import GraphedStep
 from kd_lightning.modules.schedule import SchedulerFactory
-from kd_lightning.networks.compiled import unwrap_compiled
+from kd_lightning.networks.compiled import CompileMode, compile_in_place, keep_kernels, unwrap_compiled
 from kd_lightning.networks.data_config import DataConfig, check_same_classes, data_config, train_on
 from kd_lightning.networks.description import apply_description, describe_network
 from kd_lightning.networks.dry_run import (
@@ -74,9 +75,11 @@ class ClassificationModule(pl.LightningModule, ABC):
         lr_scheduler: Function from the optimizer to a scheduler; by default one cycle over the steps of ``max_epochs``.
         lr_interval: Unit in which ``lr_scheduler`` advances, ``"step"`` or ``"epoch"``.
         lr_monitor: Logged metric that a ``ReduceLROnPlateau`` follows.
-        compile: Compile the network in place (``network.compile()``, no key of its state changes) in ``fit``: that
-            takes up to half a minute at the start, and the gain depends on the hardware. A network that
-            ``torch.compile`` has wrapped is unwrapped, and compiled so; its mode and backend are not used.
+        compile: Compile the network, a teacher and the losses in place (no key of their state changes) in ``fit``:
+            that takes up to some minutes in the first run, which kernels are kept of (``TORCHINDUCTOR_CACHE_DIR``), and
+            the gain depends on the hardware. A network that ``torch.compile`` has wrapped is unwrapped, and compiled
+            so; its mode and backend are not used.
+        compile_mode: Mode of ``torch.compile``; ``None`` for ``"default"``.
         on_nonfinite: Reaction to a loss or gradient that is not finite, before the weights are updated: ``"stop"``
             raises an error with the step, the term and the ranges, ``"skip"`` skips the update and counts it.
         cuda_graph: Capture the whole training step as a CUDA graph and replay it, so that small networks do not wait
@@ -106,6 +109,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         lr_interval: Literal["step", "epoch"] = "epoch",
         lr_monitor: str = "val/loss",
         compile: bool = False,
+        compile_mode: CompileMode | None = None,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         cuda_graph: bool | Literal["auto"] = "auto",
     ) -> None:
@@ -117,6 +121,9 @@ class ClassificationModule(pl.LightningModule, ABC):
             learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, lr_monitor
         )
         self.compiles = compile or compiled
+        if compile_mode is not None and not self.compiles:
+            raise UserError(f"compile_mode={compile_mode!r} has no effect without compile; set compile to true.")
+        self.compile_mode: CompileMode = compile_mode or "default"
         self.convert_input = InputConversion()
         self.num_classes: int | None = None
         self.image_shape: tuple[int, ...] | None = None
@@ -167,10 +174,26 @@ class ClassificationModule(pl.LightningModule, ABC):
         if images is not None:
             self.dry_run(images)
         if stage == "fit" and self.compiles:
-            self.network.compile()
+            self._compile()
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):
                 callback.setup(self.trainer, self, stage)  # it has copied the module before this hook finished it
+
+    def _compile(self) -> None:
+        folder = keep_kernels()
+        rank_zero_info(
+            "Compiling: the first steps of training and of validation may take minutes"
+            + ("." if folder is None else f"; a later run finds the kernels in {folder}.")
+        )
+        compile_in_place(self.network, self.compile_mode, fixed_shapes=self.has_fixed_shapes)
+        losses = getattr(self, "losses", None)
+        if isinstance(losses, Objective) and losses.capturable:
+            compile_in_place(losses, self.compile_mode, fixed_shapes=self.has_fixed_shapes)
+
+    @property
+    def has_fixed_shapes(self) -> bool:
+        """The knowledge that training batches have one shape, those of a data module of this package."""
+        return is_image_data(self.data_module)
 
     def dry_run(self, images: Tensor) -> None:
         """Run the network on two images, to choose its memory format and to learn the number of classes.
@@ -274,7 +297,10 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def describe_speed(self) -> list[str]:
         """Return what makes the network fast, and what else could."""
-        compiled = "is compiled" if self.compiles else "is not compiled (compile=true may be faster in long runs)"
+        mode = "" if self.compile_mode == "default" else f", mode {self.compile_mode}"
+        compiled = (
+            f"is compiled{mode}" if self.compiles else "is not compiled (compile=true may be faster in long runs)"
+        )
         contiguous = "the network runs in contiguous memory (reshape in place of view allows channels-last)"
         memory = [] if self.convert_input.channels_last else [contiguous]
         return [f"the network {compiled}", *memory, *describe_graph(self)]

@@ -218,7 +218,12 @@ class DistillationModule(ClassificationModule):
         images = torch.randn(4, *(self.image_shape or ()), generator=torch.Generator().manual_seed(0))
         images = self._at_teacher_size(images)
         dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None  # otherwise as the student
-        self.frozen_teacher.optimize_for_inference(to_input_dtype(images, self.network), dtype, self.compiles)
+        self.frozen_teacher.optimize_for_inference(
+            to_input_dtype(images, self.network),
+            dtype,
+            self.compile_mode if self.compiles else None,
+            fixed_shapes=self.has_fixed_shapes,
+        )
         if self.teacher_cache is not False:
             self._open_cache(self.frozen_teacher, self.teacher_cache)
 

@@ -31,6 +31,8 @@ class _Module(Protocol):
     trainer: pl.Trainer
     finite_guard: FiniteGuard
     cuda_graph: bool | str
+    compiles: bool
+    compile_mode: str
     losses: Mapping[str, Term]
 
 
@@ -82,6 +84,8 @@ def _reasons(module: _Module) -> Iterator[str]:
         yield "a gradient scaler waits for the device in each step; set trainer.precision to bf16-mixed"
     if trainer._detect_anomaly:  # it has no public name
         yield "anomalies are looked for in each step; set trainer.detect_anomaly to false"
+    if module.compiles and module.compile_mode in ("reduce-overhead", "max-autotune"):
+        yield f"compile_mode {module.compile_mode!r} captures graphs itself; set it to max-autotune-no-cudagraphs"
     if module.finite_guard.mode == "skip":
         yield "steps that are not finite are undone from outside; set on_nonfinite to stop"
     yield from _reasons_of_optimizers(trainer)

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from kd_lightning.data.batch import images_for_teacher
 from kd_lightning.data.protocol import ViewData
 from kd_lightning.features import FeatureTap, Outputs, logits_of
-from kd_lightning.networks.compiled import unwrap_compiled
+from kd_lightning.networks.compiled import CompileMode, compile_in_place, unwrap_compiled
 from kd_lightning.networks.copying import copy_network
 from kd_lightning.networks.dry_run import check_initialized, input_dtype
 from kd_lightning.networks.input_conversion import InputConversion
@@ -126,13 +126,16 @@ class FrozenTeacher:
         for unmoved in self._unmoved:
             unmoved.apply(function)
 
-    def optimize_for_inference(self, images: Tensor, dtype: torch.dtype | None, compile: bool) -> None:
+    def optimize_for_inference(
+        self, images: Tensor, dtype: torch.dtype | None, compile: CompileMode | None, *, fixed_shapes: bool = False
+    ) -> None:
         """Create a faster copy with folded batch norms, unless layers are read or weights are sharded.
 
         Args:
             images: Images on which the folded copy must agree with the network, ``(B, channels, H, W)``.
             dtype: Type of the copy's weights; ``None`` for the network's own.
-            compile: Compile the copy.
+            compile: Mode in which the copy is compiled; ``None`` for only if the network was.
+            fixed_shapes: See :func:`compile_in_place`.
         """
         if self.tap.layers or any(isinstance(weight, DTensor) for weight in self.network.parameters()):
             return
@@ -144,7 +147,7 @@ class FrozenTeacher:
         if dtype is not None and _can_be_cast(network):
             network.to(dtype)
         if (compile or self.compiled) and not isinstance(network, torch.jit.ScriptModule):
-            network.compile()
+            compile_in_place(network, compile or "default", fixed_shapes=fixed_shapes)
         self.inference_network = network
 
     @torch.no_grad()

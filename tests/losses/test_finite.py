@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from random_inputs import autocast_if, random_outputs
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses import (
@@ -17,8 +17,10 @@ from kd_lightning.losses import (
     DecoupledLoss,
     DistillationLoss,
     DistLoss,
+    HardTargetLoss,
     HintLoss,
     NeuronSelectivityLoss,
+    Objective,
     ProbabilisticLoss,
     RelationalLoss,
     ReviewLoss,
@@ -242,3 +244,22 @@ def test_all_precisions_of_features_and_weights_give_finite_values(
     for tensor in (*read, *loss.parameters()):
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name, build in _MODULES.items() if build().capturable])
+def test_a_compiled_objective_equals_an_ordinary_one(name: str) -> None:
+    """Traced, and run by the backend without kernels of its own, which would take minutes for all losses."""
+    torch.compiler.reset()
+    student, teacher, found = _outputs(3, 4), _outputs(5, 2), []
+    objective = Objective({"hard": HardTargetLoss(), "mine": _MODULES[name]()}, accepts=(DistillationLoss,))
+    objective.build(student, teacher, network=nn.Linear(1, 1))
+    for compiled in (False, True):
+        if compiled:
+            objective.compile(backend="aot_eager", dynamic=False)
+        for epoch in range(2):  # what changes between steps is not compiled in
+            objective.begin_step(progress=epoch / 2, epoch=epoch, device=torch.device("cpu"))
+            total, _ = objective(student, Outputs(teacher.logits.detach(), teacher.features), _LABELS)
+        gradients = torch.autograd.grad(total, [student.logits, *student.features.values()], allow_unused=True)
+        found.append([total, *(gradient for gradient in gradients if gradient is not None)])
+    for ordinary, traced in zip(*found, strict=True):
+        torch.testing.assert_close(traced, ordinary, rtol=1e-5, atol=1e-6)

@@ -58,7 +58,7 @@ def test_a_folded_copy_has_the_logits_of_the_network(build: Callable[[], nn.Modu
     network = with_random_norms(build())
     before = copy.deepcopy(network.state_dict())
     frozen_teacher = FrozenTeacher(network, [])
-    frozen_teacher.optimize_for_inference(torch.rand(4, 3, 32, 32), None, compile=False)
+    frozen_teacher.optimize_for_inference(torch.rand(4, 3, 32, 32), None, compile=None)
     assert frozen_teacher.folded
     assert count_batch_norms(frozen_teacher.inference_network) == remaining < count_batch_norms(network)
     images = torch.randn(16, 3, 32, 32)
@@ -120,7 +120,7 @@ class SharedConvolution(nn.Module):
 def test_a_network_that_cannot_be_folded_is_run_as_it_is(kind: type[nn.Module], dtype: torch.dtype | None) -> None:
     network = with_random_norms(kind())
     frozen_teacher = FrozenTeacher(network, [])
-    frozen_teacher.optimize_for_inference(torch.rand(4, 1, 8, 8), dtype, compile=False)
+    frozen_teacher.optimize_for_inference(torch.rand(4, 1, 8, 8), dtype, compile=None)
     assert not frozen_teacher.folded
     for name, value in frozen_teacher.network.state_dict().items():
         assert value.dtype == network.state_dict()[name].dtype
@@ -134,7 +134,7 @@ def test_a_network_that_cannot_be_folded_is_run_as_it_is(kind: type[nn.Module], 
 
 def test_no_folded_copy_is_made_if_layers_are_read(small: Networks) -> None:
     frozen_teacher = FrozenTeacher(small(), ["layer1"])
-    frozen_teacher.optimize_for_inference(torch.rand(4, 1, 8, 8), torch.bfloat16, compile=False)
+    frozen_teacher.optimize_for_inference(torch.rand(4, 1, 8, 8), torch.bfloat16, compile=None)
     assert frozen_teacher.inference_network is None
     assert not frozen_teacher.folded
     outputs = frozen_teacher(torch.rand(2, 1, 8, 8))

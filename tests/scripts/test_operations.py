@@ -1,0 +1,52 @@
+"""A training step launches few operations beside those of the networks."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd_lightning import DistillationModule, TeacherModule, networks
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+IMAGES = {"batch_size": 32, "count": 320}
+
+
+@pytest.fixture(autouse=True)
+def beside_the_scripts() -> Iterator[None]:
+    """Scripts can be imported; they silence Lightning, here only for a while."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
+    levels = [logger.level for logger in loggers]
+    sys.path.insert(0, str(SCRIPTS))
+    yield
+    sys.path.remove(str(SCRIPTS))
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def module_of(name: str) -> tuple[Any, int | None]:
+    if name == "student alone":
+        return TeacherModule(networks.resnet20()), None
+    cached = name == "cached"
+    options: dict[str, Any] = {"teacher_check": "off", "teacher_cache": cached}
+    return DistillationModule(networks.resnet20(), networks.resnet34(), **options), 1 if cached else None
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(("name", "bound"), [("student alone", 20), ("cached", 44), ("online", 132)])
+def test_a_step_adds_few_operations_to_a_hand_written_one(name: str, bound: int, labelled: bool) -> None:
+    counting, random_images = (importlib.import_module(module) for module in ("count_operations", "random_images"))
+    module, views = module_of(name)
+    data = random_images.RandomImages(views=views, **IMAGES)
+    if not labelled:
+        data.setup("fit")
+        data.splits["train"].labels[::5] = -1
+        bound += 8
+    raw = counting.count_of_raw_loop(batch_size=32)
+    counts = counting.count_of_fit(module, data)
+    extra = counts - raw
+    assert counts.total() <= raw.total() + bound, sorted(extra.items())
+    assert module.all_labelled is labelled
