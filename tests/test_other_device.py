@@ -19,6 +19,7 @@ import torch
 from made_photographs import photograph
 from on_other_device import OTHER_DEVICE, call, on_other_device
 from recipe_runs import fit_arguments, save_network
+from replay_function import ReplayFunction
 from resume_check import check_resume
 from torch import nn
 from unusual_networks import WithDropout
@@ -269,6 +270,13 @@ def test_a_distillation_with_converted_inputs_resumes_within_an_epoch(tmp_path: 
     student, teacher = (partial(network_of_other_data, width) for width in (4, 8))
     kind = partial(DistillationModule, teacher_check="warn")
     check_resume(trainers(tmp_path), tmp_path, digits, kind, student=student, teacher=teacher)
+
+
+@on_other_device
+def test_replayed_steps_resume_within_an_epoch(tmp_path: Path) -> None:
+    kind = partial(DistillationModule, teacher_check="off")
+    replay: list[pl.Callback] = [ReplayFunction()]
+    check_resume(trainers(tmp_path), tmp_path, digits, kind, replay, student=network, teacher=lambda: network(8))
 
 
 @on_other_device

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.data.labels import check_labels
 from kd_lightning.data.loader_checks import check_not_empty, check_repeatable, last_batch_size
 from kd_lightning.data.protocol import ImageData, is_image_data
@@ -20,7 +21,7 @@ from kd_lightning.features import layer_shapes
 from kd_lightning.networks.dry_run import first_twice, to_input_dtype
 
 
-class DataCheck(pl.Callback):
+class DataCheck(CallbackWithoutIdleHooks):
     """Checks loaders, batches and labels before they are learned from.
 
     The modules of this package attach it. Data modules of this package check all their labels when they read them, and

@@ -5,9 +5,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 
 from kd_lightning.callbacks.metric_direction import check_modes
+from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 
 
-class EarlyStopReport(pl.Callback):
+class EarlyStopReport(CallbackWithoutIdleHooks):
     """Prints which ``EarlyStopping`` ended the training, and checks before it that its mode fits its metric.
 
     The modules of this package attach it.

@@ -14,6 +14,7 @@ from kd_lightning.callbacks.bottleneck import Speed
 from kd_lightning.callbacks.fetch_timer import attach_timer, detach_timer, timer_of
 from kd_lightning.callbacks.rank_state import gather_ranks, select_rank
 from kd_lightning.callbacks.running_means import MeansState, RunningMeans
+from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.errors import UserError
 from kd_lightning.losses._labels import class_indices
 
@@ -33,7 +34,7 @@ class _Moment(NamedTuple):
     preparing: float
 
 
-class EpochMetrics(pl.Callback):
+class EpochMetrics(CallbackWithoutIdleHooks):
     """Averages what a module logs in each step over the epoch and all ranks, and measures how fast they were.
 
     ``train/images_per_second`` counts the images of all ranks, ``train/waiting_for_data`` is the share of the time in

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from kd_lightning.callbacks.rank_state import gather_ranks, select_rank
+from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.errors import UserError
 
 
-class ExactResume(pl.Callback):
+class ExactResume(CallbackWithoutIdleHooks):
     """Makes randomness in networks a function of (seed, step, rank), and saves accumulated gradients.
 
     The modules of this package attach it. Before each batch torch's generator (and the device's) is seeded, so that

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from kd_lightning.callbacks.buffer_snapshot import BufferSnapshot
 from kd_lightning.callbacks.epoch_metrics import EpochMetrics
 from kd_lightning.callbacks.nonfinite import mark_nonfinite_
+from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.errors import UserError
 
 
@@ -31,7 +32,7 @@ class _State(TypedDict):
     buffers: dict[str, Tensor]
 
 
-class FiniteGuard(pl.Callback):
+class FiniteGuard(CallbackWithoutIdleHooks):
     """Checks the loss and the gradients of each step, in all processes alike, before the weights are updated.
 
     On a CPU the verdict is read at once. On a CUDA device it stays there, so that nothing waits: a fused optimizer

@@ -3,10 +3,11 @@
 import lightning.pytorch as pl
 import torch
 
+from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.errors import add_user_message
 
 
-class OutOfMemoryAdvice(pl.Callback):
+class OutOfMemoryAdvice(CallbackWithoutIdleHooks):
     """Attaches to an out-of-memory error a sentence about what makes a run smaller.
 
     The modules of this package attach it. Python prints it below the traceback, ``kd-lightning`` instead of it.

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.callbacks.protocol import trained_module
+from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.data.read_batch import read_images
 from kd_lightning.files.atomic import atomic_write
 
 
-class RunSummary(pl.Callback):
+class RunSummary(CallbackWithoutIdleHooks):
     """Writes ``test.json`` into the folder of a run: the test's metrics, parameters, file size and images per second.
 
     Args:

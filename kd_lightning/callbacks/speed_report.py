@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from kd_lightning.callbacks.bottleneck import Advice, describe_bottleneck
 from kd_lightning.callbacks.devices import describe_devices, describe_precision, faster_precision
 from kd_lightning.callbacks.epoch_metrics import EpochMetrics
+from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.data.loader import more_workers
 from kd_lightning.data.protocol import is_image_data
 
@@ -27,7 +28,7 @@ class _Described(Protocol):
     def faster_steps(self) -> list[str]: ...
 
 
-class SpeedReport(pl.Callback):
+class SpeedReport(CallbackWithoutIdleHooks):
     """Prints what makes the training fast, and after the first epoch what it spent its time on.
 
     The modules of this package attach it, and describe their networks in ``describe_speed`` and ``faster_steps``.

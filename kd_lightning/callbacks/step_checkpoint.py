@@ -16,13 +16,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.errors import UserError, add_user_message
 
 _NAME = "last-step.ckpt"
 """Lightning also looks for ``last*`` where it resumes from the last checkpoint."""
 
 
-class StepCheckpoint(pl.Callback):
+class StepCheckpoint(CallbackWithoutIdleHooks):
     """Writes ``last-step.ckpt`` beside the other checkpoints: every N steps, and when a signal stops the run.
 
     SIGTERM and Ctrl-C (SIGINT) stop the run after the current batch, the same one in all processes, with the exit codes

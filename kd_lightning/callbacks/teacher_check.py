@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.data.batch import images_for_teacher
 from kd_lightning.data.labels import check_labels
 from kd_lightning.data.loader_checks import flattened
@@ -28,7 +29,7 @@ class _Distillation(Protocol):
     def shares_classes(self) -> bool: ...
 
 
-class TeacherCheck(pl.Callback):
+class TeacherCheck(CallbackWithoutIdleHooks):
     """Measures the teacher's accuracy on the validation images before the first step.
 
     :class:`DistillationModule` attaches it.

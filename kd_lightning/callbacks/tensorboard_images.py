@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kd_lightning.callbacks.confusion_figure import confusion_figure
 from kd_lightning.callbacks.image_grid import image_grid, label_captions
+from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.data.batch import LoadedBatch, finished, images_for_teacher
 from kd_lightning.data.domain_pair import DomainPairDataModule
 from kd_lightning.data.read_batch import read_batch
@@ -20,7 +21,7 @@ from kd_lightning.data.shapes import statistics
 HP_METRIC = "hp/test_accuracy"
 
 
-class TensorBoardImages(pl.Callback):
+class TensorBoardImages(CallbackWithoutIdleHooks):
     """Draws labelled training images, the teacher's probabilities for some of them, and the test's confusion matrix.
 
     The grid shows images of the first batch as the network sees them, augmented, with the name of the class below each;

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from replay_function import ReplayFunction
 from resume_check import SaveAfterBatchesAndEpochs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,7 +20,6 @@ from kd_lightning.errors import UserError
 from kd_lightning.losses import ContrastiveLoss, CoralLoss, HardTargetLoss, HintLoss, SoftTargetLoss
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.modules.graph_choice import reasons_against_graph
-from kd_lightning.modules.graphed_step import GraphedStep
 from kd_lightning.networks import ResNet
 
 Trainers = Callable[..., pl.Trainer]
@@ -30,32 +30,6 @@ HALVED: dict[str, Any] = {
     "lr_scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=0.5),
     "lr_interval": "step",
 }
-
-
-class ReplayOnCPU(pl.Callback):
-    """Lets a module take its steps as by a graph; what is replayed is the function itself."""
-
-    def __init__(self, *, warm_up: int = 3) -> None:
-        self.warm_up = warm_up
-        self.captures = self.replays = 0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if hasattr(trainer.datamodule, "augments_in_step"):
-            trainer.datamodule.augments_in_step = True
-        pl_module.graphed_step = GraphedStep(pl_module, trainer.optimizers[0], self.capture)
-        pl_module.graphed_step.attach()
-
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        self.captures += 1
-        for _ in range(self.warm_up):
-            step()
-
-        def replay() -> None:
-            self.replays += 1
-            with torch.autocast("cpu", enabled=False):  # kernels that were captured do not see the context of a replay
-                step()
-
-        return replay
 
 
 def network(width: int = 4) -> ResNet:
@@ -119,7 +93,7 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
 def test_replayed_steps_equal_ordinary_ones_to_the_bit(name: str, make_trainer: Trainers) -> None:
     build, options, trainer_options = CONFIGURATIONS[name]
     states = []
-    for callbacks in ([], [replay := ReplayOnCPU()]):
+    for callbacks in ([], [replay := ReplayFunction()]):
         trainer = make_trainer(max_epochs=2, callbacks=callbacks, log_every_n_steps=2, **trainer_options)
         trainer.fit(build(), DigitsDataModule(batch_size=256, **options))
         states.append(final_state(trainer))
@@ -130,7 +104,7 @@ def test_replayed_steps_equal_ordinary_ones_to_the_bit(name: str, make_trainer: 
 def test_pairs_of_domains_are_replayed_too(make_trainer: Trainers) -> None:
     images, labels = torch.randn(24, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 10
     states = []
-    for callbacks in ([], [replay := ReplayOnCPU()]):
+    for callbacks in ([], [replay := ReplayFunction()]):
         loaders = {
             "source": DataLoader(TensorDataset(images, labels), 8),
             "target": DataLoader(TensorDataset(images.flip(0)), 8),
@@ -149,7 +123,7 @@ def test_pairs_of_domains_are_replayed_too(make_trainer: Trainers) -> None:
 def test_a_batch_of_another_size_takes_an_ordinary_step(make_trainer: Trainers) -> None:
     images, labels = torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 10
     states = []
-    for callbacks in ([], [replay := ReplayOnCPU()]):
+    for callbacks in ([], [replay := ReplayFunction()]):
         trainer = make_trainer(max_epochs=3, callbacks=callbacks, limit_val_batches=0)
         trainer.fit(teacher(), DataLoader(TensorDataset(images, labels), 8))
         states.append(final_state(trainer))
@@ -159,7 +133,7 @@ def test_a_batch_of_another_size_takes_an_ordinary_step(make_trainer: Trainers) 
 
 def test_a_step_is_captured_again_when_layers_are_thawed(make_trainer: Trainers) -> None:
     states = []
-    for callbacks in ([], [replay := ReplayOnCPU()]):
+    for callbacks in ([], [replay := ReplayFunction()]):
         frozen = FreezeLayers(["layer1"], until_epoch=1)
         trainer = make_trainer(max_epochs=2, callbacks=[frozen, *callbacks])
         trainer.fit(teacher(), DigitsDataModule(batch_size=256))
@@ -176,7 +150,7 @@ def test_a_replayed_run_resumes_from_every_checkpoint_to_the_same_bits(
     build, options, trainer_options = CONFIGURATIONS[name]
 
     def run(callbacks: list[pl.Callback], path: Path | None = None) -> dict[str, Any]:
-        trainer = make_trainer(max_epochs=2, callbacks=[ReplayOnCPU(), *callbacks], **trainer_options)
+        trainer = make_trainer(max_epochs=2, callbacks=[ReplayFunction(), *callbacks], **trainer_options)
         module = build()
         module.optimization = TeacherModule(network()).optimization
         trainer.fit(module, DigitsDataModule(batch_size=256, **options), ckpt_path=path, weights_only=True)
@@ -192,7 +166,7 @@ def test_a_replayed_run_resumes_from_every_checkpoint_to_the_same_bits(
 
 def test_a_module_trains_as_ever_after_a_replayed_run(make_trainer: Trainers) -> None:
     module, data = teacher(), DigitsDataModule(batch_size=256)
-    make_trainer(max_epochs=1, callbacks=[ReplayOnCPU()]).fit(module, data)
+    make_trainer(max_epochs=1, callbacks=[ReplayFunction()]).fit(module, data)
     assert "training_step" not in vars(module)
     assert not data.augments_in_step
     make_trainer(max_epochs=1).fit(module, data)
@@ -227,25 +201,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights(make_trai
         def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
             kept.update({name: weight.detach().clone() for name, weight in pl_module.named_parameters()})
 
-    trainer = make_trainer(callbacks=[ReplayOnCPU(), Keep()], limit_val_batches=0)
+    trainer = make_trainer(callbacks=[ReplayFunction(), Keep()], limit_val_batches=0)
     with pytest.raises(UserError, match="Epoch 0, step 2: the term 'loss' is nan"):
         trainer.fit(module, DataLoader(TensorDataset(images, labels), 8))
     assert all(torch.equal(weight, kept[name]) for name, weight in module.named_parameters())
 
 
 def test_settings_that_change_in_each_step_are_an_error(make_trainer: Trainers) -> None:
-    trainer = make_trainer(callbacks=[ReplayOnCPU(), ChangesMomentum()])
+    trainer = make_trainer(callbacks=[ReplayFunction(), ChangesMomentum()])
     with pytest.raises(UserError, match=r"changes from step to step .* change learning rates only"):
         trainer.fit(teacher(), DigitsDataModule(batch_size=256))
 
 
 def test_a_buffer_that_is_replaced_is_an_error(make_trainer: Trainers) -> None:
     with pytest.raises(UserError, match="replaces its buffers in the forward pass"):
-        make_trainer(callbacks=[ReplayOnCPU()]).fit(teacher(ReplacesBuffer), DigitsDataModule(batch_size=256))
+        make_trainer(callbacks=[ReplayFunction()]).fit(teacher(ReplacesBuffer), DigitsDataModule(batch_size=256))
 
 
 def test_an_error_of_the_capture_is_one_sentence(make_trainer: Trainers) -> None:
-    class Fails(ReplayOnCPU):
+    class Fails(ReplayFunction):
         def capture(self, step: Callable[[], None]) -> Callable[[], None]:
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 

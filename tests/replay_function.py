@@ -1,0 +1,43 @@
+"""A stand-in for CUDA graphs, with which a step that is replayed can be tested on any device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from kd_lightning.modules.graphed_step import GraphedStep
+
+
+class ReplayFunction(pl.Callback):
+    """Lets a module take its steps as by a graph; what is replayed is the function itself.
+
+    Args:
+        warm_up: Steps before a capture.
+    """
+
+    def __init__(self, *, warm_up: int = 3) -> None:
+        self.warm_up = warm_up
+        self.captures = self.replays = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if hasattr(trainer.datamodule, "augments_in_step"):
+            trainer.datamodule.augments_in_step = True
+        self.device = pl_module.device
+        pl_module.graphed_step = GraphedStep(pl_module, trainer.optimizers[0], self.capture)
+        pl_module.graphed_step.attach()
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        self.captures += 1
+        for _ in range(self.warm_up):
+            step()
+
+        def replay() -> None:  # captured kernels do not see the context of a replay
+            self.replays += 1
+            with torch.autocast(self.device.type, enabled=False):
+                step()
+
+        return replay
+
+    def on_train_end(self, *_: Any) -> None:
+        assert self.replays > 0
