@@ -78,7 +78,7 @@ class AdaptationModule(ClassificationModule):
         self.losses.begin_training(all_labelled=self.all_labelled)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Tell the losses how far the training is."""
+        """Set the progress of the losses."""
         progress = self.trainer.global_step / self._total_steps
         self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=self.device)
 

@@ -266,9 +266,6 @@ class ClassificationModule(pl.LightningModule, ABC):
             self._begin_graphed_steps()
 
     def _begin_graphed_steps(self) -> None:
-        reason = why_not_graphed(self)
-        if reason is not None:
-            raise UserError(f"The training step cannot be a CUDA graph, since {reason}, or set cuda_graph to false.")
         if hasattr(self.data_module, "augments_in_step"):
             self.data_module.augments_in_step = reads_no_batches(self.trainer)
         self.graphed_step = GraphedStep(self, self.trainer.optimizers[0])
@@ -294,6 +291,9 @@ class ClassificationModule(pl.LightningModule, ABC):
         """Train at the learning rate of the module, also if it was found after the optimizer was built."""
         self._end_graphed_steps()  # of a run that an error has ended
         optim.use_found_rate(self.trainer, self.learning_rate)
+        reason = why_not_graphed(self) if self.cuda_graph is True else None
+        if reason is not None:
+            raise UserError(f"The training step cannot be a CUDA graph, since {reason}, or set cuda_graph to false.")
 
     def describe_speed(self) -> list[str]:
         """Return what makes the network fast, and what else could."""

@@ -247,7 +247,7 @@ class DistillationModule(ClassificationModule):
         self.losses.begin_training(all_labelled=self.all_labelled)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Tell the losses how far the training is, and load the view of the epoch from the cache, or fill it."""
+        """Set the progress of the losses, and load the view of the epoch from the cache, or fill it."""
         progress = self.trainer.global_step / self._total_steps
         self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=self.device)
         if self.frozen_teacher is not None and self.frozen_teacher.cache is not None:

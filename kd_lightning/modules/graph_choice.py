@@ -16,7 +16,7 @@ from kd_lightning.callbacks.quantize import QuantizationAwareTraining
 from kd_lightning.losses.base import Term
 
 _CHANGES_STEP = MaskWeights, PruneNetwork, QuantizationAwareTraining, GradientAccumulationScheduler
-"""Callbacks that change what a step computes while the run goes on."""
+"""Callbacks that change what a step computes within a run."""
 
 _WITHIN_STEP = (
     *("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"),

@@ -27,7 +27,7 @@ _WARM_UP = 11
 def capture_cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
     """Run a function a few times on a stream of its own, capture it as a CUDA graph, and return what replays it.
 
-    Capturing runs nothing on the device. Other threads, such as those that pin memory, may go on meanwhile.
+    Capturing runs nothing on the device. Other threads, such as those that pin memory, may use it meanwhile.
 
     Args:
         step: Reads and writes tensors that stay where they are, and never waits for the device.
@@ -71,11 +71,11 @@ class GraphedStep:
     means grow. It reads the batch and the learning rates from tensors that are filled before each replay, and leaves
     the loss in a tensor. All of it happens in Lightning's call of ``training_step``; the hooks that follow, for the
     backward pass, the clipping and the update, find nothing left to do, while Lightning counts, logs, schedules and
-    saves as ever. A batch of another form, such as a shorter last one, takes an ordinary step.
+    saves as always. A batch of another form, such as a shorter last one, takes an ordinary step.
 
     Before a capture the step runs a few times. Weights, buffers, the optimizer's state and the means are restored
     afterwards, so that the first step, also that of a resumed run, is a replay like all others. A step is captured
-    anew when other weights are trained, or the optimizer's settings (but for learning rates) have changed.
+    again when other weights are trained, or the optimizer's settings (but for learning rates) have changed.
 
     Args:
         module: The module, in ``fit``.
@@ -170,7 +170,7 @@ class GraphedStep:
             self.capturing = False
 
     def _random_state_kept(self) -> AbstractContextManager[None]:
-        """Return a context after which random numbers go on as before, since captured steps draw them too."""
+        """Return a context after which the generators are as before it, since captured steps draw from them."""
         cuda = self._device.type == "cuda"
         return torch.random.fork_rng([self._device.index or 0] if cuda else [])
 

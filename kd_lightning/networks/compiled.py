@@ -32,7 +32,7 @@ def compile_in_place(module: nn.Module, mode: CompileMode, *, fixed_shapes: bool
     Args:
         module: Network or objective.
         mode: Mode of ``torch.compile``.
-        fixed_shapes: Compile for each shape of a batch anew, since there are few; otherwise torch decides.
+        fixed_shapes: Compile for each shape of a batch, since there are few; otherwise torch decides.
     """
     module.compile(mode=None if mode == "default" else mode, dynamic=False if fixed_shapes else None)
 

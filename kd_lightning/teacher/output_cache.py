@@ -82,7 +82,7 @@ class OutputCache:
             file.write(self._checksum(view, content).to_bytes(_CHECKSUM, "little"))
 
     def load(self, view: int, device: torch.device) -> None:
-        """Copy a view to a device and make it the current one.
+        """Make a view the current one: a CPU reads it where it is, for other devices it is copied.
 
         Raises:
             KeyError: If it is not complete.
@@ -90,7 +90,9 @@ class OutputCache:
         logits = self._memory[view] if view in self._memory else self._read(view)
         if logits is None:
             raise KeyError(view)
-        if self._current is None or self._current.device != device:
+        if device.type == "cpu":
+            self._current = logits.to(device)
+        elif self._current is None or self._current.device != device:
             self._current = logits.to(device, copy=True)
         else:
             self._current.copy_(logits)  # in place: a captured step reads it there

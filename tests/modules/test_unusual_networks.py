@@ -106,6 +106,7 @@ def test_a_teacher_trains_a_student_and_does_not_change(
 
 
 @with_deprecated_torch
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile hides it
 @pytest.mark.parametrize("kind", [kind for kind in BUILDERS if "int8" not in kind and kind != "half"])
 def test_a_student_trains_and_its_state_dict_has_plain_keys(
     kind: str, small: Networks, digits: DigitsDataModule, make_trainer: Trainers
