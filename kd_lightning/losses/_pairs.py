@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.features import Outputs
+from kd_lightning.features import Outputs, grid_of, tokens_to_maps
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import AlignmentLoss, DistillationLoss, Term
 
@@ -51,6 +51,9 @@ def map_pairs(
 ) -> list[tuple[Tensor, Tensor]]:
     """Return :func:`feature_pairs` as maps ``(B, C, H, W)``.
 
+    Tokens ``(B, N, C)`` are laid out on their grid, without prefix tokens; see
+    :func:`grid_of`. (Maps ``(B, H, W, C)`` are turned where a network's layers are read.)
+
     Args:
         loss: The loss, which names the layers.
         student: The student's outputs.
@@ -60,20 +63,32 @@ def map_pairs(
     Raises:
         ValueError: If a layer returns something else; the message names it.
     """
-    takes = "maps (B, C, H, W) or vectors (B, C)" if vectors else "maps (B, C, H, W)"
-
-    def as_map(owner: str, layer: str, features: Tensor) -> Tensor:
-        if vectors and features.dim() == 2:
-            return features[:, :, None, None]
-        if features.dim() == 4:
-            return features
-        raise UserError(
-            f"{type(loss).__name__} compares {takes}, but the {owner}'s layer {layer!r} returns "
-            f"{tuple(features.shape)}; name a layer that does."
-        )
-
     layers = zip(loss.student_layers, loss.teacher_layers, feature_pairs(loss, student, teacher), strict=True)
-    return [(as_map("student", a, s), as_map("teacher", b, t)) for a, b, (s, t) in layers]
+    return [
+        (_as_map(loss, "student", a, s, student, vectors), _as_map(loss, "teacher", b, t, teacher, vectors))
+        for a, b, (s, t) in layers
+    ]
+
+
+def _as_map(
+    loss: DistillationLoss, owner: str, layer: str, features: Tensor, outputs: Outputs, vectors: bool
+) -> Tensor:
+    if features.dim() == 4:
+        return features
+    if features.dim() == 2 and vectors:
+        return features[:, :, None, None]
+    tokens = features.shape[1] if features.dim() == 3 else 0
+    grid = grid_of(outputs.features, layer) if tokens else None
+    if grid is not None:
+        return tokens_to_maps(features, grid)
+    maps = "maps (B, C, H, W) or (B, H, W, C)"
+    takes = f"{maps}, tokens (B, N, C) or vectors (B, C)" if vectors else f"{maps}, or tokens (B, N, C)"
+    count = f", and {tokens} tokens are no grid, with or without prefix tokens" if tokens else ""
+    declared = ", or set num_prefix_tokens of the network" if tokens else ""
+    raise UserError(
+        f"{type(loss).__name__} compares {takes}, but the {owner}'s layer {layer!r} returns "
+        f"{tuple(features.shape)}{count}; name a layer that does{declared}."
+    )
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

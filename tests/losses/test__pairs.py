@@ -79,10 +79,10 @@ def test_features_that_are_neither_maps_nor_vectors_are_refused(loss: Callable[.
     term = loss(student_layers=["a"], teacher_layers=["b"])
     with pytest.raises(
         ValueError,
-        match=rf"^{type(term).__name__} compares maps \(B, C, H, W\) or vectors \(B, C\), but the student's layer 'a' "
-        r"returns \(2, 3, 4\); name a layer that does\.$",
+        match=rf"^{type(term).__name__} compares maps \(B, C, H, W\) or \(B, H, W, C\), tokens \(B, N, C\) or vectors "
+        r"\(B, C\), but the student's layer 'a' returns \(2, 2, 3, 4, 4\); name a layer that does\.$",
     ):
-        term.build(random_outputs(2, a=(3, 4)), random_outputs(2, b=(7,)))
+        term.build(random_outputs(2, a=(2, 3, 4, 4)), random_outputs(2, b=(7,)))
 
 
 @pytest.mark.parametrize("loss", [AttentionLoss, NeuronSelectivityLoss])
@@ -92,8 +92,8 @@ def test_losses_on_maps_refuse_vectors(loss: Callable[..., DistillationLoss]) ->
     for call in (lambda: term.check(student, teacher), lambda: term(student, teacher, _LABELS)):
         with pytest.raises(
             ValueError,
-            match=rf"^{type(term).__name__} compares maps \(B, C, H, W\), but the teacher's layer 'b' returns "
-            r"\(2, 7\); name a layer that does\.$",
+            match=rf"^{type(term).__name__} compares maps \(B, C, H, W\) or \(B, H, W, C\), or tokens \(B, N, C\), but "
+            r"the teacher's layer 'b' returns \(2, 7\); name a layer that does\.$",
         ):
             call()
 
