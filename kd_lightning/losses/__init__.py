@@ -8,7 +8,9 @@ from kd_lightning.losses.coral import CoralLoss, coral_loss
 from kd_lightning.losses.correlation import CorrelationLoss, correlation_loss
 from kd_lightning.losses.decoupled import DecoupledLoss, decoupled_loss
 from kd_lightning.losses.dist import DistLoss, dist_loss
+from kd_lightning.losses.hard_distillation import HardDistillationLoss, hard_distillation_loss
 from kd_lightning.losses.hard_target import HardTargetLoss, hard_target_loss
+from kd_lightning.losses.head import HeadLoss
 from kd_lightning.losses.hint import HintLoss, hint_loss
 from kd_lightning.losses.kernel_matching import KernelMeanMatchingLoss, kernel_mean_matching
 from kd_lightning.losses.mmd import MMDLoss, mmd_loss
@@ -32,7 +34,9 @@ __all__ = [
     "DecoupledLoss",
     "DistLoss",
     "DistillationLoss",
+    "HardDistillationLoss",
     "HardTargetLoss",
+    "HeadLoss",
     "HintLoss",
     "KernelMeanMatchingLoss",
     "MMDLoss",
@@ -55,6 +59,7 @@ __all__ = [
     "density_ratio",
     "dist_loss",
     "effective_sample_size",
+    "hard_distillation_loss",
     "hard_target_loss",
     "hierarchical_context_loss",
     "hint_loss",
