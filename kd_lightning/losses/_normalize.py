@@ -1,4 +1,4 @@
-"""Vectors of length 1, and rows of mean 0."""
+"""Vectors of length 1, rows of mean 0, and columns of mean 0 and deviation 1."""
 
 import torch
 from torch import Tensor
@@ -44,3 +44,23 @@ def center(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rounding = 8 * torch.finfo(rows.dtype).eps * torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     constant = lengths <= rounding
     return difference, torch.where(constant, 1.0, lengths), constant
+
+
+def standardize_columns(rows: Tensor, *, variance_eps: float = 0.0, deviation_eps: float = 0.0) -> Tensor:
+    """Return the z-scores of each column over the batch; columns that are constant up to rounding are 0.
+
+    Those have no gradient, and the others the biased deviation: ``sqrt(variance + variance_eps) + deviation_eps``.
+
+    Args:
+        rows: ``(B, n)``.
+        variance_eps: Added to the variances.
+        deviation_eps: Added to the deviations.
+
+    Example:
+        >>> standardize_columns(torch.tensor([[1.0, 5.0], [3.0, 5.0]])).round()
+        tensor([[-1.,  0.],
+                [ 1.,  0.]])
+    """
+    difference, lengths, constant = center(rows.T)
+    deviations = (lengths.square() / len(rows) + variance_eps).sqrt() + deviation_eps
+    return torch.where(constant, 0.0, difference / deviations).T

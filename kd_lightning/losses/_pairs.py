@@ -1,5 +1,6 @@
 """The features that a loss compares: pairs of tensors, pooled to vectors or to one resolution."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -95,13 +96,28 @@ def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pool the larger of two ``(B, C, H, W)`` maps to the smaller one's height and width.
 
     Example:
-        >>> import torch
         >>> student, teacher = same_size(torch.rand(2, 3, 8, 8), torch.rand(2, 5, 4, 4))
         >>> student.shape, teacher.shape
         (torch.Size([2, 3, 4, 4]), torch.Size([2, 5, 4, 4]))
     """
     size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     return _pool(student, size), _pool(teacher, size)
+
+
+@in_full_precision
+def resized(maps: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
+    """Return maps ``(B, C, H, W)`` of another height and width: average-pooled to a smaller one, else interpolated.
+
+    Example:
+        >>> resized(torch.rand(2, 3, 8, 8), (4, 4)).shape, resized(torch.rand(2, 3, 4, 4), (7, 7)).shape
+        (torch.Size([2, 3, 4, 4]), torch.Size([2, 3, 7, 7]))
+    """
+    height, width = size
+    if maps.shape[2:] == (height, width):
+        return maps
+    if maps.shape[2] >= height and maps.shape[3] >= width:
+        return F.adaptive_avg_pool2d(maps, (height, width))
+    return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
 
 
 @in_full_precision
@@ -145,7 +161,7 @@ def as_rows(source_features: Tensor, target_features: Tensor) -> tuple[Tensor, T
 
 def match_dtype(part: nn.Module, features: Tensor) -> Tensor:
     """Cast features to the type of a learned part's weights (under autocast its layers cast them again)."""
-    return features.to(next(part.parameters()).dtype)
+    return features.to(next(part.parameters(), features).dtype)
 
 
 def require_built(loss: Term, parts: nn.ModuleList) -> nn.ModuleList:
@@ -181,3 +197,20 @@ class SafeBatchNorm2d(nn.Module):
         if features.numel() > features.shape[1]:
             return norm.forward(features)
         return F.batch_norm(features, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
+class SafeBatchNorm1d(nn.Module):
+    """:class:`SafeBatchNorm2d` of vectors.
+
+    Args:
+        channels: C of the ``(B, C)`` vectors.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.maps = SafeBatchNorm2d(channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise ``(B, C)`` vectors."""
+        normalized: Tensor = self.maps(features[:, :, None, None]).flatten(1)
+        return normalized

@@ -64,9 +64,17 @@ class HeadLoss(DistillationLoss):
                 )
         self.loss.check(*self._at_heads(student, teacher))
 
-    def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
+    def build(
+        self,
+        student: Outputs,
+        teacher: Outputs,
+        *,
+        student_network: nn.Module | None = None,
+        teacher_network: nn.Module | None = None,
+    ) -> None:
         """Create the learned parts of the loss."""
-        self.loss.build(*self._at_heads(student, teacher), **networks)
+        outputs = self._at_heads(student, teacher)
+        self.loss.build(*outputs, student_network=student_network, teacher_network=teacher_network)
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Compute the term for one batch, see :class:`DistillationLoss`."""
