@@ -37,7 +37,7 @@ def rsd_loss(embed_student: Tensor, embed_teacher: Tensor, *, kappa: float = 0.0
         True
     """
     student, teacher = (standardize_columns(rows, deviation_eps=1e-5) for rows in (embed_student, embed_teacher))
-    correlations = teacher.T @ student / len(student)
+    correlations = teacher.to(student).T @ student / len(student)
     own = correlations.diagonal()
     others = correlations.square().sum() - own.square().sum()
     return (own - 1).square().sum() + kappa * others

@@ -1,6 +1,7 @@
 """SRD: the log of a high power of the distance between normalised vectors, beside the divergence of the logits."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -166,10 +167,11 @@ class SRDLoss(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Compute the term for one batch, see :class:`DistillationLoss`."""
-        active = self.gather and self.training
-        pairs = [all_gather_grad(*pair, active=active) for pair in vector_pairs(self, student, teacher)]
+        vectors = chain.from_iterable(vector_pairs(self, student, teacher))
+        student_logits, teacher_logits, *rest = all_gather_grad(
+            student.logits, teacher.logits.detach(), *vectors, active=self.gather and self.training
+        )
         compare = _log_decorrelation if self.correlation else _log_distance
-        parts = zip(require_built(self, self.embeds), pairs, strict=True)
-        terms = [compare(embed(match_dtype(embed, s)), t) for embed, (s, t) in parts]
-        logits = all_gather_grad(student.logits, teacher.logits.detach(), active=active)
-        return torch.stack([*terms, soft_target_loss(*logits, temperature=1.0)]).sum()
+        parts = zip(require_built(self, self.embeds), rest[::2], rest[1::2], strict=True)
+        terms = [compare(embed(match_dtype(embed, s)), t) for embed, s, t in parts]
+        return torch.stack([*terms, soft_target_loss(student_logits, teacher_logits, temperature=1.0)]).sum()

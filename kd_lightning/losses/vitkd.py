@@ -109,7 +109,7 @@ class ViTKDLoss(DistillationLoss):
     https://arxiv.org/abs/2209.02432; authors' code: https://github.com/yzd-v/cls_KD
 
     Class, distillation and register tokens are left out. Where the grids differ, the student's is resized to the
-    teacher's; maps of CNNs are read as tokens. The mask is drawn anew in each step. As released it stands beside
+    teacher's; maps of CNNs are read as tokens. The mask is drawn again in each step. As released it stands beside
     NKD with gamma 1.
 
     Args:

@@ -20,11 +20,17 @@ from kd_lightning.losses import (
     HardTargetLoss,
     HintLoss,
     NeuronSelectivityLoss,
+    OFALoss,
     ProbabilisticLoss,
     RelationalLoss,
     ReviewLoss,
+    RSDLoss,
     SimilarityLoss,
+    SRDLoss,
     VariationalLoss,
+    ViTKDLoss,
+    VkDLoss,
+    WKDFeatureLoss,
 )
 from kd_lightning.networks import resnet20
 
@@ -149,6 +155,12 @@ def feature_losses(student: tuple[str, str], teacher: tuple[str, str]) -> dict[s
         "variational": VariationalLoss(**maps),
         "review": ReviewLoss(**maps),
         "contrastive": ContrastiveLoss(queue_size=8, **last),
+        "wkd_f": WKDFeatureLoss(**maps),
+        "rsd": RSDLoss(**last),
+        "ofa": OFALoss(student_layers=student),
+        "vkd": VkDLoss(**last),
+        "vitkd": ViTKDLoss(**maps),
+        "srd": SRDLoss(**last),
     }
 
 

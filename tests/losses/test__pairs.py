@@ -18,18 +18,24 @@ from kd_lightning.losses import (
     DistLoss,
     HintLoss,
     NeuronSelectivityLoss,
+    OFALoss,
     ProbabilisticLoss,
     RelationalLoss,
     ReviewLoss,
+    RSDLoss,
     SimilarityLoss,
+    SRDLoss,
     VariationalLoss,
+    VkDLoss,
 )
 from kd_lightning.losses._pairs import (
+    SafeBatchNorm1d,
     SafeBatchNorm2d,
     feature_pairs,
     map_pairs,
     match_dtype,
     require_built,
+    resized,
     same_size,
     vector_pairs,
 )
@@ -125,7 +131,11 @@ def test_features_are_cast_to_the_dtype_of_the_weights() -> None:
     assert match_dtype(nn.Linear(2, 2).bfloat16(), torch.randn(2, 2)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("loss", [HintLoss, VariationalLoss, ReviewLoss, CorrelationLoss, ContrastiveLoss])
+BUILT = [HintLoss, VariationalLoss, ReviewLoss, CorrelationLoss, ContrastiveLoss]
+BUILT += [RSDLoss, OFALoss, VkDLoss, SRDLoss]
+
+
+@pytest.mark.parametrize("loss", BUILT)
 def test_losses_with_learned_parts_must_be_built_before_the_first_step(loss: Callable[..., DistillationLoss]) -> None:
     term = loss(student_layers=["a", "b"])
     student = random_outputs(2, a=(3,), b=(4,))
@@ -157,7 +167,10 @@ def test_terms_of_layers_are_summed(loss: Callable[..., DistillationLoss]) -> No
     torch.testing.assert_close(both, first + second)
 
 
-@pytest.mark.parametrize("loss", [DistLoss, SimilarityLoss, ProbabilisticLoss, RelationalLoss, CorrelationLoss])
+GATHERED = [DistLoss, SimilarityLoss, ProbabilisticLoss, RelationalLoss, CorrelationLoss, RSDLoss, SRDLoss]
+
+
+@pytest.mark.parametrize("loss", GATHERED)
 def test_batches_are_gathered_only_in_training_and_with_gather(
     loss: Callable[..., DistillationLoss], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +203,23 @@ def test_safe_batch_norm_equals_batch_norm() -> None:
     usual.eval()
     for shape in ((1, 3, 1, 1), (2, 3, 4, 4)):
         torch.testing.assert_close(norm(torch.ones(shape)), usual(torch.ones(shape)))
+
+
+def test_safe_batch_norm_of_vectors() -> None:
+    norm, usual = SafeBatchNorm1d(3), nn.BatchNorm1d(3)
+    rows = torch.randn(4, 3)
+    torch.testing.assert_close(norm(rows), usual(rows))
+    single = norm(rows[:1])
+    torch.testing.assert_close(single, usual.eval()(rows[:1]))
+
+
+def test_maps_are_resized_by_pooling_or_interpolation() -> None:
+    maps = torch.randn(2, 3, 8, 6)
+    assert resized(maps, (8, 6)) is maps
+    torch.testing.assert_close(resized(maps, (4, 3)), F.avg_pool2d(maps, 2))
+    ramp = torch.arange(4.0).expand(1, 1, 4, 4)
+    torch.testing.assert_close(resized(ramp, (8, 8))[0, 0, 0, 1:-1], torch.arange(0.25, 3.0, 0.5))
+    assert resized(maps.bfloat16(), (16, 3)).dtype == torch.float32
 
 
 def test_safe_batch_norm_of_a_single_value_uses_and_keeps_the_running_statistics() -> None:

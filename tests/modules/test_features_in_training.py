@@ -25,12 +25,16 @@ from kd_lightning.losses import (
     HardTargetLoss,
     HintLoss,
     NeuronSelectivityLoss,
+    OFALoss,
     ProbabilisticLoss,
     RelationalLoss,
     ReviewLoss,
+    RSDLoss,
     SimilarityLoss,
     SoftTargetLoss,
+    SRDLoss,
     VariationalLoss,
+    VkDLoss,
 )
 from kd_lightning.networks import ResNet, resnet20
 
@@ -58,6 +62,10 @@ def every_loss(student: tuple[str, str], teacher: tuple[str, str], size: int = 6
         "variational": VariationalLoss(weight=0.1, **maps),
         "review": ReviewLoss(weight=0.1, **maps),
         "contrastive": ContrastiveLoss(queue_size=size, **last),
+        "rsd": RSDLoss(weight=1e-3, **last),
+        "ofa": OFALoss(weight=0.1, student_layers=student),
+        "vkd": VkDLoss(weight=0.1, **last),
+        "srd": SRDLoss(weight=1e-2, **last),
     }
 
 
@@ -96,8 +104,8 @@ def test_networks_of_other_libraries_keep_their_state_dict_keys(make_trainer: Tr
     keys = list(student.state_dict())
     images = TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 10)
     losses: dict[str, DistillationLoss] = every_loss(layers, ("layer2", "avgpool"))
-    if name == "transformer":  # its layers return tokens (B, n, width), not maps
-        losses = {n: loss for n, loss in losses.items() if n in ("hard", "relational", "probabilistic", "similarity")}
+    if name == "transformer":  # whose second layer returns vectors
+        losses = {n: loss for n, loss in losses.items() if n not in ("attention", "neuron_selectivity")}
     module = DistillationModule(student, resnet20(), losses=losses, teacher_check="off", learning_rate=1e-3)
     loader = DataLoader(images, batch_size=8, drop_last=True)
     make_trainer(max_epochs=2).fit(module, loader, loader)
