@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._classifier import ClassifierReference
 from kd_lightning.losses._normalize import normalize as to_length_1
 from kd_lightning.losses._pairs import map_pairs
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
-from kd_lightning.networks.output_layers import output_layers
 
 
 @in_full_precision
@@ -157,8 +157,7 @@ class CATKDLoss(DistillationLoss):
         self.resolution = resolution
         self.normalize = normalize
         self.binarize = binarize
-        # references in a tuple, in which torch looks for no modules, so that checkpoints have no copies of weights
-        self._classifiers: tuple[tuple[nn.Module, str], ...] = ()
+        self._classifiers: tuple[ClassifierReference, ...] = ()
 
     def check(self, student: Outputs, teacher: Outputs) -> None:
         """Raise a ``UserError`` for layers that give no maps."""
@@ -175,43 +174,30 @@ class CATKDLoss(DistillationLoss):
         """Find both classifiers and keep references to them."""
         if student_network is None or teacher_network is None:
             return  # a checkpoint is loaded without a teacher
-        ((s, t),) = map_pairs(self, student, teacher, vectors=False)
+        name = type(self).__name__
         self._classifiers = (
-            _classifier("student", student_network, self.student_layers[0], s),
-            _classifier("teacher", teacher_network, self.teacher_layers[0], t),
+            ClassifierReference(student_network, "student", name),
+            ClassifierReference(teacher_network, "teacher", name),
         )
+        layers = (self.student_layers[0], self.teacher_layers[0])
+        (pair,) = map_pairs(self, student, teacher, vectors=False)
+        for classifier, layer, fmap in zip(self._classifiers, layers, pair, strict=True):
+            if classifier().in_features != fmap.shape[1]:
+                raise UserError(
+                    f"CATKDLoss reads the map that the classifier reads after pooling, but layer {layer!r} has "
+                    f"{fmap.shape[1]} channels and the classifier {classifier.name!r} takes "
+                    f"{classifier().in_features}; name the last map."
+                )
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Compute the term for one batch, see :class:`DistillationLoss`."""
         if not self._classifiers:
             raise RuntimeError("CATKDLoss reads both networks' classifiers; call build with the networks first.")
-        pairs = map_pairs(self, student, teacher, vectors=False)
-        s, t = (
-            _activation_maps(network.get_submodule(name), fmap)
-            for (network, name), fmap in zip(self._classifiers, pairs[0], strict=True)
-        )
+        (pair,) = map_pairs(self, student, teacher, vectors=False)
+        s, t = (_activation_maps(find(), fmap) for find, fmap in zip(self._classifiers, pair, strict=True))
         compare = catkd_binarized_loss if self.binarize else catkd_loss
         return compare(s, t.detach(), resolution=self.resolution, normalize=self.normalize)
 
 
-def _classifier(owner: str, network: nn.Module, layer: str, fmap: Tensor) -> tuple[nn.Module, str]:
-    """Return a network and the name of the one layer by which its logits follow from the pooled map."""
-    plain = getattr(network, "_orig_mod", network)  # torch.compile wraps it
-    names = output_layers(plain)
-    weights = [getattr(plain.get_submodule(name), "weight", None) for name in names]
-    if len(names) != 1 or not isinstance(weights[0], Tensor):
-        raise UserError(
-            f"CATKDLoss needs one linear layer that computes the logits, but the {owner} ({type(plain).__name__}) has "
-            f"{len(names)}; use another loss."
-        )
-    if weights[0].shape[1] != fmap.shape[1]:
-        raise UserError(
-            f"CATKDLoss reads the map that the classifier reads after pooling, but the {owner}'s layer {layer!r} has "
-            f"{fmap.shape[1]} channels and its classifier {names[0]!r} takes {weights[0].shape[1]}; name the last map."
-        )
-    return plain, names[0]
-
-
-def _activation_maps(classifier: nn.Module, fmap: Tensor) -> Tensor:
-    weight = classifier.weight.flatten(1)  # type: ignore[operator]
-    return F.conv2d(fmap, weight[:, :, None, None].to(fmap.dtype))
+def _activation_maps(classifier: nn.Linear, fmap: Tensor) -> Tensor:
+    return F.conv2d(fmap, classifier.weight[:, :, None, None].to(fmap.dtype))

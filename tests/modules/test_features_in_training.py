@@ -34,7 +34,9 @@ from kd_lightning.losses import (
     SoftTargetLoss,
     SRDLoss,
     VariationalLoss,
+    ViTKDLoss,
     VkDLoss,
+    WKDFeatureLoss,
 )
 from kd_lightning.networks import ResNet, resnet20
 
@@ -150,6 +152,29 @@ def test_a_deep_copy_trains_to_identical_weights(small: Networks, make_trainer: 
         make_trainer(max_steps=4).fit(trained, DigitsDataModule(batch_size=128))
     for key, value in _weights(module).items():
         assert torch.equal(copied.state_dict()[key], value), key
+
+
+def test_learned_parts_are_rebuilt_from_a_checkpoint(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+    """Without the teacher, and without the data."""
+    layers = ("layer1", "layer2")
+
+    def losses() -> dict[str, DistillationLoss]:
+        more: dict[str, DistillationLoss] = {
+            "vitkd": ViTKDLoss(student_layers=layers),
+            "wkd_f": WKDFeatureLoss(student_layers=layers),
+        }
+        return {**every_loss(layers, layers), **more}
+
+    module, trainer = _digits_module(small, losses()), make_trainer(max_steps=2)
+    trainer.fit(module, DigitsDataModule(batch_size=128))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    rebuilt = DistillationModule.load_from_checkpoint(
+        tmp_path / "a.ckpt", student=small(), teacher=None, losses=losses()
+    )
+    for name, value in module.losses.state_dict().items():
+        assert rebuilt.losses.state_dict()[name].equal(value), name
+    learned = {name.split(".")[0] for name, _ in module.losses.named_parameters()}
+    assert {"hint", "review", "contrastive", "rsd", "ofa", "vkd", "srd", "vitkd", "wkd_f"} <= learned
 
 
 # --- weight averaging

@@ -18,17 +18,22 @@ from unusual_networks import with_group_norms
 from kd_lightning import DigitsDataModule, DistillationModule
 from kd_lightning.features import Outputs
 from kd_lightning.losses import (
+    CATKDLoss,
     ContrastiveLoss,
     CorrelationLoss,
     DistillationLoss,
     DistLoss,
+    HardDistillationLoss,
     HardTargetLoss,
+    HeadLoss,
+    OFALoss,
     ProbabilisticLoss,
     RelationalLoss,
     RSDLoss,
     SimilarityLoss,
     SoftTargetLoss,
     SRDLoss,
+    VkDLoss,
 )
 from kd_lightning.networks import ResNet
 
@@ -201,6 +206,25 @@ def test_two_processes_equal_one(fit: Fit, name: str) -> None:
         assert_close_in_float32(rank["metrics"][f"train/{name}"], single["metrics"][f"train/{name}"])
     weighted = gathered_losses()[name].weight * single["values"][name][1:]  # ContrastiveLoss is 0 in the first step
     assert (weighted > 0.02).all(), "the term is too small to show in the gradient"
+
+
+def losses_of_samples() -> Losses:
+    """Return losses that are means over samples, and need nothing of other ranks."""
+    return {
+        "catkd": CATKDLoss(student_layers=["layer2"]),
+        "ofa": OFALoss(student_layers=["layer1", "layer2"], eps=1.5),
+        "vkd": VkDLoss(student_layers=["layer2"]),
+        "head": HeadLoss(HardDistillationLoss(), student_head="fc"),
+    }
+
+
+def test_means_over_the_samples_of_two_processes_equal_one(fit: Fit) -> None:
+    (single,) = fit(1, losses_of_samples())
+    first, second = fit(2, losses_of_samples())
+    assert_ranks_equal(first, second)
+    assert_same_training(first, single)
+    for name in losses_of_samples():
+        assert_close((first["values"][name] + second["values"][name]) / 2, single["values"][name])
 
 
 @pytest.mark.parametrize("queue_size", [100, 128, 1000])
