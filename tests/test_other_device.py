@@ -106,21 +106,28 @@ def test_devices_are_not_mixed() -> None:
 
 # losses
 
+POOLED = ("RelationalLoss", "ProbabilisticLoss", "CorrelationLoss", "ContrastiveLoss")
+READS = {"CATKDLoss": ["layer3"], **{name: ["avgpool"] for name in POOLED}}
+
 
 @pytest.mark.parametrize("name", [kind.__name__ for kind in LOSSES])
 @on_other_device
 def test_a_loss_is_computed_where_its_inputs_are(name: str) -> None:
     kind = getattr(kd_losses, name)
-    layers = ["layer1", "layer2"] if "student_layers" in kind.__init__.__annotations__ else []
-    pooled = name in ("RelationalLoss", "ProbabilisticLoss", "CorrelationLoss", "ContrastiveLoss")
-    options: dict[str, Any] = {"student_layers": ["avgpool"] if pooled else layers} if layers else {}
-    student, teacher = network(), network() if issubclass(kind, kd_losses.AlignmentLoss) else network(8)
-    read = ["layer1", "layer2", "avgpool"]
+    options: dict[str, Any] = {}
+    if "student_layers" in kind.__init__.__annotations__:
+        options = {"student_layers": READS.get(name, ["layer1", "layer2"])}
+    if kind is kd_losses.HeadLoss:
+        options = {"loss": kd_losses.SoftTargetLoss(), "student_head": "fc"}
+    between_domains = issubclass(kind, kd_losses.AlignmentLoss)
+    student, teacher = network(), network() if between_domains else network(8)
+    read = ["layer1", "layer2", "layer3", "avgpool", "fc"]
     images, labels = torch.rand(8, 1, 8, 8, device="other"), torch.arange(8, device="other")
     student.to("other"), teacher.to("other")
     taught, said = FeatureTap(student, read)(images), FeatureTap(teacher, read)(images)
     loss = kind(**options)
-    loss.build(to_cpu(taught), to_cpu(said))
+    networks = {"network": student} if between_domains else {"student_network": student, "teacher_network": teacher}
+    loss.build(to_cpu(taught), to_cpu(said), **networks)
     loss.to("other").progress = torch.tensor(0.5, device="other")
     for _ in range(2):  # the second time with a full queue
         value = loss(taught, said, labels)

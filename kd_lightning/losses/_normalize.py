@@ -21,6 +21,26 @@ def normalize(vectors: Tensor, *, dim: int = 1) -> Tensor:
     return torch.where(none, 0.0, vectors / torch.where(none, 1.0, lengths))
 
 
+def standardize_columns(rows: Tensor, *, variance_eps: float = 0.0, deviation_eps: float = 0.0) -> Tensor:
+    """Return the z-scores of each column over the batch; columns that are constant up to rounding are 0.
+
+    Those have no gradient, and the others the biased deviation: ``sqrt(variance + variance_eps) + deviation_eps``.
+
+    Args:
+        rows: ``(B, n)``.
+        variance_eps: Added to the variances.
+        deviation_eps: Added to the deviations.
+
+    Example:
+        >>> standardize_columns(torch.tensor([[1.0, 5.0], [3.0, 5.0]])).round()
+        tensor([[-1.,  0.],
+                [ 1.,  0.]])
+    """
+    difference, lengths, constant = center(rows.T)
+    deviations = (lengths.square() / len(rows) + variance_eps).sqrt() + deviation_eps
+    return torch.where(constant, 0.0, difference / deviations).T
+
+
 def center(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return each row minus its mean, the length of that, and whether the row is constant up to rounding.
 

@@ -1,10 +1,11 @@
 """The features that a loss compares: pairs of tensors, pooled to vectors or to one resolution."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.features import Outputs
+from kd_lightning.features import Outputs, grid_of, tokens_to_maps
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import AlignmentLoss, DistillationLoss, Term
 
@@ -51,6 +52,9 @@ def map_pairs(
 ) -> list[tuple[Tensor, Tensor]]:
     """Return :func:`feature_pairs` as maps ``(B, C, H, W)``.
 
+    Tokens ``(B, N, C)`` are laid out on their grid, without prefix tokens; see
+    :func:`grid_of`. (Maps ``(B, H, W, C)`` are turned where a network's layers are read.)
+
     Args:
         loss: The loss, which names the layers.
         student: The student's outputs.
@@ -60,33 +64,60 @@ def map_pairs(
     Raises:
         ValueError: If a layer returns something else; the message names it.
     """
-    takes = "maps (B, C, H, W) or vectors (B, C)" if vectors else "maps (B, C, H, W)"
-
-    def as_map(owner: str, layer: str, features: Tensor) -> Tensor:
-        if vectors and features.dim() == 2:
-            return features[:, :, None, None]
-        if features.dim() == 4:
-            return features
-        raise UserError(
-            f"{type(loss).__name__} compares {takes}, but the {owner}'s layer {layer!r} returns "
-            f"{tuple(features.shape)}; name a layer that does."
-        )
-
     layers = zip(loss.student_layers, loss.teacher_layers, feature_pairs(loss, student, teacher), strict=True)
-    return [(as_map("student", a, s), as_map("teacher", b, t)) for a, b, (s, t) in layers]
+    return [
+        (_as_map(loss, "student", a, s, student, vectors), _as_map(loss, "teacher", b, t, teacher, vectors))
+        for a, b, (s, t) in layers
+    ]
+
+
+def _as_map(
+    loss: DistillationLoss, owner: str, layer: str, features: Tensor, outputs: Outputs, vectors: bool
+) -> Tensor:
+    if features.dim() == 4:
+        return features
+    if features.dim() == 2 and vectors:
+        return features[:, :, None, None]
+    tokens = features.shape[1] if features.dim() == 3 else 0
+    grid = grid_of(outputs.features, layer) if tokens else None
+    if grid is not None:
+        return tokens_to_maps(features, grid)
+    maps = "maps (B, C, H, W) or (B, H, W, C)"
+    takes = f"{maps}, tokens (B, N, C) or vectors (B, C)" if vectors else f"{maps}, or tokens (B, N, C)"
+    count = f", and {tokens} tokens are no grid, with or without prefix tokens" if tokens else ""
+    declared = ", or set num_prefix_tokens of the network" if tokens else ""
+    raise UserError(
+        f"{type(loss).__name__} compares {takes}, but the {owner}'s layer {layer!r} returns "
+        f"{tuple(features.shape)}{count}; name a layer that does{declared}."
+    )
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pool the larger of two ``(B, C, H, W)`` maps to the smaller one's height and width.
 
     Example:
-        >>> import torch
         >>> student, teacher = same_size(torch.rand(2, 3, 8, 8), torch.rand(2, 5, 4, 4))
         >>> student.shape, teacher.shape
         (torch.Size([2, 3, 4, 4]), torch.Size([2, 5, 4, 4]))
     """
     size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     return _pool(student, size), _pool(teacher, size)
+
+
+@in_full_precision
+def resized(maps: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
+    """Return maps ``(B, C, H, W)`` of another height and width: average-pooled to a smaller one, else interpolated.
+
+    Example:
+        >>> resized(torch.rand(2, 3, 8, 8), (4, 4)).shape, resized(torch.rand(2, 3, 4, 4), (7, 7)).shape
+        (torch.Size([2, 3, 4, 4]), torch.Size([2, 3, 7, 7]))
+    """
+    height, width = size
+    if maps.shape[2:] == (height, width):
+        return maps
+    if maps.shape[2] >= height and maps.shape[3] >= width:
+        return F.adaptive_avg_pool2d(maps, (height, width))
+    return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
 
 
 @in_full_precision
@@ -130,7 +161,7 @@ def as_rows(source_features: Tensor, target_features: Tensor) -> tuple[Tensor, T
 
 def match_dtype(part: nn.Module, features: Tensor) -> Tensor:
     """Cast features to the type of a learned part's weights (under autocast its layers cast them again)."""
-    return features.to(next(part.parameters()).dtype)
+    return features.to(next(part.parameters(), features).dtype)
 
 
 def require_built(loss: Term, parts: nn.ModuleList) -> nn.ModuleList:
@@ -166,3 +197,20 @@ class SafeBatchNorm2d(nn.Module):
         if features.numel() > features.shape[1]:
             return norm.forward(features)
         return F.batch_norm(features, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
+class SafeBatchNorm1d(nn.Module):
+    """:class:`SafeBatchNorm2d` of vectors.
+
+    Args:
+        channels: C of the ``(B, C)`` vectors.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.maps = SafeBatchNorm2d(channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise ``(B, C)`` vectors."""
+        normalized: Tensor = self.maps(features[:, :, None, None]).flatten(1)
+        return normalized

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Mapping
 from itertools import chain
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.features import Outputs
+from kd_lightning.features import Features, Grid, Outputs
 from kd_lightning.losses._precision import widen
 from kd_lightning.losses.base import AlignmentLoss, DistillationLoss
 from kd_lightning.networks.placement import weight_device
@@ -23,6 +23,7 @@ class Shapes(TypedDict):
 
     logits: list[int]
     features: dict[str, list[int]]
+    grids: NotRequired[dict[str, list[int]]]
 
 
 class Objective(nn.ModuleDict):
@@ -252,7 +253,11 @@ class Objective(nn.ModuleDict):
 
 
 def _shapes_of(outputs: Outputs) -> Shapes:
-    return {"logits": list(outputs.logits.shape), "features": {n: list(f.shape) for n, f in outputs.features.items()}}
+    features = {name: list(value.shape) for name, value in outputs.features.items()}
+    shapes: Shapes = {"logits": list(outputs.logits.shape), "features": features}
+    if isinstance(outputs.features, Features) and outputs.features.grids:
+        shapes["grids"] = {name: list(grid) for name, grid in outputs.features.grids.items()}
+    return shapes
 
 
 def _zeros(shapes: Shapes | None) -> Outputs:
@@ -260,4 +265,5 @@ def _zeros(shapes: Shapes | None) -> Outputs:
     if shapes is None:
         return Outputs(torch.zeros(0, 0))
     features = {name: torch.zeros(shape) for name, shape in shapes["features"].items()}
-    return Outputs(torch.zeros(shapes["logits"]), features)
+    grids = {name: Grid(*grid) for name, grid in shapes.get("grids", {}).items()}
+    return Outputs(torch.zeros(shapes["logits"]), Features(features, grids))

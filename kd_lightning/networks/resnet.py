@@ -12,7 +12,7 @@ Shortcut = Literal["A", "B"]
 
 
 class ResNet(nn.Module):
-    """A residual network of two-convolution blocks behind a 3x3 stem that keeps the resolution.
+    """A residual network behind a 3x3 stem that keeps the resolution.
 
     Each stage after the first halves the resolution. Sub-modules are named as in torchvision.
 
@@ -26,6 +26,8 @@ class ResNet(nn.Module):
             parameters, the paper's choice for CIFAR-10), ``"B"`` is a 1x1 convolution and a batch norm.
         in_channels: Number of image channels.
         stem_width: Number of channels of the stem; by default that of the first stage.
+        bottleneck: Blocks of three convolutions, of which the first two have a quarter of the channels, in place of
+            two.
 
     Shapes:
         Images ``(B, in_channels, H, W)`` to logits ``(B, num_classes)``.
@@ -47,6 +49,7 @@ class ResNet(nn.Module):
         shortcut: Shortcut = "B",
         in_channels: int = 3,
         stem_width: int | None = None,
+        bottleneck: bool = False,
     ) -> None:
         super().__init__()
         if len(blocks) != len(widths) or not blocks:
@@ -58,7 +61,7 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.stages = [f"layer{i + 1}" for i in range(len(blocks))]
         for i, stage in enumerate(self.stages):
-            self.add_module(stage, _stage(width, widths[i], blocks[i], 1 if i == 0 else 2, shortcut))
+            self.add_module(stage, _stage(width, widths[i], blocks[i], 1 if i == 0 else 2, shortcut, bottleneck))
             width = widths[i]
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(width, num_classes)
@@ -90,6 +93,25 @@ class _Block(nn.Module):
         return F.relu(residual + self.downsample(maps))
 
 
+class _Bottleneck(nn.Module):
+    def __init__(self, in_width: int, width: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        inner = width // 4
+        self.conv1 = nn.Conv2d(in_width, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.downsample = _downsample(in_width, width, stride, shortcut)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        residual = F.relu(self.bn1(self.conv1(maps)))
+        residual = F.relu(self.bn2(self.conv2(residual)))
+        residual = self.bn3(self.conv3(residual))
+        return F.relu(residual + self.downsample(maps))
+
+
 class _PadChannels(nn.Module):
     def __init__(self, extra: int, stride: int) -> None:
         super().__init__()
@@ -107,9 +129,10 @@ def _downsample(in_width: int, width: int, stride: int, shortcut: Shortcut) -> n
     return nn.Sequential(nn.Conv2d(in_width, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
 
-def _stage(in_width: int, width: int, blocks: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
-    first = _Block(in_width, width, stride, shortcut)
-    return nn.Sequential(first, *(_Block(width, width, 1, shortcut) for _ in range(blocks - 1)))
+def _stage(in_width: int, width: int, blocks: int, stride: int, shortcut: Shortcut, bottleneck: bool) -> nn.Sequential:
+    kind = _Bottleneck if bottleneck else _Block
+    first = kind(in_width, width, stride, shortcut)
+    return nn.Sequential(first, *(kind(width, width, 1, shortcut) for _ in range(blocks - 1)))
 
 
 def _cifar(depth: int, num_classes: int, shortcut: Shortcut, in_channels: int) -> ResNet:
@@ -167,3 +190,9 @@ def resnet18(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int =
 def resnet34(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int = 3) -> nn.Module:
     """ResNet-34 with a 3x3 stem for 32x32 images: 64-128-256-512 channels, 21.3 M parameters."""
     return ResNet([3, 4, 6, 3], [64, 128, 256, 512], num_classes, shortcut, in_channels)
+
+
+def resnet50(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int = 3) -> nn.Module:
+    """ResNet-50 with a 3x3 stem for 32x32 images: 256-512-1024-2048 channels, 23.5 M parameters."""
+    widths = [256, 512, 1024, 2048]
+    return ResNet([3, 4, 6, 3], widths, num_classes, shortcut, in_channels, stem_width=64, bottleneck=True)

@@ -15,6 +15,7 @@ from kd_lightning.files.read import read_checkpoint
 from kd_lightning.networks.channel_slicing import slice_to
 from kd_lightning.networks.data_config import DataConfig, set_data_config, truncate
 from kd_lightning.networks.published_config import torchvision_config_of_file
+from kd_lightning.networks.published_names import published_names
 
 
 def from_checkpoint(
@@ -38,7 +39,7 @@ def from_checkpoint(
         network: Network of the saved architecture.
         path: Path of a checkpoint of this package, or of any published state dict (``.ckpt .pt .pth .th
             .safetensors``), bare or in one of its entries (``state_dict`` or ``model``, usually); the prefixes
-            ``module.`` and ``network.`` are dropped.
+            ``module.`` and ``network.`` are dropped, and the layer names of RepDistiller and mdistiller are known.
         rename: Spellings to replace at the start of the file's keys, for example ``{"linear.": "fc."}``.
         mean: Mean per channel that the network was trained with, for files that do not contain it.
         std: Standard deviation per channel, likewise.
@@ -138,7 +139,8 @@ def _rename(
     renamed = {_spelling(key, rename): value for key, value in weights.items()}
     if len(renamed) < len(weights):
         raise UserError(f"Two keys of {str(path)!r} become the same without their prefix; fix `rename`.")
-    return renamed
+    names = published_names(renamed, wanted)
+    return {names[key]: value for key, value in renamed.items()}
 
 
 def _spelling(key: str, rename: Mapping[str, str]) -> str:

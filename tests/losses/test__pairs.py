@@ -18,18 +18,24 @@ from kd_lightning.losses import (
     DistLoss,
     HintLoss,
     NeuronSelectivityLoss,
+    OFALoss,
     ProbabilisticLoss,
     RelationalLoss,
     ReviewLoss,
+    RSDLoss,
     SimilarityLoss,
+    SRDLoss,
     VariationalLoss,
+    VkDLoss,
 )
 from kd_lightning.losses._pairs import (
+    SafeBatchNorm1d,
     SafeBatchNorm2d,
     feature_pairs,
     map_pairs,
     match_dtype,
     require_built,
+    resized,
     same_size,
     vector_pairs,
 )
@@ -79,10 +85,10 @@ def test_features_that_are_neither_maps_nor_vectors_are_refused(loss: Callable[.
     term = loss(student_layers=["a"], teacher_layers=["b"])
     with pytest.raises(
         ValueError,
-        match=rf"^{type(term).__name__} compares maps \(B, C, H, W\) or vectors \(B, C\), but the student's layer 'a' "
-        r"returns \(2, 3, 4\); name a layer that does\.$",
+        match=rf"^{type(term).__name__} compares maps \(B, C, H, W\) or \(B, H, W, C\), tokens \(B, N, C\) or vectors "
+        r"\(B, C\), but the student's layer 'a' returns \(2, 2, 3, 4, 4\); name a layer that does\.$",
     ):
-        term.build(random_outputs(2, a=(3, 4)), random_outputs(2, b=(7,)))
+        term.build(random_outputs(2, a=(2, 3, 4, 4)), random_outputs(2, b=(7,)))
 
 
 @pytest.mark.parametrize("loss", [AttentionLoss, NeuronSelectivityLoss])
@@ -92,8 +98,8 @@ def test_losses_on_maps_refuse_vectors(loss: Callable[..., DistillationLoss]) ->
     for call in (lambda: term.check(student, teacher), lambda: term(student, teacher, _LABELS)):
         with pytest.raises(
             ValueError,
-            match=rf"^{type(term).__name__} compares maps \(B, C, H, W\), but the teacher's layer 'b' returns "
-            r"\(2, 7\); name a layer that does\.$",
+            match=rf"^{type(term).__name__} compares maps \(B, C, H, W\) or \(B, H, W, C\), or tokens \(B, N, C\), but "
+            r"the teacher's layer 'b' returns \(2, 7\); name a layer that does\.$",
         ):
             call()
 
@@ -125,7 +131,11 @@ def test_features_are_cast_to_the_dtype_of_the_weights() -> None:
     assert match_dtype(nn.Linear(2, 2).bfloat16(), torch.randn(2, 2)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("loss", [HintLoss, VariationalLoss, ReviewLoss, CorrelationLoss, ContrastiveLoss])
+BUILT = [HintLoss, VariationalLoss, ReviewLoss, CorrelationLoss, ContrastiveLoss]
+BUILT += [RSDLoss, OFALoss, VkDLoss, SRDLoss]
+
+
+@pytest.mark.parametrize("loss", BUILT)
 def test_losses_with_learned_parts_must_be_built_before_the_first_step(loss: Callable[..., DistillationLoss]) -> None:
     term = loss(student_layers=["a", "b"])
     student = random_outputs(2, a=(3,), b=(4,))
@@ -157,7 +167,10 @@ def test_terms_of_layers_are_summed(loss: Callable[..., DistillationLoss]) -> No
     torch.testing.assert_close(both, first + second)
 
 
-@pytest.mark.parametrize("loss", [DistLoss, SimilarityLoss, ProbabilisticLoss, RelationalLoss, CorrelationLoss])
+GATHERED = [DistLoss, SimilarityLoss, ProbabilisticLoss, RelationalLoss, CorrelationLoss, RSDLoss, SRDLoss]
+
+
+@pytest.mark.parametrize("loss", GATHERED)
 def test_batches_are_gathered_only_in_training_and_with_gather(
     loss: Callable[..., DistillationLoss], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +203,23 @@ def test_safe_batch_norm_equals_batch_norm() -> None:
     usual.eval()
     for shape in ((1, 3, 1, 1), (2, 3, 4, 4)):
         torch.testing.assert_close(norm(torch.ones(shape)), usual(torch.ones(shape)))
+
+
+def test_safe_batch_norm_of_vectors() -> None:
+    norm, usual = SafeBatchNorm1d(3), nn.BatchNorm1d(3)
+    rows = torch.randn(4, 3)
+    torch.testing.assert_close(norm(rows), usual(rows))
+    single = norm(rows[:1])
+    torch.testing.assert_close(single, usual.eval()(rows[:1]))
+
+
+def test_maps_are_resized_by_pooling_or_interpolation() -> None:
+    maps = torch.randn(2, 3, 8, 6)
+    assert resized(maps, (8, 6)) is maps
+    torch.testing.assert_close(resized(maps, (4, 3)), F.avg_pool2d(maps, 2))
+    ramp = torch.arange(4.0).expand(1, 1, 4, 4)
+    torch.testing.assert_close(resized(ramp, (8, 8))[0, 0, 0, 1:-1], torch.arange(0.25, 3.0, 0.5))
+    assert resized(maps.bfloat16(), (16, 3)).dtype == torch.float32
 
 
 def test_safe_batch_norm_of_a_single_value_uses_and_keeps_the_running_statistics() -> None:

@@ -25,12 +25,18 @@ from kd_lightning.losses import (
     HardTargetLoss,
     HintLoss,
     NeuronSelectivityLoss,
+    OFALoss,
     ProbabilisticLoss,
     RelationalLoss,
     ReviewLoss,
+    RSDLoss,
     SimilarityLoss,
     SoftTargetLoss,
+    SRDLoss,
     VariationalLoss,
+    ViTKDLoss,
+    VkDLoss,
+    WKDFeatureLoss,
 )
 from kd_lightning.networks import ResNet, resnet20
 
@@ -58,6 +64,10 @@ def every_loss(student: tuple[str, str], teacher: tuple[str, str], size: int = 6
         "variational": VariationalLoss(weight=0.1, **maps),
         "review": ReviewLoss(weight=0.1, **maps),
         "contrastive": ContrastiveLoss(queue_size=size, **last),
+        "rsd": RSDLoss(weight=1e-3, **last),
+        "ofa": OFALoss(weight=0.1, student_layers=student),
+        "vkd": VkDLoss(weight=0.1, **last),
+        "srd": SRDLoss(weight=1e-2, **last),
     }
 
 
@@ -96,8 +106,8 @@ def test_networks_of_other_libraries_keep_their_state_dict_keys(make_trainer: Tr
     keys = list(student.state_dict())
     images = TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 10)
     losses: dict[str, DistillationLoss] = every_loss(layers, ("layer2", "avgpool"))
-    if name == "transformer":  # its layers return tokens (B, n, width), not maps
-        losses = {n: loss for n, loss in losses.items() if n in ("hard", "relational", "probabilistic", "similarity")}
+    if name == "transformer":  # whose second layer returns vectors
+        losses = {n: loss for n, loss in losses.items() if n not in ("attention", "neuron_selectivity")}
     module = DistillationModule(student, resnet20(), losses=losses, teacher_check="off", learning_rate=1e-3)
     loader = DataLoader(images, batch_size=8, drop_last=True)
     make_trainer(max_epochs=2).fit(module, loader, loader)
@@ -142,6 +152,29 @@ def test_a_deep_copy_trains_to_identical_weights(small: Networks, make_trainer: 
         make_trainer(max_steps=4).fit(trained, DigitsDataModule(batch_size=128))
     for key, value in _weights(module).items():
         assert torch.equal(copied.state_dict()[key], value), key
+
+
+def test_learned_parts_are_rebuilt_from_a_checkpoint(small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
+    """Without the teacher, and without the data."""
+    layers = ("layer1", "layer2")
+
+    def losses() -> dict[str, DistillationLoss]:
+        more: dict[str, DistillationLoss] = {
+            "vitkd": ViTKDLoss(student_layers=layers),
+            "wkd_f": WKDFeatureLoss(student_layers=layers),
+        }
+        return {**every_loss(layers, layers), **more}
+
+    module, trainer = _digits_module(small, losses()), make_trainer(max_steps=2)
+    trainer.fit(module, DigitsDataModule(batch_size=128))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    rebuilt = DistillationModule.load_from_checkpoint(
+        tmp_path / "a.ckpt", student=small(), teacher=None, losses=losses()
+    )
+    for name, value in module.losses.state_dict().items():
+        assert rebuilt.losses.state_dict()[name].equal(value), name
+    learned = {name.split(".")[0] for name, _ in module.losses.named_parameters()}
+    assert {"hint", "review", "contrastive", "rsd", "ofa", "vkd", "srd", "vitkd", "wkd_f"} <= learned
 
 
 # --- weight averaging

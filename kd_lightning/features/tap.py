@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kd_lightning.errors import UserError
+from kd_lightning.features.tokens import Features, Grid, find_grid
 
 
 class Outputs(NamedTuple):
@@ -18,6 +19,7 @@ class Outputs(NamedTuple):
     Attributes:
         logits: Output of the network, ``(B, C)`` for a classifier.
         features: Output of each tapped layer by its dotted name, for example ``(B, channels, H, W)``.
+            :class:`FeatureTap` returns them as :class:`Features`, with the grids of tokens.
     """
 
     logits: Tensor
@@ -45,7 +47,8 @@ class FeatureTap:
 
     Not an ``nn.Module``: the network's weights stay where they are, once. With no layers named no hook is installed.
     Of a layer that runs several times the last output is read. An in-place operation after a tapped layer would
-    change that output; :meth:`check_not_overwritten` finds it.
+    change that output; :meth:`check_not_overwritten` finds it. The grid of tokens follows from their number, the
+    images' size and, where the network has it, timm's attribute ``num_prefix_tokens``, which any network may be given.
 
     Args:
         network: Any classifier. It is not changed apart from one forward hook for each named layer.
@@ -88,9 +91,8 @@ class FeatureTap:
             recorder.reading, recorder.output = True, None
         try:
             logits = logits_of(self.network(images), self.network)
-            return Outputs(
-                logits, {name: self._map(name, recorder.output) for name, recorder in self._recorders.items()}
-            )
+            features = {name: self._map(name, recorder.output) for name, recorder in self._recorders.items()}
+            return Outputs(logits, Features(features, self._grids(features, images)))
         finally:
             for recorder in self._recorders.values():
                 recorder.reading, recorder.output = False, None
@@ -125,6 +127,12 @@ class FeatureTap:
     def _map(self, name: str, output: object) -> Tensor:
         maps = _tensor(name, output)
         return maps.permute(0, 3, 1, 2) if name in self._channels_last else maps
+
+    def _grids(self, features: dict[str, Tensor], images: Tensor) -> dict[str, Grid]:
+        size, prefix = (images.shape[-2], images.shape[-1]), getattr(self.network, "num_prefix_tokens", None)
+        tokens = {name: value.shape[1] for name, value in features.items() if value.dim() == 3}
+        found = {name: find_grid(count, image_size=size, prefix=prefix) for name, count in tokens.items()}
+        return {name: grid for name, grid in found.items() if grid is not None}
 
     def find_channels_last(self, images: Tensor) -> None:
         """Run the network once to find layers whose maps are ``(B, H, W, C)``; they are read as ``(B, C, H, W)`` then.
@@ -231,11 +239,15 @@ def logits_of(output: object, network: nn.Module) -> Tensor:
     """Return the logits in the output of a network: the output itself, or its field ``logits``.
 
     The latter is what torchvision's GoogLeNet and Inception return in train mode, beside auxiliary logits, and what
-    Hugging Face's classifiers return.
+    Hugging Face's classifiers return. Of timm's networks with a distillation token and ``distilled_training`` set,
+    which return the logits of two heads in train mode, it is the mean, as these networks return in eval mode.
 
     Raises:
         UserError: If the output is something else.
     """
+    if isinstance(output, tuple) and len(output) == 2 and getattr(network, "distilled_training", False):
+        of_class, of_distillation = output
+        output = (of_class + of_distillation) / 2
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
         raise UserError(
