@@ -13,13 +13,16 @@ from kd_lightning.losses.hint import HintLoss, hint_loss
 from kd_lightning.losses.kernel_matching import KernelMeanMatchingLoss, kernel_mean_matching
 from kd_lightning.losses.mmd import MMDLoss, mmd_loss
 from kd_lightning.losses.neuron_selectivity import NeuronSelectivityLoss, neuron_selectivity_loss
+from kd_lightning.losses.nkd import NKDLoss, nkd_loss
 from kd_lightning.losses.objective import Objective
 from kd_lightning.losses.probabilistic import ProbabilisticLoss, probabilistic_loss
 from kd_lightning.losses.relational import RelationalLoss, relational_loss
 from kd_lightning.losses.review import ReviewLoss, hierarchical_context_loss
 from kd_lightning.losses.reweighting import ReweightedLoss, density_ratio, effective_sample_size
+from kd_lightning.losses.rld import RLDLoss, rld_loss
 from kd_lightning.losses.similarity import SimilarityLoss, similarity_loss
 from kd_lightning.losses.soft_target import SoftTargetLoss, soft_target_loss
+from kd_lightning.losses.ttm import TTMLoss, WTTMLoss, ttm_loss, wttm_loss
 from kd_lightning.losses.variational import VariationalLoss, variational_loss
 
 __all__ = [
@@ -36,16 +39,20 @@ __all__ = [
     "HintLoss",
     "KernelMeanMatchingLoss",
     "MMDLoss",
+    "NKDLoss",
     "NeuronSelectivityLoss",
     "Objective",
     "ProbabilisticLoss",
+    "RLDLoss",
     "RelationalLoss",
     "ReviewLoss",
     "ReweightedLoss",
     "SimilarityLoss",
     "SoftTargetLoss",
+    "TTMLoss",
     "Term",
     "VariationalLoss",
+    "WTTMLoss",
     "adversarial_loss",
     "attention_loss",
     "contrastive_loss",
@@ -61,10 +68,14 @@ __all__ = [
     "kernel_mean_matching",
     "mmd_loss",
     "neuron_selectivity_loss",
+    "nkd_loss",
     "probabilistic_loss",
     "relational_loss",
     "reverse_gradient",
+    "rld_loss",
     "similarity_loss",
     "soft_target_loss",
+    "ttm_loss",
     "variational_loss",
+    "wttm_loss",
 ]

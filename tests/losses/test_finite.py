@@ -19,12 +19,16 @@ from kd_lightning.losses import (
     DistLoss,
     HintLoss,
     NeuronSelectivityLoss,
+    NKDLoss,
     ProbabilisticLoss,
     RelationalLoss,
     ReviewLoss,
+    RLDLoss,
     SimilarityLoss,
     SoftTargetLoss,
+    TTMLoss,
     VariationalLoss,
+    WTTMLoss,
     attention_loss,
     contrastive_loss,
     coral_loss,
@@ -35,19 +39,23 @@ from kd_lightning.losses import (
     hint_loss,
     mmd_loss,
     neuron_selectivity_loss,
+    nkd_loss,
     probabilistic_loss,
     relational_loss,
+    rld_loss,
     similarity_loss,
     soft_target_loss,
+    ttm_loss,
     variational_loss,
+    wttm_loss,
 )
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def _decoupled(student: Tensor, teacher: Tensor) -> Tensor:
-    """Compute the loss for labels without the last class."""
-    return decoupled_loss(student, teacher, torch.arange(len(student)) % (student.shape[1] - 1))
+def _labels(student: Tensor) -> Tensor:
+    """Return labels without the last class."""
+    return torch.arange(len(student)) % (student.shape[1] - 1)
 
 
 def _variational(student: Tensor, teacher: Tensor) -> Tensor:
@@ -62,7 +70,15 @@ _LOGITS, _VECTORS, _MAPS = (6, 5), (6, 7), (6, 3, 4, 4)
 _LOSSES: dict[str, tuple[Loss, tuple[int, ...]]] = {
     "soft_target": (lambda s, t: soft_target_loss(s, t, temperature=4.0), _LOGITS),
     "standardized": (lambda s, t: soft_target_loss(s, t, temperature=2.0, standardize=True), _LOGITS),
-    "decoupled": (_decoupled, _LOGITS),
+    "decoupled": (lambda s, t: decoupled_loss(s, t, _labels(s)), _LOGITS),
+    "nkd": (lambda s, t: nkd_loss(s, t, _labels(s), temperature=3.0, gamma=3.5), _LOGITS),
+    "ttm": (ttm_loss, _LOGITS),
+    "wttm": (wttm_loss, _LOGITS),
+    "rld": (lambda s, t: rld_loss(s, t, _labels(s)), _LOGITS),
+    "rld, standardized": (
+        lambda s, t: rld_loss(s, t, _labels(s), beta=1.0, temperature=2.0, logit_stand=True),
+        _LOGITS,
+    ),
     "dist": (dist_loss, _LOGITS),
     "hint": (hint_loss, _MAPS),
     "hierarchical_context": (hierarchical_context_loss, _MAPS),
@@ -167,6 +183,10 @@ _MODULES: dict[str, Callable[[], DistillationLoss]] = {
     "standardized": lambda: SoftTargetLoss(standardize=True),
     "decoupled": DecoupledLoss,
     "dist": DistLoss,
+    "nkd": NKDLoss,
+    "ttm": TTMLoss,
+    "wttm": WTTMLoss,
+    "rld": RLDLoss,
     "hint": lambda: HintLoss(student_layers=["shallow", "deep", "vector"]),
     "attention": lambda: AttentionLoss(student_layers=["shallow", "deep"]),
     "neuron_selectivity": lambda: NeuronSelectivityLoss(student_layers=["shallow", "deep"]),

@@ -25,12 +25,16 @@ from kd_lightning.losses import (
     HardTargetLoss,
     HintLoss,
     NeuronSelectivityLoss,
+    NKDLoss,
     ProbabilisticLoss,
     RelationalLoss,
     ReviewLoss,
+    RLDLoss,
     SimilarityLoss,
     SoftTargetLoss,
+    TTMLoss,
     VariationalLoss,
+    WTTMLoss,
 )
 from kd_lightning.networks import ResNet, resnet20
 
@@ -48,6 +52,10 @@ def every_loss(student: tuple[str, str], teacher: tuple[str, str], size: int = 6
         "standardized": SoftTargetLoss(standardize=True),
         "decoupled": DecoupledLoss(),
         "dist": DistLoss(),
+        "nkd": NKDLoss(),
+        "ttm": TTMLoss(weight=1.0),
+        "wttm": WTTMLoss(),
+        "rld": RLDLoss(),
         "hint": HintLoss(weight=0.1, **maps),
         "attention": AttentionLoss(weight=1.0, **maps),
         "neuron_selectivity": NeuronSelectivityLoss(**maps),
