@@ -119,7 +119,8 @@ def test_a_loss_is_computed_where_its_inputs_are(name: str) -> None:
     student.to("other"), teacher.to("other")
     taught, said = FeatureTap(student, read)(images), FeatureTap(teacher, read)(images)
     loss = kind(**options)
-    loss.build(to_cpu(taught), to_cpu(said))
+    networks = {"student_network": student, "teacher_network": teacher}
+    loss.build(to_cpu(taught), to_cpu(said), **({} if issubclass(kind, kd_losses.AlignmentLoss) else networks))
     loss.to("other").progress = torch.tensor(0.5, device="other")
     for _ in range(2):  # the second time with a full queue
         value = loss(taught, said, labels)

@@ -24,6 +24,8 @@ from kd_lightning.losses.similarity import SimilarityLoss, similarity_loss
 from kd_lightning.losses.soft_target import SoftTargetLoss, soft_target_loss
 from kd_lightning.losses.ttm import TTMLoss, WTTMLoss, ttm_loss, wttm_loss
 from kd_lightning.losses.variational import VariationalLoss, variational_loss
+from kd_lightning.losses.wkd_cost import group_by_class, wkd_cost_cka, wkd_cost_fc
+from kd_lightning.losses.wkd_l import WKDLogitLoss, wkd_l_all_classes_loss, wkd_l_loss
 
 __all__ = [
     "AdversarialLoss",
@@ -52,6 +54,7 @@ __all__ = [
     "TTMLoss",
     "Term",
     "VariationalLoss",
+    "WKDLogitLoss",
     "WTTMLoss",
     "adversarial_loss",
     "attention_loss",
@@ -62,6 +65,7 @@ __all__ = [
     "density_ratio",
     "dist_loss",
     "effective_sample_size",
+    "group_by_class",
     "hard_target_loss",
     "hierarchical_context_loss",
     "hint_loss",
@@ -77,5 +81,9 @@ __all__ = [
     "soft_target_loss",
     "ttm_loss",
     "variational_loss",
+    "wkd_cost_cka",
+    "wkd_cost_fc",
+    "wkd_l_all_classes_loss",
+    "wkd_l_loss",
     "wttm_loss",
 ]

@@ -47,6 +47,8 @@ from kd_lightning.losses import (
     soft_target_loss,
     ttm_loss,
     variational_loss,
+    wkd_l_all_classes_loss,
+    wkd_l_loss,
     wttm_loss,
 )
 
@@ -56,6 +58,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def _labels(student: Tensor) -> Tensor:
     """Return labels without the last class."""
     return torch.arange(len(student)) % (student.shape[1] - 1)
+
+
+def _costs(student: Tensor) -> Tensor:
+    """Return costs of confusing two classes, by which those with near numbers are similar."""
+    place = torch.arange(student.shape[1]) / student.shape[1]
+    return (place[:, None] - place).abs()
 
 
 def _variational(student: Tensor, teacher: Tensor) -> Tensor:
@@ -80,6 +88,8 @@ _LOSSES: dict[str, tuple[Loss, tuple[int, ...]]] = {
         _LOGITS,
     ),
     "dist": (dist_loss, _LOGITS),
+    "wkd_l": (lambda s, t: wkd_l_loss(s, t, _labels(s), _costs(s)), _LOGITS),
+    "wkd_l_all_classes": (lambda s, t: wkd_l_all_classes_loss(s, t, _costs(s)), _LOGITS),
     "hint": (hint_loss, _MAPS),
     "hierarchical_context": (hierarchical_context_loss, _MAPS),
     "attention": (attention_loss, _MAPS),

@@ -34,6 +34,7 @@ from kd_lightning.losses import (
     SoftTargetLoss,
     TTMLoss,
     VariationalLoss,
+    WKDLogitLoss,
     WTTMLoss,
 )
 from kd_lightning.networks import ResNet, resnet20
@@ -56,6 +57,7 @@ def every_loss(student: tuple[str, str], teacher: tuple[str, str], size: int = 6
         "ttm": TTMLoss(weight=1.0),
         "wttm": WTTMLoss(),
         "rld": RLDLoss(),
+        "wkd_l": WKDLogitLoss(),
         "hint": HintLoss(weight=0.1, **maps),
         "attention": AttentionLoss(weight=1.0, **maps),
         "neuron_selectivity": NeuronSelectivityLoss(**maps),
