@@ -110,11 +110,14 @@ def test_devices_are_not_mixed() -> None:
 @on_other_device
 def test_a_loss_is_computed_where_its_inputs_are(name: str) -> None:
     kind = getattr(kd_losses, name)
-    layers = ["layer1", "layer2"] if "student_layers" in kind.__init__.__annotations__ else []
-    pooled = name in ("RelationalLoss", "ProbabilisticLoss", "CorrelationLoss", "ContrastiveLoss")
-    options: dict[str, Any] = {"student_layers": ["avgpool"] if pooled else layers} if layers else {}
+    layers = ["layer1", "layer2"]
+    if name in ("RelationalLoss", "ProbabilisticLoss", "CorrelationLoss", "ContrastiveLoss"):
+        layers = ["avgpool"]
+    elif name in ("SDDKDLoss", "SDDDKDLoss"):
+        layers = ["layer3"]
+    options: dict[str, Any] = {"student_layers": layers} if "student_layers" in kind.__init__.__annotations__ else {}
     student, teacher = network(), network() if issubclass(kind, kd_losses.AlignmentLoss) else network(8)
-    read = ["layer1", "layer2", "avgpool"]
+    read = ["layer1", "layer2", "layer3", "avgpool"]
     images, labels = torch.rand(8, 1, 8, 8, device="other"), torch.arange(8, device="other")
     student.to("other"), teacher.to("other")
     taught, said = FeatureTap(student, read)(images), FeatureTap(teacher, read)(images)

@@ -16,7 +16,7 @@ from kd_lightning.recipes import describe, is_shared, method_folders, recipe_fil
 
 PACKAGED = Path(kd_lightning.recipes.__file__).parent
 METHODS = ["at", "cc", "crd", "dist", "dkd", "fitnets", "logit_standardization"]
-METHODS += ["nkd", "nst", "pkt", "reviewkd", "rkd", "rld", "sp", "ttm", "vid", "wkd_l", "wttm"]
+METHODS += ["nkd", "nst", "pkt", "reviewkd", "rkd", "rld", "sdd_dkd", "sdd_kd", "sp", "ttm", "vid", "wkd_l", "wttm"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Losses for distillation and domain adaptation: one method, one file; plain PyTorch."""
 
+from kd_lightning.losses._regions import sdd_pool
 from kd_lightning.losses.adversarial import AdversarialLoss, adversarial_loss, reverse_gradient
 from kd_lightning.losses.attention import AttentionLoss, attention_loss
 from kd_lightning.losses.base import AlignmentLoss, DistillationLoss, Term
@@ -20,6 +21,7 @@ from kd_lightning.losses.relational import RelationalLoss, relational_loss
 from kd_lightning.losses.review import ReviewLoss, hierarchical_context_loss
 from kd_lightning.losses.reweighting import ReweightedLoss, density_ratio, effective_sample_size
 from kd_lightning.losses.rld import RLDLoss, rld_loss
+from kd_lightning.losses.sdd import SDDDKDLoss, SDDKDLoss, sdd_dkd_loss, sdd_kd_loss, sdd_nkd_loss
 from kd_lightning.losses.similarity import SimilarityLoss, similarity_loss
 from kd_lightning.losses.soft_target import SoftTargetLoss, soft_target_loss
 from kd_lightning.losses.ttm import TTMLoss, WTTMLoss, ttm_loss, wttm_loss
@@ -49,6 +51,8 @@ __all__ = [
     "RelationalLoss",
     "ReviewLoss",
     "ReweightedLoss",
+    "SDDDKDLoss",
+    "SDDKDLoss",
     "SimilarityLoss",
     "SoftTargetLoss",
     "TTMLoss",
@@ -77,6 +81,10 @@ __all__ = [
     "relational_loss",
     "reverse_gradient",
     "rld_loss",
+    "sdd_dkd_loss",
+    "sdd_kd_loss",
+    "sdd_nkd_loss",
+    "sdd_pool",
     "similarity_loss",
     "soft_target_loss",
     "ttm_loss",

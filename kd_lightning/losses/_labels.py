@@ -72,6 +72,22 @@ def class_or_not(logits: Tensor, label: Tensor) -> Tensor:
     return F.log_softmax(torch.cat([logits.gather(1, label), rest], dim=1), dim=1)
 
 
+def label_cross_entropy(student: Tensor, teacher: Tensor, label: Tensor) -> Tensor:
+    """Return the student's cross-entropy with a class, weighted by the teacher's probability of it, ``(B,)``.
+
+    Args:
+        student: Logits ``(B, C)``.
+        teacher: Logits ``(B, C)``.
+        label: The class, ``(B, 1)``.
+
+    Example:
+        >>> label_cross_entropy(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([[0]]))
+        tensor([0.3466])
+    """
+    probability = teacher.softmax(1).gather(1, label)
+    return -(probability * student.log_softmax(1).gather(1, label)).squeeze(1)
+
+
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """Return KL(teacher, student) of each row of two tensors of log-probabilities, ``(B,)``."""
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)

@@ -5,7 +5,13 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._labels import class_indices, label_column, mean_of_labelled, other_classes
+from kd_lightning.losses._labels import (
+    class_indices,
+    label_column,
+    label_cross_entropy,
+    mean_of_labelled,
+    other_classes,
+)
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
@@ -41,8 +47,7 @@ def nkd_loss(
     """
     target = class_indices(target)
     label = label_column(target)
-    probability = logits_teacher.softmax(1).gather(1, label)
-    labelled = -(probability * logits_student.log_softmax(1).gather(1, label)).squeeze(1)
+    labelled = label_cross_entropy(logits_student, logits_teacher, label)
     student, teacher = (other_classes(z / temperature, label) for z in (logits_student, logits_teacher))
     others = -(teacher.softmax(1) * F.log_softmax(student, dim=1)).sum(1)
     return mean_of_labelled(labelled + gamma * temperature**2 * others, target)

@@ -7,7 +7,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
 from kd_lightning.files.read import read_checkpoint
 from kd_lightning.losses._classifier import ClassifierReference
-from kd_lightning.losses._labels import class_indices, label_column, mean_of_labelled
+from kd_lightning.losses._labels import class_indices, label_column, label_cross_entropy, mean_of_labelled
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 from kd_lightning.losses.wkd_cost import wkd_cost_fc
@@ -58,8 +58,7 @@ def wkd_l_loss(
     """
     target = class_indices(target)
     label = label_column(target)
-    probability = logits_teacher.softmax(1).gather(1, label)
-    labelled = -(probability * logits_student.log_softmax(1).gather(1, label)).squeeze(1)
+    labelled = label_cross_entropy(logits_student, logits_teacher, label)
     # the label's mass is 0 on both sides, which leaves it out of every sum
     student, teacher = (
         (z / temperature).scatter(1, label, -torch.inf).softmax(1) for z in (logits_student, logits_teacher)

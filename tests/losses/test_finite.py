@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from random_inputs import autocast_if, random_outputs
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses import (
@@ -24,10 +24,13 @@ from kd_lightning.losses import (
     RelationalLoss,
     ReviewLoss,
     RLDLoss,
+    SDDDKDLoss,
+    SDDKDLoss,
     SimilarityLoss,
     SoftTargetLoss,
     TTMLoss,
     VariationalLoss,
+    WKDLogitLoss,
     WTTMLoss,
     attention_loss,
     contrastive_loss,
@@ -43,6 +46,9 @@ from kd_lightning.losses import (
     probabilistic_loss,
     relational_loss,
     rld_loss,
+    sdd_dkd_loss,
+    sdd_kd_loss,
+    sdd_nkd_loss,
     similarity_loss,
     soft_target_loss,
     ttm_loss,
@@ -74,7 +80,7 @@ def _contrastive(student: Tensor, teacher: Tensor) -> Tensor:
     return contrastive_loss(student, teacher, teacher.flip(0), torch.eye(len(student)).flip(0).bool())
 
 
-_LOGITS, _VECTORS, _MAPS = (6, 5), (6, 7), (6, 3, 4, 4)
+_LOGITS, _REGIONS, _VECTORS, _MAPS = (6, 5), (6, 5, 3), (6, 7), (6, 3, 4, 4)
 _LOSSES: dict[str, tuple[Loss, tuple[int, ...]]] = {
     "soft_target": (lambda s, t: soft_target_loss(s, t, temperature=4.0), _LOGITS),
     "standardized": (lambda s, t: soft_target_loss(s, t, temperature=2.0, standardize=True), _LOGITS),
@@ -90,6 +96,9 @@ _LOSSES: dict[str, tuple[Loss, tuple[int, ...]]] = {
     "dist": (dist_loss, _LOGITS),
     "wkd_l": (lambda s, t: wkd_l_loss(s, t, _labels(s), _costs(s)), _LOGITS),
     "wkd_l_all_classes": (lambda s, t: wkd_l_all_classes_loss(s, t, _costs(s)), _LOGITS),
+    "sdd_kd": (lambda s, t: sdd_kd_loss(s, t, _labels(s)), _REGIONS),
+    "sdd_dkd": (lambda s, t: sdd_dkd_loss(s, t, _labels(s)), _REGIONS),
+    "sdd_nkd": (lambda s, t: sdd_nkd_loss(s, t, _labels(s)), _REGIONS),
     "hint": (hint_loss, _MAPS),
     "hierarchical_context": (hierarchical_context_loss, _MAPS),
     "attention": (attention_loss, _MAPS),
@@ -196,6 +205,9 @@ _MODULES: dict[str, Callable[[], DistillationLoss]] = {
     "nkd": NKDLoss,
     "ttm": TTMLoss,
     "wttm": WTTMLoss,
+    "wkd_l": lambda: WKDLogitLoss(gamma=1.0),
+    "sdd_kd": lambda: SDDKDLoss(student_layers=["deep"]),
+    "sdd_dkd": lambda: SDDDKDLoss(student_layers=["deep"]),
     "rld": RLDLoss,
     "hint": lambda: HintLoss(student_layers=["shallow", "deep", "vector"]),
     "attention": lambda: AttentionLoss(student_layers=["shallow", "deep"]),
@@ -216,6 +228,12 @@ def _outputs(width: int, size: int, dtype: torch.dtype = torch.float32, rows: in
     return random_outputs(rows, dtype=dtype, requires_grad=True, shallow=shallow, deep=deep, vector=vector)
 
 
+def _networks(dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+    """Return networks whose classifiers take the last map of the outputs, student and teacher."""
+    heads = (nn.Sequential(nn.Linear(2 * width, 5)).to(dtype) for width in (3, 5))
+    return dict(zip(("student_network", "teacher_network"), heads, strict=True))
+
+
 def _second_step(loss: DistillationLoss, student: Outputs, teacher: Outputs) -> Tensor:
     """Compute the term after a first step, which fills the queue."""
     loss(_outputs(3, 4), _outputs(5, 2), _LABELS)
@@ -228,7 +246,7 @@ def test_the_student_and_the_learned_parts_get_gradients_and_the_teacher_none(na
     reads_features = bool(loss.student_layers)
     if not reads_features:  # DistillationModule detaches the teacher's logits
         teacher = Outputs(teacher.logits.detach())
-    loss.build(student, teacher)
+    loss.build(student, teacher, **_networks())
     _second_step(loss, student, teacher).backward()
     read = [student.features[layer] for layer in loss.student_layers] if reads_features else [student.logits]
     for tensor in (*read, *loss.parameters()):
@@ -260,7 +278,7 @@ def test_all_precisions_of_features_and_weights_give_finite_values(
     loss = _MODULES[name]()
     student, teacher = _outputs(3, 4, features, rows), _outputs(5, 2, features, rows)
     teacher = Outputs(teacher.logits.detach(), teacher.features)
-    loss.build(student, teacher)
+    loss.build(student, teacher, **_networks(weights))
     loss.to(weights)
     with autocast_if(autocast):
         term = _second_step(loss, student, teacher)
