@@ -9,9 +9,19 @@ from kd_lightning.losses.coral import CoralLoss, coral_loss
 from kd_lightning.losses.correlation import CorrelationLoss, correlation_loss
 from kd_lightning.losses.decoupled import DecoupledLoss, decoupled_loss
 from kd_lightning.losses.dist import DistLoss, dist_loss
+from kd_lightning.losses.dist_plus import DistPlusLoss, dist_plus_torchdistill_loss
 from kd_lightning.losses.hard_target import HardTargetLoss, hard_target_loss
 from kd_lightning.losses.hint import HintLoss, hint_loss
 from kd_lightning.losses.kernel_matching import KernelMeanMatchingLoss, kernel_mean_matching
+from kd_lightning.losses.mlld import (
+    MLLDLoss,
+    mlld_batch_loss,
+    mlld_batch_term_loss,
+    mlld_class_loss,
+    mlld_class_term_loss,
+    mlld_instance_loss,
+    mlld_loss,
+)
 from kd_lightning.losses.mmd import MMDLoss, mmd_loss
 from kd_lightning.losses.neuron_selectivity import NeuronSelectivityLoss, neuron_selectivity_loss
 from kd_lightning.losses.nkd import NKDLoss, nkd_loss
@@ -38,10 +48,12 @@ __all__ = [
     "CorrelationLoss",
     "DecoupledLoss",
     "DistLoss",
+    "DistPlusLoss",
     "DistillationLoss",
     "HardTargetLoss",
     "HintLoss",
     "KernelMeanMatchingLoss",
+    "MLLDLoss",
     "MMDLoss",
     "NKDLoss",
     "NeuronSelectivityLoss",
@@ -68,12 +80,19 @@ __all__ = [
     "decoupled_loss",
     "density_ratio",
     "dist_loss",
+    "dist_plus_torchdistill_loss",
     "effective_sample_size",
     "group_by_class",
     "hard_target_loss",
     "hierarchical_context_loss",
     "hint_loss",
     "kernel_mean_matching",
+    "mlld_batch_loss",
+    "mlld_batch_term_loss",
+    "mlld_class_loss",
+    "mlld_class_term_loss",
+    "mlld_instance_loss",
+    "mlld_loss",
     "mmd_loss",
     "neuron_selectivity_loss",
     "nkd_loss",

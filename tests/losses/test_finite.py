@@ -17,7 +17,9 @@ from kd_lightning.losses import (
     DecoupledLoss,
     DistillationLoss,
     DistLoss,
+    DistPlusLoss,
     HintLoss,
+    MLLDLoss,
     NeuronSelectivityLoss,
     NKDLoss,
     ProbabilisticLoss,
@@ -38,8 +40,13 @@ from kd_lightning.losses import (
     correlation_loss,
     decoupled_loss,
     dist_loss,
+    dist_plus_torchdistill_loss,
     hierarchical_context_loss,
     hint_loss,
+    mlld_batch_loss,
+    mlld_class_loss,
+    mlld_instance_loss,
+    mlld_loss,
     mmd_loss,
     neuron_selectivity_loss,
     nkd_loss,
@@ -99,6 +106,11 @@ _LOSSES: dict[str, tuple[Loss, tuple[int, ...]]] = {
     "sdd_kd": (lambda s, t: sdd_kd_loss(s, t, _labels(s)), _REGIONS),
     "sdd_dkd": (lambda s, t: sdd_dkd_loss(s, t, _labels(s)), _REGIONS),
     "sdd_nkd": (lambda s, t: sdd_nkd_loss(s, t, _labels(s)), _REGIONS),
+    "mlld_instance": (lambda s, t: mlld_instance_loss(s, s.flip(0), t, t.flip(0)), _LOGITS),
+    "mlld_class": (lambda s, t: mlld_class_loss(s, None, t, None), _LOGITS),
+    "mlld_batch": (lambda s, t: mlld_batch_loss(s, None, t, None), _LOGITS),
+    "mlld, corrected": (lambda s, t: mlld_loss(s, s, t, t, _labels(s), corrected=True), _LOGITS),
+    "dist_plus": (lambda s, t: dist_plus_torchdistill_loss(s, t, s[..., None, None], t[..., None, None]), _LOGITS),
     "hint": (hint_loss, _MAPS),
     "hierarchical_context": (hierarchical_context_loss, _MAPS),
     "attention": (attention_loss, _MAPS),
@@ -209,6 +221,8 @@ _MODULES: dict[str, Callable[[], DistillationLoss]] = {
     "sdd_kd": lambda: SDDKDLoss(student_layers=["deep"]),
     "sdd_dkd": lambda: SDDDKDLoss(student_layers=["deep"]),
     "rld": RLDLoss,
+    "mlld": MLLDLoss,
+    "dist_plus": lambda: DistPlusLoss(student_layers=["deep"]),
     "hint": lambda: HintLoss(student_layers=["shallow", "deep", "vector"]),
     "attention": lambda: AttentionLoss(student_layers=["shallow", "deep"]),
     "neuron_selectivity": lambda: NeuronSelectivityLoss(student_layers=["shallow", "deep"]),
@@ -255,7 +269,7 @@ def test_the_student_and_the_learned_parts_get_gradients_and_the_teacher_none(na
         assert tensor.grad.abs().sum() > 0
     assert teacher.logits.grad is None
     assert all(feature.grad is None for feature in teacher.features.values())
-    assert student.logits.grad is None or not reads_features
+    assert student.logits.grad is None or not reads_features or loss.compares_logits
 
 
 @pytest.mark.parametrize("rows", [1, 4])

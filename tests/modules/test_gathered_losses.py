@@ -22,7 +22,9 @@ from kd_lightning.losses import (
     CorrelationLoss,
     DistillationLoss,
     DistLoss,
+    DistPlusLoss,
     HardTargetLoss,
+    MLLDLoss,
     ProbabilisticLoss,
     RelationalLoss,
     SimilarityLoss,
@@ -56,6 +58,8 @@ def gathered_losses(gather: bool = True) -> Losses:
         "relational": RelationalLoss(gather=gather),
         "correlation": CorrelationLoss(dimensions=8, weight=1.0, gather=gather),
         "dist": DistLoss(gather=gather),
+        "dist_plus": DistPlusLoss(student_layers=layers, gather=gather),
+        "mlld": MLLDLoss(gather=gather),
         "contrastive": ContrastiveLoss(dimensions=8, queue_size=200, gather=gather),  # between 64 and 3 * 128
     }
 
