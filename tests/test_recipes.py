@@ -15,8 +15,23 @@ from kd_lightning.cli.recipes import recipes
 from kd_lightning.recipes import describe, is_shared, method_folders, recipe_files, recipe_names, recipe_texts
 
 PACKAGED = Path(kd_lightning.recipes.__file__).parent
-METHODS = ["at", "cc", "crd", "dist", "dist_plus", "dkd", "fitnets", "logit_standardization", "mlld"]
-METHODS += ["nkd", "nst", "pkt", "reviewkd", "rkd", "rld", "sdd_dkd", "sdd_kd", "sp", "ttm", "vid", "wkd_l", "wttm"]
+METHODS = ["at", "cc", "crd", "ctkd", "dist", "dist_plus", "dkd", "fitnets", "logit_standardization", "mlld"]
+METHODS += [
+    "nkd",
+    "nst",
+    "pkt",
+    "reviewkd",
+    "rkd",
+    "rld",
+    "sdd_dkd",
+    "sdd_kd",
+    "skd",
+    "sp",
+    "ttm",
+    "vid",
+    "wkd_l",
+    "wttm",
+]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from kd_lightning.losses.base import AlignmentLoss, DistillationLoss, Term
 from kd_lightning.losses.contrastive import ContrastiveLoss, contrastive_loss
 from kd_lightning.losses.coral import CoralLoss, coral_loss
 from kd_lightning.losses.correlation import CorrelationLoss, correlation_loss
+from kd_lightning.losses.ctkd import CTKDLoss, ctkd_lambda, ctkd_loss
 from kd_lightning.losses.decoupled import DecoupledLoss, decoupled_loss
 from kd_lightning.losses.dist import DistLoss, dist_loss
 from kd_lightning.losses.dist_plus import DistPlusLoss, dist_plus_torchdistill_loss
@@ -33,6 +34,16 @@ from kd_lightning.losses.reweighting import ReweightedLoss, density_ratio, effec
 from kd_lightning.losses.rld import RLDLoss, rld_loss
 from kd_lightning.losses.sdd import SDDDKDLoss, SDDKDLoss, sdd_dkd_loss, sdd_kd_loss, sdd_nkd_loss
 from kd_lightning.losses.similarity import SimilarityLoss, similarity_loss
+from kd_lightning.losses.skd import (
+    SKDLoss,
+    skd_direction_loss,
+    skd_direction_masked_loss,
+    skd_direction_torchdistill_loss,
+    skd_instance_loss,
+    skd_instance_masked_loss,
+    skd_instance_torchdistill_loss,
+    skd_loss,
+)
 from kd_lightning.losses.soft_target import SoftTargetLoss, soft_target_loss
 from kd_lightning.losses.ttm import TTMLoss, WTTMLoss, ttm_loss, wttm_loss
 from kd_lightning.losses.variational import VariationalLoss, variational_loss
@@ -43,6 +54,7 @@ __all__ = [
     "AdversarialLoss",
     "AlignmentLoss",
     "AttentionLoss",
+    "CTKDLoss",
     "ContrastiveLoss",
     "CoralLoss",
     "CorrelationLoss",
@@ -65,6 +77,7 @@ __all__ = [
     "ReweightedLoss",
     "SDDDKDLoss",
     "SDDKDLoss",
+    "SKDLoss",
     "SimilarityLoss",
     "SoftTargetLoss",
     "TTMLoss",
@@ -77,6 +90,8 @@ __all__ = [
     "contrastive_loss",
     "coral_loss",
     "correlation_loss",
+    "ctkd_lambda",
+    "ctkd_loss",
     "decoupled_loss",
     "density_ratio",
     "dist_loss",
@@ -105,6 +120,13 @@ __all__ = [
     "sdd_nkd_loss",
     "sdd_pool",
     "similarity_loss",
+    "skd_direction_loss",
+    "skd_direction_masked_loss",
+    "skd_direction_torchdistill_loss",
+    "skd_instance_loss",
+    "skd_instance_masked_loss",
+    "skd_instance_torchdistill_loss",
+    "skd_loss",
     "soft_target_loss",
     "ttm_loss",
     "variational_loss",

@@ -28,6 +28,7 @@ from kd_lightning.losses import (
     RelationalLoss,
     ReweightedLoss,
     SimilarityLoss,
+    SKDLoss,
 )
 from kd_lightning.losses._gather import all_gather_grad
 
@@ -203,6 +204,7 @@ LOSSES: list[DistillationLoss | AlignmentLoss] = [
     DistLoss(),
     DistPlusLoss(student_layers=["avgpool"]),
     MLLDLoss(),
+    SKDLoss(),
     ContrastiveLoss(dimensions=4, queue_size=8),
     MMDLoss(),
     CoralLoss(),

@@ -28,6 +28,7 @@ from kd_lightning.losses import (
     ProbabilisticLoss,
     RelationalLoss,
     SimilarityLoss,
+    SKDLoss,
     SoftTargetLoss,
 )
 from kd_lightning.networks import ResNet
@@ -58,6 +59,7 @@ def gathered_losses(gather: bool = True) -> Losses:
         "relational": RelationalLoss(gather=gather),
         "correlation": CorrelationLoss(dimensions=8, weight=1.0, gather=gather),
         "dist": DistLoss(gather=gather),
+        "skd": SKDLoss(gather=gather),
         "dist_plus": DistPlusLoss(student_layers=layers, gather=gather),
         "mlld": MLLDLoss(gather=gather),
         "contrastive": ContrastiveLoss(dimensions=8, queue_size=200, gather=gather),  # between 64 and 3 * 128
