@@ -113,6 +113,8 @@ def test_a_loss_is_computed_where_its_inputs_are(name: str) -> None:
     layers = ["layer1", "layer2"]
     if name in ("RelationalLoss", "ProbabilisticLoss", "CorrelationLoss", "ContrastiveLoss"):
         layers = ["avgpool"]
+    elif name == "USKDLoss":
+        layers = ["layer2"]
     elif name in ("SDDKDLoss", "SDDDKDLoss", "DistPlusLoss"):
         layers = ["layer3"]
     options: dict[str, Any] = {"student_layers": layers} if "student_layers" in kind.__init__.__annotations__ else {}

@@ -28,6 +28,14 @@ from kd_lightning.losses.neuron_selectivity import NeuronSelectivityLoss, neuron
 from kd_lightning.losses.nkd import NKDLoss, nkd_loss
 from kd_lightning.losses.objective import Objective
 from kd_lightning.losses.probabilistic import ProbabilisticLoss, probabilistic_loss
+from kd_lightning.losses.queue_kl import (
+    QueueKLLoss,
+    push_to_queue,
+    queue_kl_loss,
+    queue_kl_step_loss,
+    queue_kl_v3_local_loss,
+    queue_kl_v3_loss,
+)
 from kd_lightning.losses.relational import RelationalLoss, relational_loss
 from kd_lightning.losses.review import ReviewLoss, hierarchical_context_loss
 from kd_lightning.losses.reweighting import ReweightedLoss, density_ratio, effective_sample_size
@@ -46,6 +54,7 @@ from kd_lightning.losses.skd import (
 )
 from kd_lightning.losses.soft_target import SoftTargetLoss, soft_target_loss
 from kd_lightning.losses.ttm import TTMLoss, WTTMLoss, ttm_loss, wttm_loss
+from kd_lightning.losses.uskd import USKDLoss, uskd_loss, uskd_mixed_labels_loss
 from kd_lightning.losses.variational import VariationalLoss, variational_loss
 from kd_lightning.losses.wkd_cost import group_by_class, wkd_cost_cka, wkd_cost_fc
 from kd_lightning.losses.wkd_l import WKDLogitLoss, wkd_l_all_classes_loss, wkd_l_loss
@@ -71,6 +80,7 @@ __all__ = [
     "NeuronSelectivityLoss",
     "Objective",
     "ProbabilisticLoss",
+    "QueueKLLoss",
     "RLDLoss",
     "RelationalLoss",
     "ReviewLoss",
@@ -82,6 +92,7 @@ __all__ = [
     "SoftTargetLoss",
     "TTMLoss",
     "Term",
+    "USKDLoss",
     "VariationalLoss",
     "WKDLogitLoss",
     "WTTMLoss",
@@ -112,6 +123,11 @@ __all__ = [
     "neuron_selectivity_loss",
     "nkd_loss",
     "probabilistic_loss",
+    "push_to_queue",
+    "queue_kl_loss",
+    "queue_kl_step_loss",
+    "queue_kl_v3_local_loss",
+    "queue_kl_v3_loss",
     "relational_loss",
     "reverse_gradient",
     "rld_loss",
@@ -129,6 +145,8 @@ __all__ = [
     "skd_loss",
     "soft_target_loss",
     "ttm_loss",
+    "uskd_loss",
+    "uskd_mixed_labels_loss",
     "variational_loss",
     "wkd_cost_cka",
     "wkd_cost_fc",

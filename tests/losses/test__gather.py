@@ -25,10 +25,12 @@ from kd_lightning.losses import (
     MLLDLoss,
     MMDLoss,
     ProbabilisticLoss,
+    QueueKLLoss,
     RelationalLoss,
     ReweightedLoss,
     SimilarityLoss,
     SKDLoss,
+    USKDLoss,
 )
 from kd_lightning.losses._gather import all_gather_grad
 
@@ -205,6 +207,8 @@ LOSSES: list[DistillationLoss | AlignmentLoss] = [
     DistPlusLoss(student_layers=["avgpool"]),
     MLLDLoss(),
     SKDLoss(),
+    USKDLoss(student_layers=["avgpool"]),
+    QueueKLLoss(queue_size=8),
     ContrastiveLoss(dimensions=4, queue_size=8),
     MMDLoss(),
     CoralLoss(),

@@ -24,6 +24,7 @@ from kd_lightning.losses import (
     NeuronSelectivityLoss,
     NKDLoss,
     ProbabilisticLoss,
+    QueueKLLoss,
     RelationalLoss,
     ReviewLoss,
     RLDLoss,
@@ -33,6 +34,7 @@ from kd_lightning.losses import (
     SKDLoss,
     SoftTargetLoss,
     TTMLoss,
+    USKDLoss,
     VariationalLoss,
     WKDLogitLoss,
     WTTMLoss,
@@ -54,6 +56,8 @@ from kd_lightning.losses import (
     neuron_selectivity_loss,
     nkd_loss,
     probabilistic_loss,
+    queue_kl_loss,
+    queue_kl_v3_local_loss,
     relational_loss,
     rld_loss,
     sdd_dkd_loss,
@@ -65,6 +69,8 @@ from kd_lightning.losses import (
     skd_loss,
     soft_target_loss,
     ttm_loss,
+    uskd_loss,
+    uskd_mixed_labels_loss,
     variational_loss,
     wkd_l_all_classes_loss,
     wkd_l_loss,
@@ -77,6 +83,20 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def _labels(student: Tensor) -> Tensor:
     """Return labels without the last class."""
     return torch.arange(len(student)) % (student.shape[1] - 1)
+
+
+def _mixed(student: Tensor) -> Tensor:
+    """Return probabilities of the label and of the last class."""
+    classes = student.shape[1]
+    return 0.7 * F.one_hot(_labels(student), classes) + 0.3 * F.one_hot(torch.tensor(classes - 1), classes)
+
+
+def _classifier(student: Tensor) -> nn.Module:
+    """Return a linear layer whose weights are fixed, of the type in which the loss is computed."""
+    classes = student.shape[1]
+    layer = nn.Linear(classes, classes, bias=False).to(torch.promote_types(student.dtype, torch.float32))
+    layer.weight.data.copy_(torch.eye(classes).flip(0))
+    return layer
 
 
 def _costs(student: Tensor) -> Tensor:
@@ -121,6 +141,10 @@ _LOSSES: dict[str, tuple[Loss, tuple[int, ...]]] = {
     "skd": (lambda s, t: skd_loss(s, t, _labels(s)), _LOGITS),
     "skd, corrected": (lambda s, t: skd_instance_masked_loss(s, t, corrected=True), _LOGITS),
     "skd_direction_torchdistill": (skd_direction_torchdistill_loss, _LOGITS),
+    "uskd": (lambda s, t: uskd_loss(s, t, _labels(s), fc=_classifier(s)), _LOGITS),
+    "uskd, mixed": (lambda s, t: uskd_mixed_labels_loss(s, t, _mixed(s), fc=_classifier(s)), _LOGITS),
+    "queue_kl": (lambda s, t: queue_kl_loss(s, t, t.flip(0)), _VECTORS),
+    "queue_kl_v3_local": (lambda s, t: queue_kl_v3_local_loss(s[:, None], t[:, None].expand(-1, 1, -1)), _VECTORS),
     "hint": (hint_loss, _MAPS),
     "hierarchical_context": (hierarchical_context_loss, _MAPS),
     "attention": (attention_loss, _MAPS),
@@ -175,7 +199,7 @@ _INPUTS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 def _case(name: str, inputs: str) -> tuple[Loss, Tensor, Tensor]:
     loss, shape = _LOSSES[name]
     student, teacher = _INPUTS[inputs](torch.randn(shape))
-    if name == "contrastive":  # takes unit vectors
+    if name in ("contrastive", "queue_kl", "queue_kl_v3_local"):  # take unit vectors
         return loss, F.normalize(student), F.normalize(teacher)
     return loss, student, teacher
 
@@ -235,6 +259,8 @@ _MODULES: dict[str, Callable[[], DistillationLoss]] = {
     "dist_plus": lambda: DistPlusLoss(student_layers=["deep"]),
     "ctkd": CTKDLoss,
     "skd": SKDLoss,
+    "uskd": lambda: USKDLoss(student_layers=["deep"]),
+    "queue_kl": lambda: QueueKLLoss(student_layers=["vector", "deep"], queue_size=8),
     "hint": lambda: HintLoss(student_layers=["shallow", "deep", "vector"]),
     "attention": lambda: AttentionLoss(student_layers=["shallow", "deep"]),
     "neuron_selectivity": lambda: NeuronSelectivityLoss(student_layers=["shallow", "deep"]),
@@ -281,7 +307,7 @@ def test_the_student_and_the_learned_parts_get_gradients_and_the_teacher_none(na
         assert tensor.grad.abs().sum() > 0
     assert teacher.logits.grad is None
     assert all(feature.grad is None for feature in teacher.features.values())
-    assert student.logits.grad is None or not reads_features or loss.compares_logits
+    assert student.logits.grad is None or not reads_features or loss.compares_logits or not loss.needs_teacher
 
 
 @pytest.mark.parametrize("rows", [1, 4])

@@ -26,10 +26,12 @@ from kd_lightning.losses import (
     HardTargetLoss,
     MLLDLoss,
     ProbabilisticLoss,
+    QueueKLLoss,
     RelationalLoss,
     SimilarityLoss,
     SKDLoss,
     SoftTargetLoss,
+    USKDLoss,
 )
 from kd_lightning.networks import ResNet
 
@@ -60,6 +62,8 @@ def gathered_losses(gather: bool = True) -> Losses:
         "correlation": CorrelationLoss(dimensions=8, weight=1.0, gather=gather),
         "dist": DistLoss(gather=gather),
         "skd": SKDLoss(gather=gather),
+        "uskd": USKDLoss(weight=10.0, gather=gather),
+        "queue_kl": QueueKLLoss(queue_size=200, gather=gather),
         "dist_plus": DistPlusLoss(student_layers=layers, gather=gather),
         "mlld": MLLDLoss(gather=gather),
         "contrastive": ContrastiveLoss(dimensions=8, queue_size=200, gather=gather),  # between 64 and 3 * 128
