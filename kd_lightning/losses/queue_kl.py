@@ -187,7 +187,7 @@ class QueueKLLoss(DistillationLoss):
         (torch.Size([]), 4)
     """
 
-    queue: Tensor
+    queue: Tensor | None
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class QueueKLLoss(DistillationLoss):
         self.local_weight = local_weight
         self.gather = gather
         self.heads = nn.ModuleList()
-        self.register_buffer("queue", torch.zeros(queue_size, 0))
+        self.register_buffer("queue", None)
 
     def build(self, student: Outputs, teacher: Outputs, **networks: nn.Module | None) -> None:
         """Create a linear head for each layer, and the queue."""
@@ -236,12 +236,12 @@ class QueueKLLoss(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Compute the term for one batch, see :class:`DistillationLoss`; the teacher's batch enters the queue."""
-        if not len(self.heads):
-            raise RuntimeError("QueueKLLoss has no heads yet; call build with the outputs of a dry run first.")
+        queue = self.queue
+        if queue is None:
+            raise RuntimeError("QueueKLLoss has no queue yet; call build with the outputs of a dry run first.")
         own, taught = vector_pairs(self, student, teacher)[0]
         embedded = _unit(_through(self.heads[0], own))
         target = _unit(taught).to(embedded)
-        queue = self.queue
         if self.training:
             (rows,) = all_gather_grad(target, active=self.gather)
             queue = self.queue = push_to_queue(queue, rows)
