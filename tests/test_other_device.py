@@ -281,7 +281,13 @@ def test_a_distillation_with_converted_inputs_resumes_within_an_epoch(tmp_path: 
 def test_a_distillation_with_a_queue_resumes_within_an_epoch(tmp_path: Path) -> None:
     def terms() -> dict[str, kd_losses.DistillationLoss]:
         queue = kd_losses.ContrastiveLoss(queue_size=64, student_layers=["avgpool"])
-        return {"hard": kd_losses.HardTargetLoss(), "crd": queue, "vid": kd_losses.VariationalLoss()}
+        learned = {"vid": kd_losses.VariationalLoss(), "ctkd": kd_losses.CTKDLoss(), "uskd": kd_losses.USKDLoss()}
+        return {
+            "hard": kd_losses.HardTargetLoss(),
+            "crd": queue,
+            "label_free": kd_losses.QueueKLLoss(queue_size=64),
+            **learned,
+        }
 
     fits = trainers(tmp_path, accumulate_grad_batches=2)
     kind = partial(DistillationModule, teacher_check="off")
