@@ -1,6 +1,8 @@
 """Losses for distillation and domain adaptation: one method, one file; plain PyTorch."""
 
 from kd_lightning.losses._regions import sdd_pool
+from kd_lightning.losses._regions import sdd_pool_1_2_4_loss as sdd_pool_1_2_4_loss
+from kd_lightning.losses._regions import sdd_pool_1_2_loss as sdd_pool_1_2_loss
 from kd_lightning.losses.adversarial import AdversarialLoss, adversarial_loss, reverse_gradient
 from kd_lightning.losses.attention import AttentionLoss, attention_loss
 from kd_lightning.losses.base import AlignmentLoss, DistillationLoss, Term
@@ -57,6 +59,8 @@ from kd_lightning.losses.ttm import TTMLoss, WTTMLoss, ttm_loss, wttm_loss
 from kd_lightning.losses.uskd import USKDLoss, uskd_loss, uskd_mixed_labels_loss
 from kd_lightning.losses.variational import VariationalLoss, variational_loss
 from kd_lightning.losses.wkd_cost import group_by_class, wkd_cost_cka, wkd_cost_fc
+from kd_lightning.losses.wkd_cost import wkd_cost_cka_loss as wkd_cost_cka_loss
+from kd_lightning.losses.wkd_cost import wkd_cost_fc_loss as wkd_cost_fc_loss
 from kd_lightning.losses.wkd_l import WKDLogitLoss, wkd_l_all_classes_loss, wkd_l_loss
 
 __all__ = [

@@ -93,3 +93,7 @@ def group_by_class(features: Tensor, labels: Tensor) -> Tensor:
     if not count:
         raise UserError("Each class needs at least one sample to compare classes, but one has none; add samples of it.")
     return torch.stack([group[:count] for group in groups])
+
+
+# under the names of the published reference values, which call every function a loss
+wkd_cost_fc_loss, wkd_cost_cka_loss = wkd_cost_fc, wkd_cost_cka
