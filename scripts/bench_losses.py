@@ -23,6 +23,19 @@ METHODS: dict[str, Callable[[], losses.DistillationLoss]] = {
     "KD, standardized": lambda: losses.SoftTargetLoss(2.0, weight=9.0, standardize=True),
     "DKD": losses.DecoupledLoss,
     "DIST": losses.DistLoss,
+    "NKD": losses.NKDLoss,
+    "TTM": losses.TTMLoss,
+    "WTTM": losses.WTTMLoss,
+    "WKD-L": losses.WKDLogitLoss,
+    "SDD-KD": losses.SDDKDLoss,
+    "SDD-DKD": losses.SDDDKDLoss,
+    "RLD": losses.RLDLoss,
+    "MLLD, one view": losses.MLLDLoss,
+    "DIST+": losses.DistPlusLoss,
+    "CTKD": losses.CTKDLoss,
+    "SKD": losses.SKDLoss,
+    "USKD": losses.USKDLoss,
+    "Queue KL": losses.QueueKLLoss,
     "FitNets": losses.HintLoss,
     "AT": losses.AttentionLoss,
     "NST": losses.NeuronSelectivityLoss,
@@ -51,7 +64,8 @@ class Step:
         self.teacher = FeatureTap(teacher.to(memory_format=torch.channels_last), self.loss.teacher_layers)
         self.images = torch.randn(batch_size, 3, 32, 32).to(memory_format=torch.channels_last)
         self.labels = torch.randint(10, (batch_size,))
-        self.loss.build(self.student(self.images[:2]), self.teacher(self.images[:2]))
+        outputs = self.student(self.images[:2]), self.teacher(self.images[:2])
+        self.loss.build(*outputs, student_network=student, teacher_network=teacher)
         trained = nn.ModuleList([student, self.loss]).parameters()
         self.optimizer = torch.optim.SGD([weight for weight in trained if weight.requires_grad], lr=1e-3)
 

@@ -66,7 +66,7 @@ def fit_arguments(name: str, folder: Path) -> list[str]:
     if recipes == "transfer":
         arguments += ["--model.network.network=kd_lightning.networks.resnet20", "--model.network.num_classes=10"]
     elif name == "adapt/distil_target" or (
-        recipes not in ("adapt", "domains") and method not in ("teacher", "student")
+        recipes not in ("adapt", "domains") and method not in ("teacher", "student", "uskd")
     ):
         taught_by_its_like = method in ("born_again", "qat") or (method == "prune" and recipes != "digits")
         path = save_network(recipes, "student" if taught_by_its_like else "teacher", folder)

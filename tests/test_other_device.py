@@ -107,7 +107,8 @@ def test_devices_are_not_mixed() -> None:
 # losses
 
 POOLED = ("RelationalLoss", "ProbabilisticLoss", "CorrelationLoss", "ContrastiveLoss")
-READS = {"CATKDLoss": ["layer3"], **{name: ["avgpool"] for name in POOLED}}
+LAST = ("CATKDLoss", "SDDKDLoss", "SDDDKDLoss", "DistPlusLoss")
+READS = {name: ["layer3"] for name in LAST} | {name: ["avgpool"] for name in POOLED} | {"USKDLoss": ["layer2"]}
 
 
 @pytest.mark.parametrize("name", [kind.__name__ for kind in LOSSES])
@@ -290,7 +291,13 @@ def test_replayed_steps_resume_within_an_epoch(tmp_path: Path) -> None:
 def test_a_distillation_with_a_queue_resumes_within_an_epoch(tmp_path: Path) -> None:
     def terms() -> dict[str, kd_losses.DistillationLoss]:
         queue = kd_losses.ContrastiveLoss(queue_size=64, student_layers=["avgpool"])
-        return {"hard": kd_losses.HardTargetLoss(), "crd": queue, "vid": kd_losses.VariationalLoss()}
+        learned = {"vid": kd_losses.VariationalLoss(), "ctkd": kd_losses.CTKDLoss(), "uskd": kd_losses.USKDLoss()}
+        return {
+            "hard": kd_losses.HardTargetLoss(),
+            "crd": queue,
+            "label_free": kd_losses.QueueKLLoss(queue_size=64),
+            **learned,
+        }
 
     fits = trainers(tmp_path, accumulate_grad_batches=2)
     kind = partial(DistillationModule, teacher_check="off")

@@ -15,9 +15,11 @@ from kd_lightning.cli.recipes import recipes
 from kd_lightning.recipes import describe, is_shared, method_folders, recipe_files, recipe_names, recipe_texts
 
 PACKAGED = Path(kd_lightning.recipes.__file__).parent
-METHODS = ["at", "cc", "crd", "dist", "dkd", "fitnets", "logit_standardization"]
-METHODS += ["catkd", "ofa", "rsd", "srd", "vitkd", "vkd", "wkd_f"]
-METHODS += ["nst", "pkt", "reviewkd", "rkd", "sp", "vid"]
+METHODS = [
+    "at", "catkd", "cc", "crd", "ctkd", "dist", "dist_plus", "dkd", "fitnets", "logit_standardization",
+    "mlld", "nkd", "nst", "ofa", "pkt", "queue_kl", "reviewkd", "rkd", "rld", "rsd", "sdd_dkd", "sdd_kd",
+    "skd", "sp", "srd", "ttm", "uskd", "vid", "vitkd", "vkd", "wkd_f", "wkd_l", "wttm"
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(

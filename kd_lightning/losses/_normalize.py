@@ -1,4 +1,4 @@
-"""Vectors of length 1, and rows of mean 0."""
+"""Vectors of length 1, and rows of mean 0 or of z-scores."""
 
 import torch
 from torch import Tensor
@@ -64,3 +64,16 @@ def center(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rounding = 8 * torch.finfo(rows.dtype).eps * torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     constant = lengths <= rounding
     return difference, torch.where(constant, 1.0, lengths), constant
+
+
+def z_score(logits: Tensor) -> Tensor:
+    """Return each row's z-scores ``(B, n)``; constant rows have none, and no gradient towards one.
+
+    Example:
+        >>> z_score(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])).round(decimals=4)
+        tensor([[-1.,  0.,  1.],
+                [ 0.,  0.,  0.]])
+    """
+    difference, lengths, constant = center(logits)
+    deviations = lengths / max(logits.shape[1] - 1, 1) ** 0.5
+    return torch.where(constant, 0.0, difference / (deviations + 1e-7))

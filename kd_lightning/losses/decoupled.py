@@ -1,12 +1,18 @@
 """Decoupled knowledge distillation: the label's class and the others are compared separately."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._labels import class_indices
+from kd_lightning.losses._labels import (
+    class_indices,
+    class_or_not,
+    divergence,
+    label_column,
+    mean_of_labelled,
+    other_classes,
+)
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
@@ -42,29 +48,17 @@ def decoupled_loss(
         A scalar >= 0, and 0 where both agree or no row has a label.
 
     Example:
+        >>> import torch
         >>> student, teacher = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[2.0, 1.0, 0.0]])
         >>> decoupled_loss(student, teacher, torch.tensor([0]), alpha=1.0, beta=8.0, temperature=2.0)
         tensor(1.2379)
     """
     labels = class_indices(labels)
-    label = labels.clamp(min=0)[:, None]
-    student_target, student_others = _split(student_logits / temperature, label)
-    teacher_target, teacher_others = _split(teacher_logits / temperature, label)
-    rows = alpha * _divergence(student_target, teacher_target) + beta * _divergence(student_others, teacher_others)
-    labelled = labels >= 0
-    return torch.where(labelled, rows, 0.0).sum() / labelled.sum().clamp(min=1) * temperature**2
-
-
-def _split(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities of (label, not the label), ``(B, 2)``, and among the other classes, ``(B, C - 1)``."""
-    columns = torch.arange(logits.shape[1] - 1, device=logits.device)
-    others = logits.gather(1, columns + (columns >= label))
-    pair = torch.cat([logits.gather(1, label), others.logsumexp(1, keepdim=True)], dim=1)
-    return F.log_softmax(pair, dim=1), F.log_softmax(others, dim=1)
-
-
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    label = label_column(labels)
+    student, teacher = student_logits / temperature, teacher_logits / temperature
+    target = divergence(class_or_not(student, label), class_or_not(teacher, label))
+    others = divergence(*(F.log_softmax(other_classes(z, label), dim=1) for z in (student, teacher)))
+    return mean_of_labelled(alpha * target + beta * others, labels) * temperature**2
 
 
 class DecoupledLoss(DistillationLoss):
@@ -84,6 +78,7 @@ class DecoupledLoss(DistillationLoss):
         ValueError: If the temperature is not above 0 or a weight is negative.
 
     Example:
+        >>> import torch
         >>> student, teacher = Outputs(torch.rand(2, 10)), Outputs(torch.rand(2, 10))
         >>> DecoupledLoss()(student, teacher, torch.tensor([3, 1])).shape
         torch.Size([])

@@ -39,12 +39,17 @@ def dist_loss(
         True
     """
     student, teacher = (student_logits / temperature).softmax(1), (teacher_logits / temperature).softmax(1)
-    distances = beta * _distance(student, teacher) + gamma * _distance(student.T, teacher.T)
+    distances = beta * correlation_distance(student, teacher) + gamma * correlation_distance(student.T, teacher.T)
     return distances * temperature**2
 
 
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return one minus the mean correlation of paired rows; a constant row has none, and no gradient towards one."""
+def correlation_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Return one minus the mean correlation of paired rows; a constant row has none, and no gradient towards one.
+
+    Args:
+        a: ``(B, n)``.
+        b: ``(B, n)``.
+    """
     (a, a_lengths, a_constant), (b, b_lengths, b_constant) = center(a), center(b)
     correlations = (a * b).sum(1, keepdim=True) / (a_lengths * b_lengths + 1e-8)  # the released code's epsilon
     return 1 - torch.where(a_constant | b_constant, 0.0, correlations).mean()

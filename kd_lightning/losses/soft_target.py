@@ -1,12 +1,11 @@
 """Knowledge distillation: the teacher's softened probabilities as targets."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
-from kd_lightning.losses._normalize import center
+from kd_lightning.losses._normalize import z_score
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
@@ -30,21 +29,15 @@ def soft_target_loss(
         A scalar >= 0, and 0 where both agree.
 
     Example:
+        >>> import torch
         >>> soft_target_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]]), temperature=2.0)
         tensor(0.4898)
     """
     if standardize:
-        student_logits, teacher_logits = _z_score(student_logits), _z_score(teacher_logits)
+        student_logits, teacher_logits = z_score(student_logits), z_score(teacher_logits)
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
-
-
-def _z_score(logits: Tensor) -> Tensor:
-    """Return each row's z-scores; constant rows have none, and no gradient towards one."""
-    difference, lengths, constant = center(logits)
-    deviations = lengths / max(logits.shape[1] - 1, 1) ** 0.5
-    return torch.where(constant, 0.0, difference / (deviations + 1e-7))
 
 
 class SoftTargetLoss(DistillationLoss):

@@ -29,6 +29,19 @@ def random_outputs(
     return Outputs(leaf(classes), {name: leaf(*shape) for name, shape in shapes.items()})
 
 
+def random_logits(rows: int, classes: int, spread: float = 2.0) -> tuple[Tensor, Tensor]:
+    """Return a student's and a teacher's float64 logits."""
+    student, teacher = spread * torch.randn(2, rows, classes, dtype=torch.float64)
+    return student, teacher
+
+
+def random_labels(rows: int, classes: int) -> Tensor:
+    """Return class indices, of which the second is -1 (unlabelled) where there are more than two rows."""
+    labels = torch.randint(classes, (rows,))
+    labels[1:2] = labels[1:2] if rows < 3 else -1
+    return labels
+
+
 def random_maps() -> tuple[Tensor, Tensor]:
     """Return a student's and a teacher's float64 maps of one size, with different numbers of channels."""
     return torch.randn(3, 4, 5, 6, dtype=torch.float64), torch.randn(3, 7, 5, 6, dtype=torch.float64)

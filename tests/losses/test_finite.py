@@ -14,59 +14,114 @@ from kd_lightning.losses import (
     AttentionLoss,
     ContrastiveLoss,
     CorrelationLoss,
+    CTKDLoss,
     DecoupledLoss,
     DistillationLoss,
     DistLoss,
+    DistPlusLoss,
     HardTargetLoss,
     HintLoss,
+    MLLDLoss,
     NeuronSelectivityLoss,
+    NKDLoss,
     Objective,
     OFALoss,
     ProbabilisticLoss,
+    QueueKLLoss,
     RelationalLoss,
     ReviewLoss,
+    RLDLoss,
     RSDLoss,
+    SDDDKDLoss,
+    SDDKDLoss,
     SimilarityLoss,
+    SKDLoss,
     SoftTargetLoss,
     SRDLoss,
+    TTMLoss,
+    USKDLoss,
     VariationalLoss,
     ViTKDLoss,
     VkDLoss,
     WKDFeatureLoss,
+    WKDLogitLoss,
+    WTTMLoss,
     attention_loss,
     catkd_binarized_loss,
     catkd_loss,
     contrastive_loss,
     coral_loss,
     correlation_loss,
+    ctkd_loss,
     decoupled_loss,
     dist_loss,
+    dist_plus_torchdistill_loss,
     hard_distillation_loss,
     hierarchical_context_loss,
     hint_loss,
+    mlld_batch_loss,
+    mlld_class_loss,
+    mlld_instance_loss,
+    mlld_loss,
     mmd_loss,
     neuron_selectivity_loss,
+    nkd_loss,
     ofa_loss,
     probabilistic_loss,
+    queue_kl_loss,
+    queue_kl_v3_local_loss,
     relational_loss,
+    rld_loss,
     rsd_loss,
+    sdd_dkd_loss,
+    sdd_kd_loss,
+    sdd_nkd_loss,
     similarity_loss,
+    skd_direction_torchdistill_loss,
+    skd_instance_masked_loss,
+    skd_loss,
     soft_target_loss,
     srd_deit_loss,
     srd_loss,
     srd_torchdistill_loss,
+    ttm_loss,
+    uskd_loss,
+    uskd_mixed_labels_loss,
     variational_loss,
     vitkd_loss,
     vkd_loss,
     wkd_f_loss,
+    wkd_l_all_classes_loss,
+    wkd_l_loss,
+    wttm_loss,
 )
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def _decoupled(student: Tensor, teacher: Tensor) -> Tensor:
-    """Compute the loss for labels without the last class."""
-    return decoupled_loss(student, teacher, torch.arange(len(student)) % (student.shape[1] - 1))
+def _labels(student: Tensor) -> Tensor:
+    """Return labels without the last class."""
+    return torch.arange(len(student)) % (student.shape[1] - 1)
+
+
+def _mixed(student: Tensor) -> Tensor:
+    """Return probabilities of the label and of the last class."""
+    classes = student.shape[1]
+    return 0.7 * F.one_hot(_labels(student), classes) + 0.3 * F.one_hot(torch.tensor(classes - 1), classes)
+
+
+def _classifier(student: Tensor) -> nn.Module:
+    """Return a linear layer whose weights are fixed, of the type in which the loss is computed."""
+    classes = student.shape[1]
+    layer = nn.Linear(classes, classes, bias=False).to(torch.promote_types(student.dtype, torch.float32))
+    layer.weight.data.copy_(torch.eye(classes).flip(0))
+    return layer
+
+
+def _costs(student: Tensor) -> Tensor:
+    """Return costs of confusing two classes, by which those with near numbers are similar."""
+    place = torch.arange(student.shape[1]) / student.shape[1]
+    return (place[:, None] - place).abs()
 
 
 def _variational(student: Tensor, teacher: Tensor) -> Tensor:
@@ -93,12 +148,38 @@ def _vitkd(student: Tensor, teacher: Tensor) -> Tensor:
     return vitkd_loss(s[:, None], s, t[:, None], t, noise, mask_token=token, generation=nn.Identity())
 
 
-_LOGITS, _VECTORS, _MAPS = (6, 5), (6, 7), (6, 3, 4, 4)
+_LOGITS, _REGIONS, _VECTORS, _MAPS = (6, 5), (6, 5, 3), (6, 7), (6, 3, 4, 4)
 _LOSSES: dict[str, tuple[Loss, tuple[int, ...]]] = {
     "soft_target": (lambda s, t: soft_target_loss(s, t, temperature=4.0), _LOGITS),
     "standardized": (lambda s, t: soft_target_loss(s, t, temperature=2.0, standardize=True), _LOGITS),
-    "decoupled": (_decoupled, _LOGITS),
+    "decoupled": (lambda s, t: decoupled_loss(s, t, _labels(s)), _LOGITS),
+    "nkd": (lambda s, t: nkd_loss(s, t, _labels(s), temperature=3.0, gamma=3.5), _LOGITS),
+    "ttm": (ttm_loss, _LOGITS),
+    "wttm": (wttm_loss, _LOGITS),
+    "rld": (lambda s, t: rld_loss(s, t, _labels(s)), _LOGITS),
+    "rld, standardized": (
+        lambda s, t: rld_loss(s, t, _labels(s), beta=1.0, temperature=2.0, logit_stand=True),
+        _LOGITS,
+    ),
     "dist": (dist_loss, _LOGITS),
+    "wkd_l": (lambda s, t: wkd_l_loss(s, t, _labels(s), _costs(s)), _LOGITS),
+    "wkd_l_all_classes": (lambda s, t: wkd_l_all_classes_loss(s, t, _costs(s)), _LOGITS),
+    "sdd_kd": (lambda s, t: sdd_kd_loss(s, t, _labels(s)), _REGIONS),
+    "sdd_dkd": (lambda s, t: sdd_dkd_loss(s, t, _labels(s)), _REGIONS),
+    "sdd_nkd": (lambda s, t: sdd_nkd_loss(s, t, _labels(s)), _REGIONS),
+    "mlld_instance": (lambda s, t: mlld_instance_loss(s, s.flip(0), t, t.flip(0)), _LOGITS),
+    "mlld_class": (lambda s, t: mlld_class_loss(s, None, t, None), _LOGITS),
+    "mlld_batch": (lambda s, t: mlld_batch_loss(s, None, t, None), _LOGITS),
+    "mlld, corrected": (lambda s, t: mlld_loss(s, s, t, t, _labels(s), corrected=True), _LOGITS),
+    "dist_plus": (lambda s, t: dist_plus_torchdistill_loss(s, t, s[..., None, None], t[..., None, None]), _LOGITS),
+    "ctkd": (lambda s, t: ctkd_loss(s, t, global_T=torch.ones(1, dtype=s.dtype), lambda_=-1.0), _LOGITS),
+    "skd": (lambda s, t: skd_loss(s, t, _labels(s)), _LOGITS),
+    "skd, corrected": (lambda s, t: skd_instance_masked_loss(s, t, corrected=True), _LOGITS),
+    "skd_direction_torchdistill": (skd_direction_torchdistill_loss, _LOGITS),
+    "uskd": (lambda s, t: uskd_loss(s, t, _labels(s), fc=_classifier(s)), _LOGITS),
+    "uskd, mixed": (lambda s, t: uskd_mixed_labels_loss(s, t, _mixed(s), fc=_classifier(s)), _LOGITS),
+    "queue_kl": (lambda s, t: queue_kl_loss(s, t, t.flip(0)), _VECTORS),
+    "queue_kl_v3_local": (lambda s, t: queue_kl_v3_local_loss(s[:, None], t[:, None].expand(-1, 1, -1)), _VECTORS),
     "hint": (hint_loss, _MAPS),
     "hierarchical_context": (hierarchical_context_loss, _MAPS),
     "attention": (attention_loss, _MAPS),
@@ -165,7 +246,7 @@ _INPUTS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 def _case(name: str, inputs: str) -> tuple[Loss, Tensor, Tensor]:
     loss, shape = _LOSSES[name]
     student, teacher = _INPUTS[inputs](torch.randn(shape))
-    if name == "contrastive":  # takes unit vectors
+    if name in ("contrastive", "queue_kl", "queue_kl_v3_local"):  # take unit vectors
         return loss, F.normalize(student), F.normalize(teacher)
     return loss, student, teacher
 
@@ -214,6 +295,19 @@ _MODULES: dict[str, Callable[[], DistillationLoss]] = {
     "standardized": lambda: SoftTargetLoss(standardize=True),
     "decoupled": DecoupledLoss,
     "dist": DistLoss,
+    "nkd": NKDLoss,
+    "ttm": TTMLoss,
+    "wttm": WTTMLoss,
+    "wkd_l": lambda: WKDLogitLoss(gamma=1.0),
+    "sdd_kd": lambda: SDDKDLoss(student_layers=["deep"]),
+    "sdd_dkd": lambda: SDDDKDLoss(student_layers=["deep"]),
+    "rld": RLDLoss,
+    "mlld": MLLDLoss,
+    "dist_plus": lambda: DistPlusLoss(student_layers=["deep"]),
+    "ctkd": CTKDLoss,
+    "skd": SKDLoss,
+    "uskd": lambda: USKDLoss(student_layers=["deep"]),
+    "queue_kl": lambda: QueueKLLoss(student_layers=["vector", "deep"], queue_size=8),
     "hint": lambda: HintLoss(student_layers=["shallow", "deep", "vector"]),
     "attention": lambda: AttentionLoss(student_layers=["shallow", "deep"]),
     "neuron_selectivity": lambda: NeuronSelectivityLoss(student_layers=["shallow", "deep"]),
@@ -240,6 +334,12 @@ def _outputs(width: int, size: int, dtype: torch.dtype = torch.float32, rows: in
     return random_outputs(rows, dtype=dtype, requires_grad=True, shallow=shallow, deep=deep, vector=vector)
 
 
+def _networks(dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+    """Return networks whose classifiers take the last map of the outputs, student and teacher."""
+    heads = (nn.Sequential(nn.Linear(2 * width, 5)).to(dtype) for width in (3, 5))
+    return dict(zip(("student_network", "teacher_network"), heads, strict=True))
+
+
 def _second_step(loss: DistillationLoss, student: Outputs, teacher: Outputs) -> Tensor:
     """Compute the term after a first step, which fills the queue."""
     loss(_outputs(3, 4), _outputs(5, 2), _LABELS)
@@ -252,7 +352,7 @@ def test_the_student_and_the_learned_parts_get_gradients_and_the_teacher_none(na
     reads_features = bool(loss.student_layers)
     if not reads_features:  # DistillationModule detaches the teacher's logits
         teacher = Outputs(teacher.logits.detach())
-    loss.build(student, teacher)
+    loss.build(student, teacher, **_networks())
     _second_step(loss, student, teacher).backward()
     read = [student.features[layer] for layer in loss.student_layers] if reads_features else [student.logits]
     for tensor in (*read, *loss.parameters()):
@@ -261,7 +361,7 @@ def test_the_student_and_the_learned_parts_get_gradients_and_the_teacher_none(na
         assert tensor.grad.abs().sum() > 0
     assert teacher.logits.grad is None
     assert all(feature.grad is None for feature in teacher.features.values())
-    assert (student.logits.grad is not None) == loss.compares_logits
+    assert student.logits.grad is None or not reads_features or loss.compares_logits or not loss.needs_teacher
 
 
 @pytest.mark.parametrize("rows", [1, 4])
@@ -284,7 +384,7 @@ def test_all_precisions_of_features_and_weights_give_finite_values(
     loss = _MODULES[name]()
     student, teacher = _outputs(3, 4, features, rows), _outputs(5, 2, features, rows)
     teacher = Outputs(teacher.logits.detach(), teacher.features)
-    loss.build(student, teacher)
+    loss.build(student, teacher, **_networks(weights))
     loss.to(weights)
     with autocast_if(autocast):
         term = _second_step(loss, student, teacher)

@@ -22,8 +22,18 @@ from kd_lightning.losses import (
     DecoupledLoss,
     DistillationLoss,
     HardTargetLoss,
+    MLLDLoss,
     MMDLoss,
+    NKDLoss,
+    QueueKLLoss,
+    RLDLoss,
+    SDDDKDLoss,
+    SDDKDLoss,
+    SKDLoss,
     SoftTargetLoss,
+    TTMLoss,
+    USKDLoss,
+    WKDLogitLoss,
 )
 from kd_lightning.losses._labels import class_indices
 from kd_lightning.networks import DataConfig, ResNet, data_config, from_checkpoint, resnet18, set_data_config
@@ -461,7 +471,7 @@ class PartlyLabelled(DigitsDataModule):
 def test_losses_on_labels_leave_out_the_unlabelled_among_augmented_images(
     preset: str, small: Networks, trained: nn.Module, make_trainer: Trainers
 ) -> None:
-    steps: list[tuple[tuple[int, ...], int, float, float]] = []
+    steps: list[tuple[tuple[int, ...], int, dict[str, float]]] = []
     values: dict[str, float] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -470,24 +480,38 @@ def test_losses_on_labels_leave_out_the_unlabelled_among_augmented_images(
     class Record(pl.Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             labelled = int((class_indices(batch.labels) >= 0).sum())
-            steps.append((tuple(batch.labels.shape), labelled, values["hard"], values["decoupled"]))
+            steps.append((tuple(batch.labels.shape), labelled, dict(values)))
 
-    losses: dict[str, DistillationLoss] = {
+    on_labels: dict[str, DistillationLoss] = {
         "hard": HardTargetLoss(),
-        "soft": SoftTargetLoss(4.0),
         "decoupled": DecoupledLoss(warmup_epochs=0),
+        "nkd": NKDLoss(),
+        "wkd_l": WKDLogitLoss(gamma=1.0),
+        "sdd_dkd": SDDDKDLoss(student_layers=["layer2"], warmup_epochs=0),
+        "rld": RLDLoss(warmup_epochs=0),
+        "uskd": USKDLoss(student_layers=["layer1"]),
+    }
+    on_all: dict[str, DistillationLoss] = {
+        "soft": SoftTargetLoss(4.0),
+        "ttm": TTMLoss(weight=1.0),
+        "sdd_kd": SDDKDLoss(student_layers=["layer2"]),
+        "mlld": MLLDLoss(),
+        "skd": SKDLoss(),
+        "queue_kl": QueueKLLoss(queue_size=64),
         "contrastive": ContrastiveLoss(queue_size=64),
     }
-    for name in ("hard", "decoupled"):
+    losses = {**on_labels, **on_all}
+    for name in losses:
         losses[name].register_forward_hook(keep(name))
     trainer = make_trainer(callbacks=[Record()], max_epochs=1)
     data = PartlyLabelled(batch_size=6, augmentation=Augmentation(preset=preset))
     trainer.fit(DistillationModule(small(), trained, losses=losses, teacher_check="off"), data)
     assert {shape for shape, *_ in steps} == ({(6, 10)} if preset == "strong" else {(6,)})
-    assert {0, 1, 2} <= {count for _, count, *_ in steps}
-    for _, count, hard, decoupled in steps:
-        assert (hard > 0) == (decoupled > 0) == (count > 0)
-    for name in ("loss", "hard", "soft", "decoupled", "contrastive", "accuracy"):
+    assert {0, 1, 2} <= {count for _, count, _ in steps}
+    for _, count, found in steps[1:]:  # the queue is empty in the first
+        assert {name for name in on_labels if found[name] > 0} == (set(on_labels) if count else set())
+        assert all(found[name] > 0 for name in on_all)
+    for name in ("loss", "accuracy", *losses):
         assert torch.isfinite(trainer.callback_metrics[f"train/{name}"]), name
     assert 0 <= trainer.callback_metrics["train/accuracy"] <= 1
 

@@ -23,16 +23,21 @@ from kd_lightning.losses import (
     CorrelationLoss,
     DistillationLoss,
     DistLoss,
+    DistPlusLoss,
     HardDistillationLoss,
     HardTargetLoss,
     HeadLoss,
+    MLLDLoss,
     OFALoss,
     ProbabilisticLoss,
+    QueueKLLoss,
     RelationalLoss,
     RSDLoss,
     SimilarityLoss,
+    SKDLoss,
     SoftTargetLoss,
     SRDLoss,
+    USKDLoss,
     VkDLoss,
 )
 from kd_lightning.networks import ResNet
@@ -63,6 +68,11 @@ def gathered_losses(gather: bool = True) -> Losses:
         "relational": RelationalLoss(gather=gather),
         "correlation": CorrelationLoss(dimensions=8, weight=1.0, gather=gather),
         "dist": DistLoss(gather=gather),
+        "skd": SKDLoss(gather=gather),
+        "uskd": USKDLoss(weight=10.0, gather=gather),
+        "label_free": QueueKLLoss(queue_size=200, gather=gather),
+        "dist_plus": DistPlusLoss(student_layers=layers, gather=gather),
+        "mlld": MLLDLoss(gather=gather),
         "contrastive": ContrastiveLoss(dimensions=8, queue_size=200, gather=gather),  # between 64 and 3 * 128
         "rsd": RSDLoss(gather=gather),
         "srd": SRDLoss(weight=0.1, student_layers=layers, gather=gather),
@@ -70,6 +80,8 @@ def gathered_losses(gather: bool = True) -> Losses:
 
 
 NAMES = list(gathered_losses())
+OWN_ANCHORS = ("contrastive", "label_free")
+"""Losses that gather a queue, and are means over the samples of a rank."""
 
 
 class MeanOfHalves(DistillationLoss):
@@ -79,7 +91,8 @@ class MeanOfHalves(DistillationLoss):
     """
 
     def __init__(self, loss: DistillationLoss) -> None:
-        super().__init__(weight=loss.weight, student_layers=loss.student_layers, teacher_layers=loss.teacher_layers)
+        super().__init__(weight=loss.weight, student_layers=loss.student_layers)
+        self.teacher_layers = loss.teacher_layers
         self.loss = loss
         self.buffers_of_halves: list[dict[str, Tensor]] = [{}, {}]
 
@@ -201,7 +214,7 @@ def test_two_processes_equal_one(fit: Fit, name: str) -> None:
     assert_same_training(first, single)
     assert_close((first["values"][name] + second["values"][name]) / 2, single["values"][name])
     for rank in ranks:
-        if name != "contrastive":  # whose anchors are those of the rank
+        if name not in OWN_ANCHORS:
             assert_close(rank["values"][name], single["values"][name])
         assert_close_in_float32(rank["metrics"][f"train/{name}"], single["metrics"][f"train/{name}"])
     weighted = gathered_losses()[name].weight * single["values"][name][1:]  # ContrastiveLoss is 0 in the first step
@@ -249,8 +262,8 @@ def test_without_gathering_each_rank_compares_its_own_samples(fit: Fit) -> None:
     halves: Losses = {name: MeanOfHalves(loss) for name, loss in gathered_losses().items()}
     (single,) = fit(1, {"hard": HardTargetLoss(), **halves})
     first, second = fit(2, {"hard": HardTargetLoss(), **gathered_losses(gather=False)})
-    assert_ranks_equal(first, second, except_for=("contrastive.queue", ".norm.running_"))
-    assert_same_training(first, single, except_for=("contrastive.loss.queue", ".norm.running_", ".norm.num_batches_"))
+    assert_ranks_equal(first, second, except_for=(".queue", ".norm.running_"))
+    assert_same_training(first, single, except_for=(".queue", ".norm.running_", ".norm.num_batches_"))
     for name in NAMES:
         mean = (first["values"][name] + second["values"][name]) / 2
         assert_close(mean, single["values"][name])
@@ -301,7 +314,7 @@ def test_a_last_batch_of_unequal_parts_equals_one_process(fit: Fit) -> None:
     """Of terms that gather; others are means over the samples of a rank."""
 
     def losses() -> Losses:
-        return {name: loss for name, loss in gathered_losses().items() if name != "contrastive"}
+        return {name: loss for name, loss in gathered_losses().items() if name not in OWN_ANCHORS}
 
     (single,) = fit(1, losses(), DataLoader(_user_data(), batch_size=16))
     first, second = fit(2, losses(), DataLoader(_user_data(), batch_size=8, sampler=UnevenSampler()))
