@@ -404,7 +404,8 @@ def test_a_compiled_objective_equals_an_ordinary_one(name: str) -> None:
     torch.compiler.reset()
     student, teacher, found = _outputs(3, 4), _outputs(5, 2), []
     objective = Objective({"hard": HardTargetLoss(), "mine": _MODULES[name]()}, accepts=(DistillationLoss,))
-    objective.build(student, teacher, network=nn.Linear(1, 1))
+    networks = _networks()
+    objective.build(student, teacher, network=networks["student_network"], teacher=networks["teacher_network"])
     for compiled in (False, True):
         if compiled:
             objective.compile(backend="aot_eager", dynamic=False)

@@ -112,6 +112,7 @@ def test_all_losses_together_train_in_each_precision(small: Networks, make_train
     assert all(torch.isfinite(weight).all() for weight in module.parameters())
 
 
+VECTORS_REFUSED = ("attention", "neuron_selectivity", "sdd_kd", "sdd_dkd", "dist_plus")
 NETWORKS = {
     "torchvision": (
         lambda: torchvision.models.regnet_y_400mf(num_classes=10),
@@ -133,7 +134,7 @@ def test_networks_of_other_libraries_keep_their_state_dict_keys(make_trainer: Tr
     images = TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 10)
     losses: dict[str, DistillationLoss] = every_loss(layers, ("layer2", "avgpool"))
     if name == "transformer":  # whose second layer returns vectors
-        losses = {n: loss for n, loss in losses.items() if n not in ("attention", "neuron_selectivity")}
+        losses = {n: loss for n, loss in losses.items() if n not in VECTORS_REFUSED}
     module = DistillationModule(student, resnet20(), losses=losses, teacher_check="off", learning_rate=1e-3)
     loader = DataLoader(images, batch_size=8, drop_last=True)
     make_trainer(max_epochs=2).fit(module, loader, loader)
