@@ -17,6 +17,7 @@ _FUNCTIONS = {
     "classify": "Classify image files with an exported ONNX file.",
     "report": "Measure runs and exported files on test images; write a page.",
     "compare": "Print a table of tested runs.",
+    "doctor": "Print versions, devices, speeds and what is missing, for an issue.",
 }
 """Commands that are a function; see ``cli/functions.py``."""
 
