@@ -2,6 +2,7 @@
 
 from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.feature_writer import FeatureWriter
+from kd_lightning.callbacks.fit_summary import FitSummary
 from kd_lightning.callbacks.freeze import FreezeLayers
 from kd_lightning.callbacks.mask import MaskWeights
 from kd_lightning.callbacks.prediction_writer import PredictionWriter
@@ -15,6 +16,7 @@ from kd_lightning.callbacks.tsne_plot import TSNEPlot
 __all__ = [
     "ExactResume",
     "FeatureWriter",
+    "FitSummary",
     "FreezeLayers",
     "MaskWeights",
     "PredictionWriter",

@@ -13,7 +13,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from kd_lightning.callbacks import FeatureWriter, PredictionWriter, RunSummary, StepCheckpoint, TensorBoardImages
+from kd_lightning.callbacks import (
+    FeatureWriter,
+    FitSummary,
+    PredictionWriter,
+    RunSummary,
+    StepCheckpoint,
+    TensorBoardImages,
+)
 from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.checkpoints.io import use_atomic_checkpoints
 from kd_lightning.checkpoints.trust import class_paths, imported_packages
@@ -65,7 +72,7 @@ class CommandLine(LightningCLI):
                     "init_args": {"save_dir": str(LOGS), "name": "", "default_hp_metric": False},
                 },
                 # `last` comes after the callback that saves the best, so that its file contains that one's state
-                "callbacks": [TensorBoardImages(), RunSummary(), _save_last_epoch()],
+                "callbacks": [TensorBoardImages(), RunSummary(), FitSummary(), _save_last_epoch()],
             },
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,

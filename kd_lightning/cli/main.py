@@ -3,6 +3,7 @@
 import os
 import sys
 from difflib import get_close_matches
+from importlib import import_module
 
 _LIGHTNING = {
     "fit": "Train a teacher, or distil a student.",
@@ -20,6 +21,11 @@ _FUNCTIONS = {
     "doctor": "Print versions, devices, speeds and what is missing, for an issue.",
 }
 """Commands that are a function; see ``cli/functions.py``."""
+_PARSERS = {
+    "runs": "List runs with their figures; delete those that are named.",
+    "compress": "Run the chain: teacher, student, pruned, int8, report; resumable.",
+}
+"""Commands whose function takes the words that follow, and parses them itself."""
 
 
 def main() -> None:
@@ -44,12 +50,11 @@ def _run(command: str) -> None:
         run()
     elif command in _FUNCTIONS:
         _call(command)
-    elif command == "compress":
-        from kd_lightning.cli.compress import compress
+    elif command in _PARSERS:
         from kd_lightning.cli.errors import exit_on_error
 
         with exit_on_error(command, OSError):
-            compress(sys.argv[2:])
+            getattr(import_module(f"kd_lightning.cli.{command}"), command)(sys.argv[2:])
     elif command in ("-h", "--help"):
         print(_help())
     elif command == "--version":
@@ -57,7 +62,7 @@ def _run(command: str) -> None:
 
         print(__version__)
     else:
-        near = get_close_matches(command, [*_LIGHTNING, *_FUNCTIONS, "compress"], n=1)
+        near = get_close_matches(command, [*_LIGHTNING, *_FUNCTIONS, *_PARSERS], n=1)
         nearest = f"; the nearest is {near[0]}" if near else ""
         sys.exit(f"kd-lightning: there is no command {command!r}{nearest}; `kd-lightning --help` lists all.")
 
@@ -73,8 +78,7 @@ def _call(command: str) -> None:
 
 
 def _help() -> str:
-    compress = {"compress": "Run the chain: teacher, student, pruned, int8, report; resumable."}
-    lines = [f"  {name:<10}{text}" for name, text in (_LIGHTNING | _FUNCTIONS | compress).items()]
+    lines = [f"  {name:<10}{text}" for name, text in (_LIGHTNING | _FUNCTIONS | _PARSERS).items()]
     return "\n".join(
         [
             "usage: kd-lightning COMMAND ...",

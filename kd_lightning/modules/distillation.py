@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from kd_lightning.callbacks.fetch_timer import CACHING, TEACHER, measured
 from kd_lightning.callbacks.teacher_check import TeacherCheck
 from kd_lightning.data.batch import images_for_teacher
 from kd_lightning.data.read_batch import read_batch
@@ -101,7 +102,10 @@ class DistillationModule(ClassificationModule):
         progress = self.trainer.global_step / self._total_steps
         self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=images.device)
         student = self._student_tap(self.network_input(images))
-        teacher = None if self.frozen_teacher is None else self.frozen_teacher(images_for_teacher(loaded), loaded.ids)
+        teacher = None
+        if self.frozen_teacher is not None:
+            with measured(self.trainer, TEACHER):
+                teacher = self.frozen_teacher(images_for_teacher(loaded), loaded.ids)
         loss: Tensor
         loss, terms = self.losses(student, teacher, labels)
         inputs = {"images": images} if teacher is None else {"images": images, "the teacher's logits": teacher.logits}
@@ -245,9 +249,11 @@ class DistillationModule(ClassificationModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Load the view of this epoch from the cache, after filling it if necessary."""
-        if self.frozen_teacher is not None and self.frozen_teacher.cache is not None:
-            with self.epoch_metrics.paused():
-                self.frozen_teacher.load_view(self.current_epoch, self.trainer)
+        teacher = self.frozen_teacher
+        if teacher is None or teacher.cache is None or teacher.cache.shows(self.current_epoch):
+            return
+        with self.epoch_metrics.paused(), measured(self.trainer, CACHING):
+            teacher.load_view(self.current_epoch, self.trainer)
 
     def describe_speed(self) -> list[str]:
         """Return what makes the networks fast, and what else could."""

@@ -1,6 +1,8 @@
 """A training run: its folder, and what is found there. Importable without torch."""
 
 import json
+import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
 LOGS = Path("lightning_logs")
 """Where Lightning writes, relative to the working folder."""
 CONFIG = "config.yaml"
-TEST = "test.json"
+FIT, TEST = "fit.json", "test.json"
 CHECKPOINTS = "checkpoints"
 BEST, LAST = "best", "last"
+PUBLISHED = "published"
+"""The folder in ``LOGS`` that git keeps: configurations and figures of runs, without weights."""
 
 
 class Run:
@@ -75,6 +79,22 @@ class Run:
         )
 
     @classmethod
+    def all_below(cls, folder: str | Path) -> list[Self]:
+        """Return all runs in a folder and in those below it, sorted by their folders; links are not followed."""
+        found = []
+        for place, folders, files in os.walk(folder):
+            if CHECKPOINTS in folders or {CONFIG, FIT, TEST} & set(files):
+                found.append(cls(place))
+                folders[:] = [] if Path(place) != Path(folder) else [name for name in folders if name != CHECKPOINTS]
+        return sorted(found, key=lambda run: _numbered(run.folder))
+
+    @property
+    def is_published(self) -> bool:
+        """Return whether git keeps the run's configuration and figures."""
+        parents = self.folder.absolute().parents
+        return any(folder.name == PUBLISHED and folder.parent.name == LOGS.name for folder in parents)
+
+    @classmethod
     def newest_of(cls, folder: str | Path) -> Self:
         """Return the last of the runs ``version_0``, ``version_1``, ... of a folder that have checkpoints.
 
@@ -103,6 +123,11 @@ class Run:
     def config_file(self) -> Path:
         """Return the path of ``config.yaml``, which may not exist."""
         return self.folder / CONFIG
+
+    @property
+    def fit_file(self) -> Path:
+        """Return the path of ``fit.json``, which may not exist."""
+        return self.folder / FIT
 
     @property
     def test_file(self) -> Path:
@@ -200,17 +225,27 @@ class Run:
         Raises:
             ValueError: If ``test.json`` is damaged.
         """
-        if not self.test_file.is_file():
-            return None
-        try:
-            metrics = json.loads(self.test_file.read_text())
-        except (ValueError, RecursionError):
-            metrics = None
-        if not isinstance(metrics, dict):
+        metrics = _read_json(self.test_file)
+        if metrics is not None and not metrics:
             raise UserError(
                 f"{str(self.test_file)!r} is damaged; run `kd-lightning test -c {self.config_file}` to write it again."
             )
         return metrics
+
+    @property
+    def fit(self) -> dict[str, Any] | None:
+        """Return what the training has reached and cost so far, or ``None`` if the run does not say so.
+
+        For the command line these are the validation metrics of the best epoch (``val``), ``epochs``, ``steps``,
+        whether the training is ``finished``, the ``cost`` in seconds, and the files of the ``teachers``.
+
+        Raises:
+            ValueError: If ``fit.json`` is damaged.
+        """
+        found = _read_json(self.fit_file)
+        if found is not None and not found:
+            raise UserError(f"{str(self.fit_file)!r} is damaged; delete it, or resume the run to write it again.")
+        return found
 
     def data(self) -> "ImageDataModule | None":
         """Return the run's data module before ``setup``, or ``None`` if it is not one of kd_lightning.
@@ -272,6 +307,23 @@ class Run:
             ValueError: If the checkpoint is damaged or names classes that ``config.yaml`` does not name.
         """
         return self.open().network()
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """Return the content of a file, ``None`` where there is none, and nothing where it is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, RecursionError):
+        content = None
+    return content if isinstance(content, dict) else {}
+
+
+def _numbered(folder: Path) -> list[tuple[str, int]]:
+    """Return the parts of a path in an order in which ``version_9`` comes before ``version_10``."""
+    parts = (re.fullmatch(r"(.*?)(\d*)", part, re.DOTALL) for part in folder.parts)
+    return [(part[1], int(part[2] or -1)) for part in parts if part]
 
 
 def _named_runs(folder: Path) -> str:
