@@ -14,6 +14,7 @@ _LIGHTNING = {
 }
 _FUNCTIONS = {
     "recipes": "List the recipes that -c takes by name.",
+    "init": "Look at a folder of images; write a commented YAML file for it.",
     "export": "Write a trained network to a file that serves (ONNX, torch, safetensors).",
     "classify": "Classify image files with an exported ONNX file.",
     "report": "Measure runs and exported files on test images; write a page.",
