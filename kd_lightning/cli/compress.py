@@ -171,7 +171,7 @@ def _result(name: str, folder: Path) -> str:
     """Return the digest of the file that a stage created, or of the best checkpoint of its run."""
     place = folder / name
     try:
-        return _digest(place if place.is_file() else Run(place).best)
+        return _digest(place if place.is_file() else Run(place).best_file)
     except MissingFileError as error:
         raise UserError(f"{str(place)!r} has lost its best checkpoint; delete it to train it again.") from error
 

@@ -1,5 +1,6 @@
 """`kd-lightning init`: a commented configuration for a folder of images."""
 
+import shlex
 from pathlib import Path
 
 from kd_lightning.cli.image_survey import Survey, survey
@@ -37,7 +38,7 @@ def init(name: str, folder: str) -> None:
     found = survey(Path(folder).expanduser())
     commands = [_command(recipe, file, found) for recipe in RECIPES]
     with atomic_write(file) as opened:
-        opened.write(_text(found, folder, commands, f"kd-lightning init {name} {folder}").encode())
+        opened.write(_text(found, folder, commands, shlex.join(["kd-lightning", "init", name, folder])).encode())
     print("\n".join(f"{line}." for line in found.lines))
     print(f"\n{file} is written; look into it, and then train a teacher and distill it into a student:")
     for command in commands:
@@ -49,7 +50,7 @@ def _command(recipe: str, file: Path, found: Survey) -> str:
     family, _, method = recipe.partition("/")
     _, values = compress_stages(family)
     options = values.get(f"{method}_options", "").format(num_classes=len(found.classes))
-    return f"kd-lightning fit -c {recipe} -c {file} {options}".rstrip()
+    return f"kd-lightning fit -c {recipe} -c {shlex.quote(str(file))} {options}".rstrip()
 
 
 def _text(found: Survey, folder: str, commands: list[str], written_by: str) -> str:

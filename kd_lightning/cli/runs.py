@@ -86,8 +86,9 @@ def _row(run: Run, folder: Path, problems: list[str]) -> list[str]:
     """Return the cells of a run; what is damaged is described below the table."""
     fit, test = {}, {}
     try:
-        _ = run.config
         fit, test = run.fit or {}, run.test or {}
+        if run.config_file.is_file() or not fit:  # a run in Python has none
+            _ = run.config
     except UserError as error:
         problems.append(str(error))
     if not run.checkpoints:

@@ -14,7 +14,7 @@ from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.recipes import recipe_names
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from kd_lightning.checkpoints.checkpoint import Checkpoint
     from kd_lightning.data.module import ImageDataModule
@@ -30,15 +30,24 @@ PUBLISHED = "published"
 
 
 class Run:
-    """A training run of the command line.
+    """A training run of the command line or of :func:`kd_lightning.distill`.
 
     Args:
-        folder: The folder that holds ``config.yaml``, ``checkpoints/`` and, once it was tested, ``test.json``.
+        folder: The folder that holds ``checkpoints/``, ``fit.json``, once it was tested ``test.json``, and of a run of
+            the command line ``config.yaml``.
 
-    Example::
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "test.json").write_text('{"accuracy": 0.953}')
+        ...     run = Run.find(folder)
+        ...     print(run.test, run.fit)
+        {'accuracy': 0.953} None
 
-        run = Run.find("digits/distill")
-        run.test["accuracy"], run.best, run.network()
+    The network of the newest run of a recipe, and of a run in Python, whose networks are not described in files::
+
+        network = Run.find("digits/distill").best.network()
+        network = Run.find("distill").best.network(into=resnet20())
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -181,8 +190,8 @@ class Run:
         return found[-1]
 
     @property
-    def best(self) -> Path:
-        """Return the checkpoint of the best epoch on the validation images.
+    def best_file(self) -> Path:
+        """Return the path of the checkpoint of the best epoch on the validation images.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -190,13 +199,28 @@ class Run:
         return self.checkpoint(BEST)
 
     @property
-    def last(self) -> Path:
-        """Return the newest checkpoint of the last epoch or step.
+    def last_file(self) -> Path:
+        """Return the path of the newest checkpoint of the last epoch or step.
 
         Raises:
             FileNotFoundError: If there is none.
         """
         return self.checkpoint(LAST)
+
+    @property
+    def best(self) -> "Checkpoint":
+        """Open the checkpoint of the best epoch, which may name what ``config.yaml`` names: a run is a program.
+
+        Raises:
+            FileNotFoundError: If the run has no best checkpoint.
+            ValueError: If the checkpoint is damaged, or ``config.yaml`` names a class that does not exist.
+        """
+        return self._open(self.best_file)
+
+    @property
+    def last(self) -> "Checkpoint":
+        """Open the newest checkpoint of the last epoch or step, as :attr:`best` does."""
+        return self._open(self.last_file)
 
     def newest_checkpoint(self, on_damaged: Callable[[str], object] | None = None) -> "Checkpoint | None":
         """Open the checkpoint of the most training steps; return ``None`` if no checkpoint can be read.
@@ -277,36 +301,20 @@ class Run:
         if data is None:
             return None
         with suppress(MissingFileError):
-            Checkpoint(self.best).restore_data(data)
+            Checkpoint(self.best_file).restore_data(data)
         return load_images(data, split, count)
 
-    def open(self) -> "Checkpoint":
-        """Open the best checkpoint, which may name what ``config.yaml`` names: a run is a program.
-
-        Raises:
-            FileNotFoundError: If the run has no best checkpoint.
-            ValueError: If the checkpoint is damaged, or ``config.yaml`` names a class that does not exist.
-        """
+    def _open(self, file: Path) -> "Checkpoint":
         from kd_lightning.checkpoints.checkpoint import Checkpoint
         from kd_lightning.checkpoints.trust import import_classes
 
-        best = self.best
         named = self.configuration if self.config_file.is_file() else {}
-        return Checkpoint(best, trusted=import_classes(named, str(self.config_file)))
+        return Checkpoint(file, trusted=import_classes(named, str(self.config_file)))
 
     @property
     def configuration(self) -> dict[str, Any]:
         """Return the sections ``model`` and ``data`` of :attr:`config`, from which the run can be rebuilt."""
         return {name: self.config.get(name) or {} for name in ("model", "data")}
-
-    def network(self) -> "nn.Module":
-        """Return the network of the best checkpoint, in eval mode; what ``config.yaml`` names is imported.
-
-        Raises:
-            FileNotFoundError: If the run has no best checkpoint.
-            ValueError: If the checkpoint is damaged or names classes that ``config.yaml`` does not name.
-        """
-        return self.open().network()
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
@@ -339,4 +347,4 @@ def find_checkpoint(name: str | Path) -> Path:
         FileNotFoundError: If there is no such file or run.
     """
     path = Path(name).expanduser()
-    return path if path.is_file() else Run.find(name).best
+    return path if path.is_file() else Run.find(name).best_file

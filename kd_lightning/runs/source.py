@@ -37,7 +37,7 @@ class Source:
         path = Path(name).expanduser()
         self._program = None if path.is_file() else Run.find(path)
         self._trust = trust
-        self.path = path if self._program is None else self._program.best
+        self.path = path if self._program is None else self._program.best_file
         self.run = self._program or Run.of_checkpoint(self.path)
 
     @cached_property
@@ -47,7 +47,7 @@ class Source:
         Raises:
             UserError: If it is damaged, or names a class that does not exist.
         """
-        opened = self._program.open() if self._program else Checkpoint(self.path)
+        opened = self._program.best if self._program else Checkpoint(self.path)
         if self._trust:
             opened.trust()
         return opened

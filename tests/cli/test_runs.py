@@ -72,7 +72,7 @@ def test_a_trained_run_has_its_figures(kd: Command, here: Path) -> None:
 
 @pytest.mark.usefixtures("wide")
 def test_the_figure_is_that_of_the_best_checkpoint(kd: Command, here: Path) -> None:
-    best = Run.find("digits/student").open()
+    best = Run.find("digits/student").best
     fit = Run.find("digits/student").fit
     assert fit is not None
     [score] = [
@@ -100,8 +100,10 @@ def test_a_run_that_is_cut_in_half_is_listed_and_described(kd: Command) -> None:
     cut = made_run(LOGS / TEACHER)
     (cut / "fit.json").write_text('{"epochs": 3, "fin')
     assert "fit.json' is damaged; delete it, or resume the run" in kd("runs")
-    (cut / "config.yaml").unlink()
+    (cut / "fit.json").unlink()
+    (cut / "config.yaml").rename("config.yaml")
     assert "has no config.yaml; restore it" in kd("runs")
+    Path("config.yaml").rename(cut / "config.yaml")
     shutil.rmtree(cut / "checkpoints")
     printed = kd("runs")
     assert row(printed, TEACHER)[2:5] == ["-", "-", "-"]
