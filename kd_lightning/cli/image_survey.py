@@ -1,4 +1,4 @@
-"""What a folder of images holds: classes, counts, sizes, and what stands in the way of training on it."""
+"""Looks at a folder of images: its classes, counts and sizes, and obstacles to training on it."""
 
 import warnings
 from collections import Counter

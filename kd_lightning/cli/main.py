@@ -25,8 +25,11 @@ _FUNCTIONS = {
 _PARSERS = {
     "runs": "List runs with their figures; delete those that are named.",
     "compress": "Run the chain: teacher, student, pruned, int8, report; resumable.",
+    "completion": 'Print what completes words in a shell: eval "$(kd-lightning completion)".',
 }
 """Commands whose function takes the words that follow, and parses them itself."""
+COMMANDS = _LIGHTNING | _FUNCTIONS | _PARSERS
+"""All commands, with a line each."""
 
 
 def main() -> None:
@@ -34,8 +37,12 @@ def main() -> None:
     _find_modules_here()
     try:
         _run(sys.argv[1] if len(sys.argv) > 1 else "--help")
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader, as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def _find_modules_here() -> None:
@@ -45,7 +52,12 @@ def _find_modules_here() -> None:
 
 
 def _run(command: str) -> None:
-    if command in _LIGHTNING:
+    if command == "fit" and {"-h", "--help"} & set(sys.argv[2:]):
+        from kd_lightning.cli.fit_help import fit_help
+
+        print(fit_help())
+    elif command in _LIGHTNING:
+        sys.argv[1:] = ["--help" if word == "--help-all" else word for word in sys.argv[1:]]
         from kd_lightning.cli.lightning_cli import run
 
         run()
@@ -63,7 +75,7 @@ def _run(command: str) -> None:
 
         print(__version__)
     else:
-        near = get_close_matches(command, [*_LIGHTNING, *_FUNCTIONS, *_PARSERS], n=1)
+        near = get_close_matches(command, COMMANDS, n=1)
         nearest = f"; the nearest is {near[0]}" if near else ""
         sys.exit(f"kd-lightning: there is no command {command!r}{nearest}; `kd-lightning --help` lists all.")
 
@@ -79,7 +91,7 @@ def _call(command: str) -> None:
 
 
 def _help() -> str:
-    lines = [f"  {name:<10}{text}" for name, text in (_LIGHTNING | _FUNCTIONS | _PARSERS).items()]
+    lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "usage: kd-lightning COMMAND ...",

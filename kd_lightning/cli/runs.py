@@ -37,14 +37,15 @@ def runs(arguments: Sequence[str]) -> None:
         MissingFileError: If there is no such folder or run.
         UserError: If a run that is to be deleted is published, or its folder contains anything else.
     """
-    options = _parser().parse_args(arguments)
+    options = argument_parser().parse_args(arguments)
     if options.delete:
         _delete(options.delete, options.folder)
     else:
         _list(options.folder)
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's words."""
     parser = argparse.ArgumentParser(
         prog="kd-lightning runs",
         description="List the runs in a folder with their validation and test accuracy, or delete runs.",
