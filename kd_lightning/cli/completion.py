@@ -9,7 +9,7 @@ from kd_lightning.cli.fit_help import OPTIONS
 from kd_lightning.recipes import recipe_names
 from kd_lightning.runs.run import LOGS, Run
 
-_SCRIPT = """# Completes words of kd-lightning. For all shells to come, add to ~/.bashrc: eval "$(kd-lightning completion)"
+_SCRIPT = """# Completes words of kd-lightning; for all shells, in ~/.bashrc: eval "$(kd-lightning completion)"
 # In zsh, before it: autoload -U compinit bashcompinit && compinit && bashcompinit
 _kd_lightning() {
     local IFS=$'\\n'
