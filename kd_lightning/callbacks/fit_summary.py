@@ -26,6 +26,10 @@ class FitSummary(pl.Callback):
 
     Args:
         teachers: Path, digest (``sha256``) and size (``bytes``) of each file that a teacher was loaded from.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[FitSummary()], accelerator="cpu", logger=False)
     """
 
     def __init__(self, teachers: Sequence[Mapping[str, Any]] = ()) -> None:

@@ -33,6 +33,10 @@ class StepCheckpoint(pl.Callback):
 
     Raises:
         ValueError: If ``every_n_train_steps`` is negative.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[StepCheckpoint(every_n_train_steps=500)], accelerator="cpu", logger=False)
     """
 
     def __init__(self, every_n_train_steps: int = 1000) -> None:

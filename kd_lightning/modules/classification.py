@@ -79,6 +79,13 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     Raises:
         UserError: If an argument is out of range, or the network has uninitialized layers.
+
+    Example:
+        >>> from kd_lightning import TeacherModule
+        >>> from kd_lightning.networks import ResNet
+        >>> module = TeacherModule(ResNet([1], [4], in_channels=1), learning_rate=0.05)
+        >>> isinstance(module, ClassificationModule), module(torch.zeros(2, 1, 8, 8)).shape
+        (True, torch.Size([2, 10]))
     """
 
     takes_pairs: ClassVar[bool] = False
