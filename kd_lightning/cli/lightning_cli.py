@@ -16,11 +16,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from kd_lightning.callbacks import (
     FeatureWriter,
     FitSummary,
+    LineProgress,
     PredictionWriter,
     RunSummary,
     StepCheckpoint,
     TensorBoardImages,
 )
+from kd_lightning.callbacks.run_cost import describe_cost
 from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.checkpoints.io import use_atomic_checkpoints
 from kd_lightning.checkpoints.trust import class_paths, imported_packages
@@ -126,6 +128,8 @@ class CommandLine(LightningCLI):
             echo("Apple's MPS is not supported, so this runs on the CPU.")
         if self.options.get("trainer.enable_checkpointing") is False:
             self._drop_checkpoint_callbacks()
+        if not sys.stdout.isatty() and self.options.get("trainer.enable_progress_bar") is not False:
+            self._print_lines_of_progress(callbacks)
         root, place = self.options.get("trainer.default_root_dir"), "trainer.logger.init_args.save_dir"
         if root is not None and self.options.get(place) == str(LOGS):  # our default, which the user's replaces
             self.options[place] = str(Path(root, LOGS))
@@ -174,10 +178,18 @@ class CommandLine(LightningCLI):
                 set_data_config(network, published._replace(classes=names))
 
     def after_fit(self) -> None:
-        """Print the path of the best checkpoint."""
+        """Print what the training cost, the path of the best checkpoint, and the next command."""
+        teacher = getattr(self.model, "teacher", None)
+        role = "student" if self.model.network_argument == "student" else "network"
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FitSummary):
+                echo(describe_cost(callback.cost, has_teacher=teacher is not None, student=role))
         best = next((c for c in self.trainer.checkpoint_callbacks if getattr(c, "best_model_path", "")), None)
         if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
             echo(f"The best checkpoint is {best.best_model_path} ({best.monitor} {float(best.best_model_score):.4f}).")
+            run = Run.of_checkpoint(best.best_model_path)
+            if run is not None:
+                echo(f"Next: kd-lightning test -c {run.folder}")
 
     def after_predict(self) -> None:
         """Print the paths of the files that were written; report images that are broken as an error.
@@ -211,6 +223,12 @@ class CommandLine(LightningCLI):
                     arguments[name] = value
                 if str(each.class_path).endswith("CSVLogger"):
                     _keep_metrics(run.folder / "metrics.csv")
+
+    def _print_lines_of_progress(self, callbacks: object) -> None:
+        """Replace Lightning's bar, which leaves nothing in a file until the end, unless a bar is chosen."""
+        chosen = [str(each.get("class_path")) for each in callbacks] if isinstance(callbacks, list) else []
+        if not any(name.endswith("ProgressBar") for name in chosen):
+            self.trainer_defaults["callbacks"] = [*self.trainer_defaults["callbacks"], LineProgress()]
 
     def _drop_checkpoint_callbacks(self) -> None:
         """Leave out what saves checkpoints, which Lightning rejects beside ``enable_checkpointing=False``."""
