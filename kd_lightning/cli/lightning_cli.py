@@ -33,6 +33,7 @@ from kd_lightning.cli.download_errors import explain_download_error
 from kd_lightning.cli.echo import echo
 from kd_lightning.cli.errors import exit_on_error, innermost_cause, one_line
 from kd_lightning.cli.layers import print_layers
+from kd_lightning.cli.loggers import check_packages, explain_logger_error, has_run_folder, keep_run_folder, write_below
 from kd_lightning.cli.parse_errors import explain_parse_errors
 from kd_lightning.cli.sources import echo_imported
 from kd_lightning.cli.teacher_files import find_teacher
@@ -119,6 +120,17 @@ class CommandLine(LightningCLI):
         self.options = self.config.get(self.command, self.config)
         if (run := configured_run(self.options)) is not None:
             echo_imported(str(run.config_file), imported_packages(class_paths(run.configuration, strings=False)))
+        self._prepare_trainer()
+        for line in find_teacher(self.options.get("model.init_args"), self.command):
+            echo(line)
+        if self.command != "layers":
+            self.options["weights_only"] = True  # read files as data; Lightning's default runs the code in them
+            self.opened = choose_checkpoint(self.options, self.command)
+            del self.options["trust"]  # config.yaml does not keep it
+            self._use_folder_of(self.opened)
+
+    def _prepare_trainer(self) -> None:
+        """Adapt callbacks, devices and loggers to this machine and its output."""
         callbacks = self.options.get("trainer.callbacks")
         if isinstance(callbacks, list):  # of a run that the same command resumes, which added them before
             self.options["trainer.callbacks"] = [c for i, c in enumerate(callbacks) if c not in callbacks[:i]]
@@ -130,16 +142,12 @@ class CommandLine(LightningCLI):
             self._drop_checkpoint_callbacks()
         if not sys.stdout.isatty() and self.options.get("trainer.enable_progress_bar") is not False:
             self._print_lines_of_progress(callbacks)
-        root, place = self.options.get("trainer.default_root_dir"), "trainer.logger.init_args.save_dir"
-        if root is not None and self.options.get(place) == str(LOGS):  # our default, which the user's replaces
-            self.options[place] = str(Path(root, LOGS))
-        for line in find_teacher(self.options.get("model.init_args"), self.command):
-            echo(line)
         if self.command != "layers":
-            self.options["weights_only"] = True  # read files as data; Lightning's default runs the code in them
-            self.opened = choose_checkpoint(self.options, self.command)
-            del self.options["trust"]  # config.yaml does not keep it
-            self._use_folder_of(self.opened)
+            check_packages(self.options)
+            for line in keep_run_folder(self.options, sys.argv):
+                echo(line)
+        if (root := self.options.get("trainer.default_root_dir")) is not None:
+            write_below(root, self.options)
 
     def instantiate_classes(self) -> None:
         """Build what the configuration names; report in one sentence what a class does not accept.
@@ -154,6 +162,8 @@ class CommandLine(LightningCLI):
                 raise
             cause = innermost_cause(error)
             known = explain_device_error(str(cause)) or explain_download_error(error)
+            if known is None and "subclass of Logger" in str(cause):
+                known = explain_logger_error(self.options)
             sentence = known or f"The configuration cannot be built: {one_line(cause)}"
             raise UserError(sentence) from error
         self._attach_published_configs()
@@ -217,7 +227,7 @@ class CommandLine(LightningCLI):
         logger = self.options.get("trainer.logger")
         for each in logger if isinstance(logger, list) else [logger]:
             arguments = (each.get("init_args") if isinstance(each, Namespace) else None) or {}
-            if run is not None and "save_dir" in arguments:
+            if run is not None and has_run_folder(each):
                 place = {"save_dir": str(run.folder.parent), "name": "", "version": run.folder.name}
                 for name, value in place.items():
                     arguments[name] = value

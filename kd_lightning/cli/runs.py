@@ -67,9 +67,7 @@ def _list(folder: Path) -> None:
 
         table = Table()
         for title in ("run", "date", "epochs", "val", "test", "size"):
-            table.add_column(
-                title, justify="left" if title in ("run", "date") else "right", no_wrap=title in ("run", "date")
-            )
+            table.add_column(title, justify="left" if title in ("run", "date") else "right", no_wrap=True)
         problems: list[str] = []
         for run in shown:
             table.add_row(*_row(run, folder, problems))

@@ -32,6 +32,7 @@ def distill(
     *,
     name: str = "distill",
     ckpt_path: str | PathLike[str] | None = None,
+    test: bool = True,
     **trainer_options: Any,
 ) -> Run:
     """Train a student on a teacher's outputs, test its best checkpoint, and return the run.
@@ -47,6 +48,7 @@ def distill(
         name: Name of the runs, for ``Run.find(name)``.
         ckpt_path: Checkpoint of a run that was interrupted, for example ``run.last_file``, to resume it in its
             folder.
+        test: Test the best checkpoint, once; ``False`` while settings are chosen, by ``run.fit["val"]``.
         **trainer_options: Arguments of :class:`lightning.pytorch.Trainer` (``max_epochs``, ``precision``, ...), and of
             :class:`~kd_lightning.DistillationModule` (``temperature``, ``losses``, ``learning_rate``, ...).
 
@@ -83,6 +85,8 @@ def distill(
         warnings.filterwarnings("ignore", ".*directory .* exists and is not empty.*")  # of a run that is resumed
         trainer.fit(module, data, ckpt_path=None if ckpt_path is None else str(ckpt_path), weights_only=True)
     run = Run(str(trainer.log_dir))
+    if not test:
+        return run
     if _has_test(data):
         trainer.test(module, data, ckpt_path=str(run.best_file), weights_only=True)
     else:
