@@ -26,14 +26,16 @@ class FitSummary(pl.Callback):
 
     Args:
         teachers: Path, digest (``sha256``) and size (``bytes``) of each file that a teacher was loaded from.
+        images: Path of the folder of images, with digests of what is in it.
 
     Example:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[FitSummary()], accelerator="cpu", logger=False)
     """
 
-    def __init__(self, teachers: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, teachers: Sequence[Mapping[str, Any]] = (), images: Mapping[str, Any] | None = None) -> None:
         self.teachers = list(teachers)
+        self.images = images
         self.cost = RunCost()
         self._before = RunCost()
         self._training = 0.0
@@ -124,6 +126,7 @@ class FitSummary(pl.Callback):
             "device": _device_name(trainer.strategy.root_device, trainer.world_size),
             "cost": {name: round(value, 3) for name, value in self.cost._asdict().items()},
             "teachers": self.teachers,
+            "images": self.images,
         }
         with atomic_write(self._file) as file:
             file.write(f"{json.dumps(content, indent=2)}\n".encode())

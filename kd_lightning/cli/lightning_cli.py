@@ -32,16 +32,18 @@ from kd_lightning.cli.device_options import choose_accelerator, drop_advertiseme
 from kd_lightning.cli.download_errors import explain_download_error
 from kd_lightning.cli.echo import echo
 from kd_lightning.cli.errors import exit_on_error, innermost_cause, one_line
+from kd_lightning.cli.image_folders import data_root, find_images
 from kd_lightning.cli.layers import print_layers
 from kd_lightning.cli.loggers import check_packages, explain_logger_error, has_run_folder, keep_run_folder, write_below
 from kd_lightning.cli.parse_errors import explain_parse_errors
 from kd_lightning.cli.sources import echo_imported
-from kd_lightning.cli.teacher_files import find_teacher
+from kd_lightning.cli.teacher_files import find_teacher, teacher_paths
 from kd_lightning.cli.trainer_errors import explain_device_error, explain_trainer_errors
 from kd_lightning.errors import UserError, find_cause
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks.data_config import data_config, set_data_config
 from kd_lightning.networks.published_config import named_weights
+from kd_lightning.runs.moved import describe_file, describe_images
 from kd_lightning.runs.run import BEST, LAST, LOGS, Run
 
 _BUILD_ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, MisconfigurationException)
@@ -118,10 +120,14 @@ class CommandLine(LightningCLI):
         """Find the checkpoints that are named, before anything is built."""
         self.command = self.config.get("subcommand") or "layers"
         self.options = self.config.get(self.command, self.config)
-        if (run := configured_run(self.options)) is not None:
+        run = configured_run(self.options)
+        if run is not None:
             echo_imported(str(run.config_file), imported_packages(class_paths(run.configuration, strings=False)))
         self._prepare_trainer()
-        for line in find_teacher(self.options.get("model.init_args"), self.command):
+        evaluated = run or _run_of_checkpoint(self.options.get("ckpt_path"))
+        for line in find_teacher(self.options.get("model.init_args"), self.command, evaluated):
+            echo(line)
+        for line in find_images(self.options, evaluated):
             echo(line)
         if self.command != "layers":
             self.options["weights_only"] = True  # read files as data; Lightning's default runs the code in them
@@ -167,10 +173,22 @@ class CommandLine(LightningCLI):
             sentence = known or f"The configuration cannot be built: {one_line(cause)}"
             raise UserError(sentence) from error
         self._attach_published_configs()
+        if self.command == "fit":
+            self._describe_sources()
         use_atomic_checkpoints(self.trainer.strategy, self.opened)
         self.opened = None
         if self.options.tf32:
             set_matmul_precision(self.trainer)
+
+    @rank_zero_only
+    def _describe_sources(self) -> None:
+        """Record the digests of the teacher's files and of the folder of images, by which they are found again."""
+        root = data_root(self.options)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FitSummary):
+                paths = teacher_paths(self.options.get("model.init_args"))
+                callback.teachers = [describe_file(path) for path in paths]
+                callback.images = None if root is None or not root.is_dir() else describe_images(root)
 
     def _attach_published_configs(self) -> None:
         """Attach what the weights of torchvision expect that the configuration names: its networks do not keep it."""
@@ -246,6 +264,10 @@ class CommandLine(LightningCLI):
         self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         for parser in self.parsers:
             parser.callback_keys = [key for key in parser.callback_keys if key not in ("checkpoint", "progress")]
+
+
+def _run_of_checkpoint(path: object) -> Run | None:
+    return Run.of_checkpoint(str(path)) if path is not None and Path(str(path)).is_file() else None
 
 
 @rank_zero_only

@@ -20,9 +20,9 @@ from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.errors import UserError
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.modules.distillation import DistillationModule
+from kd_lightning.runs.moved import describe_file
 from kd_lightning.runs.run import BEST, LAST, LOGS, Run
 from kd_lightning.runs.source import Source
-from kd_lightning.runs.teacher_files import describe_file
 
 
 def distill(

@@ -280,7 +280,7 @@ class Run:
         from kd_lightning.runs.rebuild import build_data
 
         config = self.config.get("data") if self.config_file.is_file() else None
-        data: ImageDataModule | None = build_data(config, self.config_file) if config else None
+        data: ImageDataModule | None = build_data(config, self) if config else None
         return data
 
     def images(self, split: str, *, count: int | None = None) -> "tuple[Tensor, Tensor] | None":
