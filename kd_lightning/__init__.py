@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kd_lightning.modules.adaptation import AdaptationModule as AdaptationModule
     from kd_lightning.modules.distillation import DistillationModule as DistillationModule
     from kd_lightning.modules.teacher import TeacherModule as TeacherModule
+    from kd_lightning.runs.distill import distill as distill
     from kd_lightning.runs.run import Run as Run
 
 _LAZY = {
@@ -41,6 +42,7 @@ _LAZY = {
     "TeacherModule": "modules.teacher",
     "Checkpoint": "checkpoints.checkpoint",
     "Run": "runs.run",
+    "distill": "runs.distill",
 }
 
 __version__ = "0.1.0"
@@ -60,6 +62,7 @@ __all__ = [
     "SVHNDataModule",
     "TeacherModule",
     "USPSDataModule",
+    "distill",
 ]
 
 

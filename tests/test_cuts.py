@@ -201,7 +201,11 @@ def test_a_signal_saves_and_the_run_goes_on(
     run = fit(tmp_path, CONFIGURATIONS[name], plan=[{"hook": hook, "batch": batch, "signal": number}])
     assert run.wait() == 128 + number, run.output
     assert f"Stopped by {signal.Signals(number).name} in epoch" in run.output
-    assert "checkpoints/last-step.ckpt, resume it with --ckpt_path last." in run.output
+    (folder,) = (path.relative_to(tmp_path) for path in tmp_path.glob("lightning_logs/digits/*/version_0"))
+    resume = f"resume it with `kd-lightning fit -c {folder} --ckpt_path last`."
+    assert f"checkpoints/last-step.ckpt, {resume}" in run.output
+    if number == signal.SIGINT:
+        assert "Stopping after this step, with a checkpoint; Ctrl-C again stops at once." in run.output
     assert "Traceback" not in run.output
     reached = run.batches[-1]
     run = fit(tmp_path, CONFIGURATIONS[name], "--ckpt_path=last")

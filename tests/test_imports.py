@@ -78,7 +78,15 @@ def test_an_exported_file_runs_without_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["recipes"], *([command, "--help"] for command in ("classify", "compare", "compress"))]
+    "arguments",
+    [
+        ["--help"],
+        ["recipes"],
+        ["runs", "."],
+        ["completion", "--", "fit", "-"],
+        ["completion", "--", "export", "-"],
+        *([command, "--help"] for command in ("fit", "classify", "compare", "compress", "runs")),
+    ],
 )
 def test_help_and_recipes_need_no_torch(arguments: list[str]) -> None:
     statement = (

@@ -2,7 +2,9 @@
 
 from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.feature_writer import FeatureWriter
+from kd_lightning.callbacks.fit_summary import FitSummary
 from kd_lightning.callbacks.freeze import FreezeLayers
+from kd_lightning.callbacks.line_progress import LineProgress
 from kd_lightning.callbacks.mask import MaskWeights
 from kd_lightning.callbacks.prediction_writer import PredictionWriter
 from kd_lightning.callbacks.prune import PruneNetwork
@@ -15,7 +17,9 @@ from kd_lightning.callbacks.tsne_plot import TSNEPlot
 __all__ = [
     "ExactResume",
     "FeatureWriter",
+    "FitSummary",
     "FreezeLayers",
+    "LineProgress",
     "MaskWeights",
     "PredictionWriter",
     "PruneNetwork",

@@ -22,6 +22,10 @@ class ExactResume(CallbackWithoutIdleHooks):
     The modules of this package attach it. Before each batch torch's generator (and the device's) is seeded, so that
     dropout is the same in a resumed run; the seed is the one that was set when the run started. If a checkpoint is
     written between two steps of an optimizer, the gradients of each rank are saved.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[ExactResume()], accelerator="cpu", logger=False)  # for a module of your own
     """
 
     def __init__(self) -> None:

@@ -12,6 +12,8 @@ from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 
 _FETCH = "[_TrainingEpochLoop].train_dataloader_next"
 _TRANSFER = ".batch_to_device"
+TEACHER, CACHING = "kd_lightning.teacher", "kd_lightning.teacher_cache"
+"""Actions in which a module runs its teacher: for a step, and to cache its outputs."""
 _UNMEASURED = nullcontext()
 
 
@@ -32,7 +34,7 @@ class Mark(Protocol):
 
 
 class _Wait(NamedTuple):
-    """A wait for a batch: the points in the queue before and after it, and its seconds on the host."""
+    """A wait for a batch, or an action: the points in the queue before and after it, and its seconds on the host."""
 
     begin: Mark
     end: Mark
@@ -66,9 +68,13 @@ class FetchTimer(Profiler):
         self._started = 0.0
         self._begin: Mark | None = None
         self._is_fetched = False
+        self._waited = 0.0
+        self._actions = {TEACHER: 0.0, CACHING: 0.0}
+        self._running: deque[tuple[str, _Wait]] = deque()
 
     def restart(self, waiting: float = 0.0) -> None:
         """Begin an epoch, or continue one in which there were so many seconds of waiting."""
+        self._waited += self._waiting - waiting
         self._waiting = self.waiting_for_first = waiting
         self._is_first, self.preparing = True, 0.0
         self._pending.clear()
@@ -86,9 +92,20 @@ class FetchTimer(Profiler):
             self._add(min(seconds, begin.elapsed_time(end) / 1000))
         return self._waiting
 
+    def totals(self) -> tuple[float, float, float]:
+        """Return the seconds of waiting, of the teacher in steps and of caching its outputs in all epochs so far.
+
+        It waits for the device.
+        """
+        while self._running:
+            action, (begin, end, _) = self._running.popleft()
+            end.synchronize()
+            self._actions[action] += begin.elapsed_time(end) / 1000
+        return self._waited + self.waiting(wait=True), self._actions[TEACHER], self._actions[CACHING]
+
     def profile(self, action_name: str) -> AbstractContextManager[str | None]:  # type: ignore[override]
         """Return the context in which an action runs, an empty one if nobody measures it, which costs nothing."""
-        measured = action_name == _FETCH or action_name.endswith(_TRANSFER)
+        measured = action_name == _FETCH or action_name in self._actions or action_name.endswith(_TRANSFER)
         if measured or not isinstance(self.profiler, PassThroughProfiler):
             return super().profile(action_name)
         return _UNMEASURED
@@ -96,7 +113,7 @@ class FetchTimer(Profiler):
     def start(self, action_name: str) -> None:
         """Start an action."""
         self.profiler.start(action_name)
-        if action_name == _FETCH:
+        if action_name == _FETCH or action_name in self._actions:
             self._begin = self._mark()
             self._started = perf_counter()
         elif self._is_fetched and action_name.endswith(_TRANSFER):
@@ -106,6 +123,8 @@ class FetchTimer(Profiler):
         """Stop it."""
         if action_name == _FETCH:
             self._stop_fetch(perf_counter() - self._started)
+        elif action_name in self._actions:
+            self._stop_action(action_name, perf_counter() - self._started)
         elif self._is_fetched and action_name.endswith(_TRANSFER):
             self.preparing += perf_counter() - self._started if self._new_mark is None else 0.0
             self._is_fetched = False  # further batches are those of a validation
@@ -119,6 +138,16 @@ class FetchTimer(Profiler):
         else:
             self._pending.append(_Wait(begin, end, seconds))
             self.waiting()
+
+    def _stop_action(self, action: str, seconds: float) -> None:
+        begin, end = self._begin, self._mark()
+        if begin is None or end is None:
+            self._actions[action] += seconds
+            return
+        self._running.append((action, _Wait(begin, end, seconds)))
+        while self._running and self._running[0][1].end.query():
+            done, (first, last, _) = self._running.popleft()
+            self._actions[done] += first.elapsed_time(last) / 1000
 
     def _add(self, seconds: float) -> None:
         self._waiting += seconds
@@ -166,6 +195,11 @@ def timer_of(trainer: pl.Trainer) -> FetchTimer | None:
     """Return the timer of a trainer, if there is one."""
     profiler = _profiled(trainer).profiler
     return profiler if isinstance(profiler, FetchTimer) else None
+
+
+def measured(trainer: pl.Trainer, action: str) -> AbstractContextManager[object]:
+    """Return the context in which an action runs that is reported to a trainer's profiler."""
+    return _profiled(trainer).profiler.profile(action)
 
 
 class _Profiled(Protocol):

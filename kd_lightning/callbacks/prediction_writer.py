@@ -28,6 +28,9 @@ class PredictionWriter(BasePredictionWriter):
 
     Raises:
         OutputExistsError: If ``path`` exists.
+
+    Example:
+        >>> writer = PredictionWriter("predictions.csv")  # pass it to a Trainer, and call predict
     """
 
     def __init__(self, path: str | None = None) -> None:

@@ -20,6 +20,10 @@ class RunSummary(CallbackWithoutIdleHooks):
 
     Args:
         seconds: Duration of the measurement of the speed, on batches of the test images.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[RunSummary(seconds=2.0)], accelerator="cpu", logger=False)
     """
 
     def __init__(self, seconds: float = 0.5) -> None:

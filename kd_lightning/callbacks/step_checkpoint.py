@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,10 @@ class StepCheckpoint(CallbackWithoutIdleHooks):
 
     Raises:
         ValueError: If ``every_n_train_steps`` is negative.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[StepCheckpoint(every_n_train_steps=500)], accelerator="cpu", logger=False)
     """
 
     def __init__(self, every_n_train_steps: int = 1000) -> None:
@@ -41,17 +46,18 @@ class StepCheckpoint(CallbackWithoutIdleHooks):
             raise UserError(f"every_n_train_steps must be >= 0, got {every_n_train_steps}.")
         self.every_n_train_steps = every_n_train_steps
         self._signal = 0
+        self._is_first = True
         self._saved_at = 0
         self._parent = os.getppid()
         self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the signal handlers (Lightning's own communicates with other processes within a step)."""
-        self._install_handlers()
+        self._install_handlers(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the signal handlers."""
-        self._install_handlers()
+        self._install_handlers(trainer)
         self._saved_at = trainer.global_step
 
     def on_train_batch_end(
@@ -92,15 +98,15 @@ class StepCheckpoint(CallbackWithoutIdleHooks):
     def _leave(self, trainer: pl.Trainer, signum: int) -> None:
         rank_zero_info(
             f"Stopped by {signal.Signals(signum).name} in epoch {trainer.current_epoch} after step "
-            f"{trainer.global_step}; saved in {self._place(trainer)}, resume it with --ckpt_path last."
+            f"{trainer.global_step}; saved in {self._place(trainer)}, {_advice(self._place(trainer))}."
         )
         # Lightning's launcher treats any other exit code of a process as a failure, and kills the others
         raise SystemExit(0 if trainer.local_rank > 0 and not _external(trainer) else 128 + signum)
 
-    def _install_handlers(self) -> None:
+    def _install_handlers(self, trainer: pl.Trainer) -> None:
         if self._handlers or threading.current_thread() is not threading.main_thread():
             return
-        self._signal = 0
+        self._signal, self._is_first = 0, trainer.is_global_zero
         self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def _restore_handlers(self) -> None:
@@ -112,6 +118,10 @@ class StepCheckpoint(CallbackWithoutIdleHooks):
         if self._signal:
             raise SystemExit(128 + signum)
         self._signal = signum
+        if signum == signal.SIGINT and self._is_first:  # print is not safe in a handler
+            os.write(
+                sys.stderr.fileno(), b"\nStopping after this step, with a checkpoint; Ctrl-C again stops at once.\n"
+            )
 
     def _dead_process(self, trainer: pl.Trainer) -> str | None:
         processes: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
@@ -125,6 +135,14 @@ class StepCheckpoint(CallbackWithoutIdleHooks):
                 return f"The process of rank {trainer.global_rank - trainer.local_rank} (PID {self._parent}) ended"
             time.sleep(0.05)
         return None
+
+
+def _advice(checkpoint: Path) -> str:
+    """Return how a run is resumed: with its command, or in Python with the checkpoint."""
+    config = checkpoint.parent.parent / "config.yaml"
+    if config.is_file():
+        return f"resume it with `kd-lightning fit -c {config.parent} --ckpt_path last`"
+    return "resume it with ckpt_path, which takes that file"
 
 
 def _external(trainer: pl.Trainer) -> bool:

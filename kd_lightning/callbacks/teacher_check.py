@@ -1,5 +1,6 @@
 """A check of the teacher before the student learns from it."""
 
+import math
 from collections.abc import Callable
 from typing import Literal, Protocol, cast
 
@@ -14,6 +15,7 @@ from kd_lightning.data.labels import check_labels
 from kd_lightning.data.loader_checks import flattened
 from kd_lightning.data.read_batch import check_channels, read_batch
 from kd_lightning.errors import UserError
+from kd_lightning.files.progress import progress
 from kd_lightning.losses._labels import class_indices
 from kd_lightning.teacher.frozen_teacher import FrozenTeacher
 
@@ -82,8 +84,10 @@ def accuracy_on_val(trainer: pl.Trainer, classify: Callable[[Tensor], Tensor]) -
         classify: Function from images to logits, called without gradient.
     """
     loaders = flattened(trainer.val_dataloaders)
+    total = sum(count for count in trainer.num_val_batches if math.isfinite(count))
     counts = torch.zeros(2, dtype=torch.int64, device=trainer.strategy.root_device)
-    with torch.no_grad():
+    shown = progress("Checking the teacher", int(total), unit="batches", visible=trainer.is_global_zero)
+    with torch.no_grad(), shown as advance:
         for loader, limit in zip(loaders, trainer.num_val_batches, strict=False):
             for index, batch in enumerate(loader):
                 if index >= limit:
@@ -93,6 +97,7 @@ def accuracy_on_val(trainer: pl.Trainer, classify: Callable[[Tensor], Tensor]) -
                 check_labels(loaded.labels, num_classes=logits.shape[1])
                 classes = class_indices(loaded.labels)
                 counts += torch.stack([(logits.argmax(1) == classes).sum(), (classes >= 0).sum()])
+                advance(1)
     correct, count = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
     return correct, count
 

@@ -31,6 +31,9 @@ class TensorBoardImages(CallbackWithoutIdleHooks):
     Args:
         images: Number of images in a grid.
         teacher_images: Number of images for which the teacher's softened probabilities are drawn.
+
+    Example:
+        >>> pictures = TensorBoardImages(images=64, teacher_images=0)
     """
 
     def __init__(self, images: int = 32, teacher_images: int = 6) -> None:

@@ -39,6 +39,9 @@ class TSNEPlot(pl.Callback):
 
     Raises:
         UserError: If the network does not have the layer, or ``images`` is below 10.
+
+    Example:
+        >>> plot = TSNEPlot(layer="avgpool", images=500)
     """
 
     def __init__(self, layer: str = "avgpool", images: int = 400) -> None:

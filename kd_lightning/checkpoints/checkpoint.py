@@ -14,6 +14,7 @@ from kd_lightning.files.digest import sha256
 from kd_lightning.files.format import KEY, check_format
 from kd_lightning.files.read import read_checkpoint
 from kd_lightning.networks.data_config import DataConfig
+from kd_lightning.networks.weights import from_checkpoint
 
 
 class Checkpoint:
@@ -28,11 +29,14 @@ class Checkpoint:
         MissingFileError: If there is no such file.
         UserError: If the file is damaged, contains code, or was written by another version of kd_lightning.
 
-    Example::
-
-        checkpoint = Checkpoint("lightning_logs/digits/distill/version_0/checkpoints/best.ckpt")
-        checkpoint.global_step, checkpoint.data_config.classes
-        network = checkpoint.network()
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": nn.Linear(2, 3).state_dict()}, f"{folder}/weights.ckpt")
+        ...     checkpoint = Checkpoint(f"{folder}/weights.ckpt")
+        ...     network = checkpoint.network(into=nn.Linear(2, 3))
+        >>> list(checkpoint.state_dict), checkpoint.global_step, network.training
+        (['weight', 'bias'], 0, False)
     """
 
     def __init__(self, path: str | Path, *, trusted: Collection[str] = ()) -> None:
@@ -114,13 +118,22 @@ class Checkpoint:
         if hasattr(data, "follow_networks"):
             data.follow_networks({"the network": self.data_config})
 
-    def network(self) -> nn.Module:
-        """Rebuild the network with its weights and ``data_config``, in eval mode.
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def network(self, into: nn.Module | None = None) -> nn.Module:
+        """Return the network with its weights and ``data_config``, in eval mode.
+
+        Args:
+            into: A network of the saved architecture, which gets the weights; needed where the checkpoint does not
+                describe how its network is built, because it was saved from Python.
 
         Raises:
-            UserError: If the checkpoint names classes that are not trusted, or does not describe its network because
-                it was saved from Python.
+            UserError: If the checkpoint names classes that are not trusted, or does not describe its network, or if
+                its weights do not fit ``into``.
         """
+        if into is not None:
+            return from_checkpoint(into, self.path).eval()
         # the teacher is not rebuilt
         saved = {name: value for name, value in self.hyper_parameters.items() if name != "teacher"}
         check_trusted_classes(saved, str(self.path), trusted=self.trusted)
@@ -133,7 +146,7 @@ class Checkpoint:
         ):
             raise UserError(
                 f"{str(self.path)!r} does not describe how its network is built, as checkpoints of the command line "
-                "do; build the network in Python, fill it with from_checkpoint, and call "
+                "do; build the network in Python and pass it, Checkpoint(path).network(into=network), for example to "
                 "kd_lightning.export.export_network."
             )
         options = {"teacher": None} if "teacher" in self.hyper_parameters else {}

@@ -15,6 +15,7 @@ from kd_lightning.files.atomic import atomic_write
 from kd_lightning.files.find_images import FoundImages, describe_left_out, find_images
 from kd_lightning.files.images import load_image
 from kd_lightning.files.prepare import prepare
+from kd_lightning.files.progress import progress
 
 Row = tuple[str, str, str]
 
@@ -44,16 +45,18 @@ def classify(model: str, images: list[str], output: str | None = None) -> None:
     files = [file for name in images for file in _images_in(Path(name).expanduser())]
     rows: list[Row] = []
     unreadable: list[str] = []
-    for first in range(0, len(files), 64):
-        readable, pixels = [], []
-        for file in files[first : first + 64]:
-            try:
-                pixels.append(_pixels(file, classifier))
-                readable.append(file)
-            except ValueError as error:
-                unreadable.append(str(error))
-        if pixels:
-            rows += _predictions(classifier, readable, np.stack(pixels))
+    with progress("Classifying", len(files)) as advance:
+        for first in range(0, len(files), 64):
+            readable, pixels = [], []
+            for file in files[first : first + 64]:
+                try:
+                    pixels.append(_pixels(file, classifier))
+                    readable.append(file)
+                except ValueError as error:
+                    unreadable.append(str(error))
+            if pixels:
+                rows += _predictions(classifier, readable, np.stack(pixels))
+            advance(len(files[first : first + 64]))
     _write(rows, output)
     if unreadable:
         raise UserError("\n".join([f"{len(unreadable)} of {len(files)} images are left out.", *unreadable]))

@@ -40,7 +40,7 @@ def compress(arguments: Sequence[str]) -> None:
         ValueError: If a stage is invalid, no stage takes an option, a result was created from different inputs, or
             another process works in the folder.
     """
-    options, added = _parser().parse_known_args(arguments)
+    options, added = argument_parser().parse_known_args(arguments)
     if len(options.config) > 1:
         raise UserError("compress takes one -c; name further configurations in the stages of a chain of your own.")
     [config] = map(os.path.expanduser, options.config)
@@ -61,7 +61,8 @@ def compress(arguments: Sequence[str]) -> None:
     print(f"All {len(stages)} stages are done; their results are in {folder}.")
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's words."""
     parser = argparse.ArgumentParser(
         prog="kd-lightning compress",
         description="Run a chain of commands from a teacher to files that serve, resuming where it was interrupted.",
@@ -171,7 +172,7 @@ def _result(name: str, folder: Path) -> str:
     """Return the digest of the file that a stage created, or of the best checkpoint of its run."""
     place = folder / name
     try:
-        return _digest(place if place.is_file() else Run(place).best)
+        return _digest(place if place.is_file() else Run(place).best_file)
     except MissingFileError as error:
         raise UserError(f"{str(place)!r} has lost its best checkpoint; delete it to train it again.") from error
 

@@ -13,7 +13,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from kd_lightning.callbacks import FeatureWriter, PredictionWriter, RunSummary, StepCheckpoint, TensorBoardImages
+from kd_lightning.callbacks import (
+    FeatureWriter,
+    FitSummary,
+    LineProgress,
+    PredictionWriter,
+    RunSummary,
+    StepCheckpoint,
+    TensorBoardImages,
+)
+from kd_lightning.callbacks.run_cost import describe_cost
 from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.checkpoints.io import use_atomic_checkpoints
 from kd_lightning.checkpoints.trust import class_paths, imported_packages
@@ -23,15 +32,18 @@ from kd_lightning.cli.device_options import choose_accelerator, drop_advertiseme
 from kd_lightning.cli.download_errors import explain_download_error
 from kd_lightning.cli.echo import echo
 from kd_lightning.cli.errors import exit_on_error, innermost_cause, one_line
+from kd_lightning.cli.image_folders import data_root, find_images
 from kd_lightning.cli.layers import print_layers
+from kd_lightning.cli.loggers import check_packages, explain_logger_error, has_run_folder, keep_run_folder, write_below
 from kd_lightning.cli.parse_errors import explain_parse_errors
 from kd_lightning.cli.sources import echo_imported
-from kd_lightning.cli.teacher_files import find_teacher
+from kd_lightning.cli.teacher_files import find_teacher, teacher_paths
 from kd_lightning.cli.trainer_errors import explain_device_error, explain_trainer_errors
 from kd_lightning.errors import UserError, find_cause
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks.data_config import data_config, set_data_config
 from kd_lightning.networks.published_config import named_weights
+from kd_lightning.runs.moved import describe_file, describe_images
 from kd_lightning.runs.run import BEST, LAST, LOGS, Run
 
 _BUILD_ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, MisconfigurationException)
@@ -65,7 +77,7 @@ class CommandLine(LightningCLI):
                     "init_args": {"save_dir": str(LOGS), "name": "", "default_hp_metric": False},
                 },
                 # `last` comes after the callback that saves the best, so that its file contains that one's state
-                "callbacks": [TensorBoardImages(), RunSummary(), _save_last_epoch()],
+                "callbacks": [TensorBoardImages(), RunSummary(), FitSummary(), _save_last_epoch()],
             },
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
@@ -108,8 +120,23 @@ class CommandLine(LightningCLI):
         """Find the checkpoints that are named, before anything is built."""
         self.command = self.config.get("subcommand") or "layers"
         self.options = self.config.get(self.command, self.config)
-        if (run := configured_run(self.options)) is not None:
+        run = configured_run(self.options)
+        if run is not None:
             echo_imported(str(run.config_file), imported_packages(class_paths(run.configuration, strings=False)))
+        self._prepare_trainer()
+        evaluated = run or _run_of_checkpoint(self.options.get("ckpt_path"))
+        for line in find_teacher(self.options.get("model.init_args"), self.command, evaluated):
+            echo(line)
+        for line in find_images(self.options, evaluated):
+            echo(line)
+        if self.command != "layers":
+            self.options["weights_only"] = True  # read files as data; Lightning's default runs the code in them
+            self.opened = choose_checkpoint(self.options, self.command)
+            del self.options["trust"]  # config.yaml does not keep it
+            self._use_folder_of(self.opened)
+
+    def _prepare_trainer(self) -> None:
+        """Adapt callbacks, devices and loggers to this machine and its output."""
         callbacks = self.options.get("trainer.callbacks")
         if isinstance(callbacks, list):  # of a run that the same command resumes, which added them before
             self.options["trainer.callbacks"] = [c for i, c in enumerate(callbacks) if c not in callbacks[:i]]
@@ -119,16 +146,14 @@ class CommandLine(LightningCLI):
             echo("Apple's MPS is not supported, so this runs on the CPU.")
         if self.options.get("trainer.enable_checkpointing") is False:
             self._drop_checkpoint_callbacks()
-        root, place = self.options.get("trainer.default_root_dir"), "trainer.logger.init_args.save_dir"
-        if root is not None and self.options.get(place) == str(LOGS):  # our default, which the user's replaces
-            self.options[place] = str(Path(root, LOGS))
-        for line in find_teacher(self.options.get("model.init_args"), self.command):
-            echo(line)
+        if not sys.stdout.isatty() and self.options.get("trainer.enable_progress_bar") is not False:
+            self._print_lines_of_progress(callbacks)
         if self.command != "layers":
-            self.options["weights_only"] = True  # read files as data; Lightning's default runs the code in them
-            self.opened = choose_checkpoint(self.options, self.command)
-            del self.options["trust"]  # config.yaml does not keep it
-            self._use_folder_of(self.opened)
+            check_packages(self.options)
+            for line in keep_run_folder(self.options, sys.argv):
+                echo(line)
+        if (root := self.options.get("trainer.default_root_dir")) is not None:
+            write_below(root, self.options)
 
     def instantiate_classes(self) -> None:
         """Build what the configuration names; report in one sentence what a class does not accept.
@@ -143,13 +168,27 @@ class CommandLine(LightningCLI):
                 raise
             cause = innermost_cause(error)
             known = explain_device_error(str(cause)) or explain_download_error(error)
+            if known is None and "subclass of Logger" in str(cause):
+                known = explain_logger_error(self.options)
             sentence = known or f"The configuration cannot be built: {one_line(cause)}"
             raise UserError(sentence) from error
         self._attach_published_configs()
+        if self.command == "fit":
+            self._describe_sources()
         use_atomic_checkpoints(self.trainer.strategy, self.opened)
         self.opened = None
         if self.options.tf32:
             set_matmul_precision(self.trainer)
+
+    @rank_zero_only
+    def _describe_sources(self) -> None:
+        """Record the digests of the teacher's files and of the folder of images, by which they are found again."""
+        root = data_root(self.options)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FitSummary):
+                paths = teacher_paths(self.options.get("model.init_args"))
+                callback.teachers = [describe_file(path) for path in paths]
+                callback.images = None if root is None or not root.is_dir() else describe_images(root)
 
     def _attach_published_configs(self) -> None:
         """Attach what the weights of torchvision expect that the configuration names: its networks do not keep it."""
@@ -167,10 +206,18 @@ class CommandLine(LightningCLI):
                 set_data_config(network, published._replace(classes=names))
 
     def after_fit(self) -> None:
-        """Print the path of the best checkpoint."""
+        """Print what the training cost, the path of the best checkpoint, and the next command."""
+        teacher = getattr(self.model, "teacher", None)
+        role = "student" if self.model.network_argument == "student" else "network"
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FitSummary):
+                echo(describe_cost(callback.cost, has_teacher=teacher is not None, student=role))
         best = next((c for c in self.trainer.checkpoint_callbacks if getattr(c, "best_model_path", "")), None)
         if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
             echo(f"The best checkpoint is {best.best_model_path} ({best.monitor} {float(best.best_model_score):.4f}).")
+            run = Run.of_checkpoint(best.best_model_path)
+            if run is not None:
+                echo(f"Next: kd-lightning test -c {run.folder}")
 
     def after_predict(self) -> None:
         """Print the paths of the files that were written; report images that are broken as an error.
@@ -198,12 +245,18 @@ class CommandLine(LightningCLI):
         logger = self.options.get("trainer.logger")
         for each in logger if isinstance(logger, list) else [logger]:
             arguments = (each.get("init_args") if isinstance(each, Namespace) else None) or {}
-            if run is not None and "save_dir" in arguments:
+            if run is not None and has_run_folder(each):
                 place = {"save_dir": str(run.folder.parent), "name": "", "version": run.folder.name}
                 for name, value in place.items():
                     arguments[name] = value
                 if str(each.class_path).endswith("CSVLogger"):
                     _keep_metrics(run.folder / "metrics.csv")
+
+    def _print_lines_of_progress(self, callbacks: object) -> None:
+        """Replace Lightning's bar, which leaves nothing in a file until the end, unless a bar is chosen."""
+        chosen = [str(each.get("class_path")) for each in callbacks] if isinstance(callbacks, list) else []
+        if not any(name.endswith("ProgressBar") for name in chosen):
+            self.trainer_defaults["callbacks"] = [*self.trainer_defaults["callbacks"], LineProgress()]
 
     def _drop_checkpoint_callbacks(self) -> None:
         """Leave out what saves checkpoints, which Lightning rejects beside ``enable_checkpointing=False``."""
@@ -211,6 +264,10 @@ class CommandLine(LightningCLI):
         self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         for parser in self.parsers:
             parser.callback_keys = [key for key in parser.callback_keys if key not in ("checkpoint", "progress")]
+
+
+def _run_of_checkpoint(path: object) -> Run | None:
+    return Run.of_checkpoint(str(path)) if path is not None and Path(str(path)).is_file() else None
 
 
 @rank_zero_only

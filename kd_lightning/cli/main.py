@@ -3,6 +3,7 @@
 import os
 import sys
 from difflib import get_close_matches
+from importlib import import_module
 
 _LIGHTNING = {
     "fit": "Train a teacher, or distil a student.",
@@ -13,12 +14,22 @@ _LIGHTNING = {
 }
 _FUNCTIONS = {
     "recipes": "List the recipes that -c takes by name.",
+    "init": "Look at a folder of images; write a commented YAML file for it.",
     "export": "Write a trained network to a file that serves (ONNX, torch, safetensors).",
     "classify": "Classify image files with an exported ONNX file.",
     "report": "Measure runs and exported files on test images; write a page.",
     "compare": "Print a table of tested runs.",
+    "doctor": "Print versions, devices, speeds and what is missing, for an issue.",
 }
 """Commands that are a function; see ``cli/functions.py``."""
+_PARSERS = {
+    "runs": "List runs with their figures; delete those that are named.",
+    "compress": "Run the chain: teacher, student, pruned, int8, report; resumable.",
+    "completion": 'Print what completes words in a shell: eval "$(kd-lightning completion)".',
+}
+"""Commands whose function takes the words that follow, and parses them itself."""
+COMMANDS = _LIGHTNING | _FUNCTIONS | _PARSERS
+"""All commands, with a line each."""
 
 
 def main() -> None:
@@ -26,8 +37,12 @@ def main() -> None:
     _find_modules_here()
     try:
         _run(sys.argv[1] if len(sys.argv) > 1 else "--help")
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader, as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def _find_modules_here() -> None:
@@ -37,18 +52,22 @@ def _find_modules_here() -> None:
 
 
 def _run(command: str) -> None:
-    if command in _LIGHTNING:
+    if command == "fit" and {"-h", "--help"} & set(sys.argv[2:]):
+        from kd_lightning.cli.fit_help import fit_help
+
+        print(fit_help())
+    elif command in _LIGHTNING:
+        sys.argv[1:] = ["--help" if word == "--help-all" else word for word in sys.argv[1:]]
         from kd_lightning.cli.lightning_cli import run
 
         run()
     elif command in _FUNCTIONS:
         _call(command)
-    elif command == "compress":
-        from kd_lightning.cli.compress import compress
+    elif command in _PARSERS:
         from kd_lightning.cli.errors import exit_on_error
 
         with exit_on_error(command, OSError):
-            compress(sys.argv[2:])
+            getattr(import_module(f"kd_lightning.cli.{command}"), command)(sys.argv[2:])
     elif command in ("-h", "--help"):
         print(_help())
     elif command == "--version":
@@ -56,7 +75,7 @@ def _run(command: str) -> None:
 
         print(__version__)
     else:
-        near = get_close_matches(command, [*_LIGHTNING, *_FUNCTIONS, "compress"], n=1)
+        near = get_close_matches(command, COMMANDS, n=1)
         nearest = f"; the nearest is {near[0]}" if near else ""
         sys.exit(f"kd-lightning: there is no command {command!r}{nearest}; `kd-lightning --help` lists all.")
 
@@ -72,8 +91,7 @@ def _call(command: str) -> None:
 
 
 def _help() -> str:
-    compress = {"compress": "Run the chain: teacher, student, pruned, int8, report; resumable."}
-    lines = [f"  {name:<10}{text}" for name, text in (_LIGHTNING | _FUNCTIONS | compress).items()]
+    lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "usage: kd-lightning COMMAND ...",

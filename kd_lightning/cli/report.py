@@ -1,12 +1,12 @@
 """`kd-lightning report`."""
 
-import platform
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from kd_lightning.cli.machine import processor_name
 from kd_lightning.cli.sources import echo_imported
 from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.report.contents import all_pictures, table, write
@@ -47,7 +47,7 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
         torch.set_num_threads(threads)
     preface = (
         f"{len(images):,} test images. Latency at batch size 1 and images per second at batch size 64, on one thread "
-        f"of {_machine()}: medians and quartiles. Accuracy with its 95% interval (Wilson). Size is that of the "
+        f"of {processor_name()}: medians and quartiles. Accuracy with its 95% interval (Wilson). Size is that of the "
         "exported file, or of a run's weights. Smaller (size) and faster (latency, in the same runtime) are factors "
         f"relative to {found[0].name}; agreement is the fraction of images that get its label. Times in different "
         "runtimes are not compared: each runtime has its own picture of latency, with a Pareto front of its own, and "
@@ -117,11 +117,3 @@ def _check_folder(folder: Path) -> None:
 def _is_ours(file: Path) -> bool:
     named = file.name in ("index.html", "report.md") or file.match("picture-*.svg")
     return named and file.is_file() and MARKS[file.suffix] in file.read_text(encoding="utf-8", errors="replace")
-
-
-def _machine() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

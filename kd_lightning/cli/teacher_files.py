@@ -8,10 +8,11 @@ from jsonargparse import Namespace
 from kd_lightning.checkpoints.trust import is_from_checkpoint
 from kd_lightning.errors import MissingFileError
 from kd_lightning.recipes import recipe_names
-from kd_lightning.runs.run import find_checkpoint
+from kd_lightning.runs.moved import moved_file
+from kd_lightning.runs.run import Run, find_checkpoint
 
 
-def find_teacher(options: Namespace, command: str) -> Iterator[str]:
+def find_teacher(options: Namespace, command: str, run: Run | None = None) -> Iterator[str]:
     """Fill in the path of the teacher, and of what a student takes from it, where a run or recipe is named.
 
     A missing file is an error in ``fit``; in ``layers`` an untrained network of the same shape replaces it. The other
@@ -20,6 +21,7 @@ def find_teacher(options: Namespace, command: str) -> Iterator[str]:
     Args:
         options: Arguments of the module, which are changed.
         command: Name of the command, for example ``"fit"``.
+        run: The run that is resumed or evaluated, which knows the digests of its teacher's files.
 
     Yields:
         Sentences that report what was filled in or left out.
@@ -34,7 +36,12 @@ def find_teacher(options: Namespace, command: str) -> Iterator[str]:
         try:
             node.init_args.path = str(find_checkpoint(name))
         except MissingFileError as error:
-            missing = str(error)
+            moved = moved_file(name, run)
+            if moved is None:
+                missing = str(error)
+            else:
+                node.init_args.path = str(moved)
+                yield f"{name} has moved: {moved} has the same digest."
         if node.init_args.path != name:
             yield f"The teacher is {node.init_args.path}."
     if missing and command == "fit":
@@ -44,6 +51,11 @@ def find_teacher(options: Namespace, command: str) -> Iterator[str]:
             node.init_args.path = teachers[0].init_args.path
     if command != "fit":
         yield from _leave_out(options, missing, command)
+
+
+def teacher_paths(options: Namespace) -> list[str]:
+    """Return the paths of the files that the teacher is loaded from."""
+    return [str(node.init_args.path) for node in _from_checkpoints(options.get("teacher"))]
 
 
 def _leave_out(options: Namespace, missing: str | None, command: str) -> Iterator[str]:

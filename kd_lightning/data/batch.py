@@ -18,6 +18,11 @@ class Batch(NamedTuple):
         ids: ``sample * V + view``, int64 ``(B,)``, with samples numbered over the full stored set and V fixed views of
             each (1: the sample itself).
         teacher_images: The same views at the size of the teacher, ``None`` where that is the size of ``images``.
+
+    Example:
+        >>> import torch
+        >>> batch = Batch(torch.zeros(2, 3, 8, 8), labels=torch.tensor([1, -1]), ids=torch.arange(2))
+        >>> images, labels, *_ = batch
     """
 
     images: Tensor

@@ -69,6 +69,11 @@ class CIFAR10DataModule(_CIFARDataModule):
     Raises:
         DownloadError: If the archive can be neither found nor downloaded.
         UserError: If an argument is outside its range.
+
+    Example:
+        >>> data = CIFAR10DataModule("data", batch_size=256, views=8)
+        >>> data.num_classes, data.image_shape, data.augmentation.padding
+        (10, (3, 32, 32), 4)
     """
 
     dataset = CIFAR10
@@ -97,6 +102,11 @@ class CIFAR100DataModule(_CIFARDataModule):
     Raises:
         DownloadError: If the archive can be neither found nor downloaded.
         UserError: If an argument is outside its range.
+
+    Example:
+        >>> data = CIFAR100DataModule("data", batch_size=64)
+        >>> data.num_classes, data.classes[:3]
+        (100, ('apple', 'aquarium_fish', 'baby'))
     """
 
     dataset = CIFAR100

@@ -47,6 +47,21 @@ class ImageFolderDataModule(PhotographDataModule):
         MissingFileError: If a folder does not exist.
         UserError: If a class folder is empty, images cannot be read or have another size, or the classes of two
             splits differ.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("cats", "dogs"):
+        ...         for number in range(20):
+        ...             file = Path(folder, "train", name, f"{number}.png")
+        ...             file.parent.mkdir(parents=True, exist_ok=True)
+        ...             Image.new("RGB", (60, 40)).save(file)
+        ...     data = ImageFolderDataModule(folder, image_size=32, batch_size=4)
+        ...     data.setup("fit")
+        ...     batch = next(iter(data.train_dataloader()))
+        ...     data.classes, batch.pixels.shape
+        (('cats', 'dogs'), torch.Size([4, 3, 32, 32]))
     """
 
     def __init__(self, root: str = "data", **options: Any) -> None:

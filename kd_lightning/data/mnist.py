@@ -34,6 +34,10 @@ class MNISTDataModule(ImageDataModule):
     Raises:
         DownloadError: If the files can be neither found nor downloaded.
         UserError: If an argument is outside its range.
+
+    Example:
+        >>> MNISTDataModule("data", size=32, channels=3).image_shape  # for networks that take colour images
+        (3, 32, 32)
     """
 
     dataset = MNIST

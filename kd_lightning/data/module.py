@@ -60,6 +60,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     Raises:
         UserError: If an argument is outside its range.
+
+    Example:
+        >>> from kd_lightning import DigitsDataModule
+        >>> data = DigitsDataModule(batch_size=32)
+        >>> data.setup("fit")
+        >>> batch = data.augment(next(iter(data.train_dataloader())))
+        >>> batch.images.shape, batch.labels.shape
+        (torch.Size([32, 1, 8, 8]), torch.Size([32]))
     """
 
     default_augmentation = Augmentation()

@@ -32,6 +32,10 @@ class SVHNDataModule(ImageDataModule):
     Raises:
         DownloadError: If the files can be neither found nor downloaded.
         UserError: If an argument is outside its range.
+
+    Example:
+        >>> SVHNDataModule("data", size=28, channels=1).image_shape  # beside MNIST
+        (1, 28, 28)
     """
 
     dataset = SVHN

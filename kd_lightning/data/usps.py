@@ -31,6 +31,10 @@ class USPSDataModule(ImageDataModule):
     Raises:
         DownloadError: If the files can be neither found nor downloaded.
         UserError: If an argument is outside its range.
+
+    Example:
+        >>> USPSDataModule("data", size=28).image_shape  # beside MNIST
+        (1, 28, 28)
     """
 
     dataset = USPS

@@ -35,6 +35,11 @@ class ExportResult:
         float32_size: Bytes of the same file in float32, where it was written in fewer bits; otherwise ``None``.
         difference: Largest absolute difference of the logits.
         agreement: Fraction of the images that get the same label.
+
+    Example:
+        >>> result = ExportResult(Path("student.onnx"), 40_000, None, difference=1e-6, agreement=1.0)
+        >>> f"{result.size / 1e6:.2f} MB"
+        '0.04 MB'
     """
 
     path: Path
@@ -71,6 +76,15 @@ def export_network(
     Raises:
         IsADirectoryError: If the path is that of a folder.
         UserError: If the options cannot be combined, the network cannot be exported, or the file disagrees with it.
+
+    Example:
+        >>> from kd_lightning.networks import DataConfig, resnet8x4
+        >>> network = resnet8x4()
+        >>> network.data_config = DataConfig.of(mean=[0.5] * 3, std=[0.25] * 3)  # as after a training
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = export_network(network, f"{folder}/student.safetensors", format="safetensors")
+        >>> result.path.name, result.agreement
+        ('student.safetensors', 1.0)
     """
     path = Path(path).expanduser()
     _check_options(path, format, fp16, calibration)

@@ -29,6 +29,18 @@ class OnnxClassifier:
     Raises:
         MissingFileError: If there is no such file.
         UserError: If it is not an ONNX file, or does not take images.
+
+    Example:
+        >>> import tempfile
+        >>> from kd_lightning.export import export_network
+        >>> from kd_lightning.networks import DataConfig, ResNet
+        >>> network = ResNet([1], [4])
+        >>> network.data_config = DataConfig.of(mean=[0.5] * 3, std=[0.25] * 3)  # as after a training
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = export_network(network, f"{folder}/student.onnx")
+        ...     classifier = OnnxClassifier(result.path)
+        >>> classifier(np.zeros((2, *classifier.shape), dtype=np.float32)).shape
+        (2, 10)
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:

@@ -42,16 +42,20 @@ def progress(title: str, total: int, *, unit: str = "images", visible: bool = Tr
         if seconds > DELAY and shown < tenths < 10:
             shown = tenths
             left = seconds * (total - done) / done
-            print(f"{title}: {10 * tenths} % of {total} {unit}, {_duration(left)} left", file=sys.stderr, flush=True)
+            print(
+                f"{title}: {10 * tenths} % of {total} {unit}, {describe_duration(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     yield advance
 
 
-def _duration(seconds: float) -> str:
+def describe_duration(seconds: float) -> str:
     """Return a duration in whole seconds, minutes or hours.
 
     Example:
-        >>> _duration(8.2), _duration(150), _duration(9000)
+        >>> describe_duration(8.2), describe_duration(150), describe_duration(9000)
         ('8 s', '3 min', '2.5 h')
     """
     if seconds < 90:

@@ -20,6 +20,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         MissingFileError: If there is no such file.
         UserError: If the file is damaged (its checksums reveal a flipped bit), contains code, or has another format.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"weight": torch.zeros(2)}, f"{folder}/weights.pt")
+        ...     read_checkpoint(f"{folder}/weights.pt")
+        {'weight': tensor([0., 0.])}
     """
     path = Path(path).expanduser()
     if not path.is_file():

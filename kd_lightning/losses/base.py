@@ -19,6 +19,12 @@ class Term(nn.Module, ABC):
 
     Raises:
         ValueError: If the weight or the warm-up is negative.
+
+    Example:
+        >>> from kd_lightning.losses import HardTargetLoss
+        >>> term = HardTargetLoss(weight=0.5, warmup_epochs=5)
+        >>> [term.weight_at(epoch) for epoch in (0, 4, 30)]
+        [0.1, 0.5, 0.5]
     """
 
     needs_teacher: bool = False
@@ -80,6 +86,13 @@ class DistillationLoss(Term):
 
     Raises:
         ValueError: If the weight or the warm-up is negative, or the two lists of layers differ in length.
+
+    Example:
+        >>> class LogitLoss(DistillationLoss):
+        ...     def forward(self, student, teacher, labels):
+        ...         return (student.logits - teacher.logits).square().mean()
+        >>> LogitLoss(weight=0.5)(Outputs(torch.zeros(2, 3)), Outputs(torch.ones(2, 3)), torch.tensor([0, 1]))
+        tensor(1.)
     """
 
     needs_teacher = True
@@ -150,6 +163,13 @@ class AlignmentLoss(Term):
 
     Raises:
         ValueError: If the weight or the warm-up is negative.
+
+    Example:
+        >>> class MeanLoss(AlignmentLoss):
+        ...     def forward(self, source, target, labels):
+        ...         return (source.logits.mean(0) - target.logits.mean(0)).square().sum()
+        >>> MeanLoss()(Outputs(torch.zeros(2, 3)), Outputs(torch.ones(4, 3)), torch.tensor([0, 1]))
+        tensor(3.)
     """
 
     def __init__(self, *, weight: float = 1.0, layers: Sequence[str] = (), warmup_epochs: int = 0) -> None:

@@ -66,6 +66,12 @@ class HardTargetLoss(DistillationLoss):
 
     Raises:
         ValueError: If ``label_smoothing`` lies outside [0, 1].
+
+    Example:
+        >>> loss = HardTargetLoss(label_smoothing=0.1)
+        >>> outputs = Outputs(torch.zeros(2, 4))
+        >>> loss(outputs, outputs, torch.tensor([3, -1]))
+        tensor(1.3863)
     """
 
     needs_teacher = False

@@ -56,6 +56,12 @@ class SoftTargetLoss(DistillationLoss):
 
     Raises:
         ValueError: If the temperature is not above 0.
+
+    Example:
+        >>> loss = SoftTargetLoss(temperature=4.0, weight=0.9)
+        >>> student, teacher = Outputs(torch.zeros(1, 2)), Outputs(torch.tensor([[4.0, 0.0]]))
+        >>> loss(student, teacher, torch.tensor([0]))
+        tensor(1.7751)
     """
 
     compares_logits = True

@@ -87,6 +87,13 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     Raises:
         UserError: If an argument is out of range, or the network has uninitialized layers.
+
+    Example:
+        >>> from kd_lightning import TeacherModule
+        >>> from kd_lightning.networks import ResNet
+        >>> module = TeacherModule(ResNet([1], [4], in_channels=1), learning_rate=0.05)
+        >>> isinstance(module, ClassificationModule), module(torch.zeros(2, 1, 8, 8)).shape
+        (True, torch.Size([2, 10]))
     """
 
     takes_pairs: ClassVar[bool] = False
@@ -331,7 +338,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as Lightning does, unless the update is skipped: torch cannot clip by value without gradients."""
-        if self._replayed and not self._is_captured:
+        if self._replayed and not self.is_captured:
             return
         if any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"]):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -353,11 +360,12 @@ class ClassificationModule(pl.LightningModule, ABC):
             StepRecord(trainer.current_epoch, trainer.global_step, {**terms, "loss": loss}, shown)
         )
         self.epoch_metrics.add(loss, terms, logits, labels, all_labelled=self.all_labelled)
-        if not self._is_captured:
+        if not self.is_captured:
             self.log_progress(loss)
 
     @property
-    def _is_captured(self) -> bool:
+    def is_captured(self) -> bool:
+        """The knowledge that a step runs in order to be captured."""
         return self.graphed_step is not None and self.graphed_step.capturing
 
     def log_progress(self, loss: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -9,8 +10,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from kd_lightning.callbacks.fetch_timer import CACHING, TEACHER, measured
 from kd_lightning.callbacks.teacher_check import TeacherCheck
-from kd_lightning.data.batch import images_for_teacher
+from kd_lightning.data.batch import LoadedBatch, images_for_teacher
 from kd_lightning.data.read_batch import read_batch
 from kd_lightning.errors import UserError
 from kd_lightning.features import FeatureTap, Outputs
@@ -99,12 +101,19 @@ class DistillationModule(ClassificationModule):
         loaded = read_batch(batch)
         images, labels = loaded.images, loaded.labels
         student = self._student_tap(self.network_input(images))
-        teacher = None if self.frozen_teacher is None else self.frozen_teacher(images_for_teacher(loaded), loaded.ids)
+        teacher = self._teacher_outputs(loaded)
         loss: Tensor
         loss, terms = self.losses(student, teacher, labels)
         inputs = {"images": images} if teacher is None else {"images": images, "the teacher's logits": teacher.logits}
         self.log_step(loss, terms, student.logits, labels, inputs)
         return loss
+
+    def _teacher_outputs(self, batch: LoadedBatch) -> Outputs | None:
+        if self.frozen_teacher is None:
+            return None
+        # a graph has no clock inside
+        with nullcontext() if self.is_captured else measured(self.trainer, TEACHER):
+            return self.frozen_teacher(images_for_teacher(batch), batch.ids)
 
     def reference_logits(self, images: Tensor, batch_idx: int | None = None) -> Tensor | None:
         """Return the teacher's logits ``(B, C)`` of images at its size, or ``None`` if it has other classes."""
@@ -250,9 +259,11 @@ class DistillationModule(ClassificationModule):
         """Set the progress of the losses, and load the view of the epoch from the cache, or fill it."""
         progress = self.trainer.global_step / self._total_steps
         self.losses.begin_step(progress=progress, epoch=self.current_epoch, device=self.device)
-        if self.frozen_teacher is not None and self.frozen_teacher.cache is not None:
-            with self.epoch_metrics.paused():
-                self.frozen_teacher.load_view(self.current_epoch, self.trainer)
+        teacher = self.frozen_teacher
+        if teacher is None or teacher.cache is None or teacher.cache.shows(self.current_epoch):
+            return
+        with self.epoch_metrics.paused(), measured(self.trainer, CACHING):
+            teacher.load_view(self.current_epoch, self.trainer)
 
     def describe_speed(self) -> list[str]:
         """Return what makes the networks fast, and what else could."""

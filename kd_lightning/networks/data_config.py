@@ -23,6 +23,11 @@ class DataConfig(NamedTuple):
         preparation: Resizing and crop of an image before the network is evaluated on it.
         train_size: Height and width of the images that it was trained on, where they differ from those of the
             preparation.
+
+    Example:
+        >>> config = DataConfig.of(mean=[0.5], std=[0.25], classes=["cat", "dog"])
+        >>> config.classes, config.train_size
+        (('cat', 'dog'), None)
     """
 
     mean: tuple[float, ...] | None = None
@@ -133,6 +138,10 @@ def data_config(network: nn.Module | None) -> DataConfig:
     """Return what is known of a network's input, with ``None`` in all fields if nothing is.
 
     That is the configuration that is attached to it, or that of a trained network of timm.
+
+    Example:
+        >>> data_config(nn.Linear(2, 3)) == DataConfig()
+        True
     """
     known: DataConfig = getattr(network, _ATTRIBUTE, DataConfig())
     if network is not None and known.mean is None and known.preparation is None:

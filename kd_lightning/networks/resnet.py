@@ -150,22 +150,42 @@ def resnet20(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int =
 
 
 def resnet32(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int = 3) -> nn.Module:
-    """ResNet-32 for 32x32 images: 16-32-64 channels, 0.46 M parameters; the arguments are those of :class:`ResNet`."""
+    """ResNet-32 for 32x32 images: 16-32-64 channels, 0.46 M parameters; the arguments are those of :class:`ResNet`.
+
+    Example:
+        >>> sum(weight.numel() for weight in resnet32().parameters())
+        466906
+    """
     return _cifar(32, num_classes, shortcut, in_channels)
 
 
 def resnet44(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int = 3) -> nn.Module:
-    """ResNet-44 for 32x32 images: 16-32-64 channels, 0.66 M parameters; the arguments are those of :class:`ResNet`."""
+    """ResNet-44 for 32x32 images: 16-32-64 channels, 0.66 M parameters; the arguments are those of :class:`ResNet`.
+
+    Example:
+        >>> sum(weight.numel() for weight in resnet44().parameters())
+        661338
+    """
     return _cifar(44, num_classes, shortcut, in_channels)
 
 
 def resnet56(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int = 3) -> nn.Module:
-    """ResNet-56 for 32x32 images: 16-32-64 channels, 0.85 M parameters; the arguments are those of :class:`ResNet`."""
+    """ResNet-56 for 32x32 images: 16-32-64 channels, 0.85 M parameters; the arguments are those of :class:`ResNet`.
+
+    Example:
+        >>> sum(weight.numel() for weight in resnet56().parameters())
+        855770
+    """
     return _cifar(56, num_classes, shortcut, in_channels)
 
 
 def resnet110(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int = 3) -> nn.Module:
-    """ResNet-110 for 32x32 images: 16-32-64 channels, 1.7 M parameters; the arguments are those of :class:`ResNet`."""
+    """ResNet-110 for 32x32 images: 16-32-64 channels, 1.7 M parameters; the arguments are those of :class:`ResNet`.
+
+    Example:
+        >>> sum(weight.numel() for weight in resnet110().parameters())
+        1730714
+    """
     return _cifar(110, num_classes, shortcut, in_channels)
 
 
@@ -173,22 +193,41 @@ def resnet8x4(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int 
     """ResNet-8, four times as wide (stem 32, then 64-128-256), 1.2 M parameters, as in the CRD benchmark.
 
     Y. Tian et al.: Contrastive Representation Distillation, ICLR 2020, https://arxiv.org/abs/1910.10699
+
+    Example:
+        >>> sum(weight.numel() for weight in resnet8x4(num_classes=100).parameters())
+        1233540
     """
     return ResNet([1] * 3, [64, 128, 256], num_classes, shortcut, in_channels, stem_width=32)
 
 
 def resnet32x4(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int = 3) -> nn.Module:
-    """ResNet-32, four times as wide (stem 32, then 64-128-256), 7.4 M parameters; see :func:`resnet8x4`."""
+    """ResNet-32, four times as wide (stem 32, then 64-128-256), 7.4 M parameters; see :func:`resnet8x4`.
+
+    Example:
+        >>> sum(weight.numel() for weight in resnet32x4(num_classes=100).parameters())
+        7433860
+    """
     return ResNet([5] * 3, [64, 128, 256], num_classes, shortcut, in_channels, stem_width=32)
 
 
 def resnet18(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int = 3) -> nn.Module:
-    """ResNet-18 with a 3x3 stem for 32x32 images: 64-128-256-512 channels, 11.2 M parameters."""
+    """ResNet-18 with a 3x3 stem for 32x32 images: 64-128-256-512 channels, 11.2 M parameters.
+
+    Example:
+        >>> sum(weight.numel() for weight in resnet18().parameters())
+        11173962
+    """
     return ResNet([2, 2, 2, 2], [64, 128, 256, 512], num_classes, shortcut, in_channels)
 
 
 def resnet34(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int = 3) -> nn.Module:
-    """ResNet-34 with a 3x3 stem for 32x32 images: 64-128-256-512 channels, 21.3 M parameters."""
+    """ResNet-34 with a 3x3 stem for 32x32 images: 64-128-256-512 channels, 21.3 M parameters.
+
+    Example:
+        >>> sum(weight.numel() for weight in resnet34().parameters())
+        21282122
+    """
     return ResNet([3, 4, 6, 3], [64, 128, 256, 512], num_classes, shortcut, in_channels)
 
 

@@ -74,20 +74,40 @@ def _stage(in_width: int, width: int, blocks: int, stride: int) -> nn.Sequential
 
 
 def wrn_16_2(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """WRN-16-2, 0.69 M parameters; the arguments are those of :class:`WideResNet`."""
+    """WRN-16-2, 0.69 M parameters; the arguments are those of :class:`WideResNet`.
+
+    Example:
+        >>> sum(weight.numel() for weight in wrn_16_2(num_classes=100).parameters())
+        703284
+    """
     return WideResNet(16, 2, num_classes, in_channels)
 
 
 def wrn_40_1(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """WRN-40-1, 0.56 M parameters; the arguments are those of :class:`WideResNet`."""
+    """WRN-40-1, 0.56 M parameters; the arguments are those of :class:`WideResNet`.
+
+    Example:
+        >>> sum(weight.numel() for weight in wrn_40_1(num_classes=100).parameters())
+        569780
+    """
     return WideResNet(40, 1, num_classes, in_channels)
 
 
 def wrn_40_2(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """WRN-40-2, 2.2 M parameters; the arguments are those of :class:`WideResNet`."""
+    """WRN-40-2, 2.2 M parameters; the arguments are those of :class:`WideResNet`.
+
+    Example:
+        >>> sum(weight.numel() for weight in wrn_40_2(num_classes=100).parameters())
+        2255156
+    """
     return WideResNet(40, 2, num_classes, in_channels)
 
 
 def wrn_28_10(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """WRN-28-10, 36.5 M parameters; the arguments are those of :class:`WideResNet`."""
+    """WRN-28-10, 36.5 M parameters; the arguments are those of :class:`WideResNet`.
+
+    Example:
+        >>> sum(weight.numel() for weight in wrn_28_10(num_classes=100).parameters())
+        36536884
+    """
     return WideResNet(28, 10, num_classes, in_channels)

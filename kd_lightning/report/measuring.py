@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_lightning.files.progress import progress
 from kd_lightning.modules.evaluation import Evaluation
 from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Floats, Model
@@ -21,7 +22,11 @@ def measure(model: Model, images: Tensor, labels: Tensor, teacher_logits: Tensor
         labels: Class indices ``(N,)``, -1 where unlabelled.
         teacher_logits: Logits ``(N, C)`` to compare with; ``None`` for the model's own.
     """
-    parts = [model.classify(part.numpy()) for part in images.split(64)]
+    parts = []
+    with progress(f"Running {model.name}", len(images)) as advance:
+        for part in images.split(64):
+            parts.append(model.classify(part.numpy()))
+            advance(len(part))
     logits = torch.from_numpy(np.concatenate(parts))
     evaluation = Evaluation(logits.shape[1])
     evaluation.update(logits, labels, logits if teacher_logits is None else teacher_logits)

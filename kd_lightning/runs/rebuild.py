@@ -7,11 +7,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from jsonargparse import ArgumentParser
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from kd_lightning.data.protocol import is_image_data
 from kd_lightning.data.shapes import resize, with_channels
 from kd_lightning.errors import UserError
+from kd_lightning.runs.moved import moved_folder
+from kd_lightning.runs.run import Run
 
 
 def load_images(data: Any, split: str, count: int | None) -> tuple[Tensor, Tensor] | None:
@@ -36,16 +39,22 @@ def load_images(data: Any, split: str, count: int | None) -> tuple[Tensor, Tenso
     return torch.cat(images)[:count], torch.cat(labels)[:count]
 
 
-def build_data(config: dict[str, Any], config_file: Path) -> Any:
+def build_data(config: dict[str, Any], run: Run) -> Any:
     """Build the data module of a run as :meth:`Run.data` describes.
+
+    A folder of images that was moved is found by its digest, and that is printed.
 
     Args:
         config: The ``data`` section of the run's configuration.
-        config_file: File of the configuration, for the message.
+        run: The run.
 
     Raises:
         UserError: If the data module cannot be built.
     """
+    root = (config.get("init_args") or {}).get("root")
+    if root is not None and not Path(str(root)).expanduser().is_dir() and (moved := moved_folder(root, run)):
+        rank_zero_info(f"{root} has moved: {moved} has the same images.")
+        config = {**config, "init_args": {**config["init_args"], "root": str(moved)}}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningDataModule, "data")
     try:
@@ -54,6 +63,6 @@ def build_data(config: dict[str, Any], config_file: Path) -> Any:
         text = " ".join(str(error).split())
         reason = (text.partition("Errors: - ")[2] or text).partition(" - Expected a <")[0][:300].rstrip(".")
         raise UserError(
-            f"The data of {str(config_file)!r} cannot be built ({reason}); correct that, or make it importable."
+            f"The data of {str(run.config_file)!r} cannot be built ({reason}); correct that, or make it importable."
         ) from error
     return data if is_image_data(data) else None

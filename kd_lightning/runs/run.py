@@ -1,6 +1,8 @@
 """A training run: its folder, and what is found there. Importable without torch."""
 
 import json
+import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +14,7 @@ from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.recipes import recipe_names
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from kd_lightning.checkpoints.checkpoint import Checkpoint
     from kd_lightning.data.module import ImageDataModule
@@ -20,21 +22,32 @@ if TYPE_CHECKING:
 LOGS = Path("lightning_logs")
 """Where Lightning writes, relative to the working folder."""
 CONFIG = "config.yaml"
-TEST = "test.json"
+FIT, TEST = "fit.json", "test.json"
 CHECKPOINTS = "checkpoints"
 BEST, LAST = "best", "last"
+PUBLISHED = "published"
+"""The folder in ``LOGS`` that git keeps: configurations and figures of runs, without weights."""
 
 
 class Run:
-    """A training run of the command line.
+    """A training run of the command line or of :func:`kd_lightning.distill`.
 
     Args:
-        folder: The folder that holds ``config.yaml``, ``checkpoints/`` and, once it was tested, ``test.json``.
+        folder: The folder that holds ``checkpoints/``, ``fit.json``, once it was tested ``test.json``, and of a run of
+            the command line ``config.yaml``.
 
-    Example::
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "test.json").write_text('{"accuracy": 0.953}')
+        ...     run = Run.find(folder)
+        ...     print(run.test, run.fit)
+        {'accuracy': 0.953} None
 
-        run = Run.find("digits/distill")
-        run.test["accuracy"], run.best, run.network()
+    The network of the newest run of a recipe, and of a run in Python, whose networks are not described in files::
+
+        network = Run.find("digits/distill").best.network()
+        network = Run.find("distill").best.network(into=resnet20())
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -75,6 +88,22 @@ class Run:
         )
 
     @classmethod
+    def all_below(cls, folder: str | Path) -> list[Self]:
+        """Return all runs in a folder and in those below it, sorted by their folders; links are not followed."""
+        found = []
+        for place, folders, files in os.walk(folder):
+            if CHECKPOINTS in folders or {CONFIG, FIT, TEST} & set(files):
+                found.append(cls(place))
+                folders[:] = [] if Path(place) != Path(folder) else [name for name in folders if name != CHECKPOINTS]
+        return sorted(found, key=lambda run: _numbered(run.folder))
+
+    @property
+    def is_published(self) -> bool:
+        """Return whether git keeps the run's configuration and figures."""
+        parents = self.folder.absolute().parents
+        return any(folder.name == PUBLISHED and folder.parent.name == LOGS.name for folder in parents)
+
+    @classmethod
     def newest_of(cls, folder: str | Path) -> Self:
         """Return the last of the runs ``version_0``, ``version_1``, ... of a folder that have checkpoints.
 
@@ -103,6 +132,11 @@ class Run:
     def config_file(self) -> Path:
         """Return the path of ``config.yaml``, which may not exist."""
         return self.folder / CONFIG
+
+    @property
+    def fit_file(self) -> Path:
+        """Return the path of ``fit.json``, which may not exist."""
+        return self.folder / FIT
 
     @property
     def test_file(self) -> Path:
@@ -156,8 +190,8 @@ class Run:
         return found[-1]
 
     @property
-    def best(self) -> Path:
-        """Return the checkpoint of the best epoch on the validation images.
+    def best_file(self) -> Path:
+        """Return the path of the checkpoint of the best epoch on the validation images.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -165,13 +199,28 @@ class Run:
         return self.checkpoint(BEST)
 
     @property
-    def last(self) -> Path:
-        """Return the newest checkpoint of the last epoch or step.
+    def last_file(self) -> Path:
+        """Return the path of the newest checkpoint of the last epoch or step.
 
         Raises:
             FileNotFoundError: If there is none.
         """
         return self.checkpoint(LAST)
+
+    @property
+    def best(self) -> "Checkpoint":
+        """Open the checkpoint of the best epoch, which may name what ``config.yaml`` names: a run is a program.
+
+        Raises:
+            FileNotFoundError: If the run has no best checkpoint.
+            ValueError: If the checkpoint is damaged, or ``config.yaml`` names a class that does not exist.
+        """
+        return self._open(self.best_file)
+
+    @property
+    def last(self) -> "Checkpoint":
+        """Open the newest checkpoint of the last epoch or step, as :attr:`best` does."""
+        return self._open(self.last_file)
 
     def newest_checkpoint(self, on_damaged: Callable[[str], object] | None = None) -> "Checkpoint | None":
         """Open the checkpoint of the most training steps; return ``None`` if no checkpoint can be read.
@@ -200,17 +249,27 @@ class Run:
         Raises:
             ValueError: If ``test.json`` is damaged.
         """
-        if not self.test_file.is_file():
-            return None
-        try:
-            metrics = json.loads(self.test_file.read_text())
-        except (ValueError, RecursionError):
-            metrics = None
-        if not isinstance(metrics, dict):
+        metrics = _read_json(self.test_file)
+        if metrics is not None and not metrics:
             raise UserError(
                 f"{str(self.test_file)!r} is damaged; run `kd-lightning test -c {self.config_file}` to write it again."
             )
         return metrics
+
+    @property
+    def fit(self) -> dict[str, Any] | None:
+        """Return what the training has reached and cost so far, or ``None`` if the run does not say so.
+
+        For the command line these are the validation metrics of the best epoch (``val``), ``epochs``, ``steps``,
+        whether the training is ``finished``, the ``cost`` in seconds, and the files of the ``teachers``.
+
+        Raises:
+            ValueError: If ``fit.json`` is damaged.
+        """
+        found = _read_json(self.fit_file)
+        if found is not None and not found:
+            raise UserError(f"{str(self.fit_file)!r} is damaged; delete it, or resume the run to write it again.")
+        return found
 
     def data(self) -> "ImageDataModule | None":
         """Return the run's data module before ``setup``, or ``None`` if it is not one of kd_lightning.
@@ -221,7 +280,7 @@ class Run:
         from kd_lightning.runs.rebuild import build_data
 
         config = self.config.get("data") if self.config_file.is_file() else None
-        data: ImageDataModule | None = build_data(config, self.config_file) if config else None
+        data: ImageDataModule | None = build_data(config, self) if config else None
         return data
 
     def images(self, split: str, *, count: int | None = None) -> "tuple[Tensor, Tensor] | None":
@@ -242,36 +301,37 @@ class Run:
         if data is None:
             return None
         with suppress(MissingFileError):
-            Checkpoint(self.best).restore_data(data)
+            Checkpoint(self.best_file).restore_data(data)
         return load_images(data, split, count)
 
-    def open(self) -> "Checkpoint":
-        """Open the best checkpoint, which may name what ``config.yaml`` names: a run is a program.
-
-        Raises:
-            FileNotFoundError: If the run has no best checkpoint.
-            ValueError: If the checkpoint is damaged, or ``config.yaml`` names a class that does not exist.
-        """
+    def _open(self, file: Path) -> "Checkpoint":
         from kd_lightning.checkpoints.checkpoint import Checkpoint
         from kd_lightning.checkpoints.trust import import_classes
 
-        best = self.best
         named = self.configuration if self.config_file.is_file() else {}
-        return Checkpoint(best, trusted=import_classes(named, str(self.config_file)))
+        return Checkpoint(file, trusted=import_classes(named, str(self.config_file)))
 
     @property
     def configuration(self) -> dict[str, Any]:
         """Return the sections ``model`` and ``data`` of :attr:`config`, from which the run can be rebuilt."""
         return {name: self.config.get(name) or {} for name in ("model", "data")}
 
-    def network(self) -> "nn.Module":
-        """Return the network of the best checkpoint, in eval mode; what ``config.yaml`` names is imported.
 
-        Raises:
-            FileNotFoundError: If the run has no best checkpoint.
-            ValueError: If the checkpoint is damaged or names classes that ``config.yaml`` does not name.
-        """
-        return self.open().network()
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """Return the content of a file, ``None`` where there is none, and nothing where it is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, RecursionError):
+        content = None
+    return content if isinstance(content, dict) else {}
+
+
+def _numbered(folder: Path) -> list[tuple[str, int]]:
+    """Return the parts of a path in an order in which ``version_9`` comes before ``version_10``."""
+    parts = (re.fullmatch(r"(.*?)(\d*)", part, re.DOTALL) for part in folder.parts)
+    return [(part[1], int(part[2] or -1)) for part in parts if part]
 
 
 def _named_runs(folder: Path) -> str:
@@ -287,4 +347,4 @@ def find_checkpoint(name: str | Path) -> Path:
         FileNotFoundError: If there is no such file or run.
     """
     path = Path(name).expanduser()
-    return path if path.is_file() else Run.find(name).best
+    return path if path.is_file() else Run.find(name).best_file

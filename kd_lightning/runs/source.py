@@ -5,12 +5,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.checkpoints.described import rebuild_data, rebuild_network
 from kd_lightning.checkpoints.trust import imported_packages
 from kd_lightning.data.protocol import is_image_data
+from kd_lightning.runs.moved import moved_file
 from kd_lightning.runs.rebuild import load_images
 from kd_lightning.runs.run import Run
 
@@ -37,7 +39,7 @@ class Source:
         path = Path(name).expanduser()
         self._program = None if path.is_file() else Run.find(path)
         self._trust = trust
-        self.path = path if self._program is None else self._program.best
+        self.path = path if self._program is None else self._program.best_file
         self.run = self._program or Run.of_checkpoint(self.path)
 
     @cached_property
@@ -47,7 +49,7 @@ class Source:
         Raises:
             UserError: If it is damaged, or names a class that does not exist.
         """
-        opened = self._program.open() if self._program else Checkpoint(self.path)
+        opened = self._program.best if self._program else Checkpoint(self.path)
         if self._trust:
             opened.trust()
         return opened
@@ -89,9 +91,20 @@ class Source:
             UserError: If its file is damaged, or the checkpoint names classes for it that are not trusted.
         """
         described = self._described_teacher
+        if described is not None and not Path(str(self.teacher_path)).is_file():
+            described = self._moved(described)
         with suppress(OSError):
             return None if described is None else rebuild_network(self.checkpoint, described)
         return None
+
+    def _moved(self, described: dict[str, Any]) -> dict[str, Any]:
+        """Return the description of a teacher with the path at which its file is now, if it was moved."""
+        arguments = described.get("init_args") or {}
+        path = moved_file(str(arguments.get("path")), self.run)
+        if path is None:
+            return described
+        rank_zero_info(f"{arguments['path']} has moved: {path} has the same digest.")
+        return {**described, "init_args": {**arguments, "path": str(path)}}
 
     @property
     def _described_teacher(self) -> dict[str, Any] | None:

@@ -66,6 +66,10 @@ class OutputCache:
         """Return whether a view is complete."""
         return view in self._memory or self._read(view) is not None
 
+    def shows(self, epoch: int) -> bool:
+        """Return whether the loaded view is that of an epoch."""
+        return epoch % self.views == self.current_view
+
     def put(self, view: int, logits: Tensor) -> None:
         """Store the logits ``(N, C)`` of a view."""
         half = to_float16(logits).cpu()

@@ -22,9 +22,9 @@ def load_view(cache: OutputCache, epoch: int, trainer: pl.Trainer, compute: Call
         trainer: Trainer whose data module has ``view_dataloader``.
         compute: Function from a batch to rows of the cache, ``(B, C)``.
     """
-    view = epoch % cache.views
-    if view == cache.current_view:
+    if cache.shows(epoch):
         return
+    view = epoch % cache.views
     missing = torch.tensor(view not in cache, device=trainer.strategy.root_device)
     if trainer.strategy.reduce(missing.float(), reduce_op="sum") > 0:
         rows = compute_view(cache, view, trainer, compute)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,9 @@ def test_fit_names_the_best_checkpoint_and_saves_plain_data(here: Path) -> None:
 
 def test_fit_ends_with_the_best_checkpoint(kd: Command) -> None:
     printed = kd("fit", "-c", "digits/student", *QUICK)
-    line = printed.strip().splitlines()[-1]
+    cost, line, following = printed.strip().splitlines()[-3:]
+    assert re.match(r"The training took \d+ s: \d+% waiting for images, \d+% the network, \d+% validation and th", cost)
+    assert following == "Next: kd-lightning test -c lightning_logs/digits/student/version_0"
     assert line.startswith("The best checkpoint is lightning_logs/digits/student/version_0/checkpoints/best.ckpt")
     assert "val/accuracy 0." in line
 

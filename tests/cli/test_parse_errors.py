@@ -140,7 +140,7 @@ def test_every_command_names_the_nearest(kd: Command, arguments: list[str], mess
 
 
 @pytest.mark.parametrize(
-    "arguments", [["fit", "--help"], ["fit", "--model.help", "kd_lightning.TeacherModule"], ["export", "--help"]]
+    "arguments", [["fit", "--help-all"], ["fit", "--model.help", "kd_lightning.TeacherModule"], ["export", "--help"]]
 )
 def test_help_is_printed(kd: Command, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -173,9 +173,9 @@ def test_a_file_outlives_its_run(place: Path, monkeypatch: pytest.MonkeyPatch, t
     run = load_model(file).run
     assert run is not None
     assert run.folder == Path("lightning_logs/digits/distill/version_0")
-    shutil.copy("lightning_logs/digits/teacher/version_0/checkpoints/best.ckpt", run.best)
+    shutil.copy("lightning_logs/digits/teacher/version_0/checkpoints/best.ckpt", run.best_file)
     assert load_model(file).run is None, "another network was trained in that folder"
-    (run.best).unlink()
+    run.best_file.unlink()
     assert load_model(file).run is None
 
 

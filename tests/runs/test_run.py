@@ -32,8 +32,8 @@ def run_with_metrics(run: Path, **metrics: Any) -> Path:
 
 def test_best_and_last_checkpoint(tmp_path: Path) -> None:
     best, last = checkpoint(tmp_path), checkpoint(tmp_path, "last.ckpt")
-    assert Run(tmp_path).best == best
-    assert Run(tmp_path).last == last
+    assert Run(tmp_path).best_file == best
+    assert Run(tmp_path).last_file == last
 
 
 def test_of_several_the_newest_is_returned(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_of_several_the_newest_is_returned(tmp_path: Path) -> None:
     checkpoint(tmp_path, "best-v1.ckpt", age=10)
     checkpoint(tmp_path, "last.ckpt", age=-10)
     (tmp_path / "checkpoints" / "best.txt").touch()
-    assert Run(tmp_path).best == newest
+    assert Run(tmp_path).best_file == newest
 
 
 @pytest.mark.parametrize("which", ["best", "last"])

@@ -42,7 +42,7 @@ class Augmentation:
     Args:
         preset: ``"none"``, ``"light"``, ``"standard"`` or ``"strong"``.
         padding: Pixels of zeros added on each side before a random crop of the original size.
-        resized_crop: Cut out a random box and resize it; see :func:`draw_boxes`.
+        resized_crop: Cut out a random box, of ``crop_scale`` and ``crop_ratio``, and resize it.
         crop_scale: Smallest and largest area of that box, relative to the image; (0.35, 1) by default.
         crop_ratio: Smallest and largest width by height of that box; (3/4, 4/3) by default.
         flip: Mirror half of the images left to right.
