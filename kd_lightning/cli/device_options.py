@@ -27,7 +27,7 @@ def choose_precision(accelerator: object, devices: object, strategy: object) -> 
     if accelerator not in ("auto", "gpu", "cuda") or not CUDAAccelerator.is_available():
         return fastest_precision(torch.device("cpu")) if accelerator in ("auto", "cpu") else None
     chosen = range(torch.cuda.device_count())
-    if isinstance(devices, list) or str(devices).lstrip("-").isdecimal() and str(devices) != "-1":
+    if isinstance(devices, list) or (str(devices).lstrip("-").isdecimal() and str(devices) != "-1"):
         numbers = devices if isinstance(devices, list) else range(int(str(devices)))
         chosen = [number for number in numbers if number in chosen]  # type: ignore[assignment]
     if any(word in str(strategy) for word in ("fork", "notebook")):

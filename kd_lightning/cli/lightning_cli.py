@@ -151,9 +151,8 @@ class CommandLine(LightningCLI):
 
         It is not written into the configuration, so that another machine chooses its own.
         """
-        trainer = self.options.get("trainer") or Namespace()
-        if self.options.get("auto_precision") and trainer.get("precision") is None:
-            options = [trainer.get(name, "auto") for name in ("accelerator", "devices", "strategy")]
+        if self.options.get("auto_precision") and self.options.get("trainer.precision") is None:
+            options = [self.options.get(f"trainer.{name}", "auto") for name in ("accelerator", "devices", "strategy")]
             kwargs["precision"] = choose_precision(*options)
         return super().instantiate_trainer(**kwargs)
 
@@ -284,6 +283,7 @@ def run() -> None:
 def _silence_lightning() -> None:
     drop_advertisements()
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's use of torch's pytree
+    warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")  # of mixed precisions
     # a run that is resumed or tested writes into its own folder on purpose
     warnings.filterwarnings("ignore", ".*(directory .* exists and is not empty|The dirpath has changed).*")
     # a test needs the averaged weights only, which are in the checkpoint

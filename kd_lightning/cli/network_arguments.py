@@ -11,8 +11,14 @@ from typing import Any
 
 import yaml
 
-from kd_lightning.checkpoints.trust import class_paths, import_classes, imported_packages, is_from_checkpoint
-from kd_lightning.checkpoints.trust import resolve, strip_pretrained
+from kd_lightning.checkpoints.trust import (
+    class_paths,
+    import_classes,
+    imported_packages,
+    is_from_checkpoint,
+    resolve,
+    strip_pretrained,
+)
 from kd_lightning.cli.network_names import Node, has_weights, is_short_name, long_form, published_classes
 from kd_lightning.cli.parse_errors import argument_names
 from kd_lightning.cli.sources import echo_imported
@@ -33,7 +39,7 @@ class Source:
 
     Attributes:
         words: The arguments: ``-c`` and a configuration, or a flag with its value.
-        content: What they configure, as nested plain data; ``None`` for all other arguments.
+        content: The part of a configuration in them, as nested plain data; ``None`` for all other arguments.
         position: Place of a flag's value in it; empty for a configuration.
         is_recipe: Whether it is the text of a recipe, which others change.
     """
@@ -126,7 +132,7 @@ class _Writer:
         return [f"{flag}={json.dumps(_get(content, position))}"]
 
     def networks_of_runs(self) -> Iterator[str]:
-        """Yield flags with the networks that files are loaded into, as the runs that are named instead describe them."""
+        """Yield flags with the networks that files are loaded into, as the runs that are named describe them."""
         contents = [source.content for source in self.sources if source.content is not None]
         merged = _merge(*contents)
         own = _merge(*(source.content for source in self.sources if source.content and not source.is_recipe))
@@ -178,7 +184,7 @@ class _Writer:
         if not callable(named) or isinstance(named, type(inspect)) or further:
             return name
         arguments = argument_names(name)
-        loaded = position[-1] == "teacher" and self._has_teacher_file or is_from_checkpoint(self._class_at(position))
+        loaded = (position[-1] == "teacher" and self._has_teacher_file) or is_from_checkpoint(self._class_at(position))
         if not (loaded and _needs_nothing(named)) and "num_classes" not in arguments:
             return name
         count = self.count_classes() if "num_classes" in arguments else None
@@ -222,8 +228,8 @@ def _check_teaches(name: str, num_classes: int | None) -> None:
     """Make sure that a teacher which is not loaded from a file has weights for the classes of the data."""
     if not has_weights(name):
         raise UserError(
-            f"model.teacher: {name} has random weights, from which nothing can be learned; add @pretrained, or name its "
-            "trained checkpoint with --teacher FILE."
+            f"model.teacher: {name} has random weights, from which nothing can be learned; add @pretrained, or name "
+            "its trained checkpoint with --teacher FILE."
         )
     published = published_classes(name)
     if num_classes is not None and published not in (None, num_classes):

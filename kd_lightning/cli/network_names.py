@@ -48,8 +48,8 @@ def long_form(name: str, num_classes: int | None = None, *, keep_head: bool = Fa
         UserError: If there is no such network or no such weights, which names near ones; or timm is not installed.
 
     Example:
-        >>> long_form("torchvision/resnet18", 5)
-        {'class_path': 'torchvision.models.get_model', 'init_args': {'name': 'resnet18'}, 'dict_kwargs': {'num_classes': 5}}
+        >>> long_form("torchvision/resnet18", 5)["dict_kwargs"]
+        {'num_classes': 5}
         >>> long_form("torchvision/resnet18@pretrained", 5)["init_args"]["network"]["dict_kwargs"]
         {'weights': 'IMAGENET1K_V1'}
     """

@@ -87,23 +87,20 @@ def reuse_teacher_classifier(
 
 
 def _replaced_layers(network: nn.Module, image_shape: Sequence[int] | None, layer: str | None) -> list[str]:
-    kind = type(network).__name__
-    if layer is None:
-        names = output_layers(network, image_shape)
-        if names and "" not in names:
-            return names
-    linear = [name for name, module in network.named_modules() if name and isinstance(module, nn.Linear | nn.Conv2d)]
-    if layer is not None and layer in dict(network.named_modules()) and layer:
+    kind, modules = type(network).__name__, dict(network.named_modules())
+    if layer in modules and layer:
         return [layer]
+    linear = [name for name, module in modules.items() if name and isinstance(module, nn.Linear | nn.Conv2d)]
     if layer is not None:
-        raise UserError(f"{kind} has no layer {layer!r}; choose from: {', '.join(linear) or 'none of its layers'}.")
-    if linear:
-        raise UserError(
-            f"The layer that computes the logits of {kind} was not found; name it with layer=, one of: "
-            f"{', '.join(linear)}."
-        )
+        raise UserError(f"{kind} has no layer {layer!r} to replace; choose from: {', '.join(linear) or 'none'}.")
+    names = output_layers(network, image_shape)
+    if names and "" not in names:
+        return names
+    if not linear:
+        raise UserError(f"{kind} has no linear layer to replace; build it with the number of classes yourself.")
     raise UserError(
-        f"{kind} has no linear layer to replace; write its head yourself, or build it with the number of classes."
+        f"The layer that computes the logits of {kind} was not found; name it with layer= if it is a linear one (the "
+        f"last are {', '.join(linear[-3:])}), or build the network with the number of classes yourself."
     )
 
 

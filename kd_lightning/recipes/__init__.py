@@ -105,7 +105,8 @@ def compress_stages(name: str) -> tuple[Path, dict[str, str]]:
             f"({', '.join(method_folders())})."
         )
     own = _FOLDER / name / _COMPRESS
-    values = {"folder": name, "teacher_run": _values(_FOLDER / name)["teacher_run"]}
+    as_packaged = dict.fromkeys(("teacher_network", "student_network", "student_option"), "")
+    values = {"folder": name, "teacher_run": _values(_FOLDER / name)["teacher_run"], **as_packaged}
     return own if own.is_file() else _FOLDER / _COMPRESS, values
 
 

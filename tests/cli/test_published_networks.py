@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from command_options import QUIET
-from made_photographs import photograph
+from made_photographs import write_photographs
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
@@ -51,13 +51,6 @@ def built(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     return CommandLine(run=False).model
 
 
-def write_photographs(folder: Path) -> None:
-    for number, name in enumerate(("ants", "bees")):
-        (folder / name).mkdir(parents=True)
-        for i in range(10):
-            photograph(60 + 3 * i, 90 - 4 * i, seed=100 * number + i).save(folder / name / f"{i}.jpg")
-
-
 @pytest.mark.parametrize("weights", ["DEFAULT", "IMAGENET1K_V1"])
 def test_weights_of_torchvision_that_a_configuration_names(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = built(monkeypatch, *TEACHER, f"--model.network={RESNET}", f"--model.network.weights={weights}")
@@ -92,7 +85,7 @@ def test_a_published_file_is_known_by_its_name(published: Path, monkeypatch: pyt
 
 def test_fit_test_export_and_classify_without_a_size(kd: Command, published: Path, tmp_path: Path) -> None:
     """The size, the crop and the statistics are those of the weights, also where these do not exist any more."""
-    write_photographs(tmp_path / "photos")
+    write_photographs(tmp_path / "photos", ["ants", "bees"])
     network = ["--model.network=kd_lightning.networks.replace_head", "--model.network.num_classes=2"]
     inner = [f"--model.network.network={RESNET}", "--model.network.network.weights=DEFAULT"]
     kd("fit", *TEACHER, *network, *inner, *QUICK, "--data.batch_size=8", "--trainer.limit_train_batches=1")
@@ -109,27 +102,28 @@ def test_fit_test_export_and_classify_without_a_size(kd: Command, published: Pat
 
 
 @pytest.mark.parametrize("recipe", ["finetune", "probe"])
-def test_recipes_of_transfer_use_the_size_of_the_weights_and_random_crops(
+def test_recipes_from_published_weights_use_their_size_and_random_crops(
     kd: Command, tmp_path: Path, recipe: str
 ) -> None:
-    write_photographs(tmp_path / "photos")
+    write_photographs(tmp_path / "photos", ["ants", "bees"])
     limits = ["--data.batch_size=8", "--trainer.limit_train_batches=1"]
-    kd("fit", "-c", f"transfer/{recipe}", "--data.root=photos", "--model.network.num_classes=2", *QUICK, *limits)
+    network = "--model.network=torchvision/resnet18@pretrained"
+    kd("fit", "-c", f"photos/{recipe}", "--data.root=photos", network, *QUICK, *limits)
     (checkpoint,) = (tmp_path / "lightning_logs").rglob("best.ckpt")
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["data_config"]["preparation"] == torchvision_config(PUBLISHED).as_plain()["preparation"]
-    given = saved["datamodule_hyper_parameters"]["augmentation"]
-    assert set(given.values()) == {None}  # what photographs have by default
+    assert saved["datamodule_hyper_parameters"]["augmentation"]["preset"] == "standard"
+    assert saved["hyper_parameters"]["network"]["init_args"]["num_classes"] == 2
 
 
 def test_layers_are_listed_for_the_size_of_the_weights(kd: Command, tmp_path: Path) -> None:
-    write_photographs(tmp_path / "photos")
+    write_photographs(tmp_path / "photos", ["ants", "bees"])
     printed = kd("layers", *TEACHER, f"--model.network={RESNET}", "--model.network.weights=DEFAULT")
     assert ["layer1", "(64, 56, 56)"] in [line.split(maxsplit=1) for line in printed.splitlines()]
 
 
 def test_a_student_follows_a_teacher_of_timm(kd: Command, tmp_path: Path) -> None:
-    write_photographs(tmp_path / "photos")
+    write_photographs(tmp_path / "photos", ["ants", "bees"])
     network: nn.Module = timm.create_model("resnet10t", num_classes=2)
     network.train()(torch.rand(4, 3, 32, 32))
     torch.save(network.state_dict(), "teacher.pth")
