@@ -155,7 +155,9 @@ def test_networks_of_the_chain_are_named_once(recipes: str, kd: Callable[..., st
 
 def test_so_they_are_in_a_chain_of_your_own_that_has_places_for_them(kd: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("a: fit -c digits/teacher {teacher_network}\nb: fit -c digits/distill")
-    printed = kd("compress", "-c", "own.yaml", "--print", "--model.teacher=timm/resnet10t", "--model.student=timm/resnet18")
+    printed = kd(
+        "compress", "-c", "own.yaml", "--print", "--model.teacher=timm/resnet10t", "--model.student=timm/resnet18"
+    )
     assert "a: kd-lightning fit -c digits/teacher --model.network=timm/resnet10t --trainer" in printed
     assert "b: kd-lightning fit -c digits/distill --model.student=timm/resnet18" in printed
 
