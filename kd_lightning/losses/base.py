@@ -33,6 +33,12 @@ class Term(nn.Module, ABC):
     all_labelled: bool = False
     """Whether every training image is labelled; set by the objective before the first step."""
 
+    weighs_classes: bool = False
+    """Whether the term uses ``class_weights``."""
+
+    class_weights: Tensor | None = None
+    """Factor of each class, ``(C,)``, in a term on labels; set by the objective before the first step."""
+
     metrics: dict[str, Tensor]
     """Scalars of the last batch, logged as ``{term}_{metric}``; they hold no graph, so that modules can be copied."""
 

@@ -29,6 +29,7 @@ from kd_lightning.data.protocol import FollowsNetworks, is_image_data
 from kd_lightning.data.read_batch import read_batch, read_to_predict
 from kd_lightning.features import logits_of
 from kd_lightning.modules import optim
+from kd_lightning.modules.class_weights import ClassWeights, build_class_weights, check_class_weights
 from kd_lightning.modules.evaluation import LoaderEvaluations, Prediction
 from kd_lightning.modules.example_images import example_images
 from kd_lightning.modules.schedule import SchedulerFactory
@@ -74,6 +75,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         compile: Compile the network in place (``network.compile()``, no key of its state changes) in ``fit``: that
             takes up to half a minute at the start, and the gain depends on the hardware. A network that
             ``torch.compile`` has wrapped is unwrapped, and compiled so; its mode and backend are not used.
+        class_weights: Weights of the classes in the terms on labels, a number for each or ``"balanced"``, by which a class
+            counts as much as any other, however many training images it has; the loss is the weighted mean of the rows.
         on_nonfinite: Reaction to a loss or gradient that is not finite, before the weights are updated: ``"stop"``
             raises an error with the step, the term and the ranges, ``"skip"`` skips the update and counts it.
 
@@ -101,6 +104,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         lr_interval: Literal["step", "epoch"] = "epoch",
         lr_monitor: str = "val/loss",
         compile: bool = False,
+        class_weights: ClassWeights = None,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
@@ -111,6 +115,9 @@ class ClassificationModule(pl.LightningModule, ABC):
             learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, lr_monitor
         )
         self.compiles = compile or compiled
+        check_class_weights(class_weights)
+        self.given_class_weights = class_weights
+        self.class_weights: Tensor | None = None
         self.convert_input = InputConversion()
         self.num_classes: int | None = None
         self.image_shape: tuple[int, ...] | None = None
@@ -226,9 +233,11 @@ class ClassificationModule(pl.LightningModule, ABC):
         return self._all_labelled
 
     def on_train_start(self) -> None:
-        """Determine whether every training image is labelled."""
+        """Determine whether every training image is labelled, and the weights of the classes."""
         data = self.data_module
         self._all_labelled = is_image_data(data) and data.all_labelled
+        weights = build_class_weights(self.given_class_weights, data, self.num_classes or 0)
+        self.class_weights = None if weights is None else weights.to(self.device)
 
     def on_fit_start(self) -> None:
         """Train at the learning rate of the module, also if it was found after the optimizer was built."""
