@@ -75,8 +75,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         compile: Compile the network in place (``network.compile()``, no key of its state changes) in ``fit``: that
             takes up to half a minute at the start, and the gain depends on the hardware. A network that
             ``torch.compile`` has wrapped is unwrapped, and compiled so; its mode and backend are not used.
-        class_weights: Weights of the classes in the terms on labels, a number for each or ``"balanced"``, by which a class
-            counts as much as any other, however many training images it has; the loss is the weighted mean of the rows.
+        class_weights: Weights of the classes in the terms on labels, a number for each or ``"balanced"``: then a class
+            counts as much as any other, however many training images it has. The loss is the weighted mean of rows.
         on_nonfinite: Reaction to a loss or gradient that is not finite, before the weights are updated: ``"stop"``
             raises an error with the step, the term and the ranges, ``"skip"`` skips the update and counts it.
 
