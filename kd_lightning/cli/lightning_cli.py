@@ -23,6 +23,7 @@ from kd_lightning.checkpoints.trust import class_paths, imported_packages
 from kd_lightning.cli.arguments import expand_arguments
 from kd_lightning.cli.checkpoint_choice import choose_checkpoint, configured_run
 from kd_lightning.cli.class_count import count_classes
+from kd_lightning.cli.class_table import print_class_table
 from kd_lightning.cli.device_options import (
     choose_accelerator,
     choose_precision,
@@ -198,6 +199,17 @@ class CommandLine(LightningCLI):
         if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
             echo(f"The best checkpoint is {best.best_model_path} ({best.monitor} {float(best.best_model_score):.4f}).")
 
+    def after_validate(self) -> None:
+        """Print the result of each class."""
+        confusion = getattr(self.model, "confusion", None)
+        if confusion is not None:
+            names = getattr(self.datamodule, "classes", None) or range(len(confusion))
+            print_class_table(confusion, list(map(str, names)))
+
+    def after_test(self) -> None:
+        """Print the result of each class."""
+        self.after_validate()
+
     def after_predict(self) -> None:
         """Print the paths of the files that were written; report images that are broken as an error.
 
@@ -284,6 +296,7 @@ def _silence_lightning() -> None:
     drop_advertisements()
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's use of torch's pytree
     warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")  # of mixed precisions
+    warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")  # of few photographs
     # a run that is resumed or tested writes into its own folder on purpose
     warnings.filterwarnings("ignore", ".*(directory .* exists and is not empty|The dirpath has changed).*")
     # a test needs the averaged weights only, which are in the checkpoint
