@@ -31,6 +31,8 @@ _MODEL: Position = ("model", "init_args")
 _ROLES = ("network", "student", "teacher")
 _FROM_CHECKPOINT = "kd_lightning.networks.from_checkpoint"
 _KEYS = ("class_path", "init_args", "dict_kwargs")
+_NO_NETWORKS = ("path", "class_path", "teacher_cache", "feature_cache", "entry")
+"""Arguments whose value may look like a short name, a folder for example."""
 
 
 @dataclass
@@ -69,8 +71,10 @@ def write_networks(words: list[str], count_classes: Callable[[], int | None]) ->
     sources = list(_sources(words))
     if not any(source.content for source in sources):
         return words
-    writer = _Writer(sources, cache(count_classes))
-    return [*(word for source in sources for word in writer.written(source)), *writer.networks_of_runs()]
+    writer = _Writer(sources, cache(count_classes), downloads=words[0] != "layers")
+    written = [word for source in sources for word in writer.written(source)]
+    # other commands may be given a checkpoint, which is data and must not have a run's classes imported
+    return [*written, *(writer.networks_of_runs() if words[0] in ("fit", "layers") else ())]
 
 
 def _sources(words: list[str]) -> Iterator[Source]:
@@ -109,8 +113,9 @@ def _source_of_flag(words: list[str], flag: str, value: str) -> Source:
 
 
 class _Writer:
-    def __init__(self, sources: list[Source], count_classes: Callable[[], int | None]) -> None:
+    def __init__(self, sources: list[Source], count_classes: Callable[[], int | None], *, downloads: bool) -> None:
         self.sources = sources
+        self.downloads = downloads
         self.count_classes = count_classes
         self.flags = {source.words[0].partition("=")[0] for source in sources if source.words[0].startswith("--")}
 
@@ -147,7 +152,7 @@ class _Writer:
 
     def _write(self, value: Any, position: Position, source: Source) -> Any:
         """Return a part of a configuration with all its networks written out."""
-        if is_short_name(value) and position[-1] not in ("path", "class_path"):
+        if is_short_name(value) and position[-1] not in _NO_NETWORKS:
             return self._named(value, position)
         if isinstance(value, str) and position[:-1] == _MODEL and position[-1] in _ROLES:
             return self._architecture(value, position)
@@ -161,6 +166,11 @@ class _Writer:
         return written
 
     def _named(self, name: str, position: Position) -> Node:
+        """Return the long form of a short name, with random weights where nothing is to be downloaded."""
+        node = self._fitting(name, position)
+        return node if self.downloads else _stripped(node)
+
+    def _fitting(self, name: str, position: Position) -> Node:
         """Return the long form of a short name, as it fits the place."""
         around, here = self._class_at(position[:-2]), self._class_at(position)
         if is_from_checkpoint(around):

@@ -79,7 +79,7 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 def test_arguments_without_such_names_stay_as_they_are() -> None:
     words = ["fit", "-c", "model: {class_path: a.B}\n", "--model.temperature", "2", "--data.root=timm/data"]
-    words += ["--model.teacher.path=timm/resnet10t", "--trainer.max_epochs=3"]
+    words += ["--model.teacher.path=timm/resnet10t", "--trainer.max_epochs=3", "--model.teacher_cache=timm/logits"]
 
     def refuse() -> int:
         raise AssertionError("the data are read")

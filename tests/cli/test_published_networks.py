@@ -10,7 +10,7 @@ import torch
 from command_options import QUIET
 from made_photographs import write_photographs
 from torch import nn
-from torchvision.models import ResNet18_Weights, resnet18
+from torchvision.models import ResNet18_Weights, ResNet50_Weights, resnet18, resnet50
 
 from kd_lightning.cli.lightning_cli import CommandLine
 from kd_lightning.export import OnnxClassifier
@@ -122,6 +122,19 @@ def test_layers_are_listed_for_the_size_of_the_weights(kd: Command, tmp_path: Pa
     assert ["layer1", "(64, 56, 56)"] in [line.split(maxsplit=1) for line in printed.splitlines()]
 
 
+def test_layers_of_a_recipe_are_listed_before_anything_is_downloaded(
+    kd: Command, published: Path, tmp_path: Path
+) -> None:
+    published.unlink()
+    write_photographs(tmp_path / "photos", ["ants", "bees"])
+    printed = kd(
+        "layers", "-c", "photos/fitnets", "--data.root=photos", "--model.teacher=torchvision/resnet18@pretrained"
+    )
+    lines = [line.split(maxsplit=1) for line in printed.splitlines()]
+    assert lines.count(["layer2", "(128, 28, 28)"]) == 2, "student and teacher, at 224 pixels"
+    assert lines.count(["fc", "(2,)"]) == 2
+
+
 def test_a_student_follows_a_teacher_of_timm(kd: Command, tmp_path: Path) -> None:
     write_photographs(tmp_path / "photos", ["ants", "bees"])
     network: nn.Module = timm.create_model("resnet10t", num_classes=2)
@@ -136,3 +149,26 @@ def test_a_student_follows_a_teacher_of_timm(kd: Command, tmp_path: Path) -> Non
     kept = DataConfig.of(**saved["data_config"])
     assert kept[:3] == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ("ants", "bees"))
     assert kept.preparation == Preparation.of(224, 235, interpolation="bicubic", fill=(124, 116, 104)).at(32)
+
+
+@pytest.mark.slow
+def test_two_commands_without_a_further_flag(kd: Command, published: Path, tmp_path: Path) -> None:
+    """A teacher and a student from published weights, whose files lie where torchvision keeps downloads."""
+    weights = ResNet50_Weights.IMAGENET1K_V2
+    torch.save(resnet50().state_dict(), published.with_name(weights.url.rpartition("/")[2]))
+    write_photographs(tmp_path / "my_images", ["ants", "bees", "wasps"])
+    for recipe in ("photos/finetune", "photos/distill"):
+        limits = ["--trainer.limit_train_batches=1", "--trainer.max_epochs=1", "--model.teacher_check=off"]
+        kd("fit", "-c", recipe, "--data.root=my_images", *QUIET, *limits[: 2 if recipe == "photos/finetune" else 3])
+    student = torch.load("lightning_logs/photos/distill/version_0/checkpoints/best.ckpt", weights_only=True)
+    known = torchvision_config(PUBLISHED)._replace(classes=("ants", "bees", "wasps"))
+    assert DataConfig.of(**student["data_config"]) == known
+    assert student["state_dict"]["network.fc.weight"].shape == (3, 512)
+    teacher = student["hyper_parameters"]["teacher"]["init_args"]
+    assert teacher["path"] == "lightning_logs/photos/finetune/version_0/checkpoints/best.ckpt"
+    assert teacher["network"]["init_args"]["network"]["dict_kwargs"] == {"weights": None}
+    kd("export", "photos/distill", "-o", "student.onnx")
+    published.unlink()
+    assert "accuracy" in kd("test", "-c", "photos/distill", *QUIET)
+    printed = kd("classify", "student.onnx", "my_images")
+    assert {line.split()[1] for line in printed.splitlines()} <= {"ants", "bees", "wasps"}
