@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.models import resnet18
 
 from kd_lightning.networks import LeNet, ResNet, resnet8x4, resnet20, resnet32x4, resnet34
 from kd_lightning.recipes import recipe_names
@@ -24,18 +25,19 @@ TEACHERS: dict[str, Callable[[], nn.Module]] = {
     "digits": lambda: ResNet([2, 2, 2], [16, 32, 64], in_channels=1),
     "cifar10": resnet34,
     "cifar100": lambda: resnet32x4(num_classes=100),
-    "folder": resnet34,
+    "photos": lambda: resnet18(num_classes=10),  # in place of a larger one
 }
 STUDENTS: dict[str, Callable[[], nn.Module]] = {
     "digits": lambda: ResNet([1, 1, 1], [2, 4, 8], in_channels=1),
     "cifar10": resnet20,
     "cifar100": lambda: resnet8x4(num_classes=100),
-    "folder": resnet20,
+    "photos": lambda: resnet18(num_classes=10),
 }
 DEVICE_RECIPES = [
     name
     for name in recipe_names()
-    if name.partition("/")[0] not in ("cifar10", "cifar100", "folder") or name.endswith("/distill")
+    if name.partition("/")[0] not in ("cifar10", "cifar100", "photos")
+    or name.endswith(("/distill", "/finetune", "/probe"))
 ]
 """Each method once and one recipe of each other folder: what is run on other devices than the CPU."""
 
@@ -63,17 +65,26 @@ def fit_arguments(name: str, folder: Path) -> list[str]:
         root = make_image_folder(folder / "images", 100 if recipes == "cifar100" else 10)
         arguments += ["--data=ImageFolderDataModule", f"--data.root={root}", "--data.image_size=32"]
         arguments.append("--data.batch_size=4")
-    if recipes == "transfer":
-        arguments += ["--model.network.network=kd_lightning.networks.resnet20", "--model.network.num_classes=10"]
-    elif name == "adapt/distil_target" or (
-        recipes not in ("adapt", "domains") and method not in ("teacher", "student", "uskd")
-    ):
+    if method in ("teacher", "student", "finetune", "probe"):
+        arguments += ["--model.network=torchvision/resnet18"] if recipes == "photos" else []
+    elif method == "uskd":  # has no teacher
+        arguments += ["--model.student=torchvision/resnet18"] if recipes == "photos" else []
+    elif name == "adapt/distil_target" or recipes not in ("adapt", "domains"):
         taught_by_its_like = method in ("born_again", "qat") or (method == "prune" and recipes != "digits")
         path = save_network(recipes, "student" if taught_by_its_like else "teacher", folder)
         arguments += ["--model.teacher_check=off", "--teacher", str(path)]
+        if recipes == "photos":
+            arguments += _random_weights(method)
     if method == "prune":
         arguments.append("--trainer.callbacks.epochs=[0]")  # of the one epoch here
     return arguments
+
+
+def _random_weights(method: str) -> list[str]:
+    """List the arguments that name small networks in place of published ones, which cannot be downloaded in tests."""
+    roles = {"prune": [], "qat": [], "born_again": ["student"]}
+    roles["simkd"] = ["student.backbone", "student.classifier.network", "teacher"]
+    return [f"--model.{role}=torchvision/resnet18" for role in roles.get(method, ["student", "teacher"])]
 
 
 def save_network(recipes: str, role: str, folder: Path) -> Path:

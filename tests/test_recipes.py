@@ -12,6 +12,7 @@ from recipe_runs import DEVICE_RECIPES, fit_arguments
 
 import kd_lightning.recipes
 from kd_lightning.cli.recipes import recipes
+from kd_lightning.errors import UserError
 from kd_lightning.recipes import describe, is_shared, method_folders, recipe_files, recipe_names, recipe_texts
 
 PACKAGED = Path(kd_lightning.recipes.__file__).parent
@@ -41,7 +42,7 @@ def test_it_runs_on_another_device(name: str, tmp_path: Path) -> None:
 
 
 def test_each_method_exists_in_each_folder() -> None:
-    assert method_folders() == ["cifar10", "cifar100", "digits", "folder"]
+    assert method_folders() == ["cifar10", "cifar100", "digits", "photos"]
     for folder, method in product(method_folders(), METHODS):
         *shared, own = recipe_files(f"{folder}/{method}")
         assert [file.name for file in shared] == ["_base.yaml", "distill.yaml"]
@@ -53,7 +54,7 @@ def test_each_method_exists_in_each_folder() -> None:
 
 def test_no_two_files_are_alike_but_for_names() -> None:
     """Folders, networks and data sets are names; what else two files share belongs into one file."""
-    names = r"(cifar10|cifar100|digits|folder|adapt|domains|transfer)/|kd_lightning\.networks\.\w+|num_classes: \d+"
+    names = r"(cifar10|cifar100|digits|photos|adapt|domains)/|kd_lightning\.networks\.\w+|num_classes: \d+"
     seen: dict[str, Path] = {}
     for file in sorted(PACKAGED.rglob("*.yaml")):
         lines = [line.partition("#")[0].strip() for line in file.read_text().splitlines()]
@@ -103,3 +104,17 @@ def test_each_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_one_lists_the_near_ones() -> None:
     with pytest.raises(ValueError, match=r"'digits/distil' is neither a file nor a recipe; near ones are digits/dis"):
         recipe_files("digits/distil")
+
+
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [
+        ("folder/teacher", "photos/teacher"),
+        ("folder/fitnets", "photos/fitnets"),
+        ("transfer/finetune", "photos/finetune"),
+        ("transfer/other", "photos/finetune"),
+    ],
+)
+def test_a_former_name_leads_to_the_recipe_in_its_place(former: str, name: str) -> None:
+    with pytest.raises(UserError, match=rf"^The recipes of \w+/ are those of photos/ now, .* type -c {name}\.$"):
+        recipe_files(former)

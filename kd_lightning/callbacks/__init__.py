@@ -1,5 +1,6 @@
 """Callbacks: which weights may move, or exist; what is drawn and written."""
 
+from kd_lightning.callbacks.average_weights import AverageWeights
 from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.feature_writer import FeatureWriter
 from kd_lightning.callbacks.fit_summary import FitSummary
@@ -15,6 +16,7 @@ from kd_lightning.callbacks.tensorboard_images import TensorBoardImages
 from kd_lightning.callbacks.tsne_plot import TSNEPlot
 
 __all__ = [
+    "AverageWeights",
     "ExactResume",
     "FeatureWriter",
     "FitSummary",

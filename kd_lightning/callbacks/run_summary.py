@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.callbacks.class_results import class_results
 from kd_lightning.callbacks.protocol import trained_module
 from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.data.read_batch import read_images
@@ -56,9 +57,29 @@ class RunSummary(CallbackWithoutIdleHooks):
             "images_per_second": round(images_per_second(pl_module, images, self.seconds), 1),
             "device": str(pl_module.device),
             **metrics,
+            **_of_classes(pl_module, getattr(trainer, "datamodule", None)),
         }
         with atomic_write(Path(log_dir, "test.json")) as file:
             file.write(f"{json.dumps(report, indent=2)}\n".encode())
+
+
+def _of_classes(pl_module: pl.LightningModule, data: object) -> dict[str, Any]:
+    """Return images, accuracy and precision of each class."""
+    confusion = getattr(pl_module, "confusion", None)
+    if confusion is None:
+        return {}
+    names = getattr(data, "classes", None) or range(len(confusion))
+    results = class_results(confusion, list(map(str, names)))
+    return {
+        "classes": {
+            one.name: {"images": one.images, "accuracy": _rounded(one.accuracy), "precision": _rounded(one.precision)}
+            for one in results
+        }
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
 
 
 def images_per_second(network: nn.Module, images: Tensor, seconds: float = 0.5) -> float:

@@ -182,17 +182,18 @@ def strip_pretrained(config: object) -> object:
     if is_from_checkpoint(config.get("class_path")):
         return strip_pretrained(config["init_args"]["network"])
     stripped = {key: strip_pretrained(value) for key, value in config.items()}
-    offline = _without_download(str(config.get("class_path")))
+    offline = _without_download(str(config.get("class_path")), config.get("init_args") or {})
     for arguments in (stripped.get("init_args"), stripped.get("dict_kwargs")):
         if isinstance(arguments, dict):
             arguments.update({name: value for name, value in offline.items() if name in arguments})
     return stripped
 
 
-def _without_download(class_path: str) -> dict[str, object]:
+def _without_download(class_path: str, arguments: dict[str, object]) -> dict[str, object]:
     """Return the arguments with which a function of torchvision or timm downloads nothing."""
     module, _, function = class_path.rpartition(".")
-    if module.startswith("torchvision.models") and function not in ("googlenet", "inception_v3"):
+    network = arguments.get("name") if function == "get_model" else function
+    if module.startswith("torchvision.models") and network not in ("googlenet", "inception_v3"):
         return {"weights": None}  # the other two are built otherwise with weights
     return {"pretrained": False} if module.partition(".")[0] == "timm" and function == "create_model" else {}
 

@@ -46,7 +46,8 @@ def compress(arguments: Sequence[str]) -> None:
     [config] = map(os.path.expanduser, options.config)
     file, values = compress_stages(config)
     classes = {} if options.num_classes is None else {"num_classes": options.num_classes}
-    stages = read_stages(file, {**values, **classes})
+    networks, added = _networks(added, file)
+    stages = read_stages(file, {**values, **classes, **networks})
     folder: Path = (options.output or LOGS / "compress" / Path(config).stem).expanduser()
     titles = [f"== {number}/{len(stages)} {stage.name}:" for number, stage in enumerate(stages, 1)]
     taken = options_of_stages([stage.words(folder) for stage in stages], added)
@@ -66,16 +67,41 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kd-lightning compress",
         description="Run a chain of commands from a teacher to files that serve, resuming where it was interrupted.",
-        epilog="All other options are added to every fit that takes them, or else to every export and report.",
+        epilog="--model.teacher and --model.student replace the networks of a packaged chain (timm/NAME, "
+        "torchvision/NAME@WEIGHTS or the import path of your own). All other options are added to every fit that takes "
+        "them, or else to every export and report.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "-c", "--config", required=True, action="append", help="a folder of recipes (digits), or a YAML file of stages"
     )
     parser.add_argument("-o", "--output", type=Path, help="the folder for the runs and files of the stages")
-    parser.add_argument("--num_classes", help="fills in {num_classes} in the stages, as in those of folder")
+    parser.add_argument("--num_classes", help="fills in {num_classes} in the stages of your own chain")
     parser.add_argument("--print", action="store_true", help="print the commands and run none")
     return parser
+
+
+def _networks(added: Sequence[str], file: Path) -> tuple[dict[str, str], list[str]]:
+    """Return what is filled into the stages for the networks of the teacher and the student, and the other options.
+
+    The stages name the places: ``{teacher_network}`` and ``{student_network}`` of a training without a teacher,
+    ``{student_option}`` of one with a teacher.
+    """
+    text, left, found = file.read_text(errors="replace"), [], dict.fromkeys(("teacher", "student"), "")
+    rest = iter(added)
+    for word in rest:
+        flag, joined, value = word.partition("=")
+        role = flag.removeprefix("--model.")
+        if role not in found or f"{{{role}_network}}" not in text:
+            left.append(word)
+            continue
+        found[role] = value if joined else next(rest, "")
+    options = {f"{role}_network": _option("network", name) for role, name in found.items()}
+    return {**options, "student_option": _option("student", found["student"])}, left
+
+
+def _option(name: str, value: str) -> str:
+    return shlex.quote(f"--model.{name}={value}") if value else ""
 
 
 def _print_commands(title: str, commands: list[list[str]]) -> None:

@@ -3,8 +3,11 @@
 import signal
 import sys
 import warnings
+from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
@@ -28,13 +31,21 @@ from kd_lightning.checkpoints.io import use_atomic_checkpoints
 from kd_lightning.checkpoints.trust import class_paths, imported_packages
 from kd_lightning.cli.arguments import expand_arguments
 from kd_lightning.cli.checkpoint_choice import choose_checkpoint, configured_run
-from kd_lightning.cli.device_options import choose_accelerator, drop_advertisements, set_matmul_precision
+from kd_lightning.cli.class_count import count_classes
+from kd_lightning.cli.class_table import print_class_table
+from kd_lightning.cli.device_options import (
+    choose_accelerator,
+    choose_precision,
+    drop_advertisements,
+    set_matmul_precision,
+)
 from kd_lightning.cli.download_errors import explain_download_error
 from kd_lightning.cli.echo import echo
 from kd_lightning.cli.errors import exit_on_error, innermost_cause, one_line
 from kd_lightning.cli.image_folders import data_root, find_images
 from kd_lightning.cli.layers import print_layers
 from kd_lightning.cli.loggers import check_packages, explain_logger_error, has_run_folder, keep_run_folder, write_below
+from kd_lightning.cli.network_arguments import write_networks
 from kd_lightning.cli.parse_errors import explain_parse_errors
 from kd_lightning.cli.sources import echo_imported
 from kd_lightning.cli.teacher_files import find_teacher, teacher_paths
@@ -97,6 +108,12 @@ class CommandLine(LightningCLI):
             }
         )
         parser.add_argument("--tf32", type=bool, default=True, help="On a GPU, multiply float32 matrices in TF32.")
+        parser.add_argument(
+            "--auto_precision",
+            type=bool,
+            default=False,
+            help="Where trainer.precision is not given, compute in the fastest mixed precision of the hardware.",
+        )
         parser.add_lightning_class_args(StepCheckpoint, "progress")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(FeatureWriter, "features")
@@ -154,6 +171,16 @@ class CommandLine(LightningCLI):
                 echo(line)
         if (root := self.options.get("trainer.default_root_dir")) is not None:
             write_below(root, self.options)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the Trainer as LightningCLI does, with a precision that is chosen for the hardware if that is wanted.
+
+        It is not written into the configuration, so that another machine chooses its own.
+        """
+        if self.options.get("auto_precision") and self.options.get("trainer.precision") is None:
+            options = [self.options.get(f"trainer.{name}", "auto") for name in ("accelerator", "devices", "strategy")]
+            kwargs["precision"] = choose_precision(*options)
+        return super().instantiate_trainer(**kwargs)
 
     def instantiate_classes(self) -> None:
         """Build what the configuration names; report in one sentence what a class does not accept.
@@ -219,6 +246,17 @@ class CommandLine(LightningCLI):
             if run is not None:
                 echo(f"Next: kd-lightning test -c {run.folder}")
 
+    def after_validate(self) -> None:
+        """Print the result of each class."""
+        confusion = getattr(self.model, "confusion", None)
+        if confusion is not None:
+            names = getattr(self.datamodule, "classes", None) or range(len(confusion))
+            print_class_table(confusion, list(map(str, names)))
+
+    def after_test(self) -> None:
+        """Print the result of each class."""
+        self.after_validate()
+
     def after_predict(self) -> None:
         """Print the paths of the files that were written; report images that are broken as an error.
 
@@ -279,6 +317,13 @@ def _keep_metrics(file: Path) -> None:
         echo(f"The metrics so far are in {kept}.")
 
 
+def _count_classes(words: list[str]) -> int | None:
+    """Return the number of classes of the data; commands that need a trained run first report that it is missing."""
+    with suppress(*(() if words[0] in ("fit", "layers") else (UserError,))):
+        return count_classes(words)
+    return None
+
+
 def _save_last_epoch() -> ModelCheckpoint:
     return ModelCheckpoint(filename=LAST, enable_version_counter=False, save_on_train_epoch_end=True)
 
@@ -290,7 +335,8 @@ def run() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # until StepCheckpoint handles it
     try:
         with exit_on_error(command, MisconfigurationException), explain_trainer_errors():
-            sys.argv[1:] = list(expand_arguments(sys.argv[1:]))
+            words = list(expand_arguments(sys.argv[1:]))
+            sys.argv[1:] = write_networks(words, partial(_count_classes, words))
             if command == "layers":
                 del sys.argv[1]
                 cli = CommandLine(run=False)
@@ -306,6 +352,8 @@ def run() -> None:
 def _silence_lightning() -> None:
     drop_advertisements()
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's use of torch's pytree
+    warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")  # of mixed precisions
+    warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")  # of few photographs
     # a run that is resumed or tested writes into its own folder on purpose
     warnings.filterwarnings("ignore", ".*(directory .* exists and is not empty|The dirpath has changed).*")
     # a test needs the averaged weights only, which are in the checkpoint

@@ -95,7 +95,7 @@ def _unknown_argument(name: str, key: str, owner: str, known: list[str]) -> str:
         return f"There is no option {where!r}{_nearest_option(where, known)}."
     if name.endswith(".class_path"):
         return f"{where.removesuffix('.class_path')}: there is no such class, or it does not fit here; check its name."
-    accepted = _arguments(owner)
+    accepted = argument_names(owner)
     groups = ", ".join(dict.fromkeys(argument.partition(".")[0] for argument in accepted))
     near = _addition(_nearest(name, accepted))
     if not near and _passes_on(owner, accepted):
@@ -105,7 +105,7 @@ def _unknown_argument(name: str, key: str, owner: str, known: list[str]) -> str:
 
 def _no_group(value: str, key: str, owner: str) -> str:
     """Return a sentence about a value that was given for a group of settings."""
-    fields = [name for name in _arguments(owner) if name.startswith(f"{key.rpartition('.')[2]}.")]
+    fields = [name for name in argument_names(owner) if name.startswith(f"{key.rpartition('.')[2]}.")]
     example = f", as in --{key}.{fields[0].rpartition('.')[2]}={value}" if fields else ""
     return f"{key} is a group of settings, got {value!r}; set them one by one{example}."
 
@@ -162,7 +162,7 @@ def _initials(name: str) -> str:
     return "".join(part[:1] for part in name.split("_")) if "_" in name else ""
 
 
-def _arguments(class_path: str) -> list[str]:
+def argument_names(class_path: str) -> list[str]:
     """Return the names of the arguments of a class or function."""
     from kd_lightning.checkpoints.trust import resolve  # imports torch, which not every command needs
 

@@ -15,4 +15,4 @@ def recipes() -> None:
     print(f"\nAlso below each of {folders} with the networks of its distill:")
     for name, text in shared.items():
         print(f"{name:<{width}}  {text}")
-    print("\n`kd-lightning compress -c digits` (or cifar10, cifar100, folder) runs a whole chain of them.")
+    print("\n`kd-lightning compress -c digits` (or cifar10, cifar100, photos) runs a whole chain of them.")

@@ -9,8 +9,9 @@ from torch import Tensor
 from kd_lightning.cli.machine import processor_name
 from kd_lightning.cli.sources import echo_imported
 from kd_lightning.errors import MissingFileError, UserError
-from kd_lightning.report.contents import all_pictures, table, write
+from kd_lightning.report.contents import all_pictures, class_tables, table, write
 from kd_lightning.report.measuring import measure
+from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Model, load_model, source_of, teacher_of
 from kd_lightning.report.page import MARKS
 from kd_lightning.runs.source import Source
@@ -37,12 +38,14 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
     for model in found:
         if model.source is not None:
             echo_imported(model.name, model.source.imported)
-    images, labels = _test_images(found)
+    images, labels, data_of = _test_images(found)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        metrics = [measure(found[0], images, labels, None)]
-        metrics += [measure(model, images, labels, metrics[0].logits) for model in found[1:]]
+        metrics: list[Metrics] = []
+        for model in found:
+            prepared = _prepared_for(model, data_of, images)
+            metrics.append(measure(model, prepared, labels, metrics[0].logits if metrics else None))
     finally:
         torch.set_num_threads(threads)
     preface = (
@@ -59,16 +62,19 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
             "are folded: slightly fewer than those of its run."
         )
     pictures = all_pictures(found, metrics, images, labels)
-    write(folder, "Teacher and students compared", preface, table(found, metrics), pictures)
+    tables = class_tables(found, metrics)
+    write(folder, "Teacher and students compared", preface, table(found, metrics), pictures, tables)
     print(f"The report is {folder / 'index.html'}.")
 
 
 def _load(names: list[str], teacher: str | None, trust: bool) -> list[Model]:
     """Load the models, the teacher first, and give them unique names."""
     wanted = list(dict.fromkeys([*([teacher] if teacher else []), *names]))
-    sources = [source_of(name, trust=trust) for name in wanted]
+    sources = _shared([source_of(name, trust=trust) for name in wanted])
     shape = next(filter(None, map(_shape, sources)), None)
-    found = [load_model(name, shape, source=source) for name, source in zip(wanted, sources, strict=True)]
+    found = [
+        load_model(name, _shape(source) or shape, source=source) for name, source in zip(wanted, sources, strict=True)
+    ]
     if teacher is None:
         configured = next(filter(None, (teacher_of(model, shape, found) for model in found)), None)
         first = configured or max(found, key=lambda model: model.parameters)
@@ -84,6 +90,14 @@ def _load(names: list[str], teacher: str | None, trust: bool) -> list[Model]:
     return found
 
 
+def _shared(sources: list[Source | None]) -> list[Source | None]:
+    """Return the sources with one for each checkpoint, so that it is read once: that of a run, if one is named."""
+    by_path: dict[Path, Source] = {}
+    for source in sorted(filter(None, sources), key=lambda source: not source.is_run):
+        by_path.setdefault(source.path.resolve(), source)
+    return [None if source is None else by_path[source.path.resolve()] for source in sources]
+
+
 def _shape(source: Source | None) -> tuple[int, int, int] | None:
     data = None if source is None else source.data
     with suppress(OSError):
@@ -91,18 +105,38 @@ def _shape(source: Source | None) -> tuple[int, int, int] | None:
     return None
 
 
-def _test_images(models: list[Model]) -> tuple[Tensor, Tensor]:
+def _test_images(models: list[Model]) -> tuple[Tensor, Tensor, Source]:
+    """Return the test images of the first model that has some, their labels, and where they come from."""
     for model in models:
         shown = None if model.source is None else model.source.images("test")
         if shown is not None:
+            assert model.source is not None
             _check_shapes(models, model, tuple(shown[0].shape[1:]))
-            return shown
+            return *shown, model.source
     raise MissingFileError("No model comes from a run whose test images exist; add such a run.")
+
+
+def _prepared_for(model: Model, data_of: Source, images: Tensor) -> Tensor:
+    """Return the test images as a model's own run prepares them, if these are the same images."""
+    if model.source is None or _preparation(model.source) == _preparation(data_of):
+        return images
+    own = model.source.images("test")
+    return own[0] if own is not None and _names(model.source) == _names(data_of) else images
+
+
+def _preparation(source: Source) -> object:
+    return getattr(source.data, "preparation", None), _shape(source)
+
+
+def _names(source: Source) -> list[str]:
+    """Return the names of the test images, which were read."""
+    data = getattr(source.data, "target", source.data)  # of a domain pair
+    return [data.image_name("test", sample) for sample in range(len(data.splits["test"].labels))]
 
 
 def _check_shapes(models: list[Model], source: Model, shape: tuple[int, ...]) -> None:
     for model in models:
-        if model.shape not in (None, shape):
+        if model.shape not in (None, shape, _shape(model.source)):
             raise UserError(
                 f"{model.name} takes images {model.shape} and the test images of {source.name} are {shape}; "
                 "report models of the same data."

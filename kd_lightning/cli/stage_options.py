@@ -9,6 +9,8 @@ from kd_lightning.cli.functions import parse_function
 from kd_lightning.errors import UserError
 
 Words = list[str]
+_SOME_CLASSES = 2
+"""Number of classes with which options are checked, before the data are known."""
 
 
 def options_of_stages(commands: Sequence[Sequence[str]], added: Sequence[str]) -> list[Words]:
@@ -74,6 +76,7 @@ class _ParserIsBuilt(Exception):  # noqa: N818 - not an error
 def _fit_parser() -> Callable[[Words], None]:
     from kd_lightning.cli.arguments import expand_arguments
     from kd_lightning.cli.lightning_cli import CommandLine
+    from kd_lightning.cli.network_arguments import write_networks
     from kd_lightning.cli.parse_errors import explain_parse_errors
 
     class Parser(CommandLine):
@@ -88,7 +91,7 @@ def _fit_parser() -> Callable[[Words], None]:
     def parse(words: Words) -> None:
         if "--trust" in words:
             raise UserError("fit takes no --trust.")
-        expanded = list(expand_arguments(words))
+        expanded = write_networks(list(expand_arguments(words)), lambda: _SOME_CLASSES)
         with explain_parse_errors(parsers):
             parser.parse_args(expanded)
 

@@ -71,7 +71,7 @@ def read_stages(file: Path, values: Mapping[str, str] | None = None) -> list[Sta
 
     Args:
         file: Names with commands, in which ``{name}`` stands for the result of an earlier stage.
-        values: Further words to fill in, for example ``{folder}`` in a packaged file and ``{num_classes}``.
+        values: Further words to fill in, for example ``{folder}`` in a packaged file, and ``{num_classes}``.
 
     Raises:
         ValueError: If the file does not have this form, or a stage uses one that does not come before it.
@@ -93,7 +93,7 @@ def read_stages(file: Path, values: Mapping[str, str] | None = None) -> list[Sta
 
 def _stage(name: object, line: str, before: list[str], values: Mapping[str, str]) -> Stage:
     try:
-        words = shlex.split(_fill(_fill(line, values), values))  # the recipes' options contain {num_classes}
+        words = shlex.split(_fill(line, values))
     except ValueError as error:
         raise UserError(f"The stage {name!r} cannot be split into words ({error}): {line!r}.") from error
     if not words or words[0] not in ("fit", "export", "report"):

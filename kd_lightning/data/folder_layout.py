@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from kd_lightning.errors import MissingFileError, UserError
+from kd_lightning.files.digest import sha256
 from kd_lightning.files.find_images import describe_left_out, describe_suffixes, find_images, is_hidden
 from kd_lightning.networks.data_config import truncate
 
@@ -38,6 +39,19 @@ class Listing(NamedTuple):
     labels: Tensor
 
 
+def check_several_classes(classes: tuple[str, ...], place: str) -> None:
+    """Make sure that there is not only one class.
+
+    Raises:
+        UserError: If there is.
+    """
+    if len(classes) == 1:
+        raise UserError(
+            f"{place!r} has one class only, {classes[0]!r}, and there is nothing to learn from one; add another class, "
+            "or, if the images are unlabelled, put them into unlabelled/."
+        )
+
+
 class FolderLayout:
     """Finds the images of each split, and their classes, in a folder.
 
@@ -62,6 +76,7 @@ class FolderLayout:
         labelled = (self.root / name for name in _LABELLED)
         for folder in (self.training_folder, *labelled):
             if folder.is_dir() and (names := self._class_folders(folder)):
+                check_several_classes(names, str(folder))
                 return names
         return ()
 
@@ -96,6 +111,24 @@ class FolderLayout:
                 "if it holds the images, set root to it, otherwise put the class folders into train/."
             )
         return bool(names) or bool(self._images_in(self.root, recursive=False, warn=False))
+
+    @property
+    def one_set(self) -> str:
+        """Words for a set that is not divided, for a message."""
+        names = self.classes
+        return f"{str(self.root)!r} has no train/, so its {len(names)} folders are the classes ({truncate(names)})"
+
+    def advice(self, split: str) -> str:
+        """Return how a user divides the images, as an imperative."""
+        return f"put them into train/<class>/ and {split}/<class>/"
+
+    def has_split(self, split: str) -> bool:
+        """Return whether there is a folder for a split."""
+        return (self.root / split).is_dir()
+
+    def images_of(self, split: str) -> Listing:
+        """Return the images of a split, as :meth:`labelled_images`."""
+        return self.labelled_images(self.root / split)
 
     def training_images(self) -> Listing:
         """Return the images of the training folder, without those of ``unlabelled/``.
@@ -154,6 +187,7 @@ class FolderLayout:
             labels += [label] * len(members.files)
             left_out += members.left_out
         self._warn(folder, left_out)
+        _check_in_one_class(files, labels, found)
         if loose := self._images_in(folder, recursive=False, warn=False):
             rank_zero_warn(
                 f"Images directly in {str(folder)!r} are left out, since they are in no class folder: "
@@ -187,6 +221,24 @@ class FolderLayout:
     def _warn(self, folder: Path, left_out: Counter[str]) -> None:
         if left_out:
             rank_zero_warn(describe_left_out(folder, left_out))
+
+
+def _check_in_one_class(files: list[Path], labels: list[int], classes: tuple[str, ...]) -> None:
+    """Make sure that no file lies in two classes: of one name, one size and one content."""
+    alike: dict[tuple[str, int], list[int]] = {}
+    for number, file in enumerate(files):
+        alike.setdefault((file.name, file.stat().st_size), []).append(number)
+    for numbers in alike.values():
+        if len({labels[number] for number in numbers}) < 2:
+            continue
+        seen: dict[str, int] = {}
+        for number in numbers:
+            first = seen.setdefault(sha256(files[number]), number)
+            if labels[first] != labels[number]:
+                raise UserError(
+                    f"{str(files[number])!r} is in two classes, since it is the same file as {str(files[first])!r}; "
+                    f"remove it from {classes[labels[first]]!r} or {classes[labels[number]]!r}."
+                )
 
 
 def _listing(files: list[Path], labels: list[int] | None = None) -> Listing:

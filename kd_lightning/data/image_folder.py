@@ -1,5 +1,6 @@
 """Your own images, in a folder for each class."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 
+from kd_lightning.data.csv_layout import CsvLayout
 from kd_lightning.data.folder_layout import FolderLayout, Listing
 from kd_lightning.data.image_form import ImageForm
 from kd_lightning.data.image_set import ImageFiles, ImageSet, StreamedImages
@@ -17,7 +19,6 @@ from kd_lightning.data.photographs import PhotographDataModule, SizesDifferError
 from kd_lightning.errors import UserError
 from kd_lightning.files.images import UnreadableImageError, describe_unreadable, shown_size, unreadable
 from kd_lightning.files.progress import progress
-from kd_lightning.networks.data_config import truncate
 
 _TEST_FRACTION = 0.1
 
@@ -41,6 +42,9 @@ class ImageFolderDataModule(PhotographDataModule):
 
     Args:
         root: The folder.
+        labels: A CSV file with the columns ``file,label``, relative to the root or to the working folder, in place of
+            class folders; ``file`` is relative to the root, an empty ``label`` means unlabelled. A third column
+            ``split`` (``train``, ``val``, ``test``) divides the images; without it they are divided as above.
         **options: Arguments of :class:`PhotographDataModule` and :class:`ImageDataModule`.
 
     Raises:
@@ -64,11 +68,11 @@ class ImageFolderDataModule(PhotographDataModule):
         (('cats', 'dogs'), torch.Size([4, 3, 32, 32]))
     """
 
-    def __init__(self, root: str = "data", **options: Any) -> None:
+    def __init__(self, root: str = "data", *, labels: str | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self.save_hyperparameters({"root": root})
+        self.save_hyperparameters({"root": root, "labels": labels})
         self.root = Path(root).expanduser()
-        self.layout = FolderLayout(self.root)
+        self.layout = FolderLayout(self.root) if labels is None else CsvLayout(self.root, labels)
         self._saved_partition: dict[str, Any] | None = None
 
     @property
@@ -123,7 +127,7 @@ class ImageFolderDataModule(PhotographDataModule):
 
     @property
     def _names(self) -> list[str]:
-        return [file.relative_to(self.root).as_posix() for file in self._labelled.files]
+        return [Path(os.path.relpath(file, self.root)).as_posix() for file in self._labelled.files]
 
     @cached_property
     def _partition(self) -> Partition:
@@ -140,8 +144,7 @@ class ImageFolderDataModule(PhotographDataModule):
         )
         counts = {split: len(samples) for split, samples in drawn.parts.items()}
         rank_zero_info(
-            f"{str(self.root)!r} has no train/, so its {len(self.classes)} folders are the classes "
-            f"({truncate(self.classes)}): {counts['train']} images are trained on, {counts['val']} validated on and "
+            f"{self.layout.one_set}: {counts['train']} images are trained on, {counts['val']} validated on and "
             f"{counts['test']} tested on, by split_seed {self.split_seed}."
         )
         return drawn
@@ -167,16 +170,15 @@ class ImageFolderDataModule(PhotographDataModule):
                 )
             if not part:
                 raise UserError(
-                    f"{str(self.root)!r} has too few images in each class to divide them; put them into "
-                    f"train/<class>/ and {split}/<class>/."
+                    f"{str(self.root)!r} has too few images in each class to divide them; {self.layout.advice(split)}."
                 )
             listing = Listing([self._labelled.files[i] for i in part], self._labelled.labels[part])
             return self._with_unlabelled(listing) if split == "train" else listing
         if split == "train":
             return self._with_unlabelled(self._labelled)
-        if split == "val" and not folder.is_dir():
+        if split == "val" and not self.layout.has_split("val"):
             return None
-        return self.layout.labelled_images(self.root / ("test" if split == "predict" else split))
+        return self.layout.images_of("test" if split == "predict" else split)
 
     def _with_unlabelled(self, labelled: Listing) -> Listing:
         unlabelled = self.layout.unlabelled_images()

@@ -55,6 +55,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         num_workers: Processes that read images; 0 is best for sets in memory.
         views: Number V of fixed views of each image, where epoch e shows view e mod V; ``None`` for a new view in each
             epoch.
+        balanced_sampling: Show the classes equally often in an epoch, which has as many images as without this: those
+            of rare classes several times, in one view an epoch.
         split_seed: Seed of the split, if it stays the same while ``seed`` changes, as for several students of one
             teacher, which must not have been trained on their validation images; ``seed`` if ``None``.
 
@@ -94,6 +96,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         view_seed: int = 0,
         num_workers: int = 0,
         views: int | None = None,
+        balanced_sampling: bool = False,
         split_seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -123,6 +126,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.views = views
         self.augments_in_step = False
         """Whether training batches are handed on as they are, since a CUDA graph of the step augments them."""
+        self.balanced_sampling = balanced_sampling
         self.splits = StoredSplits(self._load_checked, val_fraction=val_fraction, seed=self.split_seed)
         self.augmenter = Augmenter(
             self.splits, self.augmentation, mean=self.mean, std=self.std, view_seed=view_seed, views=views
@@ -138,6 +142,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             view_seed=view_seed,
             num_workers=num_workers,
             views=views,
+            balanced_sampling=balanced_sampling,
             split_seed=split_seed,
         )
 
@@ -217,7 +222,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[RawBatch]:
         """Return shuffled batches of equal size."""
-        return self._loader(self._subset("train", self.train_samples, epoch=0))
+        return self._loader(self._subset("train", self.train_samples, epoch=0), balanced=self.balanced_sampling)
 
     def plain_train_dataloader(self) -> DataLoader[RawBatch]:
         """Return shuffled training batches without augmentation, prepared as for evaluation."""
@@ -232,6 +237,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             batch_size: Images in a batch of one process.
             steps: Batches in an epoch; the next epoch continues with the images that follow.
         """
+        if self.balanced_sampling:
+            raise UserError(
+                f"{self.setting('balanced_sampling')} needs labels, and those of these images are not read; set it to "
+                "false."
+            )
         subset = self._subset("train", self.train_samples, epoch=0)
         subset.labels = torch.full_like(subset.labels, -1)
         return self._loader(subset, batch_size=batch_size, steps=steps)
@@ -402,7 +412,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         placed = self.augmenter.place(split, samples, labels, epoch=epoch, device=device)
         return placed._replace(domain=self.domain)
 
-    def _loader(self, subset: Subset, *, batch_size: int = 0, steps: int | None = None) -> DataLoader[RawBatch]:
+    def _loader(
+        self, subset: Subset, *, batch_size: int = 0, steps: int | None = None, balanced: bool = False
+    ) -> DataLoader[RawBatch]:
         world_size, rank = self._ranks
         batch_size = batch_size or min(self.batch_size, len(subset) // world_size)
         training = subset.epoch >= 0
@@ -414,6 +426,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             num_replicas=world_size,
             rank=rank,
             steps=steps,
+            balanced=subset.labels[subset.samples] if balanced else None,
         )
         return (EpochLoader if training else ImageLoader)(
             subset,

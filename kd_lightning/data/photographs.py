@@ -52,6 +52,8 @@ class PhotographDataModule(ImageDataModule, ABC):
 
     Args:
         image_size: Height and width of training images.
+        default_size: Height and width where ``image_size`` is not given and no network knows its own; without it, such
+            images keep their size.
         eval_size: Height and width of the others; by default ``image_size`` where that is given.
         teacher_size: Height and width of the same views for the teacher; by default those of its own weights, or of
             the other images.
@@ -81,6 +83,7 @@ class PhotographDataModule(ImageDataModule, ABC):
         self,
         *,
         image_size: int | None = None,
+        default_size: int | None = None,
         eval_size: int | None = None,
         teacher_size: int | None = None,
         eval_crop: float | None = None,
@@ -93,6 +96,8 @@ class PhotographDataModule(ImageDataModule, ABC):
         **options: Any,
     ) -> None:
         self.given = Wanted(image_size, eval_size, teacher_size, eval_crop, interpolation, store_size)
+        Wanted(default_size).check("default_size")
+        self.default_size = default_size
         self.given_statistics = DataConfig.of(mean, std)
         statistics = DataConfig(IMAGENET_MEAN, IMAGENET_STD) if mean is None else self.given_statistics
         assert statistics.mean is not None
@@ -102,7 +107,8 @@ class PhotographDataModule(ImageDataModule, ABC):
             raise UserError(
                 f"Images are read with 3 channels, or 1 for grey, but mean has {len(self.mean)} values; give 3 or 1."
             )
-        arguments = {**self.given._asdict(), "mean": mean, "std": std, "memory_limit": memory_limit, "cache": cache}
+        given = {**self.given._asdict(), "default_size": default_size, "mean": mean, "std": std}
+        arguments = {**given, "memory_limit": memory_limit, "cache": cache}
         self.save_hyperparameters(arguments)
         if memory_limit is not None and not memory_limit >= 0:
             raise UserError(f"memory_limit must be >= 0 GiB, got {memory_limit}.")
@@ -131,7 +137,13 @@ class PhotographDataModule(ImageDataModule, ABC):
         """
         before, pixels_before = (self.sizes, self.mean, self.std), (self.sizes, len(self.mean))
         has_teacher = not known or "the teacher" in known
-        sizes, origin = choose_sizes(self.given if has_teacher else self.given._replace(teacher_size=None), known)
+        given = self.given if has_teacher else self.given._replace(teacher_size=None)
+        uses_default = given.image_size is None and not _first(known, "preparation")[1]
+        if uses_default and self.default_size is not None:
+            sizes, _ = choose_sizes(given._replace(image_size=self.default_size), known)
+            origin = "default"
+        else:
+            sizes, origin = choose_sizes(given, known)
         self.sizes = None if sizes is None else self._possible(sizes)
         statistics, whose = _first(known, "mean")
         if self.given_statistics.mean is not None:
@@ -374,7 +386,7 @@ def _first(known: Mapping[str, DataConfig], field: str) -> tuple[DataConfig, str
 
 
 def _origin(name: str) -> str:
-    return "as given" if name == "given" else f"of {name}" if name else "as given"
+    return {"given": "as given", "default": "by default", "": "as given"}.get(name, f"of {name}")
 
 
 def _crop_filter(preparation: Preparation) -> str:

@@ -26,6 +26,9 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         steps: Batches in an epoch, if each epoch takes the next rows of one stream of permutations, in which nothing is
             left out, so that all samples are seen equally often however many they are; ``None`` if each epoch is a
             permutation of its own.
+        balanced: Class of each sample, -1 where unlabelled, if an epoch of as many samples shows each class equally
+            often: samples of rare classes several times, and of frequent ones a part, another one in each epoch.
+            Unlabelled samples are shown once.
 
     Example:
         >>> list(EpochSampler(range(5), batch_size=2, training=False, num_replicas=2, rank=1))
@@ -42,6 +45,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         num_replicas: int = 1,
         rank: int = 0,
         steps: int | None = None,
+        balanced: Tensor | None = None,
     ) -> None:
         # torch wants a Dataset, and uses only its length
         super().__init__(
@@ -51,6 +55,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         self.batch_size = batch_size
         self.training = training
         self.steps = steps
+        self.balanced = balanced
         self.first = (-1, 0)
         """An epoch, and the number of its batches that are skipped because they were taken before."""
 
@@ -69,10 +74,24 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         return len(self._evaluation())
 
     def _training(self) -> Tensor:
-        order = self._permutation(self.epoch) if self.steps is None else self._next_rows()
+        order = self._order() if self.steps is None else self._next_rows()
         batches = order[: len(self) * self.num_replicas].view(-1, self.num_replicas, self.batch_size)
         taken = self.first[1] if self.first[0] == self.epoch else 0
         return batches[taken:, self.rank].flatten()
+
+    def _order(self) -> Tensor:
+        if self.balanced is None:
+            return self._permutation(self.epoch)
+        generator = self._generator(self.epoch)
+        members = [(self.balanced == label).nonzero().flatten() for label in self.balanced.unique() if label >= 0]
+        unlabelled = (self.balanced < 0).nonzero().flatten()
+        each, rest = divmod(self.count - len(unlabelled), max(len(members), 1))
+        chosen = [unlabelled]
+        for place, number in enumerate(torch.randperm(len(members), generator=generator).tolist()):
+            shown, count = members[number], each + (place < rest)
+            passes = [torch.randperm(len(shown), generator=generator) for _ in range(-(-count // len(shown)))]
+            chosen += [shown[torch.cat(passes)[:count]]] if count else []
+        return torch.cat(chosen)[torch.randperm(self.count, generator=generator)]
 
     def _next_rows(self) -> Tensor:
         rows = len(self) * self.num_replicas
@@ -82,8 +101,10 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         return torch.cat([self._permutation(-1 - number) for number in passes])[skipped : skipped + rows]
 
     def _permutation(self, number: int) -> Tensor:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
-        return torch.randperm(self.count, generator=generator)
+        return torch.randperm(self.count, generator=self._generator(number))
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
 
     def _evaluation(self) -> Tensor:
         start, end = (self.count * rank // self.num_replicas for rank in (self.rank, self.rank + 1))

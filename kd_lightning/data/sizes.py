@@ -24,12 +24,13 @@ class Wanted(NamedTuple):
     interpolation: str | None = None
     store_size: int | None = None
 
-    def check(self) -> None:
-        """Raise an error if a value is outside its range."""
+    def check(self, image_size: str = "image_size") -> None:
+        """Raise an error if a value is outside its range; ``image_size`` is the name of the first for the message."""
         for name in ("image_size", "eval_size", "teacher_size", "store_size"):
             size = getattr(self, name)
             if size is not None and not (isinstance(size, Integral) and int(size) >= 1):
-                raise UserError(f"{name} must be a number of pixels >= 1, got {size!r}.")
+                shown = image_size if name == "image_size" else name
+                raise UserError(f"{shown} must be a number of pixels >= 1, got {size!r}.")
         if self.eval_crop is not None and not 0 < self.eval_crop <= 1:
             raise UserError(f"eval_crop must be in (0, 1], got {self.eval_crop}.")
         if self.interpolation not in (None, *CROP_FILTERS):

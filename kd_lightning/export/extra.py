@@ -1,4 +1,4 @@
-"""Imports libraries of the optional extra."""
+"""Imports libraries of the optional extras."""
 
 from importlib import import_module
 from types import ModuleType
@@ -6,8 +6,12 @@ from types import ModuleType
 from kd_lightning.errors import UserError
 
 
-def require_extra(name: str) -> ModuleType:
-    """Import a library of the extra ``export``.
+def require_extra(name: str, *, extra: str = "export") -> ModuleType:
+    """Import a library of an extra.
+
+    Args:
+        name: Name of the library.
+        extra: Name of the extra that installs it.
 
     Raises:
         UserError: If it is not installed.
@@ -16,6 +20,6 @@ def require_extra(name: str) -> ModuleType:
         return import_module(name)
     except ImportError as error:
         raise UserError(
-            f"{error.name} of the extra `export` is not installed; run "
-            '`pip install ".[export]"` in a checkout of kd_lightning.'
+            f"{error.name} of the extra `{extra}` is not installed; run "
+            f'`pip install ".[{extra}]"` in a checkout of kd_lightning.'
         ) from error

@@ -42,6 +42,12 @@ class Term(nn.Module, ABC):
     capturable: bool = True
     """Whether a CUDA graph, or a compiler, can hold it: buffers change in place, and the host computes nothing."""
 
+    weighs_classes: bool = False
+    """Whether the term uses ``class_weights``."""
+
+    class_weights: Tensor | None = None
+    """Factor of each class, ``(C,)``, in a term on labels; set by the objective before the first step."""
+
     metrics: dict[str, Tensor]
     """Scalars of the last batch, logged as ``{term}_{metric}``; they hold no graph, so that modules can be copied."""
 

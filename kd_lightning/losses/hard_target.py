@@ -46,6 +46,22 @@ def hard_target_loss(
     return total / (labels >= 0).sum().clamp(min=1)
 
 
+def row_weights(labels: Tensor, class_weights: Tensor) -> Tensor:
+    """Return the weight of each row by its class, ``(B,)``; of class probabilities the expected one.
+
+    Args:
+        labels: Class indices ``(B,)`` or class probabilities ``(B, C)``; any weight for those that are unlabelled.
+        class_weights: ``(C,)``.
+
+    Example:
+        >>> row_weights(torch.tensor([1, 0, 1]), torch.tensor([1.0, 3.0]))
+        tensor([3., 1., 3.])
+    """
+    if labels.is_floating_point():
+        return labels.to(class_weights.dtype).clamp(min=0) @ class_weights
+    return class_weights[labels.clamp(min=0)]
+
+
 def _weighted(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor) -> Tensor:
     if labels.is_floating_point():
         labels = labels.to(logits.dtype)
@@ -58,6 +74,8 @@ def _weighted(logits: Tensor, labels: Tensor, label_smoothing: float, weights: T
 
 class HardTargetLoss(DistillationLoss):
     """The student's cross-entropy with the true labels, :func:`hard_target_loss`; in domain adaptation the source's.
+
+    The ``class_weights`` of the module weigh the rows.
 
     Args:
         weight: Factor of the term in the weighted sum.
@@ -75,6 +93,7 @@ class HardTargetLoss(DistillationLoss):
     """
 
     needs_teacher = False
+    weighs_classes = True
 
     def __init__(self, *, weight: float = 1.0, label_smoothing: float = 0.0, warmup_epochs: int = 0) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)
@@ -84,6 +103,11 @@ class HardTargetLoss(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Compute the term for one batch, see :class:`DistillationLoss`."""
+        weights = None if self.class_weights is None else row_weights(labels, self.class_weights)
         return hard_target_loss(
-            student.logits, labels, label_smoothing=self.label_smoothing, all_labelled=self.all_labelled
+            student.logits,
+            labels,
+            label_smoothing=self.label_smoothing,
+            weights=weights,
+            all_labelled=self.all_labelled,
         )

@@ -198,10 +198,23 @@ class Objective(nn.ModuleDict):
                 term.build(*outputs, student_network=network, teacher_network=teacher)
             term.to(weight_device(network))
 
-    def begin_training(self, *, all_labelled: bool) -> None:
-        """Let the terms know whether every training image is labelled."""
+    def begin_training(self, *, all_labelled: bool, class_weights: Tensor | None = None) -> None:
+        """Let the terms know whether every training image is labelled, and how much each class counts.
+
+        Args:
+            all_labelled: Whether every training image is labelled.
+            class_weights: Factor of each class, ``(C,)``, on the device of the logits; equal by default.
+
+        Raises:
+            UserError: If there are class weights that no term uses.
+        """
+        if class_weights is not None and not any(term.weighs_classes for term in self.terms.values()):
+            raise UserError(
+                "class_weights weigh the rows of HardTargetLoss, and no loss is one; add it, or leave them out."
+            )
         for term in self.terms.values():
             term.all_labelled = all_labelled
+            term.class_weights = class_weights
 
     def begin_step(self, *, progress: float, epoch: int, device: torch.device) -> None:
         """Set the terms' progress, epoch and weights, in place; nothing waits for the device.

@@ -75,7 +75,7 @@ class AdaptationModule(ClassificationModule):
         """Determine the number of steps, for terms that depend on the progress."""
         self._total_steps = max(float(self.trainer.estimated_stepping_batches), 1.0)
         super().on_train_start()
-        self.losses.begin_training(all_labelled=self.all_labelled)
+        self.losses.begin_training(all_labelled=self.all_labelled, class_weights=self.class_weights)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the progress of the losses."""

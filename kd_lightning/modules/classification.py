@@ -31,6 +31,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.features import logits_of
 from kd_lightning.losses import Objective
 from kd_lightning.modules import optim
+from kd_lightning.modules.class_weights import ClassWeights, build_class_weights, check_class_weights
 from kd_lightning.modules.evaluation import LoaderEvaluations, Prediction
 from kd_lightning.modules.example_images import example_images
 from kd_lightning.modules.graph_choice import describe_graph, reads_no_batches, why_not_graphed
@@ -80,6 +81,8 @@ class ClassificationModule(pl.LightningModule, ABC):
             the gain depends on the hardware. A network that ``torch.compile`` has wrapped is unwrapped, and compiled
             so; its mode and backend are not used.
         compile_mode: Mode of ``torch.compile``; ``None`` for ``"default"``.
+        class_weights: Weights of the classes in the terms on labels, a number for each or ``"balanced"``: then a class
+            counts as much as any other, however many training images it has. The loss is the weighted mean of rows.
         on_nonfinite: Reaction to a loss or gradient that is not finite, before the weights are updated: ``"stop"``
             raises an error with the step, the term and the ranges, ``"skip"`` skips the update and counts it.
         cuda_graph: Capture the whole training step as a CUDA graph and replay it, so that small networks do not wait
@@ -117,6 +120,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         lr_monitor: str = "val/loss",
         compile: bool = False,
         compile_mode: CompileMode | None = None,
+        class_weights: ClassWeights = None,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         cuda_graph: bool | Literal["auto"] = "auto",
     ) -> None:
@@ -131,6 +135,9 @@ class ClassificationModule(pl.LightningModule, ABC):
         if compile_mode is not None and not self.compiles:
             raise UserError(f"compile_mode={compile_mode!r} has no effect without compile; set compile to true.")
         self.compile_mode: CompileMode = compile_mode or "default"
+        check_class_weights(class_weights)
+        self.given_class_weights = class_weights
+        self.class_weights: Tensor | None = None
         self.convert_input = InputConversion()
         self.num_classes: int | None = None
         self.image_shape: tuple[int, ...] | None = None
@@ -266,9 +273,11 @@ class ClassificationModule(pl.LightningModule, ABC):
         return self._all_labelled
 
     def on_train_start(self) -> None:
-        """Determine whether every training image is labelled, and prepare a CUDA graph if it is asked for."""
+        """Determine whether every training image is labelled, the weights of the classes, and prepare a CUDA graph."""
         data = self.data_module
         self._all_labelled = is_image_data(data) and data.all_labelled
+        weights = build_class_weights(self.given_class_weights, data, self.num_classes or 0)
+        self.class_weights = None if weights is None else weights.to(self.device)
         if self.cuda_graph is True:
             self._begin_graphed_steps()
 

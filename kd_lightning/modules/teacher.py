@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kd_lightning.data.read_batch import read_batch
 from kd_lightning.errors import UserError
 from kd_lightning.losses import hard_target_loss
+from kd_lightning.losses.hard_target import row_weights
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks.dry_run import to_input_dtype
 from kd_lightning.teacher.feature_cache import FeatureCache
@@ -63,7 +64,14 @@ class TeacherModule(ClassificationModule):
         else:
             assert ids is not None
             logits = self._features.head(self._features(ids))
-        loss = hard_target_loss(logits, labels, label_smoothing=self.label_smoothing, all_labelled=self.all_labelled)
+        weights = None if self.class_weights is None else row_weights(labels, self.class_weights)
+        loss = hard_target_loss(
+            logits,
+            labels,
+            label_smoothing=self.label_smoothing,
+            weights=weights,
+            all_labelled=self.all_labelled,
+        )
         self.log_step(loss, {}, logits, labels, {"images": images})
         return loss
 

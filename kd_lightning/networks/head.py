@@ -12,7 +12,9 @@ from kd_lightning.networks.data_config import data_config, set_data_config
 from kd_lightning.networks.output_layers import output_layers
 
 
-def replace_head(network: nn.Module, num_classes: int, *, image_shape: Sequence[int] | None = None) -> nn.Module:
+def replace_head(
+    network: nn.Module, num_classes: int, *, image_shape: Sequence[int] | None = None, layer: str | None = None
+) -> nn.Module:
     """Give a network a new head for another number of classes, and return it.
 
     Args:
@@ -20,6 +22,7 @@ def replace_head(network: nn.Module, num_classes: int, *, image_shape: Sequence[
             (each is replaced). It is changed in place.
         num_classes: Number of columns of the new logits.
         image_shape: ``(channels, H, W)`` of its images, by which that layer is found; ``None`` to try usual sizes.
+        layer: Name of that layer as in ``named_modules()``, for networks in which it cannot be found.
 
     Raises:
         UserError: If the network has no such layer, or ``num_classes`` is below 1.
@@ -31,10 +34,7 @@ def replace_head(network: nn.Module, num_classes: int, *, image_shape: Sequence[
     """
     if num_classes < 1:
         raise UserError(f"num_classes must be >= 1, got {num_classes}.")
-    names = output_layers(network, image_shape)
-    if not names or "" in names:
-        raise UserError(f"{type(network).__name__} has no linear layer to replace; write its head yourself.")
-    for name in names:
+    for name in _replaced_layers(network, image_shape, layer):
         network.set_submodule(name, _with_outputs(network.get_submodule(name), num_classes))
     known = data_config(network)
     set_data_config(network, known._replace(classes=None))
@@ -84,6 +84,24 @@ def reuse_teacher_classifier(
     known = data_config(backbone)
     set_data_config(backbone, known._replace(classes=data_config(classifier).classes))
     return backbone
+
+
+def _replaced_layers(network: nn.Module, image_shape: Sequence[int] | None, layer: str | None) -> list[str]:
+    kind, modules = type(network).__name__, dict(network.named_modules())
+    if layer in modules and layer:
+        return [layer]
+    linear = [name for name, module in modules.items() if name and isinstance(module, nn.Linear | nn.Conv2d)]
+    if layer is not None:
+        raise UserError(f"{kind} has no layer {layer!r} to replace; choose from: {', '.join(linear) or 'none'}.")
+    names = output_layers(network, image_shape)
+    if names and "" not in names:
+        return names
+    if not linear:
+        raise UserError(f"{kind} has no linear layer to replace; build it with the number of classes yourself.")
+    raise UserError(
+        f"The layer that computes the logits of {kind} was not found; name it with layer= if it is a linear one (the "
+        f"last are {', '.join(linear[-3:])}), or build the network with the number of classes yourself."
+    )
 
 
 def _with_outputs(head: nn.Module, outputs: int) -> nn.Module:

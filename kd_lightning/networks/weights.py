@@ -14,6 +14,7 @@ from kd_lightning.files.format import check_format
 from kd_lightning.files.read import read_checkpoint
 from kd_lightning.networks.channel_slicing import slice_to
 from kd_lightning.networks.data_config import DataConfig, set_data_config, truncate
+from kd_lightning.networks.output_layers import output_layers
 from kd_lightning.networks.published_config import torchvision_config_of_file
 from kd_lightning.networks.published_names import published_names
 
@@ -78,6 +79,12 @@ def from_checkpoint(
         weights = _select_layers(weights, layers, network)
     known = _saved_data_config(content, path)
     if differing := state_dict_mismatch(network, weights):
+        if counts := _other_classes(network, weights):
+            raise UserError(
+                f"{str(path)!r} has weights for {counts[0]} classes and {type(network).__name__} was built for "
+                f"{counts[1]}; name a file that was trained on these classes, or load it into a network of {counts[0]} "
+                "and give that a new head with replace_head."
+            )
         raise UserError(
             f"{str(path)!r} does not fit {type(network).__name__} ({differing}); build the network that was saved, "
             "or map spellings with rename={'old.': 'new.'}."
@@ -96,6 +103,8 @@ def _find_weights(content: dict[str, Any], path: str | Path, entry: str | None) 
     """Return the tensors of a state dict, wherever the file keeps it."""
     weights = _tensors(content)
     entries = {key: _tensors(value) for key, value in content.items() if isinstance(value, dict)}
+    if "pytorch-lightning_version" in content and "state_dict" in entries:
+        entries.pop("current_model_state", None)  # beside an average of the weights, which is what was validated
     names = [name for name, tensors in entries.items() if tensors]
     if entry is not None and entry not in names:
         listed = ", ".join(map(repr, names)) or "nothing"
@@ -185,6 +194,26 @@ def _exported_data_config(path: str | Path) -> dict[str, Any]:
         metadata = file.metadata() or {}
     known: dict[str, Any] = json.loads(metadata.get("data_config", "{}")) if "kd_lightning" in metadata else {}
     return known
+
+
+def _other_classes(network: nn.Module, weights: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Return the classes of a file and of the network, if they differ in nothing but the rows of the head."""
+    wanted = network.state_dict()
+    counters = {key for key in wanted if key.endswith("num_batches_tracked")}
+    if set(wanted) - set(weights) - counters or set(weights) - set(wanted):
+        return None
+    shapes = {key: (weights[key].shape, value.shape) for key, value in wanted.items() if key in weights}
+    differing = {key: pair for key, pair in shapes.items() if pair[0] != pair[1]}
+    rows = {(saved[:1], built[:1]) for saved, built in differing.values()}
+    rest_is_equal = all(saved[1:] == built[1:] for saved, built in differing.values())
+    if (
+        not rest_is_equal
+        or len(rows) != 1
+        or not {key.rpartition(".")[0] for key in differing} <= set(output_layers(network))
+    ):
+        return None
+    ((saved, built),) = rows
+    return (saved[0], built[0]) if saved and built else None
 
 
 def state_dict_mismatch(network: nn.Module, weights: Mapping[str, Tensor]) -> str:

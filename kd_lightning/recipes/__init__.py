@@ -13,7 +13,9 @@ from kd_lightning.errors import MissingFileError, UserError
 _FOLDER = Path(__file__).parent
 _METHODS = _FOLDER / "_methods"
 _BASE, _NETWORKS, _DISTILL, _COMPRESS = "_base.yaml", "_networks.yaml", "distill.yaml", "_compress.yaml"
-_WITHOUT_TEACHER = ("teacher", "student")
+_WITHOUT_TEACHER = ("teacher", "student", "finetune", "probe")
+_FORMER = {"folder": "photos", "transfer": "photos"}
+"""Folders of earlier versions, and those in their place."""
 
 
 def recipe_names() -> list[str]:
@@ -50,6 +52,7 @@ def recipe_files(name: str) -> list[Path]:
     """
     names = recipe_names()
     if name not in names:
+        _check_former(name)
         near = get_close_matches(name, names, cutoff=0.4) or names
         raise UserError(
             f"{name!r} is neither a file nor a recipe; near ones are {', '.join(near)} "
@@ -96,18 +99,31 @@ def compress_stages(name: str) -> tuple[Path, dict[str, str]]:
     if Path(name).is_file():
         return Path(name), {}
     if name not in method_folders():
+        _check_former(name)
         raise MissingFileError(
             f"{name!r} is neither a YAML file of stages nor a folder of recipes with a chain "
             f"({', '.join(method_folders())})."
         )
     own = _FOLDER / name / _COMPRESS
-    values = _values(_FOLDER / name)
-    options = {f"{method}_options": values.get(f"{method}_options", "") for method in _TRAINED}
-    return own if own.is_file() else _FOLDER / _COMPRESS, {"folder": name, **options}
+    as_packaged = dict.fromkeys(("teacher_network", "student_network", "student_option"), "")
+    values = {"folder": name, "teacher_run": _values(_FOLDER / name)["teacher_run"], **as_packaged}
+    return own if own.is_file() else _FOLDER / _COMPRESS, values
 
 
-_TRAINED = ("teacher", "student", "distill", "prune")
-"""Recipes of a chain."""
+def _check_former(name: str) -> None:
+    """Name the recipe in the place of one of an earlier version.
+
+    Raises:
+        UserError: If there is one.
+    """
+    folder, slash, method = name.partition("/")
+    if folder in _FORMER:
+        new = f"{_FORMER[folder]}{slash}{method}"
+        known = new in [*recipe_names(), *method_folders()]
+        raise UserError(
+            f"The recipes of {folder}/ are those of {_FORMER[folder]}/ now, which need no number of classes and no "
+            f"size: type -c {new if known else _FORMER[folder] + '/finetune'}."
+        )
 
 
 def _filled(file: Path, folder: Path) -> str:

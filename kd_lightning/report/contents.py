@@ -6,12 +6,21 @@ from pathlib import Path
 from matplotlib import rc_context
 from torch import Tensor
 
+from kd_lightning.callbacks.class_results import class_results, most_confused
 from kd_lightning.callbacks.confusion_figure import confusion_figure
 from kd_lightning.files.atomic import atomic_write
 from kd_lightning.report import drawing
 from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Model
 from kd_lightning.report.page import Table, render_html, render_markdown
+from kd_lightning.report.photographs import choose_images, describe_image, photograph_svg
+
+PHOTOGRAPHS = ("What a student gets wrong and the teacher right", "Other images on which they do not agree")
+"""Sections of images."""
+_READABLE = 20
+"""Classes up to which a confusion matrix can be read."""
+_WORST = 10
+_SHOWN = 12
 
 
 def table(models: list[Model], metrics: list[Metrics]) -> Table:
@@ -94,19 +103,75 @@ def all_pictures(
         pictures["Training"] = {"training loss and validation accuracy": training}
     classes = models[0].classes or tuple(map(str, range(metrics[0].logits.shape[1])))
     pictures["Calibration"] = {"reliability": drawing.reliability(names, metrics, labels)}
-    pictures["Confusion, in per cent of a class"] = {
-        f"confusion of {name}": drawing.svg(confusion_figure(m.confusion, classes=classes))
-        for name, m in zip(names, metrics, strict=True)
-    }
-    if len(models) > 1:
-        pictures["Where a student differs most from the teacher"] = {
-            f"disagreements of {name}": drawing.disagreements(images, labels, metrics[0].logits, m.logits, classes)
-            for name, m in list(zip(names, metrics, strict=True))[1:]
+    if len(classes) <= _READABLE:
+        pictures["Confusion, in per cent of a class"] = {
+            f"confusion of {name}": drawing.svg(confusion_figure(m.confusion, classes=classes))
+            for name, m in zip(names, metrics, strict=True)
         }
+    logits = [m.logits for m in metrics]
+    chosen = choose_images(labels, logits[0], logits[1:], _SHOWN) if len(models) > 1 else ([], [])
+    for section, numbers in zip(PHOTOGRAPHS, chosen, strict=True):
+        captions = {number: describe_image(number, labels, logits, names, classes) for number in numbers}
+        if captions:
+            pictures[section] = {text: photograph_svg(images[number], text) for number, text in captions.items()}
     return pictures
 
 
-def write(folder: Path, title: str, preface: str, table: Table, pictures: dict[str, dict[str, str]]) -> None:
+def class_tables(models: list[Model], metrics: list[Metrics]) -> dict[str, Table]:
+    """Return the accuracy of each class, and the classes that are confused most, by section of the page.
+
+    Args:
+        models: The models.
+        metrics: Their metrics.
+    """
+    classes = models[0].classes or tuple(map(str, range(metrics[0].logits.shape[1])))
+    results = [class_results(m.confusion, classes) for m in metrics]
+    labels = [label for label in range(len(classes)) if results[0][label].images]
+    section = "Each class, accuracy in per cent"
+    if len(labels) > _READABLE:
+        labels.sort(key=lambda label: min(one[label].accuracy or 0.0 for one in results))
+        section, labels = (
+            f"The {_WORST} of {len(labels)} classes with the lowest accuracy, in per cent",
+            labels[:_WORST],
+        )
+    rows = [
+        {
+            "class": classes[label],
+            "images": str(results[0][label].images),
+            **{model.name: _per_cent(one[label].accuracy) for model, one in zip(models, results, strict=True)},
+        }
+        for label in labels
+    ]
+    tables = {section: Table(["class", "images", *(model.name for model in models)], rows, {})} if rows else {}
+    pairs = most_confused(sum(m.confusion for m in metrics), classes, _WORST)  # type: ignore[arg-type]
+    places = {name: label for label, name in enumerate(classes)}
+    confused = [
+        {
+            "class": true,
+            "taken for": predicted,
+            **{
+                model.name: str(int(m.confusion[places[true], places[predicted]]))
+                for model, m in zip(models, metrics, strict=True)
+            },
+        }
+        for true, predicted, *_ in pairs
+    ]
+    columns = ["class", "taken for", *(model.name for model in models)]
+    return tables | ({"Classes that are confused most, in images": Table(columns, confused, {})} if confused else {})
+
+
+def _per_cent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def write(
+    folder: Path,
+    title: str,
+    preface: str,
+    table: Table,
+    pictures: dict[str, dict[str, str]],
+    tables: dict[str, Table] | None = None,
+) -> None:
     """Write the page, its Markdown and its pictures into a folder, in place of an earlier report's.
 
     Args:
@@ -115,13 +180,15 @@ def write(folder: Path, title: str, preface: str, table: Table, pictures: dict[s
         preface: Plain text.
         table: The table.
         pictures: SVG by caption, by section.
+        tables: Further tables by section.
     """
+    tables = tables or {}
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [(text, svg) for section in pictures.values() for text, svg in section.items()]
     files = {text: f"picture-{number}.svg" for number, (text, _) in enumerate(drawn, 1)}
     contents = {files[text]: svg for text, svg in drawn}
-    contents["report.md"] = render_markdown(title, preface, table, pictures, files)
-    contents["index.html"] = render_html(title, preface, table, pictures)
+    contents["report.md"] = render_markdown(title, preface, table, pictures, files, tables)
+    contents["index.html"] = render_html(title, preface, table, pictures, tables, photographs=PHOTOGRAPHS)
     for old in folder.glob("picture-*.svg"):
         old.unlink()
     for name, content in contents.items():

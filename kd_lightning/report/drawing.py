@@ -68,8 +68,8 @@ def trade_off(names: Sequence[str], costs: Mapping[int, float], metrics: Sequenc
 
 def curves(models: Sequence[Model]) -> str | None:
     """Draw training loss and validation accuracy of the runs, read from their TensorBoard files."""
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    panels = dict(zip(("train/loss", "val/accuracy"), figure.subplots(1, 2), strict=True))
+    figure = Figure(figsize=(5.6, 7.2), layout="constrained")
+    panels = dict(zip(("train/loss", "val/accuracy"), figure.subplots(2, 1), strict=True))
     drawn: dict[Path, str] = {}
     for model in models:
         if model.run is None or model.run.folder in drawn:
@@ -111,24 +111,6 @@ def reliability(names: Sequence[str], metrics: Sequence[Metrics], labels: Tensor
     axes.set_ylabel("fraction that is correct")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-    return svg(figure)
-
-
-def disagreements(
-    images: Tensor, labels: Tensor, teacher: Tensor, student: Tensor, classes: Sequence[str], count: int = 12
-) -> str:
-    """Draw the images on which two models differ most, by the divergence of their predictions."""
-    divergence = (teacher.softmax(1) * (teacher.log_softmax(1) - student.log_softmax(1))).sum(1)
-    worst = divergence.topk(min(count, len(images))).indices
-    figure = Figure(figsize=(11, 2.3 * -(-len(worst) // 6)), layout="constrained")
-    for axes, i in zip(figure.subplots(-(-len(worst) // 6), 6, squeeze=False).flat, worst.tolist(), strict=False):
-        picture = images[i, :3].permute(1, 2, 0).numpy()
-        axes.imshow(picture.squeeze(-1) if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=1)
-        predicted = [classes[int(logits[i].argmax())] for logits in (teacher, student)]
-        label = classes[int(labels[i])] if labels[i] >= 0 else "?"
-        axes.set_title(f"{label}\nteacher: {predicted[0]}\nstudent: {predicted[1]}", fontsize=8)
-    for axes in figure.axes:
-        axes.axis("off")
     return svg(figure)
 
 

@@ -32,7 +32,15 @@ class Table:
     best: Mapping[str, Sequence[int]]
 
 
-def render_html(title: str, preface: str, table: Table, pictures: Mapping[str, Mapping[str, str]]) -> str:
+def render_html(
+    title: str,
+    preface: str,
+    table: Table,
+    pictures: Mapping[str, Mapping[str, str]],
+    tables: Mapping[str, Table],
+    *,
+    photographs: Sequence[str] = (),
+) -> str:
     """Return the HTML page.
 
     Args:
@@ -40,6 +48,8 @@ def render_html(title: str, preface: str, table: Table, pictures: Mapping[str, M
         preface: Plain text.
         table: The table.
         pictures: SVG by caption, by section.
+        tables: Further tables by section.
+        photographs: Sections of pictures that are photographs, which are shown side by side.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
@@ -51,6 +61,8 @@ def render_html(title: str, preface: str, table: Table, pictures: Mapping[str, M
         preface=preface,
         table=table,
         pictures=pictures,
+        tables=tables,
+        photographs=photographs,
         unique_ids=lambda svg: _unique_ids(svg, next(numbers)),
     )
 
@@ -62,7 +74,12 @@ def _unique_ids(svg: str, number: int) -> str:
 
 
 def render_markdown(
-    title: str, preface: str, table: Table, pictures: Mapping[str, Mapping[str, str]], files: Mapping[str, str]
+    title: str,
+    preface: str,
+    table: Table,
+    pictures: Mapping[str, Mapping[str, str]],
+    files: Mapping[str, str],
+    tables: Mapping[str, Table],
 ) -> str:
     """Return the same as Markdown.
 
@@ -72,13 +89,19 @@ def render_markdown(
         table: The table.
         pictures: SVG by caption, by section.
         files: Name of the file of each picture, by caption.
+        tables: Further tables by section.
     """
-    lines = [MARKS[".md"], f"# {_plain(title)}", "", _plain(preface), ""]
-    lines += [f"| {' | '.join(table.columns)} |", f"| --- |{' ---: |' * (len(table.columns) - 1)}"]
-    lines += [f"| {' | '.join(_one_line(_plain(row[name])) for name in table.columns)} |" for row in table.rows]
+    lines = [MARKS[".md"], f"# {_plain(title)}", "", _plain(preface), "", *_table_lines(table)]
+    for section, further in tables.items():
+        lines += ["", f"## {_plain(section)}", "", *_table_lines(further)]
     for section, drawn in pictures.items():
         lines += ["", f"## {section}", "", *(f"![{_plain(text)}]({files[text]})" for text in drawn)]
     return "\n".join([*lines, ""])
+
+
+def _table_lines(table: Table) -> list[str]:
+    lines = [f"| {' | '.join(map(_plain, table.columns))} |", f"| --- |{' ---: |' * (len(table.columns) - 1)}"]
+    return lines + [f"| {' | '.join(_one_line(_plain(row[name])) for name in table.columns)} |" for row in table.rows]
 
 
 def _one_line(cell: str) -> str:

@@ -42,6 +42,11 @@ class Source:
         self.path = path if self._program is None else self._program.best_file
         self.run = self._program or Run.of_checkpoint(self.path)
 
+    @property
+    def is_run(self) -> bool:
+        """Return whether a run was named, whose ``config.yaml`` says what may be imported."""
+        return self._program is not None
+
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The checkpoint, which is opened when it is first used.

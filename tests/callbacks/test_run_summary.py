@@ -121,6 +121,9 @@ def test_two_processes_report_the_metrics_of_one(small: Networks, make_trainer: 
         summary = json.loads((folder / "test.json").read_text())
         summary.pop("images_per_second")
         found.append(summary)
+    classes = [summary.pop("classes") for summary in found]
+    assert classes[0] == classes[1]
+    assert sum(one["images"] for one in classes[0].values()) == 360
     assert found[1] == pytest.approx(found[0], abs=2e-6)
 
 

@@ -89,7 +89,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--data.root=photos", "--data.image_size=8", "--data.batch_size=4", "--trainer.max_epochs=1"]
     small = ["=kd_lightning.networks.ResNet", ".num_classes=2", ".blocks=[1]", ".widths=[4]"]
     network = [f"--model.network{argument}" for argument in small]
-    run_command(folder, "fit", "-c", "folder/teacher", *options, *network, *QUIET)
+    run_command(folder, "fit", "-c", "photos/teacher", *options, *network, *QUIET)
     return folder
 
 
@@ -100,11 +100,11 @@ def test_predict_and_classify_finish_the_others_and_name_what_is_broken(
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     broken = [f"{f'photos/predict/{i}.jpg'!r} cannot be read as an image; fix or remove it." for i in (1, 4)]
     sentence = "\n".join(["2 of 6 images are left out.", *broken])
-    kd("export", "folder/teacher", "-o", "a.onnx")
+    kd("export", "photos/teacher", "-o", "a.onnx")
     commands = [["classify", "a.onnx", "photos/predict", "-o", "labels.csv"]]
     in_file = ["--data.memory_limit=0", "--data.cache=decoded"]  # the second time its images are not decoded
     for options in ([], in_file, in_file, ["--data.memory_limit=0", "--data.cache=off", "--data.num_workers=1"]):
-        commands.append(["predict", "-c", "folder/teacher", "--predictions.path=labels.csv", *options, *QUIET])
+        commands.append(["predict", "-c", "photos/teacher", "--predictions.path=labels.csv", *options, *QUIET])
     for command in commands:
         with pytest.raises(SystemExit) as stopped:
             kd(*command)

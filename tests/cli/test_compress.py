@@ -49,11 +49,13 @@ def child_of(process: int) -> int:
     return int(found.stdout)
 
 
-@pytest.mark.parametrize("recipes", ["digits", "cifar10", "cifar100", "folder"])
+@pytest.mark.parametrize("recipes", ["digits", "cifar10", "cifar100", "photos"])
 def test_a_packaged_chain_can_be_read_before_it_runs(recipes: str, kd: Callable[..., str]) -> None:
-    printed = kd("compress", "-c", recipes, "--print", "--data.batch_size=7", "--num_classes=10")
+    printed = kd("compress", "-c", recipes, "--print", "--data.batch_size=7")
     names = re.findall(r"== \d+/\d+ ([\w.-]+): kd-lightning fit .*--data.batch_size=7", printed)
     assert names == ["teacher", "student", "distilled", "pruned"]
+    teacher = "photos/finetune" if recipes == "photos" else f"{recipes}/teacher"
+    assert f"fit -c {teacher} " in printed
     assert f"fit -c {recipes}/distill --teacher lightning_logs/compress/{recipes}/teacher " in printed
     assert f"test -c lightning_logs/compress/{recipes}/pruned/config.yaml" in printed
     assert not Path("lightning_logs").exists()
@@ -127,15 +129,44 @@ def test_an_option_that_no_stage_takes_is_an_error(options: list[str], message: 
 
 
 def test_an_unknown_chain_is_an_error(kd: Callable[..., str]) -> None:
-    with pytest.raises(SystemExit, match="'transfer' is neither a YAML file of stages nor a folder of recipes with"):
-        kd("compress", "-c", "transfer")
+    with pytest.raises(SystemExit, match="'domains' is neither a YAML file of stages nor a folder of recipes with"):
+        kd("compress", "-c", "domains")
+
+
+@pytest.mark.parametrize("name", ["folder", "transfer"])
+def test_former_chains_name_the_one_in_their_place(name: str, kd: Callable[..., str]) -> None:
+    with pytest.raises(SystemExit, match=rf"^kd-lightning compress: The recipes of {name}/ are those of photos/ now.*: "
+                                         r"type -c photos\.$"):  # fmt: skip
+        kd("compress", "-c", name)
+
+
+@pytest.mark.parametrize("recipes", ["digits", "photos"])
+def test_networks_of_the_chain_are_named_once(recipes: str, kd: Callable[..., str]) -> None:
+    names = ["--model.teacher=timm/resnet10t", "--model.student", "torchvision/resnet18"]
+    printed = kd("compress", "-c", recipes, "--print", *names, "--data.batch_size=7")
+    stages = dict(re.findall(r"== \d+/\d+ ([\w.-]+): kd-lightning fit (.*)", printed))
+    assert {stage: re.findall(r"--model\.\S*", words) for stage, words in stages.items()} == {
+        "teacher": ["--model.network=timm/resnet10t"],
+        "student": ["--model.network=torchvision/resnet18"],
+        "distilled": ["--model.student=torchvision/resnet18"],
+        "pruned": [],
+    }
+
+
+def test_so_they_are_in_a_chain_of_your_own_that_has_places_for_them(kd: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("a: fit -c digits/teacher {teacher_network}\nb: fit -c digits/distill")
+    printed = kd(
+        "compress", "-c", "own.yaml", "--print", "--model.teacher=timm/resnet10t", "--model.student=timm/resnet18"
+    )
+    assert "a: kd-lightning fit -c digits/teacher --model.network=timm/resnet10t --trainer" in printed
+    assert "b: kd-lightning fit -c digits/distill --model.student=timm/resnet18" in printed
 
 
 def test_the_stages_of_a_packaged_chain_name_earlier_ones() -> None:
-    for recipes in ("digits", "cifar10", "folder"):
+    for recipes in ("digits", "cifar10", "photos"):
         file, values = compress_stages(recipes)
         assert values["folder"] == recipes
-        stages = read_stages(file, {**values, "num_classes": "3"})
+        stages = read_stages(file, values)
         assert stages[-1].name == "report"
         assert set(stages[-1].needs) == {s.name for s in stages if s.name.endswith(".onnx")}
 
@@ -291,11 +322,12 @@ def test_a_chain_on_images_of_three_classes(tmp_path: Path) -> None:
         colour = [4 * number // 3] * 3
         colour[label] = 250
         Image.new("RGB", (16, 16), tuple(colour)).save(folder / f"{number}.png")
-    data = ["--data.root=images", "--num_classes=3", "--data.batch_size=32", "--model.learning_rate=0.02"]
-    file, values = compress_stages("folder")
+    data = ["--data.root=images", "--data.image_size=32", "--model.learning_rate=0.02"]
+    data += ["--model.teacher=kd_lightning.networks.resnet34", "--model.student=kd_lightning.networks.resnet20"]
+    file, values = compress_stages("photos")
     networks = file.read_text().partition("distilled-int8.onnx")[0]  # too few images for 8 bits
-    for name, value in values.items():
-        networks = networks.replace(f"{{{name}}}", value)
+    for name in ("folder", "teacher_run"):
+        networks = networks.replace(f"{{{name}}}", values[name])
     (tmp_path / "chain.yaml").write_text(networks)
     done = compress(tmp_path, "-c", "chain.yaml", "-o", "out", *data, *QUICK[2:-1], "--trainer.max_epochs=7")
     assert "All 7 stages are done" in done.stdout, done.stderr

@@ -1,13 +1,15 @@
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
 
-from kd_lightning.cli.device_options import choose_accelerator, set_matmul_precision
+from kd_lightning.cli.device_options import choose_accelerator, choose_precision, set_matmul_precision
 from kd_lightning.cli.trainer_errors import explain_device_error
 
 QUICK = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
@@ -49,6 +51,58 @@ def test_the_flag_leaves_the_precision(
     kd("fit", "-c", "digits/student", "--trainer.accelerator=cpu", *QUICK, *flags)
     assert bool(trainers) == expected
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "expected"),
+    [
+        ("auto", "auto", "16-mixed"),  # of the slowest of them
+        ("gpu", 1, "bf16-mixed"),
+        ("cuda", "2", "16-mixed"),
+        ("gpu", -1, "16-mixed"),
+        ("gpu", [0, 2], "bf16-mixed"),
+        ("gpu", [7], None),
+        ("cpu", "auto", "32-true"),
+        ("tpu", "auto", None),
+    ],
+)
+def test_the_precision_is_that_of_the_devices(
+    accelerator: str, devices: Any, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capabilities = [(8, 0), (7, 5), (9, 0)]
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+    monkeypatch.setattr("kd_lightning.callbacks.devices._cpu_features", frozenset)
+    assert choose_precision(accelerator, devices, "auto") == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "features", "expected"),
+    [
+        (["--auto_precision=true"], "amx_bf16", "precision bf16-mixed, the fastest of this CPU;"),
+        (["--auto_precision=true"], "avx2", "precision 32-true, the fastest of this CPU;"),
+        (
+            ["--auto_precision=true", "--trainer.precision=32"],
+            "amx_bf16",
+            "precision 32-true (bf16-mixed is faster here);",
+        ),
+        ([], "amx_bf16", "precision 32-true (bf16-mixed is faster here);"),
+    ],
+)
+def test_a_chosen_precision_is_in_the_line_on_speed_and_not_in_the_configuration(
+    flags: list[str],
+    features: str,
+    expected: str,
+    kd: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("kd_lightning.callbacks.devices._cpu_features", lambda: frozenset([features]))
+    kd("fit", "-c", "digits/student", "--trainer.accelerator=cpu", *QUICK, *flags)
+    assert expected in caplog.text
+    config = yaml.safe_load(Path("lightning_logs/digits/student/version_0/config.yaml").read_text())
+    assert config["trainer"]["precision"] == (32 if len(flags) == 2 else None)
 
 
 @pytest.mark.parametrize("accelerator", ["gpu", "cuda"])

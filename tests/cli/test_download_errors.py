@@ -8,12 +8,13 @@ from urllib.error import URLError
 import pytest
 import timm
 from command_options import QUIET
-from torchvision.models import ResNet18_Weights
+from made_photographs import write_photographs
+from torchvision.models import ResNet50_Weights
 
 from kd_lightning.cli.download_errors import explain_download_error
 
-FILE = ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
-FIT = ["fit", "-c", "transfer/finetune", "--data.root=photos", "--model.network.num_classes=2", *QUIET]
+FILE = ResNet50_Weights.DEFAULT.url.rpartition("/")[2]
+FIT = ["fit", "-c", "photos/finetune", "--data.root=images", *QUIET]
 
 
 def unreachable(*arguments: Any, **options: Any) -> None:
@@ -25,6 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder where torch keeps downloads, where nothing can be downloaded."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    write_photographs(tmp_path / "images", ["ants", "bees"])
     return tmp_path / "torch/hub/checkpoints"
 
 
@@ -32,7 +34,7 @@ def test_a_file_of_torchvision_is_named_with_its_folder(kd: Callable[..., str], 
     with pytest.raises(SystemExit) as error:
         kd(*FIT)
     assert str(error.value) == (
-        f"kd-lightning fit: {ResNet18_Weights.DEFAULT.url} cannot be downloaded (Name or service not known); get "
+        f"kd-lightning fit: {ResNet50_Weights.DEFAULT.url} cannot be downloaded (Name or service not known); get "
         f"{FILE} by other means and put it into {folder}."
     )
 

@@ -298,7 +298,7 @@ data: kd_lightning.DigitsDataModule
         (["fit"], "No model is named; add -c"),
         (["test", "--ckpt_path", "x.ckpt"], "There is no checkpoint 'x.ckpt'"),
         (["compare", "digits/teacher"], "The recipe 'digits/teacher' is not trained yet"),
-        (["fit", "-c", "folder/teacher", "--data.root=nowhere"], "There is no folder 'nowhere"),
+        (["fit", "-c", "photos/teacher", "--data.root=nowhere"], "There is no folder 'nowhere"),
         (["fit", "-c", "digits/student", "--model.label_smoothing=2"], "label_smoothing must be in [0, 1]"),
         (["fit", "-c", "digits/student", "--data.batch_size=0"], "batch_size must be >= 1, got 0"),
         (["fit", "-c", "digits/student", "--model.network.num_classes=7"], "has 7 classes but the data have 10"),

@@ -8,9 +8,9 @@ import pytest
 import timm
 import torch
 from command_options import QUIET
-from made_photographs import photograph
+from made_photographs import write_photographs
 from torch import nn
-from torchvision.models import ResNet18_Weights, resnet18
+from torchvision.models import ResNet18_Weights, ResNet50_Weights, resnet18, resnet50
 
 from kd_lightning.cli.lightning_cli import CommandLine
 from kd_lightning.export import OnnxClassifier
@@ -51,13 +51,6 @@ def built(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     return CommandLine(run=False).model
 
 
-def write_photographs(folder: Path) -> None:
-    for number, name in enumerate(("ants", "bees")):
-        (folder / name).mkdir(parents=True)
-        for i in range(10):
-            photograph(60 + 3 * i, 90 - 4 * i, seed=100 * number + i).save(folder / name / f"{i}.jpg")
-
-
 @pytest.mark.parametrize("weights", ["DEFAULT", "IMAGENET1K_V1"])
 def test_weights_of_torchvision_that_a_configuration_names(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = built(monkeypatch, *TEACHER, f"--model.network={RESNET}", f"--model.network.weights={weights}")
@@ -92,7 +85,7 @@ def test_a_published_file_is_known_by_its_name(published: Path, monkeypatch: pyt
 
 def test_fit_test_export_and_classify_without_a_size(kd: Command, published: Path, tmp_path: Path) -> None:
     """The size, the crop and the statistics are those of the weights, also where these do not exist any more."""
-    write_photographs(tmp_path / "photos")
+    write_photographs(tmp_path / "photos", ["ants", "bees"])
     network = ["--model.network=kd_lightning.networks.replace_head", "--model.network.num_classes=2"]
     inner = [f"--model.network.network={RESNET}", "--model.network.network.weights=DEFAULT"]
     kd("fit", *TEACHER, *network, *inner, *QUICK, "--data.batch_size=8", "--trainer.limit_train_batches=1")
@@ -109,27 +102,41 @@ def test_fit_test_export_and_classify_without_a_size(kd: Command, published: Pat
 
 
 @pytest.mark.parametrize("recipe", ["finetune", "probe"])
-def test_recipes_of_transfer_use_the_size_of_the_weights_and_random_crops(
+def test_recipes_from_published_weights_use_their_size_and_random_crops(
     kd: Command, tmp_path: Path, recipe: str
 ) -> None:
-    write_photographs(tmp_path / "photos")
+    write_photographs(tmp_path / "photos", ["ants", "bees"])
     limits = ["--data.batch_size=8", "--trainer.limit_train_batches=1"]
-    kd("fit", "-c", f"transfer/{recipe}", "--data.root=photos", "--model.network.num_classes=2", *QUICK, *limits)
+    network = "--model.network=torchvision/resnet18@pretrained"
+    kd("fit", "-c", f"photos/{recipe}", "--data.root=photos", network, *QUICK, *limits)
     (checkpoint,) = (tmp_path / "lightning_logs").rglob("best.ckpt")
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["data_config"]["preparation"] == torchvision_config(PUBLISHED).as_plain()["preparation"]
-    given = saved["datamodule_hyper_parameters"]["augmentation"]
-    assert set(given.values()) == {None}  # what photographs have by default
+    assert saved["datamodule_hyper_parameters"]["augmentation"]["preset"] == "standard"
+    assert saved["hyper_parameters"]["network"]["init_args"]["num_classes"] == 2
 
 
 def test_layers_are_listed_for_the_size_of_the_weights(kd: Command, tmp_path: Path) -> None:
-    write_photographs(tmp_path / "photos")
+    write_photographs(tmp_path / "photos", ["ants", "bees"])
     printed = kd("layers", *TEACHER, f"--model.network={RESNET}", "--model.network.weights=DEFAULT")
     assert ["layer1", "(64, 56, 56)"] in [line.split(maxsplit=1) for line in printed.splitlines()]
 
 
+def test_layers_of_a_recipe_are_listed_before_anything_is_downloaded(
+    kd: Command, published: Path, tmp_path: Path
+) -> None:
+    published.unlink()
+    write_photographs(tmp_path / "photos", ["ants", "bees"])
+    printed = kd(
+        "layers", "-c", "photos/fitnets", "--data.root=photos", "--model.teacher=torchvision/resnet18@pretrained"
+    )
+    lines = [line.split(maxsplit=1) for line in printed.splitlines()]
+    assert lines.count(["layer2", "(128, 28, 28)"]) == 2, "student and teacher, at 224 pixels"
+    assert lines.count(["fc", "(2,)"]) == 2
+
+
 def test_a_student_follows_a_teacher_of_timm(kd: Command, tmp_path: Path) -> None:
-    write_photographs(tmp_path / "photos")
+    write_photographs(tmp_path / "photos", ["ants", "bees"])
     network: nn.Module = timm.create_model("resnet10t", num_classes=2)
     network.train()(torch.rand(4, 3, 32, 32))
     torch.save(network.state_dict(), "teacher.pth")
@@ -142,3 +149,26 @@ def test_a_student_follows_a_teacher_of_timm(kd: Command, tmp_path: Path) -> Non
     kept = DataConfig.of(**saved["data_config"])
     assert kept[:3] == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ("ants", "bees"))
     assert kept.preparation == Preparation.of(224, 235, interpolation="bicubic", fill=(124, 116, 104)).at(32)
+
+
+@pytest.mark.slow
+def test_two_commands_without_a_further_flag(kd: Command, published: Path, tmp_path: Path) -> None:
+    """A teacher and a student from published weights, whose files lie where torchvision keeps downloads."""
+    weights = ResNet50_Weights.IMAGENET1K_V2
+    torch.save(resnet50().state_dict(), published.with_name(weights.url.rpartition("/")[2]))
+    write_photographs(tmp_path / "my_images", ["ants", "bees", "wasps"])
+    for recipe in ("photos/finetune", "photos/distill"):
+        limits = ["--trainer.limit_train_batches=1", "--trainer.max_epochs=1", "--model.teacher_check=off"]
+        kd("fit", "-c", recipe, "--data.root=my_images", *QUIET, *limits[: 2 if recipe == "photos/finetune" else 3])
+    student = torch.load("lightning_logs/photos/distill/version_0/checkpoints/best.ckpt", weights_only=True)
+    known = torchvision_config(PUBLISHED)._replace(classes=("ants", "bees", "wasps"))
+    assert DataConfig.of(**student["data_config"]) == known
+    assert student["state_dict"]["network.fc.weight"].shape == (3, 512)
+    teacher = student["hyper_parameters"]["teacher"]["init_args"]
+    assert teacher["path"] == "lightning_logs/photos/finetune/version_0/checkpoints/best.ckpt"
+    assert teacher["network"]["init_args"]["network"]["dict_kwargs"] == {"weights": None}
+    kd("export", "photos/distill", "-o", "student.onnx")
+    published.unlink()
+    assert "accuracy" in kd("test", "-c", "photos/distill", *QUIET)
+    printed = kd("classify", "student.onnx", "my_images")
+    assert {line.split()[1] for line in printed.splitlines()} <= {"ants", "bees", "wasps"}

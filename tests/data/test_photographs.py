@@ -58,6 +58,25 @@ def pixels_of(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+# --- the size where nothing knows one
+
+
+def test_the_default_size_is_that_of_images_whose_networks_know_none(root: Path) -> None:
+    data = photographs(root, image_size=None, default_size=24)
+    assert data.image_shape == (3, 24, 24)
+    data.follow_networks({"the network": DataConfig.of(preparation=Preparation.of(32))})
+    assert data.image_shape == (3, 32, 32)
+    data.follow_networks({"the network": DataConfig(), "the teacher": DataConfig.of(preparation=Preparation.of(40))})
+    assert data.image_shape == (3, 40, 40)
+    given = photographs(root, image_size=28, default_size=24)
+    given.follow_networks({"the network": DataConfig.of(preparation=Preparation.of(32))})
+    assert given.image_shape == (3, 28, 28)
+    assert photographs(root, image_size=None, default_size=24, eval_size=30).preparation == Preparation.of(30)
+    assert ImageFolderDataModule(str(root), default_size=24).hparams["default_size"] == 24
+    with pytest.raises(ValueError, match=r"^default_size must be a number of pixels >= 1, got 0\.$"):
+        photographs(root, image_size=None, default_size=0)
+
+
 # --- evaluation
 
 

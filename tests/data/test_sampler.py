@@ -1,6 +1,9 @@
 """The order of samples on any number of ranks."""
 
+from collections import Counter
+
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
@@ -119,3 +122,36 @@ def test_a_stream_resumes_within_an_epoch() -> None:
     whole = list(sampler)
     sampler.first = (3, 1)
     assert list(sampler) == whole[2:]
+
+
+# --- classes shown equally often
+
+
+@few
+@given(
+    labels=st.lists(st.integers(-1, 4), min_size=1, max_size=40),
+    seed=st.integers(-5, 5),
+    epoch=st.integers(0, 9),
+    world=st.integers(1, 3),
+)
+def test_a_balanced_epoch_shows_each_class_equally_often_and_unlabelled_samples_once(
+    labels: list[int], seed: int, epoch: int, world: int
+) -> None:
+    def sampler(rank: int = 0, world: int = 1, size: int = 1) -> EpochSampler:
+        options = {"seed": seed, "num_replicas": world, "rank": rank}
+        made = EpochSampler(labels, batch_size=size, training=True, balanced=torch.tensor(labels), **options)
+        made.set_epoch(epoch)
+        return made
+
+    shown = [position for position, _ in sampler()]
+    assert shown == [position for position, _ in sampler()], "a function of the seed and the epoch"
+    assert len(shown) == len(labels)
+    times = Counter(shown)
+    classes = Counter(labels[position] for position in shown)
+    assert all(times[position] == 1 for position, label in enumerate(labels) if label == -1)
+    for label in set(labels) - {-1}:
+        members = [times[position] for position, other in enumerate(labels) if other == label]
+        assert max(members) - min(members) <= 1, "each sample of a class as often as the others"
+        assert abs(classes[label] - sum(label >= 0 for label in labels) / len(set(labels) - {-1})) < 1
+    ranks = [[position for position, _ in sampler(rank, world)] for rank in range(world)]
+    assert [position for rows in zip(*ranks, strict=True) for position in rows] == shown[: len(labels) // world * world]

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kd_lightning.features import Outputs
 from kd_lightning.losses import HardTargetLoss, hard_target_loss
+from kd_lightning.losses.hard_target import row_weights
 
 
 def logits(rows: int = 6, classes: int = 5, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -158,3 +159,29 @@ def test_rows_of_minus_one_among_probabilities_are_left_out(smoothing: float) ->
     assert (z.grad[[1, 4]] == 0).all()
     nothing = hard_target_loss(z, torch.full_like(targets, -1), label_smoothing=smoothing)
     assert nothing == 0
+
+
+# --- weights of the classes
+
+
+def test_class_weights_are_those_of_torch() -> None:
+    z, labels, weights = logits(), torch.tensor([0, 4, 2, 2, -1, 3]), torch.tensor([1.0, 2.0, 0.5, 3.0, 0.0])
+    expected = F.cross_entropy(z, labels, weight=weights.double(), ignore_index=-1)
+    found = hard_target_loss(z, labels, weights=row_weights(labels, weights.double()))
+    torch.testing.assert_close(found, expected)
+    loss = HardTargetLoss()
+    loss.class_weights = weights.double()
+    torch.testing.assert_close(loss(Outputs(z, {}), None, labels), expected)
+
+
+def test_rows_of_probabilities_have_the_expected_weight() -> None:
+    probabilities = torch.tensor([[0.25, 0.75], [1.0, 0.0], [-1.0, -1.0]])
+    assert row_weights(probabilities, torch.tensor([2.0, 4.0])).tolist() == [3.5, 2.0, 0.0]
+    indices = torch.tensor([1, 0])
+    one_hot = F.one_hot(indices, 5).double()
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.0]).double()
+    z = logits(rows=2)
+    torch.testing.assert_close(
+        hard_target_loss(z, one_hot, weights=row_weights(one_hot, weights)),
+        hard_target_loss(z, indices, weights=row_weights(indices, weights)),
+    )

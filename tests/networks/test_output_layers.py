@@ -107,7 +107,10 @@ def test_a_new_head_is_where_the_logits_are_computed(build: Callable[[], nn.Modu
 
 
 def test_a_head_that_is_no_layer_cannot_be_replaced() -> None:
-    with pytest.raises(UserError, match="Cosine has no linear layer to replace; write its head yourself"):
+    with pytest.raises(
+        UserError,
+        match=r"logits of Cosine was not found; name it",
+    ):
         replace_head(Cosine(), 7)
     with pytest.raises(UserError, match="TwoHeads does not have one linear layer that computes the logits"):
         reuse_teacher_classifier(resnet20(), TwoHeads())

@@ -401,9 +401,32 @@ def test_the_head_is_the_last_linear_layer_of_any_network() -> None:
     assert (new.weight.shape, new.weight.dtype, new.bias) == ((5, 4), torch.float64, None)
 
 
+def test_the_head_can_be_named_where_it_is_not_found() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 11 * 11, 10))  # of a size not tried
+    with pytest.raises(UserError, match=r"not found; name it with layer= .* \(the last are 0\), or build"):
+        replace_head(nn.Sequential(nn.Conv2d(3, 8, 3)), 5)
+    with pytest.raises(UserError, match=r"^Sequential has no layer 'fc' to replace; choose from: 0, 2\.$"):
+        replace_head(network, 5, layer="fc")
+    assert replace_head(network, 5, layer="2")(torch.rand(2, 3, 13, 13)).shape == (2, 5)
+
+
+def test_a_file_for_other_classes_is_one_sentence(tmp_path: Path) -> None:
+    torch.save(random_network(classes=3).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt' has weights for 3 classes and ResNet was built for 5; name a file"):
+        from_checkpoint(random_network(classes=5), tmp_path / "a.pt")
+
+
+def test_the_average_of_the_weights_is_loaded_from_a_run_that_has_one(tmp_path: Path) -> None:
+    average, current = random_network(), random_network()
+    states = [{f"network.{key}": value for key, value in one.state_dict().items()} for one in (average, current)]
+    content = {"pytorch-lightning_version": "2.6", "state_dict": states[0], "current_model_state": states[1]}
+    torch.save(content, tmp_path / "best.ckpt")
+    assert have_equal_weights(from_checkpoint(random_network(), tmp_path / "best.ckpt"), average)
+
+
 def test_replace_head_refuses_networks_without_a_linear_layer_and_zero_classes() -> None:
-    with pytest.raises(ValueError, match=r"^Sequential has no linear layer to replace; write its head yourself\.$"):
-        replace_head(nn.Sequential(nn.Conv2d(3, 3, 1)), num_classes=2)
+    with pytest.raises(ValueError, match=r"^Sequential has no linear layer to replace; build it with the number of cl"):
+        replace_head(nn.Sequential(nn.ReLU()), num_classes=2)
     with pytest.raises(ValueError, match=r"^num_classes must be >= 1, got 0\.$"):
         replace_head(random_network(), num_classes=0)
 

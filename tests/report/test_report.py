@@ -20,9 +20,10 @@ from scipy.stats import binomtest
 from torch import nn
 from torchvision.models import VisionTransformer
 
+import kd_lightning.report.page as page_module
 from kd_lightning.export import export_network
 from kd_lightning.networks import DataConfig, ResNet, read_checkpoint, set_data_config
-from kd_lightning.report.contents import all_pictures, table, write
+from kd_lightning.report.contents import all_pictures, class_tables, table, write
 from kd_lightning.report.drawing import pareto, trade_off
 from kd_lightning.report.measuring import measure
 from kd_lightning.report.metrics import Metrics
@@ -62,7 +63,7 @@ def report(place: Path) -> Path:
 
 
 def rows(report: Path) -> dict[str, list[str]]:
-    lines = (report / "report.md").read_text().splitlines()
+    lines = (report / "report.md").read_text().partition("\n## ")[0].splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     return {cell[0]: cell[1:] for cell in cells[2:]}
 
@@ -70,9 +71,12 @@ def rows(report: Path) -> dict[str, list[str]]:
 def test_every_model_is_there_with_the_teacher_first(report: Path) -> None:
     assert list(rows(report)) == ["digits/teacher", "digits/distill", "student.onnx", "small.onnx", "sevens.onnx"]
     page = (report / "index.html").read_text()
-    for section in ("Accuracy against cost", "Training", "Calibration", "Confusion", "differs most from the teacher"):
+    for section in ("Accuracy against cost", "Training", "Calibration", "Confusion", "the teacher right", "Each class"):
         assert section in page
-    assert page.count("<figure>") == 3 + 1 + 1 + 5 + 4
+    assert page.count('<figure class="plot">') == 3 + 1 + 1 + 5
+    assert 12 <= page.count('<figure class="photograph">') <= 24
+    captions = re.findall(r"<figcaption>(Test image \d+)", page)
+    assert len(captions) == len(set(captions)), "each image is shown once"
     for picture in re.findall(r"\((picture-\d+\.svg)\)", (report / "report.md").read_text()):
         assert (report / picture).read_text().startswith("<svg")
 
@@ -362,6 +366,9 @@ def test_any_name_is_shown_as_it_is(tmp_path: Path) -> None:
     assert ">$_{$</text>" in pictures["Confusion, in per cent of a class"]["confusion of $x_{$"]
     write(tmp_path, names[2], names[2], table(models, figures), pictures)
     assert "<img" not in (tmp_path / "index.html").read_text()
+    tables = class_tables(models, figures)
+    write(tmp_path, names[2], names[2], table(models, figures), pictures, tables)
+    assert "<img" not in (tmp_path / "index.html").read_text()
     text = (tmp_path / "report.md").read_text()
     assert "<img" not in text
     assert r"| a\|b\*c\*\[d\](e) |" in text
@@ -395,3 +402,49 @@ def test_a_browser_shows_it(report: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "page.png") as page:
         shades = np.asarray(page.convert("RGB")).reshape(-1, 3)
     assert len(np.unique(shades, axis=0)) > 50  # text and pictures, and not an empty page
+
+
+# --- many classes
+
+
+def counted(logits: torch.Tensor, labels: torch.Tensor) -> Metrics:
+    classes = logits.shape[1]
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    confusion.index_put_((labels, logits.argmax(1)), torch.tensor(1), accumulate=True)
+    return replace(figures_of(logits), confusion=confusion)
+
+
+def test_of_many_classes_the_most_confused_are_listed_in_place_of_a_matrix(tmp_path: Path) -> None:
+    classes = tuple(f"class {number}" for number in range(30))
+    labels = torch.arange(300) % 30
+    right = torch.nn.functional.one_hot(labels, 30).float()
+    wrong = right.clone()
+    wrong[labels == 7] = torch.nn.functional.one_hot(torch.tensor(9), 30).float()
+    wrong[3::90] = torch.nn.functional.one_hot(torch.tensor(4), 30).float()
+    models = [Model(n, Path(n), None, 1, None, 1, classes, None, "PyTorch 2", np.asarray) for n in ("a", "b")]
+    metrics = [counted(right, labels), counted(wrong, labels)]
+    pictures = all_pictures(models, metrics, torch.rand(300, 3, 70, 80), labels)
+    assert not any("Confusion" in section for section in pictures)
+    assert len(pictures["What a student gets wrong and the teacher right"]) == 12
+    tables = class_tables(models, metrics)
+    lowest, confused = tables.values()
+    assert next(iter(tables)) == "The 10 of 30 classes with the lowest accuracy, in per cent"
+    assert lowest.rows[0] == {"class": "class 7", "images": "10", "a": "100.0", "b": "0.0"}
+    assert [dict(row) for row in confused.rows] == [
+        {"class": "class 7", "taken for": "class 9", "a": "0", "b": "10"},
+        {"class": "class 3", "taken for": "class 4", "a": "0", "b": "4"},
+    ]
+    write(tmp_path, "title", "", table(models, metrics), pictures, tables)
+    page, text = (tmp_path / "index.html").read_text(), (tmp_path / "report.md").read_text()
+    assert "## Classes that are confused most, in images\n\n| class | taken for | a | b |\n| --- |" in text
+    assert page.count('<figure class="photograph">') == 12
+    assert page.count("data:image/jpeg;base64,") == 12
+    assert len(list(tmp_path.glob("picture-*.svg"))) == page.count("<figure")
+    write(tmp_path, "title", "", table(models, metrics), pictures, tables)  # its own files may be overwritten
+
+
+def test_a_page_for_a_phone_has_no_picture_wider_than_it(tmp_path: Path) -> None:
+    page = (Path(page_module.__file__).parent / "page.html").read_text()
+    assert 'name="viewport" content="width=device-width' in page
+    assert "figure.photograph { width: 100%; }" in page.partition("@media (max-width: 32rem)")[2]
+    assert "figure.plot { overflow-x: auto; }" in page
