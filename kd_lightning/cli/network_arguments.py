@@ -137,7 +137,7 @@ class _Writer:
         return [f"{flag}={json.dumps(_get(content, position))}"]
 
     def networks_of_runs(self) -> Iterator[str]:
-        """Yield flags with the networks that files are loaded into, as the runs that are named describe them."""
+        """Yield configurations of the networks that files are loaded into, as the runs that are named describe them."""
         contents = [source.content for source in self.sources if source.content is not None]
         merged = _merge(*contents)
         own = _merge(*(source.content for source in self.sources if source.content and not source.is_recipe))
@@ -147,8 +147,10 @@ class _Writer:
             if position[2] == "student" and teacher is not None and str(path) != str(teacher):
                 path = teacher if _is_recipe(path) else path  # as find_teacher does
             if _get(own, (*position, "init_args", "network")) is None and (found := _network_of_run(path)):
-                name = ".".join(key for key in position if key not in _KEYS)
-                yield f"--{name}.network={json.dumps(found)}"
+                content: Any = found  # not a flag, in which jsonargparse reads some nulls as text
+                for key in reversed((*position, "init_args", "network")):
+                    content = {key: content}
+                yield from ("-c", yaml.safe_dump(content, sort_keys=False))
 
     def _write(self, value: Any, position: Position, source: Source) -> Any:
         """Return a part of a configuration with all its networks written out."""
