@@ -33,6 +33,13 @@ METHODS: dict[str, Callable[[], losses.DistillationLoss]] = {
     "VID": losses.VariationalLoss,
     "ReviewKD": losses.ReviewLoss,
     "CRD": losses.ContrastiveLoss,
+    "WKD-F": losses.WKDFeatureLoss,
+    "CAT-KD": losses.CATKDLoss,
+    "RSD": losses.RSDLoss,
+    "OFA": losses.OFALoss,
+    "VkD": losses.VkDLoss,
+    "ViTKD": lambda: losses.ViTKDLoss(student_layers=["layer1", "layer2", "layer3"]),
+    "SRD": losses.SRDLoss,
     "SimKD": lambda: losses.HintLoss(
         weight=1.0, student_layers=["avgpool.projector"], teacher_layers=["layer3"], regressor=False
     ),
@@ -51,7 +58,8 @@ class Step:
         self.teacher = FeatureTap(teacher.to(memory_format=torch.channels_last), self.loss.teacher_layers)
         self.images = torch.randn(batch_size, 3, 32, 32).to(memory_format=torch.channels_last)
         self.labels = torch.randint(10, (batch_size,))
-        self.loss.build(self.student(self.images[:2]), self.teacher(self.images[:2]))
+        outputs = self.student(self.images[:2]), self.teacher(self.images[:2])
+        self.loss.build(*outputs, student_network=student, teacher_network=teacher)
         trained = nn.ModuleList([student, self.loss]).parameters()
         self.optimizer = torch.optim.SGD([weight for weight in trained if weight.requires_grad], lr=1e-3)
 
