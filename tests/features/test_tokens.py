@@ -96,7 +96,7 @@ def test_tokens_become_maps_row_by_row_and_back() -> None:
     assert maps_to_tokens(maps).equal(tokens[:, 1:])
 
 
-def vit(**options: Any) -> nn.Module:
+def vit(**options: Any) -> Any:
     settings: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 10}
     return timm.create_model("vit_tiny_patch16_224", **{"img_size": 32, **settings, **options})
 
