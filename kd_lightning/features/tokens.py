@@ -1,6 +1,6 @@
 """Tokens of transformers and mixers as maps, and maps as tokens."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import isqrt
 from typing import NamedTuple
 
@@ -8,8 +8,6 @@ from torch import Tensor
 
 PREFIXES = (0, 1, 2, 4, 5)
 """Usual numbers of prefix tokens: none, class, class and distillation, four registers without and with a class."""
-
-_Division = Callable[[int, int], int | None]
 
 
 class Grid(NamedTuple):
