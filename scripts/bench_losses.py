@@ -46,6 +46,13 @@ METHODS: dict[str, Callable[[], losses.DistillationLoss]] = {
     "VID": losses.VariationalLoss,
     "ReviewKD": losses.ReviewLoss,
     "CRD": losses.ContrastiveLoss,
+    "WKD-F": losses.WKDFeatureLoss,
+    "CAT-KD": losses.CATKDLoss,
+    "RSD": losses.RSDLoss,
+    "OFA": losses.OFALoss,
+    "VkD": losses.VkDLoss,
+    "ViTKD": lambda: losses.ViTKDLoss(student_layers=["layer1", "layer2", "layer3"]),
+    "SRD": losses.SRDLoss,
     "SimKD": lambda: losses.HintLoss(
         weight=1.0, student_layers=["avgpool.projector"], teacher_layers=["layer3"], regressor=False
     ),

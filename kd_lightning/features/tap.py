@@ -77,6 +77,7 @@ class FeatureTap:
         self._recorders = {name: _Recorder() for name in dict.fromkeys(layers)}
         self._tapped = {name: modules[name] for name in self._recorders}
         self._channels_last: set[str] = set()
+        self._grids: dict[tuple[int, int, int], Grid | None] = {}
         self._hooks = [self._tapped[name].register_forward_hook(hook) for name, hook in self._recorders.items()]
         weakref.finalize(self, _remove, self._hooks).atexit = False  # the network may outlive several taps
 
@@ -92,7 +93,7 @@ class FeatureTap:
         try:
             logits = logits_of(self.network(images), self.network)
             features = {name: self._map(name, recorder.output) for name, recorder in self._recorders.items()}
-            return Outputs(logits, Features(features, self._grids(features, images)))
+            return Outputs(logits, Features(features, self._find_grids(features, images)))
         finally:
             for recorder in self._recorders.values():
                 recorder.reading, recorder.output = False, None
@@ -128,11 +129,18 @@ class FeatureTap:
         maps = _tensor(name, output)
         return maps.permute(0, 3, 1, 2) if name in self._channels_last else maps
 
-    def _grids(self, features: dict[str, Tensor], images: Tensor) -> dict[str, Grid]:
-        size, prefix = (images.shape[-2], images.shape[-1]), getattr(self.network, "num_prefix_tokens", None)
-        tokens = {name: value.shape[1] for name, value in features.items() if value.dim() == 3}
-        found = {name: find_grid(count, image_size=size, prefix=prefix) for name, count in tokens.items()}
-        return {name: grid for name, grid in found.items() if grid is not None}
+    def _find_grids(self, features: dict[str, Tensor], images: Tensor) -> dict[str, Grid]:
+        height, width = images.shape[-2:]
+        found: dict[str, Grid] = {}
+        for name, value in features.items():
+            if value.dim() == 3:
+                key = (value.shape[1], height, width)
+                if key not in self._grids:
+                    declared = getattr(self.network, "num_prefix_tokens", None)
+                    self._grids[key] = find_grid(value.shape[1], image_size=(height, width), prefix=declared)
+                if (grid := self._grids[key]) is not None:
+                    found[name] = grid
+        return found
 
     def find_channels_last(self, images: Tensor) -> None:
         """Run the network once to find layers whose maps are ``(B, H, W, C)``; they are read as ``(B, C, H, W)`` then.

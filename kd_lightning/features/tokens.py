@@ -1,7 +1,6 @@
 """Tokens of transformers and mixers as maps, and maps as tokens."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping
 from math import isqrt
 from typing import NamedTuple
 
@@ -9,8 +8,6 @@ from torch import Tensor
 
 PREFIXES = (0, 1, 2, 4, 5)
 """Usual numbers of prefix tokens: none, class, class and distillation, four registers without and with a class."""
-
-_Division = Callable[[int, int], int | None]
 
 
 class Grid(NamedTuple):
@@ -52,7 +49,6 @@ def grid_of(features: Mapping[str, Tensor], layer: str) -> Grid | None:
     return known or find_grid(features[layer].shape[1])
 
 
-@lru_cache(maxsize=1024)
 def find_grid(tokens: int, *, image_size: tuple[int, int] | None = None, prefix: int | None = None) -> Grid | None:
     """Return the grid of N tokens by arithmetic, or ``None`` where there is none.
 

@@ -47,6 +47,7 @@ class HeadLoss(DistillationLoss):
         self.needs_teacher = loss.needs_teacher
         self.compares_logits = loss.compares_logits
         self.views = loss.views
+        self.capturable = getattr(loss, "capturable", True)
 
     def weight_at(self, epoch: int) -> float:
         """Return the weight of the loss, which may have a schedule of its own."""

@@ -57,7 +57,8 @@ class OFALoss(DistillationLoss):
 
     Of the teacher only the logits are read, so that they can be cached. The heads are ours: the layer's output is
     pooled and mapped to the classes by a linear layer; the released ones have convolutions or transformer blocks, as
-    many as stages are left. They train with the student and are not part of it.
+    many as stages are left. They train with the student and are not part of it. Released with 300 epochs on CIFAR-100,
+    batches of 128 on each GPU, a cosine schedule and, for CNNs, a weight decay of 2e-3.
 
     Args:
         weight: 1, as released.

@@ -86,6 +86,9 @@ class RSDLoss(DistillationLoss):
     W. Zhang et al.: Cross-Architecture Distillation Made Simple with Redundancy Suppression, ICCV 2025,
     https://arxiv.org/abs/2507.21844; authors' code: https://github.com/VISION-SJTU/RSD
 
+    Released with 300 epochs on CIFAR-100, batches of 128 on each GPU, a cosine schedule and, for CNNs, a weight decay
+    of 2e-3.
+
     Args:
         weight: 0.1, as released.
         student_layers: The pooled embedding by default, as released. Maps ``(B, C, H, W)`` are averaged over their

@@ -110,7 +110,7 @@ class ViTKDLoss(DistillationLoss):
 
     Class, distillation and register tokens are left out. Where the grids differ, the student's is resized to the
     teacher's; maps of CNNs are read as tokens. The mask is drawn again in each step. As released it stands beside
-    NKD with gamma 1.
+    NKD with gamma 1, in DeiT's schedule on ImageNet, 300 epochs of AdamW.
 
     Args:
         weight: Factor of both parts.

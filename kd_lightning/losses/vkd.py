@@ -125,7 +125,8 @@ class VkDLoss(DistillationLoss):
 
     Either network may give tokens, of which those without a place are left out, as released, maps or vectors. As
     released a ViT's distillation token learns from the teacher's logits beside it (see :class:`HeadLoss`); the
-    released loop needs both weights above 0, here each term stands alone.
+    released loop needs both weights above 0, here each term stands alone. Released with DeiT's schedule on ImageNet,
+    300 epochs of AdamW at 5e-4.
 
     Args:
         weight: 1, as released, beside a weight of 1 on the divergence of the logits at temperature 1.

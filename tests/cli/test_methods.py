@@ -105,3 +105,22 @@ def test_several_teachers(kd: Command, teacher: tuple[str, ResNet], tmp_path: Pa
     printed = kd("fit", "-c", "digits/distill", "-c", "two.yaml", *QUICK, UNCHECKED)
     assert "The teacher is lightning_logs/digits/teacher/version_0/checkpoints/best.ckpt." in printed
     assert "test/agreement" in kd("test", "-c", "digits/distill", *QUIET)
+
+
+HEADS = """
+model:
+  init_args:
+    losses:
+      hard: {class_path: HeadLoss, init_args: {loss: {class_path: HardTargetLoss}, student_head: fc}}
+      token:
+        class_path: HeadLoss
+        init_args: {loss: {class_path: HardDistillationLoss, init_args: {weight: 0.25}}, student_head: fc}
+"""
+
+
+def test_a_loss_on_one_head(kd: Command, teacher: tuple[str, ResNet], tmp_path: Path) -> None:
+    (tmp_path / "heads.yaml").write_text(HEADS)
+    kd("fit", "-c", "digits/distill", "-c", "heads.yaml", "--teacher", teacher[0], *QUICK, UNCHECKED)
+    checkpoint = tmp_path / "lightning_logs/digits/distill/version_0/checkpoints/best.ckpt"
+    module = DistillationModule.load_from_checkpoint(checkpoint)
+    assert (module.losses["token"].weight, module.losses["token"].teacher_layers) == (0.25, ())

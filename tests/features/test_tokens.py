@@ -96,7 +96,7 @@ def test_tokens_become_maps_row_by_row_and_back() -> None:
     assert maps_to_tokens(maps).equal(tokens[:, 1:])
 
 
-def vit(**options: Any) -> nn.Module:
+def vit(**options: Any) -> Any:
     settings: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 10}
     return timm.create_model("vit_tiny_patch16_224", **{"img_size": 32, **settings, **options})
 
@@ -253,6 +253,24 @@ def test_a_declared_prefix_is_read_from_the_network() -> None:
     assert grids(read(network, ("blocks",), images)) == {"blocks": Grid(0, 5, 5)}
     network.num_prefix_tokens = 9
     assert grids(FeatureTap(network, ["blocks"])(images)) == {"blocks": Grid(9, 4, 4)}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", ["hint", "vitkd"])
+def test_reading_tokens_can_be_compiled(name: str, known: bool) -> None:
+    """With grids that the tap has found, and by arithmetic alone."""
+    student = {"a": torch.randn(4, 9 if known else 5, 3), "b": torch.randn(4, 4, 3)}
+    teacher = {"a": torch.randn(4, 17, 6), "b": torch.randn(4, 6, 4, 4)}
+    loss = feature_losses(("a", "b"), ("a", "b"))[name]
+    outputs = Outputs(torch.randn(4, 5), Features(student, {"a": Grid(1, 2, 4)}) if known else student)
+    said = Outputs(torch.randn(4, 5), teacher)
+    loss.build(outputs, said)
+    torch.compiler.reset()
+    found = []
+    for run in (loss, torch.compile(loss, backend="eager", fullgraph=True)):
+        torch.manual_seed(0)
+        found.append(run(outputs, said, torch.tensor([0, 1, 2, -1])))
+    torch.testing.assert_close(found[1], found[0])
 
 
 @pytest.mark.parametrize("name", ["hint", "attention"])

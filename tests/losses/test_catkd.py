@@ -121,6 +121,14 @@ def test_maps_are_weighted_by_the_networks_own_classifiers(small: Callable[..., 
     assert not torch.equal(loss(taught, said, LABELS), compare(s, t, resolution=2, normalize=True))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo reads .grad
+def test_it_can_be_compiled(small: Callable[..., ResNet]) -> None:
+    loss, taught, said = built(small(), small(8))
+    torch.compiler.reset()
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(taught, said, LABELS), loss(taught, said, LABELS))
+
+
 def test_no_weights_are_stored_twice(small: Callable[..., ResNet]) -> None:
     student, teacher = small(), small(8)
     loss, taught, said = built(student, teacher)

@@ -82,7 +82,8 @@ def test_a_step_does_not_wait(name: str) -> None:
 def test_class_activation_maps_do_not_wait() -> None:
     networks = [ResNet([1, 1], [width, 2 * width]) for width in (4, 8)]
     student, teacher = (FeatureTap(network, ["layer2"])(torch.rand(4, 3, 8, 8)) for network in networks)
-    for options in ({}, {"normalize": True}, {"binarize": True}):
+    forms: list[dict[str, Any]] = [{}, {"normalize": True}, {"binarize": True}]
+    for options in forms:
         loss = CATKDLoss(student_layers=["layer2"], **options)
         loss.build(student, teacher, student_network=networks[0], teacher_network=networks[1])
         with RefuseWaiting():

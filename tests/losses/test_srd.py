@@ -42,7 +42,7 @@ def test_equals_the_formula(rows: int, width: int, teacher_width: int) -> None:
     inputs = [torch.randn(rows, width, 2, 3), torch.randn(rows, 4), torch.randn(rows, teacher_width, 4, 3)]
     assert_equal_with_gradients(
         lambda *t: srd_loss(*t, embed=embed),
-        lambda *t: restated(*t, embed.weight),
+        lambda s, s_logits, t, t_logits: restated(s, s_logits, t, t_logits, embed.weight),
         [*(each.double() for each in inputs), torch.randn(rows, 4, dtype=torch.float64)],
         [embed.weight],
     )

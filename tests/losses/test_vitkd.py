@@ -71,7 +71,7 @@ def test_equals_the_formula(width: int, ratio: float, layers: int) -> None:
     inputs = [each.double() for each in (*tokens, torch.randn(2, 9, 4))]
     noise = torch.rand(2, 9)
     stay = int(9 * (1 - ratio))
-    hidden = [set(sorted(range(9), key=lambda n, row=row: float(row[n]))[stay:]) for row in noise]
+    hidden = [set(row.argsort().tolist()[stay:]) for row in noise]
     aligned = width != 4
     aligns = [nn.Linear(width, 4).double() if aligned else None for _ in range(layers + 1)]
     mask_token = torch.randn(1, 1, 4, dtype=torch.float64, requires_grad=True)
@@ -79,10 +79,12 @@ def test_equals_the_formula(width: int, ratio: float, layers: int) -> None:
     generation = nn.Sequential(convs[0], nn.ReLU(), convs[1])
     options: dict[str, Any] = {"alpha": 0.02, "beta": 0.03, "mask_ratio": ratio}
     learned = [layer for layer in aligns if layer is not None]
-    parts: dict[str, Any] = {"align2": nn.ModuleList(learned[:-1]), "align": learned[-1]} if aligned else {}
+    parts: dict[str, Any] = {"mask_token": mask_token, "generation": generation}
+    if aligned:
+        parts |= {"align2": nn.ModuleList(learned[:-1]), "align": learned[-1]}
     assert_equal_with_gradients(
-        lambda *t: vitkd_loss(*t, noise, mask_token=mask_token, generation=generation, **parts, **options),
-        lambda *t: restated(*t, hidden, aligns, mask_token, generation, 0.02, 0.03, ratio),
+        lambda a, b, c, d: vitkd_loss(a, b, c, d, noise, **parts, **options),
+        lambda a, b, c, d: restated(a, b, c, d, hidden, aligns, mask_token, generation, 0.02, 0.03, ratio),
         inputs,
         [mask_token, *generation.parameters(), *(p for layer in learned for p in layer.parameters())],
     )
@@ -122,12 +124,13 @@ def test_the_class_leaves_out_prefix_tokens_and_draws_a_mask_in_each_step(width:
     teacher = random_outputs(2, low=(18, 4), middle=(18, 4), high=(18, 4))
     loss = built(student, teacher, alpha=0.02, beta=0.03)
     assert loss(student, teacher, LABELS) != loss(student, teacher, LABELS)
+    assert loss.mask_token is not None
     torch.manual_seed(5)
     found = loss(student, teacher, LABELS)
     torch.manual_seed(5)
     s = {name: tokens[:, 1:] for name, tokens in student.features.items()}
     t = {name: tokens[:, 2:] for name, tokens in teacher.features.items()}
-    aligned = {"align2": loss.aligns[:2], "align": loss.aligns[2]} if width != 4 else {}
+    aligned: dict[str, Any] = {"align2": loss.aligns[:2], "align": loss.aligns[2]} if width != 4 else {}
     expected = vitkd_loss(
         torch.stack([s["low"], s["middle"]], dim=1),
         s["high"],
@@ -138,7 +141,7 @@ def test_the_class_leaves_out_prefix_tokens_and_draws_a_mask_in_each_step(width:
         generation=loss.generation,
         alpha=0.02,
         beta=0.03,
-        **aligned,  # type: ignore[arg-type]
+        **aligned,
     )
     torch.testing.assert_close(found, expected)
 
@@ -177,7 +180,8 @@ def test_it_is_saved_and_rebuilt() -> None:
 def test_arguments_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^ViTKDLoss reads shallow layers and a last one, got \['a'\]\.$"):
         ViTKDLoss(student_layers=["a"])
-    for options in ({"alpha": -1.0}, {"beta": -1.0}, {"mask_ratio": 0.0}, {"mask_ratio": 1.0}):
+    wrong: list[dict[str, Any]] = [{"alpha": -1.0}, {"beta": -1.0}, {"mask_ratio": 0.0}, {"mask_ratio": 1.0}]
+    for options in wrong:
         with pytest.raises(ValueError, match=r"^alpha and beta must be >= 0 and mask_ratio in \(0, 1\), got "):
             ViTKDLoss(**options)
 

@@ -1,5 +1,7 @@
 """VkD: the formula written out, its orthogonal projections against PyTorch's, and their start."""
 
+from typing import Any
+
 import pytest
 import torch
 from random_inputs import random_outputs, random_rotation
@@ -82,7 +84,7 @@ def test_the_exponential_of_a_square_weight_equals_the_formula() -> None:
 
 @pytest.mark.parametrize(("out", "width"), [(7, 4), (4, 7)])
 def test_the_weight_is_that_of_pytorchs_parametrization(out: int, width: int) -> None:
-    linear = parametrizations.orthogonal(nn.Linear(width, out, bias=False).double())
+    linear: Any = parametrizations.orthogonal(nn.Linear(width, out, bias=False).double())
     parametrization = linear.parametrizations.weight
     with torch.no_grad():
         below = parametrization.original if out >= width else parametrization.original.T
@@ -129,7 +131,7 @@ def test_the_class_starts_and_stays_orthogonal_and_is_saved_and_rebuilt(width: i
         value.backward()
         optimizer.step()
         values.append(value.item())
-        weight = orthogonal_weight(first.projections[0].original, first.projections[0].base)
+        weight = first.projections[0]()
         gram = weight.T @ weight if teacher_width >= width else weight @ weight.T
         torch.testing.assert_close(gram, torch.eye(min(width, teacher_width)), atol=1e-5, rtol=0)
     assert values[-1] < values[0]
@@ -141,7 +143,7 @@ def test_tokens_without_a_place_are_left_out() -> None:
     loss = VkDLoss(student_layers=["a"], teacher_layers=["b"])
     student, teacher = random_outputs(2, a=(18, 3)), random_outputs(2, b=(7, 4, 4))
     loss.build(student, teacher)
-    weight = orthogonal_weight(loss.projections[0].original, loss.projections[0].base)
+    weight = loss.projections[0]()
     expected = vkd_loss(student.features["a"][:, 2:], teacher.features["b"], weight)
     torch.testing.assert_close(loss(student, teacher, LABELS), expected)
     maps = random_outputs(2, a=(3, 4, 4))
