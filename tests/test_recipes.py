@@ -104,6 +104,15 @@ def test_an_overlay_replaces_the_losses(kd: Callable[..., str], capsys: pytest.C
     assert config["trainer"]["max_epochs"] == 240
 
 
+def test_a_recipe_shows_two_views_of_each_image(kd: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        kd("fit", "-c", "cifar100/mlld", "--data.second_view.magnitude=5", "--print_config")
+    config = yaml.safe_load(capsys.readouterr().out)
+    second = config["data"]["init_args"]["second_view"]
+    assert (second["preset"], second["rand_augment"], second["magnitude"]) == ("light", 2, 5)
+    assert config["model"]["init_args"]["losses"]["levels"]["init_args"]["two_views"] is True
+
+
 def test_each_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     recipes()
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]

@@ -332,6 +332,7 @@ class Subset(Dataset[RawBatch | PartialBatch]):
         domain: ``"source"`` or ``"target"`` in a pair of domains.
         labels: Labels in place of the stored ones.
         draw: Draws the changes to training images beside crops and flips.
+        second_draw: Draws those of a second view, if a training batch has two of each image.
 
     Attributes:
         plain: Show images without augmentation, whatever the epoch.
@@ -351,6 +352,7 @@ class Subset(Dataset[RawBatch | PartialBatch]):
         domain: str = "",
         labels: Tensor | None = None,
         draw: ViewDrawer | None = None,
+        second_draw: ViewDrawer | None = None,
     ) -> None:
         self.images = images
         self.labels = images.labels if labels is None else labels
@@ -359,6 +361,7 @@ class Subset(Dataset[RawBatch | PartialBatch]):
         self.epoch = epoch
         self.domain = domain
         self.draw = draw
+        self.second_draw = second_draw
         self.plain = False
 
     def __len__(self) -> int:
@@ -384,4 +387,6 @@ class Subset(Dataset[RawBatch | PartialBatch]):
             ids = ids[rows] if plan is None else plan.samples[rows].unique()
             errors = list({str(error): error for error in errors}.values())  # an image may be a partner too
         batch = RawBatch(pixels, self.labels[ids], ids, epoch, self.split, self.domain, plan, teacher_pixels)
+        if self.second_draw is not None and epoch >= 0 and not errors:
+            batch = batch._replace(second=batch._replace(plan=self.second_draw(ids, batch.labels, epoch)))
         return PartialBatch(batch, errors, self.images.skip_unreadable) if errors else batch
