@@ -18,7 +18,7 @@ from kd_lightning.data.augmentation.augmenter import Augmenter
 from kd_lightning.data.augmentation.colours import DIFFER_BETWEEN_DEVICES, check_channels
 from kd_lightning.data.augmentation.resized_crop import ResizedCrop
 from kd_lightning.data.augmentation.settings import Augmentation
-from kd_lightning.data.augmentation.two_views import check_two_views, join_views, second_seed
+from kd_lightning.data.augmentation.two_views import SecondView, check_two_views, join_views, second_crop, second_seed
 from kd_lightning.data.augmentation.view_plan import ViewDrawer
 from kd_lightning.data.batch import Batch, RawBatch
 from kd_lightning.data.hyper_parameters import save_arguments
@@ -58,7 +58,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             epoch.
         second_view: Augmentation of a second view of each training image, for losses that compare a weak and a strong
             one: a batch then has twice as many rows, first all of ``augmentation`` and then all of this. What is not
-            set is taken as for ``augmentation``. Not with random resized crops, mixup or CutMix. ``None`` for one view.
+            set is taken as for ``augmentation``. Not with mixup or CutMix, and with random resized crops in both or in
+            neither. ``None`` for one view.
         split_seed: Seed of the split, if it stays the same while ``seed`` changes, as for several students of one
             teacher, which must not have been trained on their validation images; ``seed`` if ``None``.
 
@@ -291,7 +292,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def view_dataloader(self, view: int) -> DataLoader[RawBatch]:
         """Return this rank's part of the training images, each once, in one of the fixed views."""
         images = self._for_device(self.splits.read("train"), "train")
-        subset = Subset(images, self.train_samples, split="train", draw=self._draw, second_draw=self._second_draw)
+        subset = Subset(images, self.train_samples, split="train", draw=self._draw, second_view=self._second)
         world_size, rank = self._ranks
         # no gradients are kept, so a batch of small images may be as large as is fast
         batch_size = max(self.batch_size, min(256, 2**20 // math.prod(self.image_shape)))
@@ -373,14 +374,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return ViewDrawer(self.augmentation, images.size, self.view_seed, self.views, images.labels, candidates)
 
     @property
-    def _second_draw(self) -> ViewDrawer | None:
-        """The function that draws the same for the second view."""
+    def _second(self) -> SecondView | None:
+        """The second view of training images, if a batch has two."""
         if self.second_view is None:
             return None
-        images, none = self.splits.read("train"), torch.empty(0, dtype=torch.int64)
-        return ViewDrawer(
-            self.second_view, images.size, second_seed(self.view_seed), self.views, images.labels, candidates=none
-        )
+        images, seed, none = self.splits.read("train"), second_seed(self.view_seed), torch.empty(0, dtype=torch.int64)
+        draw = ViewDrawer(self.second_view, images.size, seed, self.views, images.labels, candidates=none)
+        crop = images.crop if isinstance(images, StreamedImages) else None
+        return SecondView(draw, crop and second_crop(crop, self.second_view, seed))
 
     def _augmenters(self) -> list[Augmenter]:
         """Return an augmenter for each view of a batch; images that are padded alike are kept on the device once."""
@@ -430,8 +431,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if len(samples) < world_size:
             raise UserError(f"{len(samples)} {split!r} images are too few for {world_size} processes; use fewer.")
         draw, shown = self._draw if epoch >= 0 else None, self._for_device(images, split)
-        second = self._second_draw if epoch >= 0 else None
-        subset = Subset(shown, samples, split=split, epoch=epoch, domain=self.domain, draw=draw, second_draw=second)
+        second = self._second if epoch >= 0 else None
+        subset = Subset(shown, samples, split=split, epoch=epoch, domain=self.domain, draw=draw, second_view=second)
         if isinstance(shown, ImageSet) and draw is not None and draw.draws_nothing and second is None:
             subset.place = partial(self._place_on_device, split)
         return subset

@@ -7,10 +7,18 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from made_photographs import photograph
 from reading import in_epoch, in_memory, on_rank
 from torch import Tensor
 
-from kd_lightning import Augmentation, DigitsDataModule, DistillationModule, DomainPairDataModule, TeacherModule
+from kd_lightning import (
+    Augmentation,
+    DigitsDataModule,
+    DistillationModule,
+    DomainPairDataModule,
+    ImageFolderDataModule,
+    TeacherModule,
+)
 from kd_lightning.data import Batch, ImageDataModule
 from kd_lightning.data.augmentation.two_views import second_seed
 from kd_lightning.losses import DistillationLoss, HardTargetLoss, MLLDLoss, SKDLoss
@@ -40,6 +48,48 @@ def test_the_rows_are_those_of_one_augmentation_and_then_of_the_other(epoch: int
         assert torch.equal(batch.images, torch.cat([first.images, second.images]))
         assert torch.equal(batch.labels, torch.cat([first.labels, second.labels]))
     assert not torch.equal(both[0].images[:60], both[0].images[60:])
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+@pytest.mark.parametrize("teacher_size", [None, 24])
+def test_photographs_are_read_once_and_cut_twice(
+    cuts: bool, teacher_size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        file = tmp_path / "train" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        photograph(40 + number, 60 - number, seed=number).save(file)
+    weak = Augmentation(resized_crop=cuts, crop_scale=(0.5, 1.0) if cuts else None, flip=True)
+    strong = Augmentation(resized_crop=cuts, crop_scale=(0.1, 0.4) if cuts else None, flip=True, brightness=0.5)
+
+    def photographs(first: Augmentation, second: Augmentation | None, view_seed: int = 0) -> ImageFolderDataModule:
+        options: dict[str, Any] = {"image_size": 16, "teacher_size": teacher_size, "val_fraction": 0.2}
+        data = ImageFolderDataModule(
+            str(tmp_path),
+            batch_size=5,
+            augmentation=first,
+            second_view=second,
+            view_seed=view_seed,
+            **options,
+        )
+        data.follow_networks({})
+        return data
+
+    (both,) = batches(photographs(weak, strong), 1)[:1]
+    (first,), (second,) = (
+        batches(photographs(augmentation, None, seed), 1)[:1]
+        for augmentation, seed in ((weak, 0), (strong, second_seed(0)))
+    )
+    assert torch.equal(both.images, torch.cat([first.images, second.images]))
+    assert torch.equal(both.labels, torch.cat([first.labels, second.labels]))
+    if teacher_size is None:
+        assert both.teacher_images is None
+    else:
+        assert both.teacher_images is not None
+        assert first.teacher_images is not None
+        assert second.teacher_images is not None
+        assert both.teacher_images.shape == (10, 3, 24, 24)
+        assert torch.equal(both.teacher_images, torch.cat([first.teacher_images, second.teacher_images]))
 
 
 def test_equal_augmentations_are_drawn_apart() -> None:
@@ -150,7 +200,7 @@ def test_a_module_without_a_teacher_learns_from_both_views(
         ({"second_view": Augmentation(cutmix=1.0)}, "but second_view mixes images and labels"),
         (
             {"second_view": Augmentation(preset="standard")},
-            r"second_view\.resized_crop cuts each image while it is read",
+            "one of augmentation and second_view has resized_crop and the other does not",
         ),
         ({"second_view": Augmentation(saturation=0.2)}, "saturation"),
         ({"second_view": {"paddings": 4}}, "There is no augmentation 'paddings'"),

@@ -1,10 +1,27 @@
 """Two views of each training image in one batch: first all of one augmentation, then all of another."""
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import torch
 
+from kd_lightning.data.augmentation.resized_crop import ResizedCrop
 from kd_lightning.data.augmentation.settings import Augmentation
+from kd_lightning.data.augmentation.view_plan import ViewDrawer
 from kd_lightning.data.batch import Batch
 from kd_lightning.errors import UserError
+
+
+class SecondView(NamedTuple):
+    """The second view of each training image in a batch.
+
+    Attributes:
+        draw: Draws the changes beside crops and flips.
+        crop: Cuts images on the host, where the first view is cut there too.
+    """
+
+    draw: ViewDrawer
+    crop: ResizedCrop | None = None
 
 
 def check_two_views(first: Augmentation, second: Augmentation) -> None:
@@ -15,7 +32,7 @@ def check_two_views(first: Augmentation, second: Augmentation) -> None:
         second: Settings of the second view, without ``None``.
 
     Raises:
-        UserError: If one of them mixes images or cuts them on the host.
+        UserError: If one of them mixes images, or only one cuts them on the host.
     """
     for name, settings in (("augmentation", first), ("second_view", second)):
         if settings.mixup or settings.cutmix:
@@ -23,11 +40,31 @@ def check_two_views(first: Augmentation, second: Augmentation) -> None:
                 f"Two views of an image have the same label, but {name} mixes images and labels; set mixup and cutmix "
                 "to 0, or second_view to null."
             )
-        if settings.resized_crop:
-            raise UserError(
-                f"Two views are made of images of one size, but {name}.resized_crop cuts each image while it is read; "
-                "set resized_crop to false in augmentation and in second_view, or second_view to null."
-            )
+    if bool(first.resized_crop) != bool(second.resized_crop):
+        raise UserError(
+            "Two views are cut out of the same images, but one of augmentation and second_view has resized_crop and "
+            "the other does not; set it in both or in neither."
+        )
+
+
+def second_crop(first: ResizedCrop, settings: Augmentation, seed: int) -> ResizedCrop:
+    """Return the cut of second views, at the sizes of the first ones.
+
+    Args:
+        first: The cut of the first views.
+        settings: Settings of the second views, without ``None``, with random resized crops.
+        seed: Seed of the second views.
+    """
+    assert settings.crop_scale is not None
+    assert settings.crop_ratio is not None
+    return replace(
+        first,
+        scale=settings.crop_scale,
+        ratio=settings.crop_ratio,
+        flip=bool(settings.flip),
+        vertical_flip=bool(settings.vertical_flip),
+        seed=seed,
+    )
 
 
 def second_seed(view_seed: int) -> int:
