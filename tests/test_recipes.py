@@ -104,13 +104,19 @@ def test_an_overlay_replaces_the_losses(kd: Callable[..., str], capsys: pytest.C
     assert config["trainer"]["max_epochs"] == 240
 
 
-def test_a_recipe_shows_two_views_of_each_image(kd: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("name", "rate"), [("mlld", 0.025), ("skd", 0.1)])
+def test_a_recipe_shows_two_views_of_each_image(
+    name: str, rate: float, kd: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        kd("fit", "-c", "cifar100/mlld", "--data.second_view.magnitude=5", "--print_config")
+        kd("fit", "-c", f"cifar100/{name}", "--data.second_view.magnitude=5", "--print_config")
     config = yaml.safe_load(capsys.readouterr().out)
-    second = config["data"]["init_args"]["second_view"]
+    second, model = config["data"]["init_args"]["second_view"], config["model"]["init_args"]
     assert (second["preset"], second["rand_augment"], second["magnitude"]) == ("light", 2, 5)
-    assert config["model"]["init_args"]["losses"]["levels"]["init_args"]["two_views"] is True
+    optimizer = model["optimizer"]["init_args"]
+    assert (optimizer["lr"], optimizer["momentum"], optimizer["weight_decay"]) == (rate, 0.9, 5e-4)
+    assert config["trainer"]["max_epochs"] == 240
+    assert model["losses"].get("levels", {"init_args": {"two_views": True}})["init_args"]["two_views"]
 
 
 def test_each_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
