@@ -209,6 +209,15 @@ def test_cached_logits(place: bool | str, tmp_path: Path) -> None:
             trainer(tmp_path, strategy="auto", accelerator="cpu").fit(again, digits(views=2))
 
 
+@pytest.mark.parametrize("cached", [False, True])
+@on_other_device
+def test_two_views_of_each_image(cached: bool, tmp_path: Path) -> None:
+    data = digits(views=2, second_view=Augmentation(preset="light", trivial_augment=True, erasing=0.5))
+    losses: dict[str, kd_losses.DistillationLoss] = {"levels": kd_losses.MLLDLoss(two_views=True)}
+    module = DistillationModule(network(), network(8), losses=losses, teacher_cache=cached, teacher_check="off")
+    trainer(tmp_path, max_epochs=3).fit(module, data)
+
+
 @on_other_device
 def test_cached_features(tmp_path: Path) -> None:
     module = TeacherModule(replace_head(network(), 10), feature_cache=True)

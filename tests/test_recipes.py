@@ -91,6 +91,21 @@ def test_an_overlay_replaces_the_losses(kd: Callable[..., str], capsys: pytest.C
     assert config["trainer"]["max_epochs"] == 240
 
 
+@pytest.mark.parametrize(("name", "rate"), [("mlld", 0.025), ("skd", 0.1)])
+def test_a_recipe_shows_two_views_of_each_image(
+    name: str, rate: float, kd: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        kd("fit", "-c", f"cifar100/{name}", "--data.second_view.magnitude=5", "--print_config")
+    config = yaml.safe_load(capsys.readouterr().out)
+    second, model = config["data"]["init_args"]["second_view"], config["model"]["init_args"]
+    assert (second["preset"], second["rand_augment"], second["magnitude"]) == ("light", 2, 5)
+    optimizer = model["optimizer"]["init_args"]
+    assert (optimizer["lr"], optimizer["momentum"], optimizer["weight_decay"]) == (rate, 0.9, 5e-4)
+    assert config["trainer"]["max_epochs"] == 240
+    assert model["losses"].get("levels", {"init_args": {"two_views": True}})["init_args"]["two_views"]
+
+
 def test_each_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     recipes()
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]

@@ -16,7 +16,8 @@ class Batch(NamedTuple):
         labels: Class indices ``(B,)``, -1 where unlabelled; class probabilities ``(B, C)`` under mixup and CutMix, with
             rows of -1 where unlabelled.
         ids: ``sample * V + view``, int64 ``(B,)``, with samples numbered over the full stored set and V fixed views of
-            each (1: the sample itself).
+            each (1: the sample itself). With two views of each sample in a batch it has twice as many rows, first all
+            of one and then all of the other, and V counts both: the second views are the latter half of V.
         teacher_images: The same views at the size of the teacher, ``None`` where that is the size of ``images``.
 
     Example:
@@ -67,6 +68,7 @@ class RawBatch(NamedTuple):
         teacher_pixels: The same views as ``pixels`` at the size of the teacher, if that differs.
         places: Places of the images in a set that is kept on the device, if they were found for the whole epoch.
         view_ids: The ids of the :class:`Batch`, if they were computed for the whole epoch.
+        second: The same samples with the plan of their second view, if a batch has two of each.
     """
 
     pixels: Tensor
@@ -79,6 +81,7 @@ class RawBatch(NamedTuple):
     teacher_pixels: Tensor | None = None
     places: Places | None = None
     view_ids: Tensor | None = None
+    second: "RawBatch | None" = None
 
     def between(self, start: int, stop: int) -> "RawBatch":
         """Return neighbouring images of a set that is kept on the device; nothing is copied."""

@@ -60,6 +60,7 @@ class DomainPairDataModule(pl.LightningDataModule):
 
     views = None
     """Each domain may have fixed views; a batch of both has none that a cache could number."""
+    views_in_batch = 1
 
     def __init__(
         self,
@@ -80,6 +81,8 @@ class DomainPairDataModule(pl.LightningDataModule):
         for part in (source, target):
             if part.teacher_shape is not None:
                 raise UserError("DomainPairDataModule has one size for all networks; set teacher_size to null.")
+            if part.second_view is not None:
+                raise UserError("DomainPairDataModule has one view of each image in a batch; set second_view to null.")
         if target.mixes_images:
             raise UserError("mixup and CutMix mix labels, but the target has none; set both to 0 for the target.")
         if concat and source.mixes_images:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kd_lightning.data.augmentation.resized_crop import ResizedCrop
+from kd_lightning.data.augmentation.two_views import SecondView
 from kd_lightning.data.augmentation.view_plan import ViewDrawer
 from kd_lightning.data.batch import RawBatch
 from kd_lightning.data.image_form import ImageForm, mode_of, stored_sizes, to_pixels
@@ -27,12 +28,14 @@ class Decoded(NamedTuple):
         rows: The place of each readable image among the B samples.
         errors: Errors of the others.
         teacher_pixels: The same images at the size of a teacher, if that differs.
+        second: ``pixels`` and ``teacher_pixels`` of a second view, where these are not the same.
     """
 
     pixels: Tensor
     rows: list[int]
     errors: list[UnreadableImageError]
     teacher_pixels: Tensor | None = None
+    second: tuple[Tensor, Tensor | None] | None = None
 
 
 class PartialBatch(NamedTuple):
@@ -131,7 +134,7 @@ class ImageSet:
         """Return the bytes that a fingerprint of the images covers."""
         return self.key or self.pixels.contiguous().numpy().data
 
-    def stream(self, samples: Tensor, view: int) -> Decoded:
+    def stream(self, samples: Tensor, view: int, second_crop: ResizedCrop | None = None) -> Decoded:
         """Return empty pixels ``(B, 0)``: they are gathered on the device."""
         return Decoded(torch.empty((len(samples), 0), dtype=torch.uint8), list(range(len(samples))), [])
 
@@ -226,17 +229,19 @@ class StreamedImages:
             digest.update(self.teacher_images.content())
         return digest.digest()
 
-    def stream(self, samples: Tensor, view: int) -> Decoded:
+    def stream(self, samples: Tensor, view: int, second_crop: ResizedCrop | None = None) -> Decoded:
         """Return the images of a batch.
 
         Args:
             samples: int64 ``(B,)``.
             view: Number of the view, -1 for images without augmentation.
+            second_crop: Cuts a second view out of the same images.
         """
         if view >= 0 and self.crop is not None:
             images, rows, errors = _read(self.images, samples)
             pixels, teacher_pixels = self.crop(images, samples[rows], view)
-            return Decoded(pixels, rows, errors, teacher_pixels)
+            second = None if second_crop is None else second_crop(images, samples[rows], view)
+            return Decoded(pixels, rows, errors, teacher_pixels, second)
         source, for_teacher = self.images, self.teacher_images
         if view < 0:
             source, for_teacher = self.plain or self.images, self.teacher_plain
@@ -332,6 +337,7 @@ class Subset(Dataset[RawBatch | PartialBatch]):
         domain: ``"source"`` or ``"target"`` in a pair of domains.
         labels: Labels in place of the stored ones.
         draw: Draws the changes to training images beside crops and flips.
+        second_view: Makes a second view, if a training batch has two of each image.
 
     Attributes:
         plain: Show images without augmentation, whatever the epoch.
@@ -351,6 +357,7 @@ class Subset(Dataset[RawBatch | PartialBatch]):
         domain: str = "",
         labels: Tensor | None = None,
         draw: ViewDrawer | None = None,
+        second_view: SecondView | None = None,
     ) -> None:
         self.images = images
         self.labels = images.labels if labels is None else labels
@@ -359,6 +366,7 @@ class Subset(Dataset[RawBatch | PartialBatch]):
         self.epoch = epoch
         self.domain = domain
         self.draw = draw
+        self.second_view = second_view
         self.plain = False
 
     def __len__(self) -> int:
@@ -379,9 +387,16 @@ class Subset(Dataset[RawBatch | PartialBatch]):
         ids, epoch = self.samples[[position for position, _ in pairs]], -1 if self.plain else pairs[0][1]
         view = epoch if self.draw is None else self.draw.view_of_epoch(epoch)
         plan = None if self.draw is None else self.draw(ids, self.labels[ids], epoch)
-        pixels, rows, errors, teacher_pixels = self.images.stream(ids if plan is None else plan.samples, view)
+        second = self.second_view if epoch >= 0 else None
+        pixels, rows, errors, teacher_pixels, cut_again = self.images.stream(
+            ids if plan is None else plan.samples, view, None if second is None else second.crop
+        )
         if errors:  # of training images, which have a plan, none is left out: what counts is the message
             ids = ids[rows] if plan is None else plan.samples[rows].unique()
             errors = list({str(error): error for error in errors}.values())  # an image may be a partner too
         batch = RawBatch(pixels, self.labels[ids], ids, epoch, self.split, self.domain, plan, teacher_pixels)
+        if second is not None and not errors:
+            pixels, teacher_pixels = (pixels, teacher_pixels) if cut_again is None else cut_again
+            drawn = second.draw(ids, batch.labels, epoch)
+            batch = batch._replace(second=batch._replace(pixels=pixels, teacher_pixels=teacher_pixels, plan=drawn))
         return PartialBatch(batch, errors, self.images.skip_unreadable) if errors else batch

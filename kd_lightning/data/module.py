@@ -18,6 +18,7 @@ from kd_lightning.data.augmentation.augmenter import Augmenter
 from kd_lightning.data.augmentation.colours import DIFFER_BETWEEN_DEVICES, check_channels
 from kd_lightning.data.augmentation.resized_crop import ResizedCrop
 from kd_lightning.data.augmentation.settings import Augmentation
+from kd_lightning.data.augmentation.two_views import SecondView, check_two_views, join_views, second_crop, second_seed
 from kd_lightning.data.augmentation.view_plan import ViewDrawer
 from kd_lightning.data.batch import Batch, RawBatch
 from kd_lightning.data.hyper_parameters import save_arguments
@@ -57,6 +58,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             epoch.
         balanced_sampling: Show the classes equally often in an epoch, which has as many images as without this: those
             of rare classes several times, in one view an epoch.
+        second_view: Augmentation of a second view of each training image, for losses that compare a weak and a strong
+            one: a batch then has twice as many rows, first all of ``augmentation`` and then all of this. What is not
+            set is taken as for ``augmentation``. Not with mixup or CutMix, and with random resized crops in both or in
+            neither. ``None`` for one view.
         split_seed: Seed of the split, if it stays the same while ``seed`` changes, as for several students of one
             teacher, which must not have been trained on their validation images; ``seed`` if ``None``.
 
@@ -97,6 +102,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         num_workers: int = 0,
         views: int | None = None,
         balanced_sampling: bool = False,
+        second_view: Augmentation | None = None,
         split_seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -128,9 +134,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         """Whether training batches are handed on as they are, since a CUDA graph of the step augments them."""
         self.balanced_sampling = balanced_sampling
         self.splits = StoredSplits(self._load_checked, val_fraction=val_fraction, seed=self.split_seed)
-        self.augmenter = Augmenter(
-            self.splits, self.augmentation, mean=self.mean, std=self.std, view_seed=view_seed, views=views
-        )
+        self.second_view = None
+        if second_view is not None:
+            self.second_view = Augmentation.resolve(second_view, self.default_augmentation)
+            check_two_views(self.augmentation, self.second_view)
+            check_channels(second_view, self.second_view, len(mean))
+        self.augmenters = self._augmenters()
         save_arguments(
             self,
             mean=self.mean,
@@ -143,6 +152,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             num_workers=num_workers,
             views=views,
             balanced_sampling=balanced_sampling,
+            second_view=self.second_view and asdict(self.second_view),
             split_seed=split_seed,
         )
 
@@ -177,6 +187,16 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def teacher_shape(self) -> tuple[int, int, int] | None:
         """Channels, height and width of the images for the teacher, ``None`` where all networks see the same size."""
         return None
+
+    @property
+    def augmenter(self) -> Augmenter:
+        """The augmenter of the first view of a batch."""
+        return self.augmenters[0]
+
+    @property
+    def views_in_batch(self) -> int:
+        """The number of views of each image in a training batch."""
+        return 1 if self.second_view is None else 2
 
     @property
     def mixes_images(self) -> bool:
@@ -283,8 +303,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return to_trainer_precision(self.augment(batch), self.trainer)
 
     def augment(self, batch: RawBatch) -> Batch:
-        """Gather, augment and normalize a batch on its device."""
-        return self.augmenter(batch, num_classes=self.num_classes)
+        """Gather, augment and normalize a batch on its device, in two views if it has a plan for a second one."""
+        first = self.augmenter(batch, num_classes=self.num_classes)
+        if batch.second is None:
+            return first
+        return join_views(first, self.augmenters[1](batch.second, num_classes=self.num_classes))
 
     def pixels(self, batch: RawBatch) -> Tensor:
         """Return the augmented images before they are normalized, erased and mixed, uint8 ``(B, channels, H, W)``."""
@@ -295,7 +318,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def view_dataloader(self, view: int) -> DataLoader[RawBatch]:
         """Return this rank's part of the training images, each once, in one of the fixed views."""
         images = self._for_device(self.splits.read("train"), "train")
-        subset = Subset(images, self.train_samples, split="train", draw=self._draw)
+        subset = Subset(images, self.train_samples, split="train", draw=self._draw, second_view=self._second)
         world_size, rank = self._ranks
         # no gradients are kept, so a batch of small images may be as large as is fast
         batch_size = max(self.batch_size, min(256, 2**20 // math.prod(self.image_shape)))
@@ -318,7 +341,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             "view_seed": str(self.view_seed),
             "views": str(self.views),
         }
-        if any(getattr(self.augmentation, name) for name in DIFFER_BETWEEN_DEVICES):
+        if self.second_view is not None:
+            found["second_view"] = str({name: value for name, value in asdict(self.second_view).items() if value})
+        if any(getattr(a, name) for name in DIFFER_BETWEEN_DEVICES for a in (self.augmentation, self.second_view) if a):
             found["device"] = self.trainer.strategy.root_device.type if self.trainer else "cpu"
         return found
 
@@ -374,6 +399,36 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                 raise UserError("mixup and CutMix mix labels, but no training image is labelled; set both to 0.")
         return ViewDrawer(self.augmentation, images.size, self.view_seed, self.views, images.labels, candidates)
 
+    @property
+    def _second(self) -> SecondView | None:
+        """The second view of training images, if a batch has two."""
+        if self.second_view is None:
+            return None
+        images, seed, none = self.splits.read("train"), second_seed(self.view_seed), torch.empty(0, dtype=torch.int64)
+        draw = ViewDrawer(self.second_view, images.size, seed, self.views, images.labels, candidates=none)
+        crop = images.crop if isinstance(images, StreamedImages) else None
+        return SecondView(draw, crop and second_crop(crop, self.second_view, seed))
+
+    def _augmenters(self) -> list[Augmenter]:
+        """Return an augmenter for each view of a batch; images that are padded alike are kept on the device once."""
+        settings = [self.augmentation, *([] if self.second_view is None else [self.second_view])]
+        made = [
+            Augmenter(
+                self.splits,
+                augmentation,
+                mean=self.mean,
+                std=self.std,
+                view_seed=second_seed(self.view_seed) if number else self.view_seed,
+                views=self.views,
+                number=number,
+                views_in_batch=len(settings),
+            )
+            for number, augmentation in enumerate(settings)
+        ]
+        if made[-1].padding == made[0].padding:
+            made[-1].device_images = made[0].device_images
+        return made
+
     def _for_device(self, images: ImageSet | StreamedImages, split: str) -> ImageSet | StreamedImages:
         """Return images whose batches are copied to a GPU one by one, if all together would take too much of it."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
@@ -402,8 +457,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if len(samples) < world_size:
             raise UserError(f"{len(samples)} {split!r} images are too few for {world_size} processes; use fewer.")
         draw, shown = self._draw if epoch >= 0 else None, self._for_device(images, split)
-        subset = Subset(shown, samples, split=split, epoch=epoch, domain=self.domain, draw=draw)
-        if isinstance(shown, ImageSet) and draw is not None and draw.draws_nothing:
+        second = self._second if epoch >= 0 else None
+        subset = Subset(shown, samples, split=split, epoch=epoch, domain=self.domain, draw=draw, second_view=second)
+        if isinstance(shown, ImageSet) and draw is not None and draw.draws_nothing and second is None:
             subset.place = partial(self._place_on_device, split)
         return subset
 

@@ -150,7 +150,8 @@ class PhotographDataModule(ImageDataModule, ABC):
             statistics, whose = self.given_statistics, "given"
         if statistics.mean is not None and statistics.std is not None:
             self.mean, self.std = statistics.mean, statistics.std
-            self.augmenter.mean, self.augmenter.std = self.mean, self.std
+            for augmenter in self.augmenters:
+                augmenter.mean, augmenter.std = self.mean, self.std
         self.size = None if self.sizes is None else self.sizes.training.size
         self.size_is_known = True
         if (self.sizes, self.mean, self.std) == before:
@@ -178,7 +179,8 @@ class PhotographDataModule(ImageDataModule, ABC):
         """Read the splits that were read before, after what decides their images has changed."""
         read = list(self.splits)
         self.splits.clear()
-        self.augmenter.clear()
+        for augmenter in self.augmenters:
+            augmenter.clear()
         self._kept_bytes = 0
         for split in read:
             self.splits.read(split)

@@ -60,6 +60,10 @@ class ImageData(Protocol):
         """The number of fixed views of each training image, or ``None`` if each epoch shows a new one."""
 
     @property
+    def views_in_batch(self) -> int:
+        """The number of views of each image in a training batch, 1 or 2: first all of one, then all of the other."""
+
+    @property
     def yields_pairs(self) -> bool:
         """Return whether a training batch is ``{"source": Batch, "target": Batch}``."""
 

@@ -257,9 +257,9 @@ class MLLDLoss(DistillationLoss):
     https://openaccess.thecvf.com/content/CVPR2023/html/Jin_Multi-Level_Logit_Distillation_CVPR_2023_paper.html;
     authors' code: https://github.com/Jin-Ying/Multi-Level-Logit-Distillation
 
-    The paper trains on a weakly and a strongly augmented view of each sample. With one view of each, which is what the
-    data modules yield, the terms of the strong view are left out: of 10 terms of KD five stay, at half their weight,
-    and all others.
+    The paper trains on a weakly and a strongly augmented view of each sample, which a data module with ``second_view``
+    yields. With one view of each, the terms of the strong view are left out: of 10 terms of KD five stay, at half
+    their weight, and all others.
 
     Args:
         weight: Factor of the term in the weighted sum; 0.9 as released, beside a weight of 0.1 on the labels (0.5 and

@@ -83,10 +83,7 @@ class Objective(nn.ModuleDict):
                     f"use it in {'AdaptationModule' if domains else 'DistillationModule'}."
                 )
             if views is not None and loss.views > views:
-                raise UserError(
-                    f"The loss {name!r} ({type(loss).__name__}) expects {loss.views} views of each image, but batches "
-                    f"have {views}; use another loss."
-                )
+                raise _too_few_views(name, loss, views)
 
     @property
     def terms(self) -> dict[str, Loss]:
@@ -124,6 +121,19 @@ class Objective(nn.ModuleDict):
     def views(self) -> int:
         """The largest number of views of each image that a term expects from the data."""
         return max(term.views for term in self.terms.values())
+
+    def check_views(self, views: int) -> None:
+        """Check that batches have as many views of each image as the terms expect.
+
+        Args:
+            views: Number of views of each image in a batch.
+
+        Raises:
+            ValueError: If a term expects more; the message names it.
+        """
+        for name, term in self.terms.items():
+            if term.views > views:
+                raise _too_few_views(name, term, views)
 
     @property
     def shapes(self) -> list[Shapes | None] | None:
@@ -263,6 +273,13 @@ class Objective(nn.ModuleDict):
             self._current_weights = [term.weight_at(self._current_epoch) for term in self.terms.values()]
             self._weights = torch.tensor(self._current_weights, dtype=dtype, device=values.device)
         return self._weights
+
+
+def _too_few_views(name: str, loss: Loss, views: int) -> UserError:
+    """Return the error for a term that expects more views of an image than batches have."""
+    advice = "set data.second_view, or use another loss" if loss.views == 2 else "use another loss"
+    expected = f"expects {loss.views} views of each image, but batches have {views}"
+    return UserError(f"The loss {name!r} ({type(loss).__name__}) {expected}; {advice}.")
 
 
 def _shapes_of(outputs: Outputs) -> Shapes:

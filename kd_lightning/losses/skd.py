@@ -227,7 +227,8 @@ class SKDLoss(DistillationLoss):
     Streamlined Knowledge Distillation, CVPR 2026, https://cvpr.thecvf.com/virtual/2026/poster/39253; authors' code:
     https://github.com/HyunJunSik/StreamLined
 
-    The paper trains on a weakly and a strongly augmented view of each sample in one batch; any batch is accepted.
+    The paper trains on a weakly and a strongly augmented view of each sample in one batch, as of a data module with
+    ``second_view``; any batch is accepted.
 
     Args:
         weight: Factor of the term in the weighted sum; 0.9 as released, beside a weight of 0.1 on the labels (0.5 and

@@ -72,8 +72,8 @@ def group_by_class(features: Tensor, labels: Tensor) -> Tensor:
     """Return features class by class, as :func:`wkd_cost_cka` takes them, as many of each as the rarest class has.
 
     Args:
-        features: ``(N, n)``, for example the ``avgpool`` of training images, which ``kd-lightning predict
-            --features.layers=[avgpool]`` writes.
+        features: ``(N, ...)``, for example the ``avgpool`` of training images, which ``kd-lightning predict
+            --features.layers '[avgpool]' --features.split train`` writes.
         labels: Class indices ``(N,)``; rows of -1 are left out.
 
     Returns:
@@ -87,7 +87,7 @@ def group_by_class(features: Tensor, labels: Tensor) -> Tensor:
         tensor([[1., 3.],
                 [2., 4.]])
     """
-    labels = class_indices(labels)
+    labels, features = class_indices(labels), features.flatten(1)
     groups = [features[labels == c] for c in range(int(labels.max()) + 1)]
     count = min(map(len, groups), default=0)
     if not count:

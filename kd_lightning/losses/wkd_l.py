@@ -121,10 +121,9 @@ class WKDLogitLoss(DistillationLoss):
     NeurIPS 2024, https://arxiv.org/abs/2412.08139; authors' code: https://github.com/JiamingLv/WKD
 
     The costs between classes come from the teacher's classifier (:func:`wkd_cost_fc`), or from a file, for example of
-    its features on training images, as published for CIFAR-100:
-    ``torch.save({"cost_matrix": wkd_cost_cka(group_by_class(features, labels))}, "costs.pt")``. They are read when
-    training starts and are not in checkpoints. The released code computes the distance in float32; here float64 stays
-    float64.
+    its features on training images, as published for CIFAR-100 (the README of the losses shows how it is made). They
+    are read when training starts and are not in checkpoints. The released code computes the distance in float32; here
+    float64 stays float64.
 
     Args:
         weight: Factor of the term in the weighted sum; 1 as released, beside a weight of 1 on the labels.

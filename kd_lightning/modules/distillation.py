@@ -79,7 +79,7 @@ class DistillationModule(ClassificationModule):
         **options: Any,
     ) -> None:
         super().__init__(student, **options)
-        self.losses = Objective(_terms(temperature, alpha, losses), accepts=(DistillationLoss,), views=1)
+        self.losses = Objective(_terms(temperature, alpha, losses), accepts=(DistillationLoss,))
         self.teacher_check = TeacherCheck(teacher_check)
         self.teacher_cache = teacher_cache
         self._student_tap = FeatureTap(self.network, self.losses.layers, "student")
@@ -145,6 +145,8 @@ class DistillationModule(ClassificationModule):
         """Check both networks, the losses and the data against each other before the first step."""
         if stage == "fit" and self.teacher is None and self.losses.needs_teacher:
             raise UserError("DistillationModule needs a teacher to fit; pass teacher=..., a trained network.")
+        if stage == "fit":
+            self.losses.check_views(getattr(self.data_module, "views_in_batch", 1))
         if self.teacher is None:
             rank_zero_info("There is no teacher, so agreement with it is not measured.")
         super().setup(stage)

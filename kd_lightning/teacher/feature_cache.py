@@ -88,8 +88,8 @@ class FeatureCache:
         backbone = digest(self.network, without=self.name)
         fingerprint = {"network": backbone, **arithmetic(self.network, precision), **data.fingerprint()}
         folder = None if where is True else Path(str(where)).expanduser()
-        count, width = len(data.splits["train"].labels), self.head.in_features
-        self.cache = OutputCache(count, width, data.views, fingerprint, folder)
+        rows, width = len(data.splits["train"].labels) * data.views_in_batch, self.head.in_features
+        self.cache = OutputCache(rows, width, data.views, fingerprint, folder)
 
     def load_view(self, epoch: int, trainer: pl.Trainer, convert_input: Callable[[Tensor], Tensor]) -> None:
         """Load the view of an epoch into the cache; see :func:`load_view`."""

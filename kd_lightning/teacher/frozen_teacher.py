@@ -189,7 +189,8 @@ class FrozenTeacher:
         fingerprint = {"teacher": digest(self.network), **arithmetic(network, precision), **data.fingerprint()}
         folder = None if where is True else Path(str(where)).expanduser()
         self._val_logits = {}
-        self.cache = OutputCache(len(data.splits["train"].labels), classes, data.views, fingerprint, folder)
+        rows = len(data.splits["train"].labels) * data.views_in_batch
+        self.cache = OutputCache(rows, classes, data.views, fingerprint, folder)
 
     def load_view(self, epoch: int, trainer: pl.Trainer) -> None:
         """Load the view of an epoch into the cache; see :func:`load_view`."""

@@ -59,7 +59,7 @@ def compute_view(cache: OutputCache, view: int, trainer: pl.Trainer, compute: Ca
     rows = torch.zeros(cache.shape, device=trainer.strategy.root_device)
     data: ViewData = trainer.datamodule  # type: ignore[attr-defined]
     title = f"Computing outputs for view {view + 1} of {cache.views}"
-    with progress(title, len(data.train_samples), visible=trainer.is_global_zero) as advance:
+    with progress(title, data.views_in_batch * len(data.train_samples), visible=trainer.is_global_zero) as advance:
         for batch in data.view_dataloader(view):
             moved = trainer.strategy.batch_to_device(batch)  # as in training outside of the precision's context
             shown: Batch = finished(moved, data)

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import yaml
 
 import kd_lightning.losses
 from kd_lightning import DigitsDataModule, DistillationModule
-from kd_lightning.losses import DistillationLoss, HardTargetLoss
+from kd_lightning.features import Outputs
+from kd_lightning.losses import DistillationLoss, HardTargetLoss, WKDLogitLoss
 from kd_lightning.networks import ResNet
 from kd_lightning.recipes import recipe_names
 
 README = (Path(kd_lightning.losses.__file__).parent / "README.md").read_text()
-CODE, CONFIGURATION = (re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL)[0] for kind in ("python", "yaml"))
+COSTS, CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+(CONFIGURATION,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
 
 def test_a_loss_of_your_own_takes_about_ten_lines() -> None:
@@ -38,6 +41,20 @@ def test_the_example_trains_a_student(small: Callable[..., ResNet], make_trainer
     assert torch.isfinite(trainer.callback_metrics["train/pooled"])
     assert pooled.weight == 10.0
     assert [tuple(weight.shape) for weight in pooled.parameters()] == [(16, 8), (16,)]
+
+
+def test_costs_of_the_teachers_features_are_made_from_the_file_that_predict_writes(
+    small: Callable[..., ResNet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labels = np.arange(60) % 10
+    np.savez("features.npz", avgpool=np.random.default_rng(0).normal(size=(60, 4, 1, 1)), labels=labels)
+    exec(COSTS, {})
+    loss = WKDLogitLoss(cost_matrix="costs.pt")
+    outputs = Outputs(torch.randn(4, 10))
+    loss.build(outputs, outputs, teacher_network=small())
+    assert loss.costs.shape == (10, 10)
+    assert loss(outputs, Outputs(torch.randn(4, 10)), torch.arange(4)).isfinite()
 
 
 @pytest.mark.parametrize("name", [name for name in kd_lightning.losses.__all__ if name.endswith("Loss")])

@@ -559,9 +559,14 @@ def test_a_loss_between_domains_is_refused(small: Networks) -> None:
         DistillationModule(small(), small(), losses={"mmd": MMDLoss()})  # type: ignore[dict-item]
 
 
-def test_a_loss_that_needs_more_views_than_a_batch_has_is_refused(small: Networks) -> None:
+def test_a_loss_that_needs_more_views_than_a_batch_has_is_refused(small: Networks, make_trainer: Trainers) -> None:
     class TwoViews(ProjectionLoss):
         views = 2
 
-    with pytest.raises(ValueError, match=r"'mine' \(TwoViews\) expects 2 views of each image, but batches have 1"):
-        DistillationModule(small(), small(), losses={"mine": TwoViews()})
+    module = DistillationModule(small(), small(), losses={"mine": TwoViews()}, teacher_check="off")
+    loader = DataLoader(TensorDataset(torch.rand(8, 1, 8, 8), torch.arange(8)), batch_size=4)
+    for data in ((DigitsDataModule(),), (loader, loader)):
+        with pytest.raises(
+            ValueError, match=r"'mine' \(TwoViews\) expects 2 views of each image, but batches have 1; set d"
+        ):
+            make_trainer().fit(module, *data)

@@ -37,6 +37,8 @@ class Augmenter:
         std: Standard deviation of each channel.
         view_seed: Seed of the augmentation.
         views: Number of fixed views, or ``None`` for new views in each epoch.
+        number: Place of this augmentation among those of a batch, from 0.
+        views_in_batch: Number of views of each training image in a batch.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class Augmenter:
         std: tuple[float, ...],
         view_seed: int,
         views: int | None,
+        number: int = 0,
+        views_in_batch: int = 1,
     ) -> None:
         self.splits = splits
         self.padding = augmentation.padding or 0
@@ -58,6 +62,8 @@ class Augmenter:
         self.std = std
         self.view_seed = view_seed
         self.views = views
+        self.number = number
+        self.views_in_batch = views_in_batch
         self.device_images: dict[tuple[str, torch.device], Tensor] = {}
         self.crop_cache: dict[str, tuple[tuple[int, torch.device], Crops]] = {}
 
@@ -128,8 +134,10 @@ class Augmenter:
         return epoch if self.views is None or epoch < 0 else epoch % self.views
 
     def _view_ids(self, samples: Tensor, epoch: int) -> Tensor:
-        fixed = epoch >= 0 and self.views is not None and self.views > 1
-        return samples * (self.views or 1) + self.view_of_epoch(epoch) if fixed else samples
+        if epoch < 0:
+            return samples
+        ids = samples if self.views_in_batch == 1 else samples * self.views_in_batch + self.number
+        return ids if self.views is None or self.views == 1 else ids * self.views + self.view_of_epoch(epoch)
 
     def _finish(self, pixels: Tensor, plan: ViewPlan, *, scale: float = 1.0) -> Tensor:
         """Return images that are recoloured, normalized and partly erased, at ``scale`` times the student's size."""
