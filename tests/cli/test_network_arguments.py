@@ -169,6 +169,14 @@ def test_what_cannot_be_used_is_one_sentence(
         configured(*STUDENT, *arguments)
 
 
+def test_data_that_do_not_exist_are_reported_by_the_command(kd: Command) -> None:
+    with pytest.raises(SystemExit, match=r"^kd-lightning fit: There is no folder 'nowhere'; set root to the folder of"):
+        kd("fit", *STUDENT, "--data.root=nowhere")
+    Path("labels.csv").write_text("file,label\nants/0.jpg,a\nants/99.jpg,b\n")
+    with pytest.raises(SystemExit, match=r"^kd-lightning fit: 'labels\.csv' names 1 of 2 files that do not exist: "):
+        kd("fit", *STUDENT, "--data.labels=labels.csv")
+
+
 def test_wrong_arguments_of_the_data_are_reported_by_the_command(kd: Command) -> None:
     with pytest.raises(SystemExit, match=r"^kd-lightning fit: data\.rot is not an argument [^\n]*nearest is root\.$"):
         kd("fit", *STUDENT, "--data.rot=x")
