@@ -191,6 +191,17 @@ def test_data_without_classes_are_one_sentence(configured: Callable[..., Any], t
         configured(*STUDENT)
 
 
+def test_a_student_on_unlabelled_images_has_the_classes_of_its_teacher(
+    kd: Command, configured: Callable[..., Any], tmp_path: Path
+) -> None:
+    quick = [*QUICK[:-1], "--trainer.callbacks=kd_lightning.callbacks.AverageWeights"]
+    kd("fit", "-c", "photos/finetune", "--data.root=images", "--model.network=own_nets.Net", *quick)
+    (tmp_path / "unlabelled").mkdir()
+    (tmp_path / "images/ants/0.jpg").rename(tmp_path / "unlabelled/0.jpg")
+    student = configured("-c", "photos/distill", "--data.root=unlabelled")["student"]
+    assert student["init_args"]["num_classes"] == 3
+
+
 def test_a_file_for_other_classes_is_one_sentence(kd: Command) -> None:
     from own_nets import Net  # type: ignore[import-not-found]
 
