@@ -29,9 +29,10 @@ def count_classes(words: list[str]) -> int | None:
         data = parser.instantiate_classes(parser.parse_args(_arguments_of_data(words))).get("data")
         count = getattr(data, "num_classes", None)
     except (ArgumentError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, OSError) as error:
-        cause = find_cause(error, UserError)
-        if cause is not None:
-            raise cause from error
+        if isinstance(error, UserError):
+            raise
+        if (cause := find_cause(error, UserError)) is not None:
+            raise UserError(str(cause)) from error
         return None  # the command reports it, in better words
     return count if isinstance(count, int) else None
 

@@ -31,18 +31,18 @@ def exit_on_error(command: str, *others: type[Exception]) -> Iterator[None]:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and all errors that it was raised from."""
+    """Yield an error, and all errors that it was raised from, each once: they may form a circle."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         yield cause
         cause = cause.__cause__
 
 
 def innermost_cause(error: BaseException) -> BaseException:
     """Return the cause that all other errors of a chain were raised from."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+    return list(causes(error))[-1]
 
 
 def one_line(error: BaseException) -> str:

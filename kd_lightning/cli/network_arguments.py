@@ -199,7 +199,7 @@ class _Writer:
         loaded = (position[-1] == "teacher" and self._has_teacher_file) or is_from_checkpoint(self._class_at(position))
         if not (loaded and _needs_nothing(named)) and "num_classes" not in arguments:
             return name
-        count = self.count_classes() if "num_classes" in arguments else None
+        count = self.count_classes() or None if "num_classes" in arguments else None  # 0: all are unlabelled
         node: Node = {"class_path": name, **({} if count is None else {"init_args": {"num_classes": count}})}
         if loaded and _needs_nothing(named):
             return {"class_path": _FROM_CHECKPOINT, "init_args": {"network": node}}
@@ -208,11 +208,22 @@ class _Writer:
     def _num_classes(self, name: str) -> int | None:
         count = self.count_classes()
         if count == 0:
+            count = self._classes_of_teacher()
+        if count == 0:
             raise UserError(
                 f"The data name no classes, so the number of those of {name} is not known; put the images into a "
                 "folder for each class, or name the network by class_path with its num_classes."
             )
         return count
+
+    def _classes_of_teacher(self) -> int:
+        """Return the number of classes of the teacher, if its run is named; otherwise 0."""
+        contents = [source.content for source in self.sources if source.content is not None]
+        node = _network_of_run(_get(_merge(*contents), (*_MODEL, "teacher", "init_args", "path"))) or {}
+        for arguments in (node.get("init_args"), node.get("dict_kwargs")):
+            if isinstance(arguments, dict) and isinstance(arguments.get("num_classes"), int):
+                return int(arguments["num_classes"])
+        return 0
 
     @property
     def _has_teacher_file(self) -> bool:

@@ -1,10 +1,13 @@
 """The running average of the weights."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from resume_check import check_resume
 
 from kd_lightning import DigitsDataModule, TeacherModule
 from kd_lightning.callbacks import AverageWeights
@@ -45,3 +48,15 @@ def test_the_decay_rises_to_the_largest() -> None:
 def test_a_decay_outside_its_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=rf"^decay must be between 0 and 1, got {decay}\.$"):
         AverageWeights(decay=decay)
+
+
+def test_a_run_resumes_to_the_same_average(
+    small: Callable[..., ResNet], make_trainer: Callable[..., pl.Trainer], tmp_path: Path
+) -> None:
+    def trainer(**options: Any) -> pl.Trainer:
+        return make_trainer(max_epochs=3, limit_train_batches=3, **options)
+
+    def data() -> DigitsDataModule:
+        return DigitsDataModule(batch_size=32)
+
+    check_resume(trainer, tmp_path, data, TeacherModule, [AverageWeights()], network=small)

@@ -1,6 +1,6 @@
 import pytest
 
-from kd_lightning.cli.errors import exit_on_error, innermost_cause
+from kd_lightning.cli.errors import causes, exit_on_error, innermost_cause
 from kd_lightning.errors import MissingFileError, UserError, add_user_message, find_cause
 
 
@@ -50,3 +50,12 @@ def test_causes() -> None:
     assert find_cause(outer, UserError) is inner
     assert find_cause(outer, KeyError) is None
     assert innermost_cause(outer) is inner
+
+
+def test_errors_that_form_a_circle_end() -> None:
+    first, second = ValueError("first"), TypeError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert list(causes(first)) == [first, second]
+    assert innermost_cause(first) is second
+    first.__cause__ = first
+    assert innermost_cause(first) is first

@@ -169,6 +169,14 @@ def test_what_cannot_be_used_is_one_sentence(
         configured(*STUDENT, *arguments)
 
 
+def test_data_that_do_not_exist_are_reported_by_the_command(kd: Command) -> None:
+    with pytest.raises(SystemExit, match=r"^kd-lightning fit: There is no folder 'nowhere'; set root to the folder of"):
+        kd("fit", *STUDENT, "--data.root=nowhere")
+    Path("labels.csv").write_text("file,label\nants/0.jpg,a\nants/99.jpg,b\n")
+    with pytest.raises(SystemExit, match=r"^kd-lightning fit: 'labels\.csv' names 1 of 2 files that do not exist: "):
+        kd("fit", *STUDENT, "--data.labels=labels.csv")
+
+
 def test_wrong_arguments_of_the_data_are_reported_by_the_command(kd: Command) -> None:
     with pytest.raises(SystemExit, match=r"^kd-lightning fit: data\.rot is not an argument [^\n]*nearest is root\.$"):
         kd("fit", *STUDENT, "--data.rot=x")
@@ -181,6 +189,17 @@ def test_data_without_classes_are_one_sentence(configured: Callable[..., Any], t
         (tmp_path / "images" / name).rmdir()
     with pytest.raises(UserError, match=r"^The data name no classes, so the number of those of torchvision/resnet18"):
         configured(*STUDENT)
+
+
+def test_a_student_on_unlabelled_images_has_the_classes_of_its_teacher(
+    kd: Command, configured: Callable[..., Any], tmp_path: Path
+) -> None:
+    quick = [*QUICK[:-1], "--trainer.callbacks=kd_lightning.callbacks.AverageWeights"]
+    kd("fit", "-c", "photos/finetune", "--data.root=images", "--model.network=own_nets.Net", *quick)
+    (tmp_path / "unlabelled").mkdir()
+    (tmp_path / "images/ants/0.jpg").rename(tmp_path / "unlabelled/0.jpg")
+    student = configured("-c", "photos/distill", "--data.root=unlabelled")["student"]
+    assert student["init_args"]["num_classes"] == 3
 
 
 def test_a_file_for_other_classes_is_one_sentence(kd: Command) -> None:
