@@ -3,6 +3,7 @@
 from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.feature_writer import FeatureWriter
 from kd_lightning.callbacks.freeze import FreezeLayers
+from kd_lightning.callbacks.gap_closed import GapClosed
 from kd_lightning.callbacks.mask import MaskWeights
 from kd_lightning.callbacks.prediction_writer import PredictionWriter
 from kd_lightning.callbacks.prune import PruneNetwork
@@ -16,6 +17,7 @@ __all__ = [
     "ExactResume",
     "FeatureWriter",
     "FreezeLayers",
+    "GapClosed",
     "MaskWeights",
     "PredictionWriter",
     "PruneNetwork",
