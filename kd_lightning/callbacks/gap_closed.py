@@ -56,7 +56,7 @@ class GapClosed(CallbackWithoutIdleHooks):
             return
         if getattr(pl_module, "frozen_teacher", None) is None:
             raise UserError(f"GapClosed compares with a teacher, but {type(pl_module).__name__} has none; remove it.")
-        self._accuracy = _val_accuracy(self.alone) if isinstance(self.alone, str) else self.alone
+        self._accuracy = best_val_accuracy(self.alone) if isinstance(self.alone, str) else self.alone
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the teacher."""
@@ -97,7 +97,7 @@ class GapClosed(CallbackWithoutIdleHooks):
         return round((student - alone) / (teacher - alone), 6)
 
 
-def _val_accuracy(path: str) -> float:
+def best_val_accuracy(path: str) -> float:
     """Return the accuracy of the best epoch of a checkpoint's run, as its ``ModelCheckpoint`` has kept it."""
     if Path(path).expanduser().is_dir():
         raise UserError(f"{path!r} is a folder; name the checkpoint of the student alone, or its accuracy.")

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, DATA_CLASS_SCALAR
 from torch.utils.tensorboard import SummaryWriter
 
 _SPLITS = {
@@ -76,6 +77,18 @@ def describe_tags(writer: SummaryWriter) -> None:
         file_writer.event_writer = _DescribingWriter(file_writer.event_writer)
 
 
+_KINDS = {"simple_value": ("scalars", DATA_CLASS_SCALAR), "image": ("images", DATA_CLASS_BLOB_SEQUENCE)}
+"""Plugin and class of data of a value."""
+
+
+def _describe(value: Any) -> None:
+    text, kind = describe_tag(value.tag), _KINDS.get(value.WhichOneof("value"))
+    if text and kind and not value.HasField("metadata"):
+        value.metadata.summary_description = text
+        # without these, TensorBoard's data server puts metadata of its own in the place of these
+        value.metadata.plugin_data.plugin_name, value.metadata.data_class = kind
+
+
 class _DescribingWriter:
     """An ``EventFileWriter`` that adds descriptions: torch's ``add_scalar`` and ``add_image`` take none."""
 
@@ -91,7 +104,5 @@ class _DescribingWriter:
         for value in event.summary.value:
             if value.tag not in self._described:
                 self._described.add(value.tag)
-                text = describe_tag(value.tag)
-                if text and not value.metadata.summary_description:
-                    value.metadata.summary_description = text
+                _describe(value)
         self._writer.add_event(event)

@@ -1,9 +1,17 @@
 """Each tag of a run has a description where TensorBoard reads it."""
 
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
@@ -79,9 +87,36 @@ def test_tags_of_others_stay_as_they_are(tmp_path: Path) -> None:
     describe_tags(writer)  # once for each stage
     for step in range(2):
         writer.add_scalar("mine/value", 0.5, step)
-        writer.add_scalar("val/loss", 0.5, step, new_style=True)
+        writer.add_scalar("val/loss", 0.5, step)
+        writer.add_scalar("val/ece", 0.5, step, new_style=True)  # whose metadata are torch's
     writer.close()
     found = descriptions(str(tmp_path))
     assert found["mine/value"] == ""
     assert found["val/loss"] == describe_tag("val/loss")
+    assert found["val/ece"] == ""
     assert describe_tag("mine/value") == describe_tag("val/mine") == describe_tag("accuracy") == ""
+
+
+def test_tensorboards_server_shows_the_descriptions(tmp_path: Path) -> None:
+    writer = SummaryWriter(tmp_path)
+    describe_tags(writer)
+    writer.add_scalar("val/accuracy", 0.5, 3)
+    writer.add_image("train/images", np.zeros((3, 4, 4), dtype=np.uint8), 0)
+    writer.close()
+    with serving(tmp_path) as address:
+        for plugin, tag in {"scalars": "val/accuracy", "images": "train/images"}.items():
+            with urlopen(f"{address}data/plugin/{plugin}/tags", timeout=60) as answer:
+                assert describe_tag(tag) in json.load(answer)["."][tag]["description"]
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve a folder as the command `tensorboard` does, with its own data server; yields the address."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        found = (re.search(r"http://\S+", line) for line in process.stderr)
+        try:
+            yield next(filter(None, found))[0]
+        finally:
+            process.terminate()
