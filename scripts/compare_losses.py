@@ -48,7 +48,9 @@ def main() -> None:
     for method in options.methods or methods():
         taught = [] if method == "uskd" else ["--teacher", str(teacher)]
         rows[method] = run(method, options.folder / method, [*FEW, *EPOCHS, *taught, *more], options.seed)
-        (options.folder / "results.json").write_text(json.dumps({k: row._asdict() for k, row in rows.items()}, indent=1))
+        (options.folder / "results.json").write_text(
+            json.dumps({k: row._asdict() for k, row in rows.items()}, indent=1)
+        )
     print(table(rows))
 
 

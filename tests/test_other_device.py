@@ -16,11 +16,13 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from made_photographs import photograph
 from on_other_device import OTHER_DEVICE, call, on_other_device
 from recipe_runs import fit_arguments, save_network
 from replay_function import ReplayFunction
 from resume_check import check_resume
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from unusual_networks import WithDropout
 
@@ -34,7 +36,14 @@ from kd_lightning import (
     TeacherModule,
 )
 from kd_lightning import losses as kd_losses
-from kd_lightning.callbacks import FreezeLayers, MaskWeights, PruneNetwork, QuantizationAwareTraining
+from kd_lightning.callbacks import (
+    FreezeLayers,
+    GapClosed,
+    MaskWeights,
+    PruneNetwork,
+    QuantizationAwareTraining,
+    TensorBoardImages,
+)
 from kd_lightning.features import FeatureTap, Outputs
 from kd_lightning.losses import CorrelationLoss
 from kd_lightning.networks import (
@@ -222,6 +231,18 @@ def test_two_views_of_each_image(cached: bool, tmp_path: Path) -> None:
 def test_cached_features(tmp_path: Path) -> None:
     module = TeacherModule(replace_head(network(), 10), feature_cache=True)
     trainer(tmp_path, FreezeLayers(), max_epochs=3).fit(module, digits(views=2))
+
+
+@on_other_device
+def test_with_few_labels_views_are_drawn_and_the_gap_is_measured(tmp_path: Path) -> None:
+    module = DistillationModule(network(), network(8), teacher_check="off")
+    logger = TensorBoardLogger(tmp_path)
+    data = digits(labels_per_class=10)
+    trainer(tmp_path, TensorBoardImages(), GapClosed(0.0), logger=logger, limit_val_batches=8).fit(module, data)
+    found = EventAccumulator(logger.log_dir)
+    found.Reload()
+    assert {"train/views", "val/confusion", "val/per_class"} <= set(found.Tags()["images"])
+    assert len(found.Scalars("val/gap_closed")) == 2
 
 
 @on_other_device

@@ -5,6 +5,7 @@ from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.feature_writer import FeatureWriter
 from kd_lightning.callbacks.fit_summary import FitSummary
 from kd_lightning.callbacks.freeze import FreezeLayers
+from kd_lightning.callbacks.gap_closed import GapClosed
 from kd_lightning.callbacks.line_progress import LineProgress
 from kd_lightning.callbacks.mask import MaskWeights
 from kd_lightning.callbacks.prediction_writer import PredictionWriter
@@ -21,6 +22,7 @@ __all__ = [
     "FeatureWriter",
     "FitSummary",
     "FreezeLayers",
+    "GapClosed",
     "LineProgress",
     "MaskWeights",
     "PredictionWriter",

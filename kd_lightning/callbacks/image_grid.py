@@ -19,16 +19,17 @@ _LINE = 15
 _FONT_SIZE = 12
 
 
-def image_grid(images: Tensor, captions: Sequence[str]) -> Image.Image:
-    """Draw images in rows of eight (of more where there are many), each with its caption below.
+def image_grid(images: Tensor, captions: Sequence[str], *, columns: int | None = None) -> Image.Image:
+    """Draw images in rows of eight (of more where there are many) or of ``columns``, each with its caption below.
 
     Small images are enlarged by a whole number, and large ones reduced until the grid has about a million pixels.
 
     Args:
         images: Floats in [0, 1], ``(B, channels, H, W)`` with 1 or 3 channels.
         captions: One for each image; a line that is wider than its image is cut in front of its last number.
+        columns: Images in a row.
     """
-    columns = min(len(images), max(_COLUMNS, math.isqrt(2 * len(images))))
+    columns = columns or min(len(images), max(_COLUMNS, math.isqrt(2 * len(images))))
     rows = math.ceil(len(images) / columns)
     below = _LINE * max(caption.count("\n") + 1 for caption in captions)
     height, width = _cell_size(images.shape[2], images.shape[3], area=_PIXELS / (rows * columns), below=below + _GAP)

@@ -1,6 +1,6 @@
 """Images, figures and hyper-parameters for TensorBoard."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,9 +10,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from kd_lightning.callbacks.class_accuracy_figure import class_accuracy_figure
 from kd_lightning.callbacks.confusion_figure import confusion_figure
 from kd_lightning.callbacks.image_grid import image_grid, label_captions
 from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
+from kd_lightning.callbacks.tag_descriptions import describe_tags
+from kd_lightning.callbacks.view_grid import first_views
 from kd_lightning.data.batch import LoadedBatch, finished, images_for_teacher
 from kd_lightning.data.domain_pair import DomainPairDataModule
 from kd_lightning.data.read_batch import read_batch
@@ -22,11 +25,13 @@ HP_METRIC = "hp/test_accuracy"
 
 
 class TensorBoardImages(CallbackWithoutIdleHooks):
-    """Draws labelled training images, the teacher's probabilities for some of them, and the test's confusion matrix.
+    """Draws training images, the teacher's probabilities for some of them, confusion and the accuracy of each class.
 
-    The grid shows images of the first batch as the network sees them, augmented, with the name of the class below each;
-    there is one for each of two domains. The callback also fills the hyper-parameters tab, with the test accuracy as
-    its metric. Nothing happens without a ``TensorBoardLogger``.
+    One grid shows images of the first batch as the network sees them, augmented, with the name of the class below each;
+    there is one for each of two domains. Another shows some images in the views of the first epochs. Confusion and
+    accuracies are those of the validation images after the last epoch, and of the test images. The callback fills the
+    hyper-parameters tab, with the test accuracy as its metric, and adds a description to each tag. Nothing happens
+    without a ``TensorBoardLogger``.
 
     Args:
         images: Number of images in a grid.
@@ -41,8 +46,10 @@ class TensorBoardImages(CallbackWithoutIdleHooks):
         self.teacher_images = teacher_images
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Enter the hyper-parameters with a metric that the test will fill in."""
+        """Describe the tags, and enter the hyper-parameters with a metric that the test will fill in."""
         logger = _tensorboard(trainer)
+        if logger is not None:
+            describe_tags(logger.experiment)
         if logger is not None and stage == "fit":  # before Lightning enters them with a metric of its own
             data = getattr(trainer.datamodule, "hparams", {})  # type: ignore[attr-defined]
             plain = {key: value for key, value in {**data, **pl_module.hparams}.items() if not key.startswith("_")}
@@ -61,6 +68,7 @@ class TensorBoardImages(CallbackWithoutIdleHooks):
             pictures = _denormalize(part.images[: self.images], data, domain)
             grid = image_grid(pictures, label_captions(part.labels[: self.images], classes))
             logger.experiment.add_image(f"train/images{domain and '_'}{domain}", np.asarray(grid), 0, dataformats="HWC")
+        self._draw_views(trainer, logger, data, classes)
         domain, shown = next(iter(parts.items()))
         reference = getattr(pl_module, "reference_logits", None)
         logits = reference(images_for_teacher(shown)[: self.teacher_images]) if reference else None
@@ -72,15 +80,32 @@ class TensorBoardImages(CallbackWithoutIdleHooks):
                 "teacher/softened", _bars(pictures[: len(probabilities)], probabilities, temperature), 0
             )
 
+    def _draw_views(self, trainer: pl.Trainer, logger: TensorBoardLogger, data: object, classes: Sequence[str]) -> None:
+        views = first_views(trainer, classes)
+        if views is not None:
+            grid = image_grid(_denormalize(views.images, data, ""), views.captions, columns=views.epochs)
+            logger.experiment.add_image("train/views", np.asarray(grid), 0, dataformats="HWC")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw confusion and accuracies of the validation images."""
+        self._draw_classes(trainer, pl_module, "val")
+
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the confusion matrix and enter the test accuracy."""
+        """Draw confusion and accuracies of the test images, and enter the test accuracy."""
+        logger = self._draw_classes(trainer, pl_module, "test")
+        if logger is not None:
+            logger.log_metrics({HP_METRIC: float(trainer.callback_metrics["test/accuracy"])}, step=0)
+
+    def _draw_classes(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> TensorBoardLogger | None:
+        """Draw the last confusion matrix; return the logger, ``None`` if there is none or nothing was evaluated."""
         logger, confusion = _tensorboard(trainer), getattr(pl_module, "confusion", None)
-        if logger is None or confusion is None:
-            return
+        if logger is None or confusion is None or f"{split}/accuracy" not in trainer.callback_metrics:
+            return None  # the matrix may be that of the sanity check
         names = getattr(trainer.datamodule, "classes", None) or range(len(confusion))  # type: ignore[attr-defined]
-        figure = confusion_figure(confusion, classes=list(map(str, names)))
-        logger.experiment.add_figure("test/confusion", figure, 0)
-        logger.log_metrics({HP_METRIC: float(trainer.callback_metrics["test/accuracy"])}, step=0)
+        classes, step = list(map(str, names)), trainer.global_step if split == "val" else 0
+        for name, draw in {"confusion": confusion_figure, "per_class": class_accuracy_figure}.items():
+            logger.experiment.add_figure(f"{split}/{name}", draw(confusion, classes=classes), step)
+        return logger
 
 
 def _tensorboard(trainer: pl.Trainer) -> TensorBoardLogger | None:

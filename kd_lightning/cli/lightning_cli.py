@@ -328,8 +328,12 @@ def _save_last_epoch() -> ModelCheckpoint:
     return ModelCheckpoint(filename=LAST, enable_version_counter=False, save_on_train_epoch_end=True)
 
 
-def run() -> None:
-    """Run a command of LightningCLI on ``sys.argv``."""
+def run(command_line: type[CommandLine] = CommandLine) -> None:
+    """Run a command of LightningCLI on ``sys.argv``.
+
+    Args:
+        command_line: Class of the command line, for scripts that add hooks.
+    """
     command = sys.argv[1]
     _silence_lightning()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # until StepCheckpoint handles it
@@ -339,10 +343,10 @@ def run() -> None:
             sys.argv[1:] = write_networks(words, partial(_count_classes, words))
             if command == "layers":
                 del sys.argv[1]
-                cli = CommandLine(run=False)
+                cli = command_line(run=False)
                 print_layers(cli.model, cli.datamodule, cli.options.image_shape)
             else:
-                CommandLine()
+                command_line()
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits with 1
             sys.exit(128 + signal.SIGINT)

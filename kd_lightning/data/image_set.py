@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -193,6 +193,7 @@ class StreamedImages:
         plain: Images as they are evaluated, where ``images`` are in another form or have another size.
         teacher_images: Training images for a teacher, where they are not cut and not the same.
         teacher_plain: Images as a teacher is evaluated on them, where they are not the same.
+        given_labels: Labels in place of those of the images.
     """
 
     images: ImageSource
@@ -201,11 +202,12 @@ class StreamedImages:
     plain: ImageSource | None = None
     teacher_images: ImageSource | None = None
     teacher_plain: ImageSource | None = None
+    given_labels: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
         """Labels, int64 ``(N,)``, -1 where unlabelled."""
-        return self.images.labels
+        return self.images.labels if self.given_labels is None else self.given_labels
 
     @property
     def skip_unreadable(self) -> bool:
@@ -250,6 +252,13 @@ class StreamedImages:
         if for_teacher is None:
             return Decoded(pixels, rows, errors)
         return Decoded(pixels, rows, errors, torch.stack(_read(for_teacher, samples[rows])[0]))
+
+
+def with_labels(images: ImageSet | StreamedImages, labels: Tensor) -> ImageSet | StreamedImages:
+    """Return the same images with other labels, int64 ``(N,)``."""
+    if isinstance(images, ImageSet):
+        return replace(images, labels=labels)
+    return replace(images, given_labels=labels)
 
 
 def _read(source: ImageSource, samples: Tensor) -> tuple[list[Tensor], list[int], list[UnreadableImageError]]:

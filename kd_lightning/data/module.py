@@ -64,6 +64,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             neither. ``None`` for one view.
         split_seed: Seed of the split, if it stays the same while ``seed`` changes, as for several students of one
             teacher, which must not have been trained on their validation images; ``seed`` if ``None``.
+        labels_per_class: Number of training images of each class that keep their label, chosen by ``seed``, as where
+            labels are expensive; the others count as unlabelled. ``None`` for all. Validation and test images keep
+            theirs.
+        labelled_only: Train only on images with a label, in place of all.
 
     Raises:
         UserError: If an argument is outside its range.
@@ -104,6 +108,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         balanced_sampling: bool = False,
         second_view: Augmentation | None = None,
         split_seed: int | None = None,
+        labels_per_class: int | None = None,
+        labelled_only: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -114,6 +120,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             raise UserError(f"num_workers must be >= 0, got {num_workers}.")
         if views is not None and views < 1:
             raise UserError(f"views must be >= 1, or null for a new view in each epoch, got {views}.")
+        if labels_per_class is not None and labels_per_class < 1:
+            raise UserError(f"labels_per_class must be >= 1, or null for all labels, got {labels_per_class}.")
         if len(mean) != len(std) or not min(std) > 0:
             raise UserError(f"mean and std need one value for each channel, std above 0; got {mean} and {std}.")
         self.augmentation = Augmentation.resolve(augmentation, self.default_augmentation)
@@ -133,7 +141,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.augments_in_step = False
         """Whether training batches are handed on as they are, since a CUDA graph of the step augments them."""
         self.balanced_sampling = balanced_sampling
-        self.splits = StoredSplits(self._load_checked, val_fraction=val_fraction, seed=self.split_seed)
+        self.splits = StoredSplits(
+            self._load_checked,
+            val_fraction=val_fraction,
+            seed=self.split_seed,
+            labels_per_class=labels_per_class,
+            labels_seed=seed,
+            labelled_only=labelled_only,
+        )
         self.second_view = None
         if second_view is not None:
             self.second_view = Augmentation.resolve(second_view, self.default_augmentation)
@@ -154,6 +169,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             balanced_sampling=balanced_sampling,
             second_view=self.second_view and asdict(self.second_view),
             split_seed=split_seed,
+            labels_per_class=labels_per_class,
+            labelled_only=labelled_only,
         )
 
     @property

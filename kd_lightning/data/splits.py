@@ -6,7 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kd_lightning.data.image_set import ImageSet, StreamedImages
+from kd_lightning.data.image_set import ImageSet, StreamedImages, with_labels
+from kd_lightning.data.kept_labels import keep_labels
 from kd_lightning.errors import UserError
 
 Stored = ImageSet | StreamedImages
@@ -19,12 +20,27 @@ class StoredSplits(Mapping[str, Stored]):
         load: Reads a split, or returns ``None`` if there is no such split.
         val_fraction: Fraction of each class that is split from the training images if there is no ``"val"``.
         seed: Seed of that split.
+        labels_per_class: Labels of each class that are kept of the images that are trained on; ``None`` for all.
+        labels_seed: Seed of their choice.
+        labelled_only: Train only on images with a label.
     """
 
-    def __init__(self, load: Callable[[str], Stored | None], *, val_fraction: float, seed: int) -> None:
+    def __init__(
+        self,
+        load: Callable[[str], Stored | None],
+        *,
+        val_fraction: float,
+        seed: int,
+        labels_per_class: int | None = None,
+        labels_seed: int = 0,
+        labelled_only: bool = False,
+    ) -> None:
         self._load = load
         self._val_fraction = val_fraction
         self._seed = seed
+        self._labels_per_class = labels_per_class
+        self._labels_seed = labels_seed
+        self._labelled_only = labelled_only
         self._read: dict[str, Stored] = {}
 
     def __getitem__(self, split: str) -> Stored:
@@ -46,13 +62,13 @@ class StoredSplits(Mapping[str, Stored]):
             images = self._load(split)
             if images is None:
                 raise UserError(f"The data module has no {split!r} images; use another command or other data.")
-            self._read[split] = images
+            self._read[split] = self._with_kept_labels(images) if split == "train" else images
         return self._read[split]
 
     def clear(self) -> None:
         """Forget the splits, so that they are read again."""
         self._read.clear()
-        for name in ("has_val", "_samples"):
+        for name in ("has_val", "_divided"):
             vars(self).pop(name, None)
 
     @cached_property
@@ -66,16 +82,36 @@ class StoredSplits(Mapping[str, Stored]):
     @property
     def train_samples(self) -> Tensor:
         """The samples of ``"train"`` that are trained on."""
-        return torch.arange(len(self.read("train").labels)) if self.has_val else self._samples[0]
+        labels = self.read("train").labels
+        samples = torch.arange(len(labels)) if self.has_val else self._divided[0]
+        if not self._labelled_only:
+            return samples
+        labelled = samples[labels[samples] >= 0]
+        if not len(labelled):
+            raise UserError("labelled_only leaves no training image, since none is labelled; set it to false.")
+        return labelled
 
     @property
     def val_samples(self) -> Tensor:
         """The samples of ``"train"`` that are validated on."""
-        return self._samples[1]
+        return self._divided[1]
 
     @cached_property
-    def _samples(self) -> tuple[Tensor, Tensor]:
-        return stratified_split(self.read("train").labels, fraction=self._val_fraction, seed=self._seed)
+    def _divided(self) -> tuple[Tensor, Tensor]:
+        return self._divide(self.read("train").labels)
+
+    def _divide(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return stratified_split(labels, fraction=self._val_fraction, seed=self._seed)
+
+    def _with_kept_labels(self, images: Stored) -> Stored:
+        if self._labels_per_class is None:
+            return images
+        samples = torch.arange(len(images.labels))
+        if not self.has_val:  # by all labels, so that the same images are validated on however many are kept
+            self._divided = self._divide(images.labels)
+            samples = self._divided[0]
+        kept = keep_labels(images.labels, samples, per_class=self._labels_per_class, seed=self._labels_seed)
+        return with_labels(images, kept)
 
 
 def stratified_split(labels: Tensor, *, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ def hyper_parameter_metrics(found: EventAccumulator) -> set[str]:
 
 def picture(found: EventAccumulator, tag: str) -> np.ndarray:
     (event,) = found.Images(tag)
-    assert event.step == 0
+    assert (event.step == 0) == (not tag.startswith("val/"))
     return np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB"))
 
 
@@ -73,7 +73,10 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[EventAccumulato
 
 
 def test_each_image_is_logged_once(distilled: Any) -> None:
-    assert set(distilled[0].Tags()["images"]) == {"train/images", "teacher/softened", "test/confusion"}
+    assert set(distilled[0].Tags()["images"]) == {
+        *("train/images", "train/views", "teacher/softened"),
+        *("val/confusion", "val/per_class", "test/confusion", "test/per_class"),
+    }
     for tag in distilled[0].Tags()["images"]:
         assert picture(distilled[0], tag).std() > 0
 
@@ -133,7 +136,40 @@ def test_without_a_teacher_only_training_images_are_logged(
     options: dict[str, Any] = {"limit_train_batches": 1, "num_sanity_val_steps": 0}
     trainer = make_trainer(callbacks=[TensorBoardImages()], logger=TensorBoardLogger(tmp_path), **options)
     trainer.fit(TeacherModule(small()), digits)
-    assert events(trainer).Tags()["images"] == ["train/images"]
+    assert set(events(trainer).Tags()["images"]) == {"train/images", "train/views", "val/confusion", "val/per_class"}
+
+
+def test_of_a_run_without_validation_no_sanity_check_is_drawn(
+    small: Networks, digits: DigitsDataModule, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    trainer = make_trainer(callbacks=[TensorBoardImages()], logger=logger, check_val_every_n_epoch=2)
+    trainer.fit(TeacherModule(small()), digits)
+    assert set(events(trainer).Tags()["images"]) == {"train/images", "train/views"}
+
+
+@pytest.mark.parametrize(("views", "epochs", "columns"), [(None, 3, 3), (2, 3, 2), (None, 9, 8)])
+def test_the_views_are_those_that_the_epochs_show(
+    small: Networks, make_trainer: Trainers, tmp_path: Path, views: int | None, epochs: int, columns: int
+) -> None:
+    seen: dict[tuple[int, int], Tensor] = {}
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            samples = (batch.ids // (views or 1)).tolist()
+            seen.update({(sample, trainer.current_epoch): image for sample, image in zip(samples, batch.images)})  # noqa: B905
+
+    data = DigitsDataModule(batch_size=575, views=views)
+    options: dict[str, Any] = {"max_epochs": epochs, "limit_val_batches": 0}
+    trainer = make_trainer(callbacks=[TensorBoardImages(), Keep()], logger=TensorBoardLogger(tmp_path), **options)
+    trainer.fit(TeacherModule(small()), data)
+    shown = picture(events(trainer), "train/views")
+    samples = data.train_samples[:4].tolist()
+    images = torch.stack([seen[sample, epoch] for sample in samples for epoch in range(columns)])
+    labels = data.splits["train"].labels[samples].tolist()
+    captions = [f"{label}\nepoch {epoch}" for label in labels for epoch in range(columns)]
+    expected = image_grid((images * 0.376 + 0.305).clamp(0, 1), captions, columns=columns)
+    assert np.abs(shown.astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
@@ -145,7 +181,10 @@ def test_images_of_plain_loaders_are_logged(make_trainer: Trainers, tmp_path: Pa
     trainer = make_trainer(callbacks=[callback], logger=TensorBoardLogger(tmp_path), num_sanity_val_steps=0)
     trainer.fit(module, loader, loader)
     trainer.test(module, loader, verbose=False)
-    assert set(events(trainer).Tags()["images"]) == {"train/images", "teacher/softened", "test/confusion"}
+    assert set(events(trainer).Tags()["images"]) == {
+        *("train/images", "teacher/softened"),
+        *("val/confusion", "val/per_class", "test/confusion", "test/per_class"),
+    }
 
 
 @pytest.mark.parametrize("csv", [False, True])
@@ -169,7 +208,7 @@ def test_images_are_logged_beside_another_logger(
     trainer.test(TeacherModule(small()), digits, verbose=False)
     found = EventAccumulator(logger.log_dir)
     found.Reload()
-    assert found.Tags()["images"] == ["test/confusion"]
+    assert found.Tags()["images"] == ["test/confusion", "test/per_class"]
 
 
 @pytest.mark.parametrize("concat", [False, True])
