@@ -79,7 +79,7 @@ EIGHT = Made(np.dtype, "f8", False, True, state=STATE)
         Made(SCALAR, Made(np.dtype, "O", False, True, state=STATE), Made(np.dtype, "f8")),
         Made(SCALAR, Made(np.dtype), b""),
     ],
-    ids=str,
+    ids=lambda made: type(made).__name__,
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_is_no_number_is_refused_in_one_sentence(made: Any, zipped: bool, tmp_path: Path) -> None:
