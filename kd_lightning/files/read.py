@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kd_lightning.errors import MissingFileError, UserError, first_line
+from kd_lightning.files.numpy_numbers import numpy_numbers
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 folders = [record.filename for record in archive.infolist() if record.external_attr & 0x10]
             if damaged or folders:
                 raise UserError(f"its record {damaged or folders[0]!r} does not match its checksum or its index")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load(path)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{str(path)!r} is not a checkpoint of tensors and plain data (it is damaged, has another format, or "
@@ -57,3 +58,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{str(path)!r} holds a {type(content).__name__} and not a state dict or a checkpoint.")
     return content
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        with numpy_numbers():
+            return torch.load(path, map_location="cpu", weights_only=True)

@@ -16,6 +16,9 @@ _STAGES = {
 class MobileNetV2(nn.Module):
     """MobileNetV2 with a stride of 16 in all, for small images.
 
+    The blocks are in four layers, ``layer1`` to ``layer4``; ``conv2`` gives the map that is pooled, ``avgpool`` the
+    embedding.
+
     M. Sandler et al.: MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018,
     https://arxiv.org/abs/1801.04381; for small images as in the CRD benchmark,
     https://github.com/HobbitLong/RepDistiller

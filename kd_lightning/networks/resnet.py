@@ -14,7 +14,8 @@ Shortcut = Literal["A", "B"]
 class ResNet(nn.Module):
     """A residual network behind a 3x3 stem that keeps the resolution.
 
-    Each stage after the first halves the resolution. Sub-modules are named as in torchvision.
+    Each stage after the first halves the resolution. Sub-modules are named as in torchvision: the stages ``layer1``,
+    ``layer2`` and so on, of which the last gives the map that is pooled; ``avgpool`` gives the embedding.
 
     K. He et al.: Deep Residual Learning for Image Recognition, CVPR 2016, https://arxiv.org/abs/1512.03385
 
@@ -232,6 +233,11 @@ def resnet34(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int =
 
 
 def resnet50(num_classes: int = 10, shortcut: Shortcut = "B", in_channels: int = 3) -> nn.Module:
-    """ResNet-50 with a 3x3 stem for 32x32 images: 256-512-1024-2048 channels, 23.5 M parameters."""
+    """ResNet-50 with a 3x3 stem for 32x32 images: 256-512-1024-2048 channels, 23.5 M parameters.
+
+    Example:
+        >>> sum(weight.numel() for weight in resnet50(num_classes=100).parameters())
+        23705252
+    """
     widths = [256, 512, 1024, 2048]
     return ResNet([3, 4, 6, 3], widths, num_classes, shortcut, in_channels, stem_width=64, bottleneck=True)

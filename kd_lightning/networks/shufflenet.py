@@ -12,6 +12,9 @@ from kd_lightning.errors import UserError
 class ShuffleNetV1(nn.Module):
     """ShuffleNet with a 1x1 stem that keeps the resolution; each of the three stages halves it.
 
+    The stages are named ``layer1`` to ``layer3``, of which the last gives the map that is pooled; ``avgpool`` gives the
+    embedding.
+
     X. Zhang et al.: ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices, CVPR 2018,
     https://arxiv.org/abs/1707.01083; for small images as in the CRD benchmark, https://github.com/HobbitLong/RepDistiller
 
@@ -90,6 +93,8 @@ class _GroupedBlock(nn.Module):
 class ShuffleNetV2(nn.Module):
     """ShuffleNetV2 with a 1x1 stem that keeps the resolution; each of the three stages halves it.
 
+    The stages are named ``layer1`` to ``layer3``; ``relu`` gives the map that is pooled, ``avgpool`` the embedding.
+
     N. Ma et al.: ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design, ECCV 2018,
     https://arxiv.org/abs/1807.11164; for small images as in the CRD benchmark, https://github.com/HobbitLong/RepDistiller
 
@@ -132,6 +137,7 @@ class ShuffleNetV2(nn.Module):
         )
         self.conv2 = nn.Conv2d(widths[2], last_width, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(last_width)
+        self.relu = nn.ReLU()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(last_width, num_classes)
 
@@ -139,7 +145,7 @@ class ShuffleNetV2(nn.Module):
         """Return logits of the images."""
         maps = F.relu(self.bn1(self.conv1(images)))
         maps = self.layer3(self.layer2(self.layer1(maps)))
-        maps = F.relu(self.bn2(self.conv2(maps)))
+        maps = self.relu(self.bn2(self.conv2(maps)))
         logits: Tensor = self.fc(self.avgpool(maps).flatten(1))
         return logits
 

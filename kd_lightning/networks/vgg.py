@@ -12,7 +12,8 @@ class VGG(nn.Module):
     """A VGG network of five stages of 3x3 convolutions with batch norms, and one linear layer.
 
     The resolution is halved after each of the first three stages, and after the fourth for images of 64 pixels and
-    above. Layers are named ``layer1`` to ``layer5``, ``avgpool`` and ``fc``.
+    above. The stages are named ``layer1`` to ``layer5``, of which the last gives the map that is pooled; ``avgpool``
+    gives the embedding.
 
     K. Simonyan, A. Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015,
     https://arxiv.org/abs/1409.1556; for small images as in the CRD benchmark, https://github.com/HobbitLong/RepDistiller
@@ -81,5 +82,10 @@ def vgg8(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
 
 
 def vgg13(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """VGG-13 for small images, 9.4 M parameters; the arguments are those of :class:`VGG`."""
+    """VGG-13 for small images, 9.4 M parameters; the arguments are those of :class:`VGG`.
+
+    Example:
+        >>> sum(weight.numel() for weight in vgg13(num_classes=100).parameters())
+        9462180
+    """
     return VGG([2, 2, 2, 2, 2], num_classes, in_channels)

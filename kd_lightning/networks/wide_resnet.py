@@ -9,6 +9,9 @@ from kd_lightning.errors import UserError
 class WideResNet(nn.Module):
     """A wide residual network: batch norm and ReLU before each convolution.
 
+    The three stages are named ``layer1`` to ``layer3``; ``relu`` gives the map that is pooled, ``avgpool`` the
+    embedding.
+
     S. Zagoruyko, N. Komodakis: Wide Residual Networks, BMVC 2016, https://arxiv.org/abs/1605.07146
 
     Args:
@@ -39,6 +42,7 @@ class WideResNet(nn.Module):
         self.layer2 = _stage(width, 2 * width, blocks, stride=2)
         self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
         self.bn1 = nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(4 * width, num_classes)
         for module in self.modules():
@@ -48,7 +52,7 @@ class WideResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits of the images."""
         maps = self.layer3(self.layer2(self.layer1(self.conv1(images))))
-        logits: Tensor = self.fc(self.avgpool(F.relu(self.bn1(maps))).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(self.relu(self.bn1(maps))).flatten(1))
         return logits
 
 
