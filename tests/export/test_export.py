@@ -354,7 +354,7 @@ def test_the_command_refuses_a_checkpoint_trained_from_python(
     trainer = make_trainer(max_epochs=1)
     trainer.fit(TeacherModule(ResNet([1], [4], in_channels=1)), DigitsDataModule())  # type: ignore[attr-defined]
     trainer.save_checkpoint(tmp_path / "python.ckpt")  # type: ignore[attr-defined]
-    with pytest.raises(SystemExit, match=r"call kd_lightning\.export\.export_network"):
+    with pytest.raises(SystemExit, match=r"for example to kd_lightning\.export\.export_network"):
         kd("export", str(tmp_path / "python.ckpt"))
 
 
