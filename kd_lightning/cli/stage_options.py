@@ -49,22 +49,35 @@ def _taken(commands: list[Words], options: list[Words]) -> list[list[Words]]:
     fits = [number for number, words in enumerate(commands) if words[0] == "fit"]
     others = [number for number in range(len(commands)) if number not in fits]
     parse_fit = _fit_parser()
+    refusals: dict[int, list[UserError]] = {}
+
+    def takes(number: int, chosen: list[Words], new: int | None = None) -> bool:
+        words = [*commands[number], *(word for option in chosen for word in option)]
+        try:
+            parse_fit(words) if words[0] == "fit" else parse_function(words[0], words[1:])
+        except UserError as error:
+            if new is not None:
+                refusals.setdefault(new, []).append(error)
+            return False
+        return True
+
+    def add_taken(number: int, wanted: list[tuple[int, Words]]) -> None:
+        for place, option in wanted:
+            taken[number] += [option] if takes(number, [*taken[number], option], place) else []
+
     taken: list[list[Words]] = [[] for _ in commands]
-    for option in options:
-        refusals: list[UserError] = []
-        for group in (fits, others):
-            for number in group:
-                words = [*commands[number], *(word for before in taken[number] for word in before), *option]
-                try:
-                    parse_fit(words) if words[0] == "fit" else parse_function(words[0], words[1:])
-                except UserError as error:
-                    refusals.append(error)
-                else:
-                    taken[number].append(option)
-            if any(option in taken[number] for number in group):
-                break
+    for number in fits:
+        if takes(number, options):  # most take all, and to parse takes a second
+            taken[number] = list(options)
         else:
-            reason = next((error for error in refusals if "nearest" in str(error)), refusals[0])
+            add_taken(number, list(enumerate(options)))
+    left = [(place, option) for place, option in enumerate(options) if not any(option in taken[fit] for fit in fits)]
+    for number in others:
+        add_taken(number, left)
+    for place, option in left:
+        if not any(option in taken[number] for number in others):
+            found = refusals[place]
+            reason = next((error for error in found if "nearest" in str(error)), found[0])
             raise UserError(f"No stage takes {' '.join(option)}: {reason}") from reason
     return taken
 
