@@ -48,38 +48,53 @@ def _options(words: Sequence[str]) -> Iterator[Words]:
 def _taken(commands: list[Words], options: list[Words]) -> list[list[Words]]:
     fits = [number for number, words in enumerate(commands) if words[0] == "fit"]
     others = [number for number in range(len(commands)) if number not in fits]
-    parse_fit = _fit_parser()
-    refusals: dict[int, list[UserError]] = {}
-
-    def takes(number: int, chosen: list[Words], new: int | None = None) -> bool:
-        words = [*commands[number], *(word for option in chosen for word in option)]
-        try:
-            parse_fit(words) if words[0] == "fit" else parse_function(words[0], words[1:])
-        except UserError as error:
-            if new is not None:
-                refusals.setdefault(new, []).append(error)
-            return False
-        return True
-
-    def add_taken(number: int, wanted: list[tuple[int, Words]]) -> None:
-        for place, option in wanted:
-            taken[number] += [option] if takes(number, [*taken[number], option], place) else []
-
-    taken: list[list[Words]] = [[] for _ in commands]
+    stages = _Stages(commands)
     for number in fits:
-        if takes(number, options):  # most take all, and to parse takes a second
-            taken[number] = list(options)
+        if stages.refusal(number, options) is None:  # most take all, and to parse takes a second
+            stages.taken[number] = list(options)
         else:
-            add_taken(number, list(enumerate(options)))
-    left = [(place, option) for place, option in enumerate(options) if not any(option in taken[fit] for fit in fits)]
+            stages.add_taken(number, options)
+    left = [option for option in options if not stages.is_taken(option)]
     for number in others:
-        add_taken(number, left)
-    for place, option in left:
-        if not any(option in taken[number] for number in others):
-            found = refusals[place]
+        stages.add_taken(number, left)
+    for option in left:
+        if not stages.is_taken(option):
+            found = stages.refusals[" ".join(option)]
             reason = next((error for error in found if "nearest" in str(error)), found[0])
             raise UserError(f"No stage takes {' '.join(option)}: {reason}") from reason
-    return taken
+    return stages.taken
+
+
+class _Stages:
+    """The options that each command was found to take, and why others were refused."""
+
+    def __init__(self, commands: list[Words]) -> None:
+        self.commands = commands
+        self.taken: list[list[Words]] = [[] for _ in commands]
+        self.refusals: dict[str, list[UserError]] = {}
+        self._parse_fit = _fit_parser()
+
+    def refusal(self, number: int, options: list[Words]) -> UserError | None:
+        """Return why a command does not take some options, ``None`` if it does."""
+        words = [*self.commands[number], *(word for option in options for word in option)]
+        try:
+            self._parse_fit(words) if words[0] == "fit" else parse_function(words[0], words[1:])
+        except UserError as error:
+            return error
+        return None
+
+    def add_taken(self, number: int, options: list[Words]) -> None:
+        """Add those of some options that a command takes."""
+        for option in options:
+            error = self.refusal(number, [*self.taken[number], option])
+            if error is None:
+                self.taken[number].append(option)
+            else:
+                self.refusals.setdefault(" ".join(option), []).append(error)
+
+    def is_taken(self, option: Words) -> bool:
+        """Return whether a command takes an option."""
+        return any(option in taken for taken in self.taken)
 
 
 class _ParserIsBuilt(Exception):  # noqa: N818 - not an error
