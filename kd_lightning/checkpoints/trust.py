@@ -182,15 +182,24 @@ def strip_pretrained(config: object) -> object:
     if is_from_checkpoint(config.get("class_path")):
         return strip_pretrained(config["init_args"]["network"])
     stripped = {key: strip_pretrained(value) for key, value in config.items()}
-    offline = _without_download(str(config.get("class_path")), config.get("init_args") or {})
+    offline = without_download(str(config.get("class_path")), config.get("init_args") or {})
     for arguments in (stripped.get("init_args"), stripped.get("dict_kwargs")):
         if isinstance(arguments, dict):
             arguments.update({name: value for name, value in offline.items() if name in arguments})
     return stripped
 
 
-def _without_download(class_path: str, arguments: dict[str, object]) -> dict[str, object]:
-    """Return the arguments with which a function of torchvision or timm downloads nothing."""
+def without_download(class_path: str, arguments: dict[str, object]) -> dict[str, object]:
+    """Return the arguments with which a function of torchvision or timm downloads nothing.
+
+    Args:
+        class_path: Import path of a function or class.
+        arguments: Its arguments.
+
+    Example:
+        >>> without_download("torchvision.models.resnet18", {}), without_download("my_nets.Net", {})
+        ({'weights': None}, {})
+    """
     module, _, function = class_path.rpartition(".")
     network = arguments.get("name") if function == "get_model" else function
     if module.startswith("torchvision.models") and network not in ("googlenet", "inception_v3"):

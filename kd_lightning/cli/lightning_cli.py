@@ -48,7 +48,7 @@ from kd_lightning.cli.loggers import check_packages, explain_logger_error, has_r
 from kd_lightning.cli.network_arguments import write_networks
 from kd_lightning.cli.parse_errors import explain_parse_errors
 from kd_lightning.cli.sources import echo_imported
-from kd_lightning.cli.teacher_files import find_teacher, teacher_paths
+from kd_lightning.cli.teacher_files import find_teacher, leave_out_downloads, teacher_paths
 from kd_lightning.cli.trainer_errors import explain_device_error, explain_trainer_errors
 from kd_lightning.errors import UserError, find_cause
 from kd_lightning.modules.classification import ClassificationModule
@@ -150,6 +150,8 @@ class CommandLine(LightningCLI):
             self.options["weights_only"] = True  # read files as data; Lightning's default runs the code in them
             self.opened = choose_checkpoint(self.options, self.command)
             del self.options["trust"]  # config.yaml does not keep it
+            if self.opened is not None and self.command != "fit":
+                leave_out_downloads(self.options.get("model.init_args"))
             self._use_folder_of(self.opened)
 
     def _prepare_trainer(self) -> None:
@@ -218,7 +220,12 @@ class CommandLine(LightningCLI):
                 callback.images = None if root is None or not root.is_dir() else describe_images(root)
 
     def _attach_published_configs(self) -> None:
-        """Attach what the weights of torchvision expect that the configuration names: its networks do not keep it."""
+        """Attach what the weights of torchvision expect that the configuration names: its networks do not keep it.
+
+        What a checkpoint says of the network comes first: images are then read once, for its sizes.
+        """
+        if self.opened is not None and self.command != "fit" and self.opened.is_run:
+            set_data_config(self.model.network, self.opened.data_config)
         arguments = self.options.get("model.init_args") or {}
         for argument, network in (
             (self.model.network_argument, self.model.network),

@@ -48,25 +48,53 @@ def _options(words: Sequence[str]) -> Iterator[Words]:
 def _taken(commands: list[Words], options: list[Words]) -> list[list[Words]]:
     fits = [number for number, words in enumerate(commands) if words[0] == "fit"]
     others = [number for number in range(len(commands)) if number not in fits]
-    parse_fit = _fit_parser()
-    taken: list[list[Words]] = [[] for _ in commands]
-    for option in options:
-        refusals: list[UserError] = []
-        for group in (fits, others):
-            for number in group:
-                words = [*commands[number], *(word for before in taken[number] for word in before), *option]
-                try:
-                    parse_fit(words) if words[0] == "fit" else parse_function(words[0], words[1:])
-                except UserError as error:
-                    refusals.append(error)
-                else:
-                    taken[number].append(option)
-            if any(option in taken[number] for number in group):
-                break
+    stages = _Stages(commands)
+    for number in fits:
+        if stages.refusal(number, options) is None:  # most take all, and to parse takes a second
+            stages.taken[number] = list(options)
         else:
-            reason = next((error for error in refusals if "nearest" in str(error)), refusals[0])
+            stages.add_taken(number, options)
+    left = [option for option in options if not stages.is_taken(option)]
+    for number in others:
+        stages.add_taken(number, left)
+    for option in left:
+        if not stages.is_taken(option):
+            found = stages.refusals[" ".join(option)]
+            reason = next((error for error in found if "nearest" in str(error)), found[0])
             raise UserError(f"No stage takes {' '.join(option)}: {reason}") from reason
-    return taken
+    return stages.taken
+
+
+class _Stages:
+    """The options that each command was found to take, and why others were refused."""
+
+    def __init__(self, commands: list[Words]) -> None:
+        self.commands = commands
+        self.taken: list[list[Words]] = [[] for _ in commands]
+        self.refusals: dict[str, list[UserError]] = {}
+        self._parse_fit = _fit_parser()
+
+    def refusal(self, number: int, options: list[Words]) -> UserError | None:
+        """Return why a command does not take some options, ``None`` if it does."""
+        words = [*self.commands[number], *(word for option in options for word in option)]
+        try:
+            self._parse_fit(words) if words[0] == "fit" else parse_function(words[0], words[1:])
+        except UserError as error:
+            return error
+        return None
+
+    def add_taken(self, number: int, options: list[Words]) -> None:
+        """Add those of some options that a command takes."""
+        for option in options:
+            error = self.refusal(number, [*self.taken[number], option])
+            if error is None:
+                self.taken[number].append(option)
+            else:
+                self.refusals.setdefault(" ".join(option), []).append(error)
+
+    def is_taken(self, option: Words) -> bool:
+        """Return whether a command takes an option."""
+        return any(option in taken for taken in self.taken)
 
 
 class _ParserIsBuilt(Exception):  # noqa: N818 - not an error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from kd_lightning.checkpoints.trust import is_from_checkpoint
+from kd_lightning.checkpoints.trust import is_from_checkpoint, without_download
 from kd_lightning.errors import MissingFileError
 from kd_lightning.recipes import recipe_names
 from kd_lightning.runs.moved import moved_file
@@ -56,6 +56,32 @@ def find_teacher(options: Namespace, command: str, run: Run | None = None) -> It
 def teacher_paths(options: Namespace) -> list[str]:
     """Return the paths of the files that the teacher is loaded from."""
     return [str(node.init_args.path) for node in _from_checkpoints(options.get("teacher"))]
+
+
+def leave_out_downloads(options: Namespace) -> None:
+    """Let the trained network be built without published weights, since a checkpoint has all of its weights.
+
+    Args:
+        options: Arguments of the module, which are changed.
+    """
+    for name in ("network", "student"):
+        _leave_out_weights(options.get(name))
+
+
+def _leave_out_weights(node: object) -> None:
+    if isinstance(node, list):
+        for item in node:
+            _leave_out_weights(item)
+    if not isinstance(node, Namespace):
+        return
+    given = node.get("init_args")
+    values = vars(given) if isinstance(given, Namespace) else {}
+    for argument, value in without_download(str(node.get("class_path")), values).items():
+        for arguments in (given, node.get("dict_kwargs")):
+            if arguments is not None and argument in arguments:
+                arguments[argument] = value
+    for item in list(values.values()):
+        _leave_out_weights(item)
 
 
 def _leave_out(options: Namespace, missing: str | None, command: str) -> Iterator[str]:

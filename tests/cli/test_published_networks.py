@@ -95,6 +95,7 @@ def test_fit_test_export_and_classify_without_a_size(kd: Command, published: Pat
     published.unlink()
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
     kd("test", "--ckpt_path", str(checkpoint), "--data.root=elsewhere", *QUIET)
+    kd("test", "-c", "lightning_logs/version_0", "--data.root=elsewhere", *QUIET)
     kd("export", str(checkpoint))
     assert OnnxClassifier(checkpoint.with_suffix(".onnx")).preparation == known.preparation
     table = kd("classify", str(checkpoint.with_suffix(".onnx")), "elsewhere/ants/0.jpg")
