@@ -45,7 +45,7 @@ Advance = Callable[[int, str], None]
 
 
 class Results(TypedDict):
-    """What was measured: test accuracies in the order of the seeds, and the exported files of the first seed."""
+    """Test accuracies in the order of the seeds, and the exported files of the first seed."""
 
     test_accuracy: dict[str, list[float]]
     bytes: dict[str, int]
@@ -158,15 +158,16 @@ def call(words: list[str], after_epoch: Callable[[], None] | None = None) -> Non
         words: Words of the command.
         after_epoch: Function that is called after each epoch of a ``fit``.
     """
-    from lightning.pytorch.callbacks import Callback, LambdaCallback
+    from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
 
     from kd_lightning.cli import lightning_cli, main
 
     class Watched(lightning_cli.CommandLine):
         def before_fit(self) -> None:
-            """Call the function after each epoch (LightningCLI's hook)."""
+            """Call the function after each epoch, and save the best epoch only, as epochs are short here."""
+            callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            callbacks[:] = [c for c in callbacks if not isinstance(c, ModelCheckpoint) or c.monitor]
             if after_epoch is not None:
-                callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
                 callbacks.append(LambdaCallback(on_train_epoch_end=lambda *_: after_epoch()))
 
     print(f"\n$ kd-lightning {shlex.join(words)}", flush=True)

@@ -11,5 +11,5 @@ echo "Installing into .venv (a few minutes the first time)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check '.[prune,export]'
 
 device=$(.venv/bin/python -c "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'the CPU')")
-echo "Training on $device, three seeds each"
+echo "Training on $device"
 exec .venv/bin/python scripts/quickstart.py "$@"

@@ -1,8 +1,8 @@
 """Write the README's figures of the quickstart from its results, and the picture of its curves.
 
 OMP_NUM_THREADS=1 python scripts/quickstart.py --seeds 5 --folder lightning_logs/five
-python scripts/quickstart_table.py lightning_logs/five     # keeps results.json and the picture
-python scripts/quickstart_table.py                         # writes README.md again from what is kept
+python scripts/quickstart_table.py --results lightning_logs/five --picture lightning_logs/quickstart
+python scripts/quickstart_table.py                 # writes the table into README.md again from what was kept
 """
 
 import argparse
@@ -26,12 +26,14 @@ COLOURS = {"teacher": "C7", "alone": "C1", "distilled": "C0"}
 def main() -> None:
     """Keep results, draw the picture, and write the table into README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="folder of a quickstart's results")
+    parser.add_argument("--results", type=Path, help="folder of a quickstart, whose results are kept")
+    parser.add_argument("--picture", type=Path, help="folder of a quickstart, whose curves are drawn and kept")
     options = parser.parse_args()
-    if options.folder is not None:
-        PUBLISHED.mkdir(parents=True, exist_ok=True)
-        shutil.copy(options.folder / "results.json", PUBLISHED)
-        picture(options.folder).savefig(PUBLISHED / "curves.png", dpi=80)
+    PUBLISHED.mkdir(parents=True, exist_ok=True)
+    if options.results is not None:
+        shutil.copy(options.results / "results.json", PUBLISHED)
+    if options.picture is not None:
+        picture(options.picture).savefig(PUBLISHED / "curves.png", dpi=80)
     readme = ROOT / "README.md"
     readme.write_text(with_table(readme.read_text(), json.loads((PUBLISHED / "results.json").read_text())))
 

@@ -22,7 +22,7 @@ def class_accuracy_figure(counts: Tensor, *, classes: Sequence[str]) -> Figure:
     figure = Figure(figsize=(6.5, 1.2 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     places = range(len(rows))
-    axes.barh(places, [100 * accuracy for _, accuracy, _, _ in rows], color="C0")
+    axes.barh(places, [100 * accuracy for _, accuracy, _, _ in rows], color="#9ecae1")
     axes.set_yticks(places, [f"{_short(classes[label])} ({count})" for label, _, count, _ in rows])
     for place, (_, accuracy, _, other) in zip(places, rows, strict=True):
         mistaken = "" if other is None else f", most often taken for {_short(classes[other])}"

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -179,6 +180,25 @@ def test_the_next_command_is_one_that_compress_takes(
     assert "fit -c folder/distill" in printed
 
 
+def test_the_shell_script_installs_once_and_passes_its_options_on(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(SCRIPTS / "quickstart.sh", tmp_path / "scripts")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$*" >> calls\ncase "$1" in -c) echo "the CPU" ;; esac\n')
+    python.chmod(0o755)
+    command = ["bash", str(tmp_path / "scripts" / "quickstart.sh"), "--seeds", "4"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines() == [
+        "Installing into .venv (a few minutes the first time)",
+        "Training on the CPU",
+    ]
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[1].startswith("-m pip install")
+    assert calls[1].endswith(".[prune,export]")
+    assert calls[-1] == "scripts/quickstart.py --seeds 4"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_distillation_gains_many_times_its_spread(tmp_path: Path) -> None:
@@ -190,3 +210,72 @@ def test_distillation_gains_many_times_its_spread(tmp_path: Path) -> None:
     gains = [after - before for before, after in zip(results["alone"], results["distilled"], strict=True)]
     assert min(gains) > 0.05
     assert min(results["distilled"]) > max(results["alone"]) + 0.03
+
+
+# --- the figures in the README
+
+
+@pytest.fixture
+def tables() -> ModuleType:
+    return importlib.import_module("quickstart_table")
+
+
+def test_the_readmes_figures_are_those_that_are_kept(tables: ModuleType) -> None:
+    results = json.loads((tables.PUBLISHED / "results.json").read_text())
+    readme = (SCRIPTS.parent / "README.md").read_text()
+    assert tables.with_table(readme, results) == readme
+    assert len(results["test_accuracy"]["alone"]) == 5
+    assert (tables.PUBLISHED / "curves.png").stat().st_size < 60_000
+
+
+def test_the_table_has_means_spreads_and_the_interval_of_the_gain(tables: ModuleType) -> None:
+    results = {
+        "test_accuracy": {"teacher": [0.98, 1.0], "alone": [0.7, 0.8], "distilled": [0.9, 0.96]},
+        "bytes": {"teacher": 2_000_000, "alone": 20_000, "distilled": 20_000},
+        "latency_ms": {"teacher": 0.25, "alone": 0.05, "distilled": 0.05},
+    }
+    lines = tables.table(results).splitlines()
+    assert lines[2] == "| the teacher | 99.0 ± 1.4 | 98.0 to 100.0 | 2.000 | 0.250 |"
+    assert lines[3] == "| the student alone | 75.0 ± 7.1 | 70.0 to 80.0 | 0.020 | 0.050 |"
+    assert lines[-1].startswith("Distillation gains 18.0 points (95% interval -7.4 to 43.4, Student's t over 2 seeds")
+
+
+def test_the_picture_is_drawn_from_a_runs_events(short: Any, tables: ModuleType) -> None:
+    steps, values = tables.scalars(short[0] / "alone" / "seed_0", "val/accuracy")
+    assert (len(steps), len(values)) == (2, 2)
+    figure = tables.picture(short[0])
+    curves, gap, views, classes = figure.axes
+    assert len(curves.lines) == 6
+    assert [text.get_text() for text in curves.get_legend().get_texts()] == list(tables.NAMES.values())
+    assert all(axes.images for axes in (views, classes))
+    assert len(gap.lines) <= 2
+
+
+def test_the_choice_is_made_on_validation_images(tables: ModuleType) -> None:
+    """The settings of the quickstart are those with the best validation accuracy of what was tried."""
+    quickstart, choice = importlib.import_module("quickstart"), importlib.import_module("quickstart_choice")
+    rows = json.loads((tables.PUBLISHED / "choice.json").read_text())
+    assert set(range(5)).isdisjoint(choice.SEEDS)
+    for name in ("alone", "distilled"):
+        tried = [row for row in rows if row["network"] == name]
+        best = max(tried, key=lambda row: sum(row["val_accuracy"]))
+        given = dict(word.removeprefix("--").split("=") for word in quickstart.FITS[name] if "=" in word)
+        for option, value in best.items():
+            if option in given:
+                assert float(given[option]) == value
+        assert float(given.get("model.weight_decay", 5e-4)) == best["model.weight_decay"]
+        assert float(given.get("model.learning_rate", 0.1)) == best["model.learning_rate"]
+
+
+def test_the_table_of_the_choice_has_a_line_for_each_setting() -> None:
+    choice = importlib.import_module("quickstart_choice")
+    rows = [
+        {"network": "teacher", "val_accuracy": [0.99, 1.0]},
+        {"network": "alone", "model.weight_decay": 0.02, "val_accuracy": [0.7, 0.8]},
+    ]
+    assert choice.table(rows).splitlines() == [
+        "| network | val_accuracy | model.weight_decay | mean |",
+        "| --- | --- | --- | --- |",
+        "| teacher | 99.0, 100.0 |  | 99.5 |",
+        "| alone | 70.0, 80.0 | 0.02 | 75.0 |",
+    ]
