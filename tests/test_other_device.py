@@ -36,6 +36,7 @@ from kd_lightning import (
     TeacherModule,
 )
 from kd_lightning import losses as kd_losses
+from kd_lightning import networks as kd_networks
 from kd_lightning.callbacks import (
     FreezeLayers,
     GapClosed,
@@ -400,6 +401,31 @@ def test_what_was_fitted_there_is_validated_exported_and_reported(tmp_path: Path
 def figures(printed: str) -> list[str]:
     """Pick the lines of a table of test figures."""
     return [line for line in printed.splitlines() if "test/" in line and "images" not in line]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ResNet", {"blocks": [1, 1], "widths": [8, 16], "shortcut": "A"}),
+        ("ResNet", {"blocks": [1, 1], "widths": [8, 16], "bottleneck": True}),
+        ("WideResNet", {"depth": 10, "widen": 1}),
+        ("VGG", {"blocks": [1, 1, 1, 1, 1]}),
+        ("MobileNetV2", {"width": 0.125}),
+        ("ShuffleNetV1", {"widths": [48, 96, 192], "blocks": [2, 1, 1]}),
+        ("ShuffleNetV2", {"widths": [16, 32, 64], "blocks": [2, 1, 1], "last_width": 64}),
+        ("LeNet", {"image_size": 16}),
+    ],
+)
+@on_other_device
+def test_a_network_computes_where_its_weights_are(name: str, options: dict[str, Any]) -> None:
+    made = getattr(kd_networks, name)(in_channels=1, **options).eval()
+    images = torch.rand(2, 1, 16, 16)
+    expected = made(images)
+    logits = made.to("other")(images.to("other"))
+    assert str(logits.device) == "other:0"
+    torch.testing.assert_close(logits.cpu(), expected, rtol=1e-4, atol=1e-5)
+    logits.square().sum().backward()
+    assert {str(weight.grad.device) for weight in made.parameters()} == {"other:0"}
 
 
 @on_other_device

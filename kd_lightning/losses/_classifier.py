@@ -18,6 +18,7 @@ class ClassifierReference:
         network: A network whose logits are computed by one ``nn.Linear``.
         owner: ``"student"`` or ``"teacher"``, for errors.
         loss: Name of the loss that reads it, for errors.
+        layer: Name of the layer whose map it reads; of the members of an ensemble, the one that has it counts.
 
     Raises:
         ValueError: If the logits are computed in another way.
@@ -28,8 +29,10 @@ class ClassifierReference:
         Linear(in_features=64, out_features=10, bias=True)
     """
 
-    def __init__(self, network: nn.Module, owner: str, loss: str) -> None:
+    def __init__(self, network: nn.Module, owner: str, loss: str, layer: str = "") -> None:
         names = output_layers(network)
+        if len(names) > 1:
+            names = [name for name in names if layer.startswith(name.rpartition(".")[0] + ".")] or names
         if len(names) != 1 or not isinstance(network.get_submodule(names[0]), nn.Linear):
             found = ", ".join(map(repr, names)) or "no such layer"
             raise UserError(

@@ -81,11 +81,11 @@ class RegionLoss(DistillationLoss):
         if student_network is None or teacher_network is None:
             return
         name = type(self).__name__
-        self.classifiers = (
-            ClassifierReference(student_network, "student", name),
-            ClassifierReference(teacher_network, "teacher", name),
-        )
         layers = (self.student_layers[0], self.teacher_layers[0])
+        self.classifiers = (
+            ClassifierReference(student_network, "student", name, layers[0]),
+            ClassifierReference(teacher_network, "teacher", name, layers[1]),
+        )
         for reference, layer, fmap in zip(self.classifiers, layers, map_pairs(self, student, teacher)[0], strict=True):
             if fmap.shape[1] != reference().in_features:
                 raise UserError(

@@ -176,11 +176,11 @@ class CATKDLoss(DistillationLoss):
         if student_network is None or teacher_network is None:
             return  # a checkpoint is loaded without a teacher
         name = type(self).__name__
-        self._classifiers = (
-            ClassifierReference(student_network, "student", name),
-            ClassifierReference(teacher_network, "teacher", name),
-        )
         layers = (self.student_layers[0], self.teacher_layers[0])
+        self._classifiers = (
+            ClassifierReference(student_network, "student", name, layers[0]),
+            ClassifierReference(teacher_network, "teacher", name, layers[1]),
+        )
         (pair,) = map_pairs(self, student, teacher, vectors=False)
         for classifier, layer, fmap in zip(self._classifiers, layers, pair, strict=True):
             if classifier().in_features != fmap.shape[1]:

@@ -17,7 +17,8 @@ class EnsembleTeacher(nn.Module):
 
     With ``average="logits"`` it is :math:`\sum_k w_k z_k`; with ``"probabilities"`` the logarithm of
     :math:`\sum_k w_k \, \mathrm{softmax}(z_k)`, whose softmax is that average. Each network gets its input with the
-    statistics that it was trained with. A loss on features reads a layer as ``"networks.0.layer3"``.
+    statistics that it was trained with. A loss on features reads a layer as ``"networks.0.layer3"``; a term for each
+    network, with a weight of its own, balances them.
 
     S. You et al.: Learning from Multiple Teacher Networks, KDD 2017, https://doi.org/10.1145/3097983.3098135
 

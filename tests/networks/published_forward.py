@@ -55,6 +55,19 @@ def wide_resnet(w: Weights, x: Tensor, depth: int, widen: int) -> Tensor:
     return w.linear("fc", w.norm("bn1", x).relu().mean((2, 3)))
 
 
+def resnet18(w: Weights, x: Tensor) -> Tensor:
+    x = w.norm("bn1", w.conv("conv1", x, 64, 3)).relu()
+    for layer, width in enumerate((64, 128, 256, 512), 1):
+        for i in range(2):
+            name, stride = f"layer{layer}.{i}", 2 if layer > 1 and i == 0 else 1
+            new = w.norm(f"{name}.bn1", w.conv(f"{name}.conv1", x, width, 3, stride)).relu()
+            new = w.norm(f"{name}.bn2", w.conv(f"{name}.conv2", new, width, 3))
+            if stride == 2:
+                x = w.norm(f"{name}.shortcut.1", w.conv(f"{name}.shortcut.0", x, width, 1, stride))
+            x = (new + x).relu()
+    return w.linear("linear", x.mean((2, 3)))
+
+
 def resnet50(w: Weights, x: Tensor) -> Tensor:
     x = w.norm("bn1", w.conv("conv1", x, 64, 3)).relu()
     for layer, (width, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 1):

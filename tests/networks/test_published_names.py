@@ -1,10 +1,12 @@
 """Published teachers of RepDistiller and mdistiller: their key names, their numbers of parameters and their logits."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import published_forward as published
 import pytest
 import torch
@@ -27,6 +29,16 @@ NETWORKS: dict[str, tuple[int, Forward, list[str]]] = {
         861620,
         partial(published.resnet, blocks=9, widths=(16, 16, 32, 64)),
         ["layer2.0.downsample.1.running_mean", "layer3.8.conv2.weight"],
+    ),
+    "resnet110": (
+        1736564,
+        partial(published.resnet, blocks=18, widths=(16, 16, 32, 64)),
+        ["layer3.17.bn1.weight"],
+    ),
+    "resnet18": (
+        11220132,
+        published.resnet18,
+        ["layer2.0.shortcut.1.running_mean", "layer4.1.conv2.weight", "linear.bias"],
     ),
     "resnet50": (
         23705252,
@@ -62,19 +74,56 @@ def test_parameter_counts_match_repdistiller(name: str) -> None:
     assert sum(weight.numel() for weight in network.parameters()) == NETWORKS[name][0]
 
 
+def written(path: Path, weights: dict[str, Tensor], *, by: str) -> Path:
+    """Write a file as the training scripts of one of the projects do.
+
+    Both compute the learning rate with NumPy, whose number goes into the file beside the weights.
+    """
+    learning_rate = 0.05 * 0.1 ** np.sum(np.asarray([150, 180, 210]) < 240)
+    assert isinstance(learning_rate, np.float64)
+    optimizer = {"state": {}, "param_groups": [{"lr": learning_rate, "params": [0, 1]}]}
+    if by == "RepDistiller":  # with PyTorch 1.0
+        content = {"epoch": 240, "model": weights, "accuracy": torch.tensor([79.4]), "optimizer": optimizer}
+        torch.save(content, path / "ckpt_epoch_240.pth", _use_new_zipfile_serialization=False)
+        return path / "ckpt_epoch_240.pth"
+    if by == "mdistiller":
+        content = {"epoch": 240, "model": weights, "optimizer": optimizer, "best_acc": torch.tensor([79.4])}
+        torch.save(content, path / "ti_res18")
+        return path / "ti_res18"
+    torch.save({"model": weights}, path / "student_best")
+    return path / "student_best"
+
+
+def drawn(forward: Forward) -> published.Weights:
+    weights = published.Weights()
+    forward(weights, torch.randn(1, 3, 32, 32))
+    return weights
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_published_file_is_read_and_gives_the_published_logits(name: str, tmp_path: Path) -> None:
-    _, forward, keys = NETWORKS[name]
-    weights, images = published.Weights(), torch.randn(2, 3, 32, 32)
-    forward(weights, images)
+    count, forward, keys = NETWORKS[name]
+    weights = drawn(forward)
     assert set(keys) <= set(weights)
-    optimizer = {"state": {}, "param_groups": [{"lr": 5e-5, "params": [0, 1]}]}
-    content = {"epoch": 240, "model": dict(weights), "accuracy": torch.tensor(79.4), "optimizer": optimizer}
-    torch.save(content, tmp_path / "ckpt_epoch_240.pth")
-    network = from_checkpoint(build(name, num_classes=100), tmp_path / "ckpt_epoch_240.pth").eval()
-    images = torch.randn(2, 3, 32, 32)
-    expected = forward(weights, images)
-    torch.testing.assert_close(network(images), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    assert sum(value.numel() for key, value in weights.items() if key.endswith((".weight", ".bias"))) == count
+    exact = published.Weights({key: value.double() for key, value in weights.items()})
+    images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    expected = forward(exact, images)
+    network = build(name, num_classes=100)
+    for by in ("RepDistiller", "mdistiller", "mdistiller's student"):
+        for values in network.state_dict().values():
+            values.zero_()
+        path = written(tmp_path, OrderedDict(weights), by=by)
+        logits = from_checkpoint(network.float(), path).eval().double()(images)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
+
+
+def test_a_student_is_found_in_a_whole_run_of_mdistiller_where_nothing_else_was_trained(tmp_path: Path) -> None:
+    weights = drawn(NETWORKS["wrn_16_2"][1])
+    run = {f"module.student.{key}": value for key, value in weights.items()}
+    torch.save({"epoch": 240, "model": run, "best_acc": torch.tensor([75.0])}, tmp_path / "best")
+    network = from_checkpoint(wrn_16_2(num_classes=100), tmp_path / "best", rename={"student.": ""})
+    assert network.get_parameter("layer1.0.downsample.weight").equal(weights["block1.layer.0.convShortcut.weight"])
 
 
 def test_files_from_several_gpus_and_from_before_batch_counters_are_read(tmp_path: Path) -> None:
