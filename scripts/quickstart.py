@@ -37,8 +37,8 @@ TITLES = {
     "alone": "Student alone, 50 labels",
     "distilled": "Student distilled, 50 labels",
 }
-OWN_IMAGES = "compress -c folder --num_classes 5 --data.root my_images -o chain"
-"""The command for a folder my_images/<class>/*.jpg of five classes."""
+OWN_IMAGES = "compress -c photos --data.root my_images -o chain"
+"""The command for a folder my_images/<class>/*.jpg."""
 
 Advance = Callable[[int, str], None]
 """Advances a bar by some steps, and sets the text behind it."""
@@ -143,7 +143,7 @@ def gap_closed(alone: Path) -> list[str]:
     """Return the words that add a curve of the gap closed between a run of the student alone and the teacher."""
     from kd_lightning.runs.run import Run
 
-    return ["--trainer.callbacks+=kd_lightning.callbacks.GapClosed", f"--trainer.callbacks.alone={Run(alone).best}"]
+    return ["--trainer.callbacks+=kd_lightning.callbacks.GapClosed", f"--trainer.callbacks.alone={Run(alone).best_file}"]
 
 
 def run_folder(folder: Path, name: str, seed: int) -> Path:

@@ -9,7 +9,7 @@ from kd_lightning.files.atomic import atomic_write
 from kd_lightning.files.byte_count import describe_bytes
 from kd_lightning.recipes import compress_stages
 
-RECIPES = ("folder/teacher", "folder/distill")
+RECIPES = ("photos/finetune", "photos/distill")
 """Recipes that train on a user's own images: a teacher, and its student. Their options are those of their folder."""
 _BYTES_PER_IMAGE = 160 * 2**20
 """Memory of a GPU that an image of 224x224 takes while a ResNet-50 trains in half precision, with some room."""
@@ -40,7 +40,7 @@ def init(name: str, folder: str) -> None:
     with atomic_write(file) as opened:
         opened.write(_text(found, folder, commands, shlex.join(["kd-lightning", "init", name, folder])).encode())
     print("\n".join(f"{line}." for line in found.lines))
-    print(f"\n{file} is written; look into it, and then train a teacher and distill it into a student:")
+    print(f"\n{file} is written; look into it, and then fine-tune a teacher and distill it into a student:")
     for command in commands:
         print(f"  {command}")
 
@@ -59,7 +59,7 @@ def _text(found: Survey, folder: str, commands: list[str], written_by: str) -> s
     device = f"a GPU of {describe_bytes(memory)}" if memory else "the CPU"
     lines = [
         f"# Written by `{written_by}`. Every option of the data module can be set here; see --data.help",
-        "# kd_lightning.ImageFolderDataModule. The recipe has the rest. To train a teacher, and to distill it:",
+        "# kd_lightning.ImageFolderDataModule. The recipe has the rest. To fine-tune a teacher, and to distill it:",
         *(f"#   {command}" for command in commands),
         "",
         *(f"# {line}" for line in found.lines),

@@ -61,7 +61,7 @@ def test_the_screen_is_one_line_a_stage_and_what_was_gained(short: Any) -> None:
         "",
         re.escape(f"The report       {(folder / 'report' / 'index.html').as_uri()}"),
         r"The curves       \S+/tensorboard --logdir lightning_logs/quickstart",
-        r"Your own images  \S+/kd-lightning compress -c folder .*",
+        r"Your own images  \S+/kd-lightning compress -c photos .*",
     ]
     assert len(lines) == len(patterns), ended.stdout
     for line, pattern in zip(lines, patterns, strict=True):
@@ -177,7 +177,7 @@ def test_the_next_command_is_one_that_compress_takes(
     for number in range(5):
         (tmp_path / "my_images" / str(number)).mkdir(parents=True)
     printed = kd(*shlex.split(quickstart.OWN_IMAGES), "--print")
-    assert "fit -c folder/distill" in printed
+    assert "fit -c photos/distill" in printed
 
 
 def test_the_shell_script_installs_once_and_passes_its_options_on(tmp_path: Path) -> None:
