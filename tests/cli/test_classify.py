@@ -82,7 +82,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train/ant", "train/bee", "predict"):
         (folder / "photos" / name).mkdir(parents=True)
         for number in range(6):
-            photograph(48, 48, seed=number).save(folder / "photos" / name / f"{number}.jpg")
+            photograph(48, 48, seed=number + 100 * (name == "train/bee")).save(
+                folder / "photos" / name / f"{number}.jpg"
+            )
     (folder / "photos" / "predict" / "1.jpg").write_bytes(b"no image")
     cut = folder / "photos" / "predict" / "4.jpg"
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
