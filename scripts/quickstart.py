@@ -29,7 +29,6 @@ FITS = {
     "alone": [
         *("-c", "digits/student", FEW, "--data.labelled_only=true"),
         *("--trainer.max_epochs=1020", "--trainer.check_val_every_n_epoch=17"),
-        *("--model.learning_rate=1.0", "--model.weight_decay=0.02"),  # the best of quickstart_choice.py
     ],
     "distilled": ["-c", "digits/distill", FEW, "--trainer.max_epochs=60"],
 }
