@@ -46,7 +46,7 @@ def main() -> None:
     rows["teacher"] = run("teacher", teacher, ["--trainer.max_epochs=30", *more], options.seed)
     rows["alone"] = run("student", options.folder / "alone", [*ALONE, *more], options.seed)
     for method in options.methods or methods():
-        taught = [] if method == "uskd" else ["--teacher", str(teacher)]
+        taught = [] if method == "uskd" else ["--teacher", str(teacher / "run")]
         rows[method] = run(method, options.folder / method, [*FEW, *EPOCHS, *taught, *more], options.seed)
         (options.folder / "results.json").write_text(
             json.dumps({k: row._asdict() for k, row in rows.items()}, indent=1)

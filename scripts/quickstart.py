@@ -143,7 +143,8 @@ def gap_closed(alone: Path) -> list[str]:
     """Return the words that add a curve of the gap closed between a run of the student alone and the teacher."""
     from kd_lightning.runs.run import Run
 
-    return ["--trainer.callbacks+=kd_lightning.callbacks.GapClosed", f"--trainer.callbacks.alone={Run(alone).best_file}"]
+    best = Run(alone).best_file
+    return ["--trainer.callbacks+=kd_lightning.callbacks.GapClosed", f"--trainer.callbacks.alone={best}"]
 
 
 def run_folder(folder: Path, name: str, seed: int) -> Path:
