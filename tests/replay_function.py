@@ -21,8 +21,9 @@ class ReplayFunction(pl.Callback):
         self.captures = self.replays = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if hasattr(trainer.datamodule, "augments_in_step"):
-            trainer.datamodule.augments_in_step = True
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(data, "augments_in_step"):
+            data.augments_in_step = True
         self.device, self.began_at = pl_module.device, trainer.global_step
         pl_module.graphed_step = GraphedStep(pl_module, trainer.optimizers[0], self.capture)
         pl_module.graphed_step.attach()

@@ -134,10 +134,8 @@ def test_hidden_labels_are_not_mixed_in() -> None:
 
 
 def test_a_teachers_stored_outputs_serve_runs_with_other_labels_but_not_with_other_images() -> None:
-    fingerprints = [
-        DigitsDataModule(views=2, **options).fingerprint()
-        for options in ({}, {"labels_per_class": 10}, {"labels_per_class": 10, "labelled_only": True})
-    ]
+    given: list[dict[str, Any]] = [{}, {"labels_per_class": 10}, {"labels_per_class": 10, "labelled_only": True}]
+    fingerprints = [DigitsDataModule(views=2, **options).fingerprint() for options in given]
     assert fingerprints[0] == fingerprints[1]
     assert fingerprints[1]["images"] != fingerprints[2]["images"]
 

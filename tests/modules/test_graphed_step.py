@@ -185,6 +185,7 @@ class ReplacesBuffer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.network = network()
+        self.seen: Tensor
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -307,6 +308,6 @@ def test_a_cuda_graph_equals_its_function_and_resumes_to_the_same_bits(
     saver = SaveAfterBatchesAndEpochs(tmp_path)
     graphed, plain = run([saver], cuda_graph=True), run([])
     for key, value in graphed.items():
-        torch.testing.assert_close(value, plain[key], rtol=2e-2, atol=2e-3, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(value, plain[key], rtol=2e-2, atol=2e-3, msg=f"{key}: {{}}".format)
     for path in saver.paths[:4]:
         assert_equal(run([], path, cuda_graph=True), graphed)

@@ -63,7 +63,7 @@ def test_shapes_of_a_loader_of_ones_own_are_left_to_torch(
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     record = RecordsCompilation(monkeypatch)
-    batches = DataLoader([(torch.randn(8, 1, 8, 8), torch.arange(8))], batch_size=None)  # type: ignore[arg-type]
+    batches: DataLoader[Any] = DataLoader([(torch.randn(8, 1, 8, 8), torch.arange(8))], batch_size=None)  # type: ignore[arg-type]
     make_trainer(limit_val_batches=0).fit(TeacherModule(small(), compile=True), batches)
     ((_, options),) = record.compiled
     assert options == {"mode": None, "dynamic": None}
