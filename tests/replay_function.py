@@ -25,8 +25,9 @@ class ReplayFunction(pl.Callback):
         if hasattr(data, "augments_in_step"):
             data.augments_in_step = True
         self.device, self.began_at = pl_module.device, trainer.global_step
-        pl_module.graphed_step = GraphedStep(pl_module, trainer.optimizers[0], self.capture)
-        pl_module.graphed_step.attach()
+        graphed_step = GraphedStep(pl_module, trainer.optimizers[0], self.capture)
+        graphed_step.attach()
+        pl_module.acceleration.graphed_step = graphed_step
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         self.captures += 1

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -27,17 +27,14 @@ from kd_lightning.checkpoints.trust import unserializable
 from kd_lightning.data.batch import images_for_teacher
 from kd_lightning.data.protocol import FollowsNetworks, is_image_data
 from kd_lightning.data.read_batch import read_batch, read_to_predict
-from kd_lightning.errors import UserError
 from kd_lightning.features import logits_of
-from kd_lightning.losses import Objective
 from kd_lightning.modules import optim
+from kd_lightning.modules.acceleration import Acceleration
 from kd_lightning.modules.class_weights import ClassWeights, build_class_weights, check_class_weights
 from kd_lightning.modules.evaluation import LoaderEvaluations, Prediction
 from kd_lightning.modules.example_images import example_images
-from kd_lightning.modules.graph_choice import describe_graph, reads_no_batches, why_not_graphed
-from kd_lightning.modules.graphed_step import GraphedStep
 from kd_lightning.modules.schedule import SchedulerFactory
-from kd_lightning.networks.compiled import CompileMode, compile_in_place, keep_kernels, unwrap_compiled
+from kd_lightning.networks.compiled import CompileMode, unwrap_compiled
 from kd_lightning.networks.data_config import DataConfig, check_same_classes, data_config, train_on
 from kd_lightning.networks.description import apply_description, describe_network
 from kd_lightning.networks.dry_run import (
@@ -131,10 +128,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.optimization = optim.Optimization(
             learning_rate, weight_decay, optimizer, lr_scheduler, lr_interval, lr_monitor
         )
-        self.compiles = compile or compiled
-        if compile_mode is not None and not self.compiles:
-            raise UserError(f"compile_mode={compile_mode!r} has no effect without compile; set compile to true.")
-        self.compile_mode: CompileMode = compile_mode or "default"
+        self.acceleration = Acceleration(compile or compiled, compile_mode, cuda_graph)
         check_class_weights(class_weights)
         self.given_class_weights = class_weights
         self.class_weights: Tensor | None = None
@@ -146,10 +140,6 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.epoch_metrics = EpochMetrics()
         self.finite_guard = FiniteGuard(on_nonfinite, self.epoch_metrics)
         self._all_labelled = False
-        if cuda_graph not in (True, False, "auto"):
-            raise UserError(f"cuda_graph must be true, false or 'auto', got {cuda_graph!r}.")
-        self.cuda_graph = cuda_graph
-        self.graphed_step: GraphedStep | None = None
         # of the subclass's constructor too, which is on the stack
         objects = ("network", "student", "teacher", "losses", "optimizer", "lr_scheduler")
         self.save_hyperparameters(ignore=unserializable(*objects))
@@ -188,26 +178,10 @@ class ClassificationModule(pl.LightningModule, ABC):
         if images is not None:
             self.dry_run(images)
         if stage == "fit" and self.compiles:
-            self._compile()
+            self.acceleration.compile(self.network, getattr(self, "losses", None), self.data_module)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):
                 callback.setup(self.trainer, self, stage)  # it has copied the module before this hook finished it
-
-    def _compile(self) -> None:
-        folder = keep_kernels()
-        rank_zero_info(
-            "Compiling: the first steps of training and of validation may take minutes"
-            + ("." if folder is None else f"; a later run finds the kernels in {folder}.")
-        )
-        compile_in_place(self.network, self.compile_mode, fixed_shapes=self.has_fixed_shapes)
-        losses = getattr(self, "losses", None)
-        if isinstance(losses, Objective) and losses.capturable:
-            compile_in_place(losses, self.compile_mode, fixed_shapes=self.has_fixed_shapes)
-
-    @property
-    def has_fixed_shapes(self) -> bool:
-        """The knowledge that training batches have one shape, those of a data module of this package."""
-        return is_image_data(self.data_module)
 
     def dry_run(self, images: Tensor) -> None:
         """Run the network on two images, to choose its memory format and to learn the number of classes.
@@ -278,48 +252,27 @@ class ClassificationModule(pl.LightningModule, ABC):
         self._all_labelled = is_image_data(data) and data.all_labelled
         weights = build_class_weights(self.given_class_weights, data, self.num_classes or 0)
         self.class_weights = None if weights is None else weights.to(self.device)
-        if self.cuda_graph is True:
-            self._begin_graphed_steps()
-
-    def _begin_graphed_steps(self) -> None:
-        if hasattr(self.data_module, "augments_in_step"):
-            self.data_module.augments_in_step = reads_no_batches(self.trainer)
-        self.graphed_step = GraphedStep(self, self.trainer.optimizers[0])
-        self.graphed_step.attach()
-
-    def _end_graphed_steps(self) -> None:
-        if hasattr(self.data_module, "augments_in_step"):
-            self.data_module.augments_in_step = False
-        if self.graphed_step is not None:
-            self.graphed_step.detach()
-            self.graphed_step = None
-
-    @property
-    def _replayed(self) -> bool:
-        """The knowledge that Lightning's hooks after the step find nothing left to do."""
-        return self.graphed_step is not None and self.graphed_step.replayed
+        self.acceleration.begin(self)
 
     def on_train_end(self) -> None:
         """Free a CUDA graph."""
-        self._end_graphed_steps()
+        self.acceleration.end(self.data_module)
 
     def on_fit_start(self) -> None:
         """Train at the learning rate of the module, also if it was found after the optimizer was built."""
-        self._end_graphed_steps()  # of a run that an error has ended
+        self.acceleration.end(self.data_module)  # of a run that an error has ended
         optim.use_found_rate(self.trainer, self.learning_rate)
-        reason = why_not_graphed(self) if self.cuda_graph is True else None
-        if reason is not None:
-            raise UserError(f"The training step cannot be a CUDA graph, since {reason}, or set cuda_graph to false.")
+        self.acceleration.check_graph(self)
+
+    @property
+    def compiles(self) -> bool:
+        """The choice to compile the network in ``fit``."""
+        return self.acceleration.compiles
 
     def describe_speed(self) -> list[str]:
         """Return what makes the network fast, and what else could."""
-        mode = "" if self.compile_mode == "default" else f", mode {self.compile_mode}"
-        compiled = (
-            f"is compiled{mode}" if self.compiles else "is not compiled (compile=true may be faster in long runs)"
-        )
         contiguous = "the network runs in contiguous memory (reshape in place of view allows channels-last)"
-        memory = [] if self.convert_input.channels_last else [contiguous]
-        return [f"the network {compiled}", *memory, *describe_graph(self)]
+        return [*self.acceleration.describe(self), *([] if self.convert_input.channels_last else [contiguous])]
 
     def faster_steps(self) -> list[str]:
         """Return imperatives with the settings that may shorten training steps."""
@@ -327,17 +280,17 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Prepare torch's fused SGD for updates that may be skipped."""
-        if not self._replayed:
+        if not self.acceleration.replayed:
             optim.init_momentum_buffers(optimizer)
 
     def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
         """Compute the gradients, unless a CUDA graph has."""
-        if not self._replayed:
+        if not self.acceleration.replayed:
             super().backward(loss, *arguments, **options)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Forget the gradients of the last step, unless a CUDA graph has computed those of this one."""
-        if not self._replayed:
+        if not self.acceleration.replayed:
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def configure_gradient_clipping(
@@ -347,7 +300,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as Lightning does, unless the update is skipped: torch cannot clip by value without gradients."""
-        if self._replayed and not self.is_captured:
+        if self.acceleration.replayed and not self.acceleration.capturing:
             return
         if any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"]):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -369,13 +322,8 @@ class ClassificationModule(pl.LightningModule, ABC):
             StepRecord(trainer.current_epoch, trainer.global_step, {**terms, "loss": loss}, shown)
         )
         self.epoch_metrics.add(loss, terms, logits, labels, all_labelled=self.all_labelled)
-        if not self.is_captured:
+        if not self.acceleration.capturing:
             self.log_progress(loss)
-
-    @property
-    def is_captured(self) -> bool:
-        """The knowledge that a step runs in order to be captured."""
-        return self.graphed_step is not None and self.graphed_step.capturing
 
     def log_progress(self, loss: Tensor) -> None:
         """Log the loss of a step and the learning rate every ``log_every_n_steps``."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kd_lightning.callbacks.fetch_timer import CACHING, TEACHER, measured
 from kd_lightning.callbacks.teacher_check import TeacherCheck
 from kd_lightning.data.batch import LoadedBatch, images_for_teacher
+from kd_lightning.data.protocol import is_image_data
 from kd_lightning.data.read_batch import read_batch
 from kd_lightning.errors import UserError
 from kd_lightning.features import FeatureTap, Outputs
@@ -112,7 +113,7 @@ class DistillationModule(ClassificationModule):
         if self.frozen_teacher is None:
             return None
         # a graph has no clock inside
-        with nullcontext() if self.is_captured else measured(self.trainer, TEACHER):
+        with nullcontext() if self.acceleration.capturing else measured(self.trainer, TEACHER):
             return self.frozen_teacher(images_for_teacher(batch), batch.ids)
 
     def reference_logits(self, images: Tensor, batch_idx: int | None = None) -> Tensor | None:
@@ -232,8 +233,8 @@ class DistillationModule(ClassificationModule):
         self.frozen_teacher.optimize_for_inference(
             to_input_dtype(images, self.network),
             dtype,
-            self.compile_mode if self.compiles else None,
-            fixed_shapes=self.has_fixed_shapes,
+            (self.acceleration.mode or "default") if self.compiles else None,
+            fixed_shapes=is_image_data(self.data_module),
         )
         if self.teacher_cache is not False:
             self._open_cache(self.frozen_teacher, self.teacher_cache)

@@ -30,9 +30,6 @@ _WITH_BATCH = "on_train_batch_start", "on_train_batch_end"
 class _Module(Protocol):
     trainer: pl.Trainer
     finite_guard: FiniteGuard
-    cuda_graph: bool | str
-    compiles: bool
-    compile_mode: str
     losses: Mapping[str, Term]
 
 
@@ -45,12 +42,16 @@ def why_not_graphed(module: pl.LightningModule) -> str | None:
     return next(reasons_against_graph(module), None)
 
 
-def describe_graph(module: pl.LightningModule) -> list[str]:
-    """Return the part of the sentence on speed that is about CUDA graphs; on other devices there is none."""
-    own = cast("_Module", module)
-    if own.cuda_graph is True:
+def describe_graph(module: pl.LightningModule, cuda_graph: bool | str) -> list[str]:
+    """Return the part of the sentence on speed that is about CUDA graphs; on other devices there is none.
+
+    Args:
+        module: The module in ``fit``.
+        cuda_graph: The setting.
+    """
+    if cuda_graph is True:
         return ["the training step is a CUDA graph"]
-    if own.cuda_graph is False or own.trainer.strategy.root_device.type != "cuda":
+    if cuda_graph is False or module.trainer.strategy.root_device.type != "cuda":
         return []
     reason = why_not_graphed(module)
     return [
@@ -84,8 +85,6 @@ def _reasons(module: _Module) -> Iterator[str]:
         yield "a gradient scaler waits for the device in each step; set trainer.precision to bf16-mixed"
     if trainer._detect_anomaly:  # it has no public name
         yield "anomalies are looked for in each step; set trainer.detect_anomaly to false"
-    if module.compiles and module.compile_mode in ("reduce-overhead", "max-autotune"):
-        yield f"compile_mode {module.compile_mode!r} captures graphs itself; set it to max-autotune-no-cudagraphs"
     if module.finite_guard.mode == "skip":
         yield "steps that are not finite are undone from outside; set on_nonfinite to stop"
     yield from _reasons_of_optimizers(trainer)

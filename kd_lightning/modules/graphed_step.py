@@ -50,7 +50,6 @@ class _Module(Protocol):
     trainer: pl.Trainer
     finite_guard: FiniteGuard
     epoch_metrics: EpochMetrics
-    graphed_step: "GraphedStep | None"
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor: ...
 

@@ -236,6 +236,8 @@ def test_a_graph_is_refused_on_a_cpu_before_the_first_step(make_trainer: Trainer
 def test_another_value_is_refused() -> None:
     with pytest.raises(UserError, match="cuda_graph must be true, false or 'auto', got 'on'"):
         teacher(cuda_graph="on")
+    with pytest.raises(UserError, match="captures graphs of its own"):
+        teacher(cuda_graph=True, compile=True, compile_mode="reduce-overhead")
 
 
 def crd() -> DistillationModule:
@@ -300,7 +302,7 @@ def test_a_cuda_graph_equals_its_function_and_resumes_to_the_same_bits(
             max_epochs=2, accelerator="gpu", devices=1, callbacks=callbacks, deterministic=True, **trainer_options
         )
         module = build()
-        module.cuda_graph = module_options.get("cuda_graph", "auto")
+        module.acceleration.cuda_graph = module_options.get("cuda_graph", "auto")
         trainer.fit(module, DigitsDataModule(batch_size=256, **options), ckpt_path=path, weights_only=True)
         state = final_state(trainer)
         return {name: value for name, value in state.items() if name not in ("train/loss_step", "learning_rate")}
