@@ -274,6 +274,7 @@ def test_the_best_setting_is_among_those_with_the_most_seeds() -> None:
     assert choice.best([{"val_accuracy": values} for values in ([0.7, 0.8, 0.7], [0.9, 0.9], [0.8, 0.6, 0.7])]) == 0
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
 def test_a_choice_reads_the_best_epoch_on_validation_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choice = importlib.import_module("quickstart_choice")
     monkeypatch.setattr("sys.argv", [])
