@@ -1,7 +1,7 @@
-"""Write the README's tables and the plot of the runs that reproduce_cifar10.py left in lightning_logs/published.
+"""Write the tables of lightning_logs/published/README.md and the plot of the runs that reproduce_cifar10.py left there.
 
 python scripts/published_results.py            # prints the tables
-python scripts/published_results.py --write    # writes them into README.md and draws the plot
+python scripts/published_results.py --write    # writes them into that file and draws the plot
 """
 
 import argparse
@@ -27,13 +27,13 @@ def main() -> None:
     """Print the tables, and write them if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--write", action="store_true", help="write the tables into README.md and draw the plot")
+    group.add_argument("--write", action="store_true", help="write the tables into their README.md and draw the plot")
     group.add_argument("--folder", type=Path, default=PUBLISHED, help="folder of other runs")
     options = parser.parse_args()
     rows = published(options.folder)
     print(table(rows), search_table(rows), sep="\n\n")
     if options.write:
-        readme = ROOT / "README.md"
+        readme = PUBLISHED / "README.md"
         readme.write_text(with_tables(readme.read_text(), rows))
         PICTURE.write_text(picture(rows))
 
