@@ -1,4 +1,4 @@
-"""What makes the steps of a module faster at a price: compilation, and CUDA graphs."""
+"""Compilation and CUDA graphs: they make the steps of a module faster, at a price."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
