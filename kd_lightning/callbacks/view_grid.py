@@ -54,8 +54,9 @@ def first_views(trainer: pl.Trainer, classes: Sequence[str], *, count: int = 4, 
         if not isinstance(raw, RawBatch):  # an image cannot be read, which the loader will report
             return None
         parts.append(read_batch(finished(trainer.strategy.batch_to_device(raw), data), labelled=False))
-    images = torch.stack([part.images.detach().cpu() for part in parts], dim=1).flatten(0, 1)
-    captions = [label_captions(part.labels, classes) for part in parts]
+    # of two views in a batch the first
+    images = torch.stack([part.images[:count].detach().cpu() for part in parts], dim=1).flatten(0, 1)
+    captions = [label_captions(part.labels[:count], classes) for part in parts]
     return Views(
         images,
         [f"{captions[epoch][row]}\nepoch {epoch}" for row in range(count) for epoch in range(len(parts))],

@@ -45,8 +45,8 @@ def candidates(words: Sequence[str]) -> list[str]:
         words: Words after `kd-lightning`, as far as they are typed.
 
     Example:
-        >>> candidates(["co"]), candidates(["fit", "-c", "digits/di"]), candidates(["fit", "--trainer.prec"])
-        (['compare', 'completion', 'compress'], ['digits/dist', 'digits/distill'], ['--trainer.precision'])
+        >>> candidates(["co"]), candidates(["fit", "-c", "digits/dk"]), candidates(["fit", "--trainer.prec"])
+        (['compare', 'completion', 'compress'], ['digits/dkd'], ['--trainer.precision'])
     """
     *before, current = words
     if not before:

@@ -20,6 +20,8 @@ def exit_on_error(command: str, *others: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # the reader, as head, has enough
+        raise
     except Exception as error:
         message = user_message(error)
         if message is None:

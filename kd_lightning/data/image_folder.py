@@ -60,7 +60,7 @@ class ImageFolderDataModule(PhotographDataModule):
         ...         for number in range(20):
         ...             file = Path(folder, "train", name, f"{number}.png")
         ...             file.parent.mkdir(parents=True, exist_ok=True)
-        ...             Image.new("RGB", (60, 40)).save(file)
+        ...             Image.new("RGB", (60, 40), (number, 0, len(name) * (name == "dogs"))).save(file)
         ...     data = ImageFolderDataModule(folder, image_size=32, batch_size=4)
         ...     data.setup("fit")
         ...     batch = next(iter(data.train_dataloader()))

@@ -20,6 +20,11 @@ class Outputs(NamedTuple):
         logits: Output of the network, ``(B, C)`` for a classifier.
         features: Output of each tapped layer by its dotted name, for example ``(B, channels, H, W)``.
             :class:`FeatureTap` returns them as :class:`Features`, with the grids of tokens.
+
+    Example:
+        >>> outputs = Outputs(torch.zeros(2, 10), {"layer1": torch.zeros(2, 4, 8, 8)})
+        >>> outputs.features["layer1"].shape
+        torch.Size([2, 4, 8, 8])
     """
 
     logits: Tensor
@@ -185,6 +190,10 @@ def layer_shapes(network: nn.Module, images: Tensor) -> dict[str, tuple[int, ...
     Args:
         network: Any network.
         images: Batch of images for it, ``(B, channels, H, W)``.
+
+    Example:
+        >>> layer_shapes(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.rand(2, 3, 8, 8))
+        {'0': (2, 4, 6, 6), '1': (2, 4, 6, 6)}
     """
     shapes: dict[str, tuple[int, ...]] = {}
     names = {module: name for name, module in network.named_modules() if name}
@@ -205,7 +214,16 @@ def layer_shapes(network: nn.Module, images: Tensor) -> dict[str, tuple[int, ...
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Switch to eval mode and no gradient while the context lasts, and restore the mode of each layer."""
+    """Switch to eval mode and no gradient while the context lasts, and restore the mode of each layer.
+
+    Example:
+        >>> network = nn.Linear(2, 3)
+        >>> with evaluating(network):
+        ...     network.training, network(torch.zeros(1, 2)).requires_grad
+        (False, False)
+        >>> network.training
+        True
+    """
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -252,6 +270,10 @@ def logits_of(output: object, network: nn.Module) -> Tensor:
 
     Raises:
         UserError: If the output is something else.
+
+    Example:
+        >>> logits_of(torch.zeros(2, 3), nn.Linear(2, 3)).shape
+        torch.Size([2, 3])
     """
     if isinstance(output, tuple) and len(output) == 2 and getattr(network, "distilled_training", False):
         of_class, of_distillation = output

@@ -17,6 +17,10 @@ class Grid(NamedTuple):
         prefix: Number of tokens at the front that have no place: class, distillation and register tokens.
         height: Rows of the tokens after them.
         width: Columns; ``N = prefix + height * width``.
+
+    Example:
+        >>> find_grid(197, image_size=(224, 224))
+        Grid(prefix=1, height=14, width=14)
     """
 
     prefix: int
@@ -30,6 +34,12 @@ class Features(dict[str, Tensor]):
     Args:
         features: Output of each layer.
         grids: Grid of each layer that returns tokens ``(B, N, C)``, as far as it is known.
+
+    Example:
+        >>> import torch
+        >>> features = Features({"norm": torch.rand(2, 17, 8)}, {"norm": Grid(1, 2, 8)})
+        >>> grid_of(features, "norm")
+        Grid(prefix=1, height=2, width=8)
     """
 
     def __init__(self, features: Mapping[str, Tensor], grids: Mapping[str, Grid]) -> None:

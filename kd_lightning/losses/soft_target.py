@@ -58,6 +58,7 @@ class SoftTargetLoss(DistillationLoss):
         ValueError: If the temperature is not above 0.
 
     Example:
+        >>> import torch
         >>> loss = SoftTargetLoss(temperature=4.0, weight=0.9)
         >>> student, teacher = Outputs(torch.zeros(1, 2)), Outputs(torch.tensor([[4.0, 0.0]]))
         >>> loss(student, teacher, torch.tensor([0]))

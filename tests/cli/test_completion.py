@@ -62,7 +62,7 @@ def test_all_recipes_are_offered(kd: Command) -> None:
     ("line", "expected"),
     [
         (["kd-lightning", "doc"], ["doctor"]),
-        (["kd-lightning", "fit", "-c", "digits/dis"], ["digits/dist", "digits/distill"]),
+        (["kd-lightning", "fit", "-c", "digits/dis"], ["digits/dist", "digits/dist_plus", "digits/distill"]),
         (["kd-lightning", "fit", "--trainer.accelerator", "=", "g"], ["gpu"]),  # as bash divides words
         (["kd-lightning", "fit", "--trainer.accelerator", "="], ["auto", "cpu", "gpu"]),
         (["kd-lightning", "fit", "--data.root", "my_"], ["my_images/"]),

@@ -102,7 +102,7 @@ def save_images(root: Path, colour: int = 0) -> None:
         for number in range(20):
             file = root / "train" / name / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (10, 8), (colour, 12 * number, 0)).save(file)
+            Image.new("RGB", (10, 8), (colour, 12 * number, len(name) + (name == "bees"))).save(file)
 
 
 def test_a_moved_folder_of_images_is_found(kd: Command, tmp_path: Path) -> None:
@@ -113,21 +113,21 @@ def test_a_moved_folder_of_images_is_found(kd: Command, tmp_path: Path) -> None:
         "--model.network.widths=[4]",
     ]
     data = ["--data.root=my_images", "--data.image_size=8", "--data.batch_size=4", "--model.network.num_classes=2"]
-    kd("fit", "-c", "folder/student", *network, *data, *QUICK)
+    kd("fit", "-c", "photos/student", *network, *data, *QUICK)
     shutil.copytree("my_images", "decoy/images")
     Path("decoy/images/train/ants/3.png").unlink()
     (tmp_path / "elsewhere").mkdir()
     shutil.move("my_images", "elsewhere/insects")
-    printed = kd("validate", "-c", "folder/student", *QUIET)
+    printed = kd("validate", "-c", "photos/student", *QUIET)
     assert "my_images has moved: elsewhere/insects has the same images." in printed
     assert "val/accuracy" in printed
-    data_module = Run.find("folder/student").data()
+    data_module = Run.find("photos/student").data()
     assert data_module is not None
     assert Path(data_module.root) == Path("elsewhere/insects")  # type: ignore[attr-defined]
     shutil.rmtree("elsewhere")
     shutil.rmtree("decoy")
     with pytest.raises(SystemExit, match="There is no folder 'my_images"):
-        kd("validate", "-c", "folder/student", *QUIET)
+        kd("validate", "-c", "photos/student", *QUIET)
 
 
 def test_folders_with_the_same_names_and_other_files_are_not_taken(
