@@ -6,6 +6,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from kd_lightning.callbacks.class_results import class_results
+from kd_lightning.cli.tables import print_table
 
 _ALL = 20
 """Classes up to which all are printed."""
@@ -20,7 +21,6 @@ def print_class_table(confusion: Tensor, classes: Sequence[str]) -> None:
         confusion: Counts ``(C, C)``, true classes in rows.
         classes: C names.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -34,4 +34,4 @@ def print_class_table(confusion: Tensor, classes: Sequence[str]) -> None:
     for result in results:
         fractions = ["-" if value is None else f"{value:.1%}" for value in (result.accuracy, result.precision)]
         table.add_row(Text(result.name), str(result.images), *fractions, Text(result.taken_for))
-    Console().print(table)
+    print_table(table)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from kd_lightning.cli.tables import print_table
 from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.files.atomic import atomic_write
 from kd_lightning.runs.run import Run
@@ -18,7 +19,6 @@ def compare(runs: list[str], output: str | None = None) -> None:
     Raises:
         FileNotFoundError: If a run was not tested yet.
     """
-    from rich.console import Console
     from rich.table import Table
 
     rows = [_row(run) for run in runs]
@@ -28,7 +28,7 @@ def compare(runs: list[str], output: str | None = None) -> None:
         table.add_column(title, justify="left" if title == "run" else "right", no_wrap=title == "run")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    print_table(table)
     if output is not None:
         lines = [titles, ["---"] + ["---:"] * (len(titles) - 1), *rows]
         with atomic_write(Path(output)) as file:

@@ -8,6 +8,7 @@ from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
 
+from kd_lightning.cli.tables import print_table
 from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.files.byte_count import describe_bytes
 from kd_lightning.runs.run import CHECKPOINTS, CONFIG, FIT, LOGS, TEST, Run
@@ -62,7 +63,6 @@ def _list(folder: Path) -> None:
     found = Run.all_below(folder)
     shown = [run for run in found if not run.is_published]
     if shown:
-        from rich.console import Console
         from rich.table import Table
 
         table = Table()
@@ -71,7 +71,7 @@ def _list(folder: Path) -> None:
         problems: list[str] = []
         for run in shown:
             table.add_row(*_row(run, folder, problems))
-        Console().print(table)
+        print_table(table)
         for problem in problems:
             print(problem)
     published = len(found) - len(shown)

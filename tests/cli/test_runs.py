@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,3 +167,13 @@ def test_published_runs_are_counted_and_not_listed(kd: Command) -> None:
     printed = kd("runs")
     assert "1 published runs are in lightning_logs/published" in printed
     assert "kd_10" not in printed
+
+
+def test_a_table_in_a_file_shows_whole_names(tmp_path: Path) -> None:
+    name = "a_recipe_of_a_long_name/" + 90 * "x" + "/version_0"
+    (tmp_path / "lightning_logs" / name).mkdir(parents=True)
+    (tmp_path / "lightning_logs" / name / "config.yaml").write_text("seed_everything: 0\n")
+    (tmp_path / "lightning_logs" / name / "test.json").write_text('{"accuracy": 0.5}')
+    command = [sys.executable, "-m", "kd_lightning", "runs"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert name in done.stdout
