@@ -72,6 +72,9 @@ class GraphedStep:
     backward pass, the clipping and the update, find nothing left to do, while Lightning counts, logs, schedules and
     saves as always. A batch of another form, such as a shorter last one, takes an ordinary step.
 
+    On a GPU the verdict on a step is read after the next replay: an error names the right step, but the ranges that it
+    shows are then those of the step after it.
+
     Before a capture the step runs a few times. Weights, buffers, the optimizer's state and the means are restored
     afterwards, so that the first step, also that of a resumed run, is a replay like all others. A step is captured
     again when other weights are trained, or the optimizer's settings (but for learning rates) have changed.
