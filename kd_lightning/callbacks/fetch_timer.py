@@ -97,10 +97,9 @@ class FetchTimer(Profiler):
 
         It waits for the device.
         """
-        while self._running:
-            action, (begin, end, _) = self._running.popleft()
-            end.synchronize()
-            self._actions[action] += begin.elapsed_time(end) / 1000
+        if self._running:
+            self._running[-1][1].end.synchronize()
+        self._add_finished()
         return self._waited + self.waiting(wait=True), self._actions[TEACHER], self._actions[CACHING]
 
     def profile(self, action_name: str) -> AbstractContextManager[str | None]:  # type: ignore[override]
@@ -145,9 +144,13 @@ class FetchTimer(Profiler):
             self._actions[action] += seconds
             return
         self._running.append((action, _Wait(begin, end, seconds)))
+        self._add_finished()
+
+    def _add_finished(self) -> None:
+        """Add the actions that the device has finished."""
         while self._running and self._running[0][1].end.query():
-            done, (first, last, _) = self._running.popleft()
-            self._actions[done] += first.elapsed_time(last) / 1000
+            action, (begin, end, _) = self._running.popleft()
+            self._actions[action] += begin.elapsed_time(end) / 1000
 
     def _add(self, seconds: float) -> None:
         self._waiting += seconds

@@ -7,7 +7,6 @@ from kd_lightning.cli.image_survey import Survey, survey
 from kd_lightning.errors import OutputExistsError, UserError
 from kd_lightning.files.atomic import atomic_write
 from kd_lightning.files.byte_count import describe_bytes
-from kd_lightning.recipes import compress_stages
 
 RECIPES = ("photos/finetune", "photos/distill")
 """Recipes that train on a user's own images: a teacher, and its student. Their options are those of their folder."""
@@ -36,21 +35,13 @@ def init(name: str, folder: str) -> None:
     if file.parent != Path() and not file.parent.is_dir():
         raise UserError(f"There is no folder {str(file.parent)!r} to write {file.name} into; create it first.")
     found = survey(Path(folder).expanduser())
-    commands = [_command(recipe, file, found) for recipe in RECIPES]
+    commands = [f"kd-lightning fit -c {recipe} -c {shlex.quote(str(file))}" for recipe in RECIPES]
     with atomic_write(file) as opened:
         opened.write(_text(found, folder, commands, shlex.join(["kd-lightning", "init", name, folder])).encode())
     print("\n".join(f"{line}." for line in found.lines))
     print(f"\n{file} is written; look into it, and then fine-tune a teacher and distill it into a student:")
     for command in commands:
         print(f"  {command}")
-
-
-def _command(recipe: str, file: Path, found: Survey) -> str:
-    """Return the command that trains a recipe on the images, with what its folder needs to know of them."""
-    family, _, method = recipe.partition("/")
-    _, values = compress_stages(family)
-    options = values.get(f"{method}_options", "").format(num_classes=len(found.classes))
-    return f"kd-lightning fit -c {recipe} -c {shlex.quote(str(file))} {options}".rstrip()
 
 
 def _text(found: Survey, folder: str, commands: list[str], written_by: str) -> str:

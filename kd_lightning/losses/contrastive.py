@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._checks import check_positive
 from kd_lightning.losses._gather import all_gather_grad
 from kd_lightning.losses._labels import class_indices
 from kd_lightning.losses._normalize import normalize
@@ -122,8 +123,7 @@ class ContrastiveLoss(DistillationLoss):
         super().__init__(
             weight=weight, student_layers=student_layers, teacher_layers=teacher_layers, warmup_epochs=warmup_epochs
         )
-        if not temperature > 0:
-            raise UserError(f"temperature must be above 0, got {temperature}.")
+        check_positive(temperature=temperature)
         if dimensions < 1 or queue_size < 1:
             raise UserError(f"dimensions and queue_size must be >= 1, got {dimensions} and {queue_size}.")
         self.dimensions = dimensions

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._checks import check_positive
 from kd_lightning.losses._labels import (
     class_indices,
     class_or_not,
@@ -96,8 +97,7 @@ class DecoupledLoss(DistillationLoss):
         warmup_epochs: int = 20,
     ) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)
-        if not temperature > 0:
-            raise UserError(f"temperature must be above 0, got {temperature}.")
+        check_positive(temperature=temperature)
         if not (alpha >= 0 and beta >= 0):
             raise UserError(f"alpha and beta must be >= 0, got {alpha} and {beta}.")
         self.alpha = alpha

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._checks import check_positive
 from kd_lightning.losses._gather import all_gather_grad
 from kd_lightning.losses._normalize import center
 from kd_lightning.losses._precision import in_full_precision
@@ -91,8 +92,7 @@ class DistLoss(DistillationLoss):
         warmup_epochs: int = 0,
     ) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)
-        if not temperature > 0:
-            raise UserError(f"temperature must be above 0, got {temperature}.")
+        check_positive(temperature=temperature)
         if not (beta >= 0 and gamma >= 0):
             raise UserError(f"beta and gamma must be >= 0, got {beta} and {gamma}.")
         self.temperature = temperature

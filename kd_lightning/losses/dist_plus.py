@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._checks import check_positive
 from kd_lightning.losses._gather import all_gather_grad
 from kd_lightning.losses._normalize import center
 from kd_lightning.losses._pairs import map_pairs, match_dtype, same_size
@@ -142,8 +143,7 @@ class DistPlusLoss(DistillationLoss):
             raise UserError(
                 f"DistPlusLoss compares one pair of maps, got the layers {list(self.student_layers)}; name one."
             )
-        if not tau > 0:
-            raise UserError(f"tau must be above 0, got {tau}.")
+        check_positive(tau=tau)
         if not min(beta, gamma, iota, kappa) >= 0:
             raise UserError(f"beta, gamma, iota and kappa must be >= 0, got {beta}, {gamma}, {iota} and {kappa}.")
         self.beta = beta

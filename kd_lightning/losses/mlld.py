@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._checks import check_positive
 from kd_lightning.losses._confidence import less_confident, masked_share
 from kd_lightning.losses._gather import all_gather_grad
 from kd_lightning.losses._labels import divergence
@@ -292,8 +292,7 @@ class MLLDLoss(DistillationLoss):
         warmup_epochs: int = 0,
     ) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)
-        if not temperature > 0:
-            raise UserError(f"temperature must be above 0, got {temperature}.")
+        check_positive(temperature=temperature)
         self.temperature = temperature
         self.two_views = two_views
         self.views = 2 if two_views else 1

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._checks import check_positive
 from kd_lightning.losses._labels import (
     class_indices,
     label_column,
@@ -83,8 +84,7 @@ class NKDLoss(DistillationLoss):
         self, *, weight: float = 1.0, temperature: float = 3.0, gamma: float = 3.5, warmup_epochs: int = 0
     ) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)
-        if not temperature > 0:
-            raise UserError(f"temperature must be above 0, got {temperature}.")
+        check_positive(temperature=temperature)
         if not gamma >= 0:
             raise UserError(f"gamma must be >= 0, got {gamma}.")
         self.temperature = temperature

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.errors import UserError
+from kd_lightning.losses._checks import check_positive
 from kd_lightning.losses._labels import (
     class_indices,
     class_or_not,
@@ -190,8 +191,7 @@ class SDDKDLoss(RegionLoss):
             pools=pools,
             warmup_epochs=warmup_epochs,
         )
-        if not temperature > 0:
-            raise UserError(f"temperature must be above 0, got {temperature}.")
+        check_positive(temperature=temperature)
         self.temperature = temperature
 
     def compare(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
@@ -247,8 +247,7 @@ class SDDDKDLoss(RegionLoss):
             pools=pools,
             warmup_epochs=warmup_epochs,
         )
-        if not temperature > 0:
-            raise UserError(f"temperature must be above 0, got {temperature}.")
+        check_positive(temperature=temperature)
         if not (alpha >= 0 and beta >= 0):
             raise UserError(f"alpha and beta must be >= 0, got {alpha} and {beta}.")
         self.alpha = alpha

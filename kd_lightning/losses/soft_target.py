@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._checks import check_positive
 from kd_lightning.losses._normalize import z_score
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
@@ -71,8 +71,7 @@ class SoftTargetLoss(DistillationLoss):
         self, temperature: float = 4.0, *, weight: float = 0.9, standardize: bool = False, warmup_epochs: int = 0
     ) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)
-        if not temperature > 0:
-            raise UserError(f"temperature must be above 0, got {temperature}.")
+        check_positive(temperature=temperature)
         self.temperature = temperature
         self.standardize = standardize
 

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._checks import check_positive
 from kd_lightning.losses._labels import divergence
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
@@ -94,8 +94,7 @@ class TTMLoss(DistillationLoss):
 
     def __init__(self, *, weight: float = 45.0, gamma: float = 0.1, warmup_epochs: int = 0) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)
-        if not gamma > 0:
-            raise UserError(f"gamma must be above 0, got {gamma}.")
+        check_positive(gamma=gamma)
         self.gamma = gamma
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
@@ -126,8 +125,7 @@ class WTTMLoss(DistillationLoss):
 
     def __init__(self, *, weight: float = 4.0, gamma: float = 0.2, warmup_epochs: int = 0) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)
-        if not gamma > 0:
-            raise UserError(f"gamma must be above 0, got {gamma}.")
+        check_positive(gamma=gamma)
         self.gamma = gamma
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:

@@ -182,10 +182,8 @@ class GraphedStep:
         loss, *rates = (torch.zeros((), device=self._device) for _ in range(1 + len(self.optimizer.param_groups)))
         before = {id(tensor): (tensor, tensor.detach().clone()) for tensor in self._changed_tensors()}
         try:
-            with (
-                self._random_state_kept(),
-                torch.autocast(self._device.type, enabled=False),
-            ):  # as outside of the forward pass
+            outside = torch.autocast(self._device.type, enabled=False)  # Lightning calls within the forward's context
+            with self._random_state_kept(), outside:
                 replay = self.capture(lambda: self._run(own_batch, rates, loss))
         except RuntimeError as error:
             raise UserError(

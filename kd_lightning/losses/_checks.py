@@ -1,0 +1,17 @@
+"""Checks of the arguments of losses."""
+
+from kd_lightning.errors import UserError
+
+
+def check_positive(**values: float) -> None:
+    """Raise if a number is not above 0.
+
+    Args:
+        **values: Arguments by name.
+
+    Raises:
+        UserError: With the name of the first that is not.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise UserError(f"{name} must be above 0, got {value}.")
