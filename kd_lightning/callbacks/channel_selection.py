@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from time import perf_counter
 from types import ModuleType
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_lightning.errors import UserError, first_line
 from kd_lightning.features import FeatureTap
@@ -93,8 +94,10 @@ def channels_to_keep(
         For each name of the state dict the indices into the flattened tensor, in the new shape.
 
     Raises:
-        UserError: If the network cannot be traced, or exceeds the budget with one channel left in each layer.
+        UserError: If the network cannot be traced, shuffles its channels, or exceeds the budget with one channel left
+            in each layer.
     """
+    _check_not_shuffled(network, image)
     small = _trainable_copy(network, gradients)
     image = image.cpu().float()
     before = cost(small, image, measure)
@@ -119,6 +122,38 @@ def channels_to_keep(
             f"left in each layer{read} {reached / before:.0%} remain; keep more."
         )
     return _kept_indices(network, image, pruner.pruning_history())
+
+
+class _ShuffleSearch(TorchDispatchMode):
+    """Notes whether a map's channels are shuffled, or ``(B, C, H, W)`` is divided into ``(B, g, C / g, H, W)``."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        regrouped = (
+            isinstance(result, Tensor)
+            and result.ndim == 5
+            and isinstance(args[0], Tensor)
+            and args[0].ndim == 4
+            and result.shape[3:] == args[0].shape[2:]
+        )
+        self.found |= regrouped or "channel_shuffle" in str(func)
+        return result
+
+
+def _check_not_shuffled(network: nn.Module, image: Tensor) -> None:
+    """Raise a ``UserError`` for a network whose channels change places, which torch-pruning follows without an end."""
+    copied = copy_network(network).cpu().float().eval()
+    with torch.no_grad(), _ShuffleSearch() as search:
+        copied(image.cpu().float())
+    if search.found:
+        raise UserError(
+            f"{type(network).__name__} cannot be pruned, since it shuffles its channels or divides them into groups "
+            "that are mixed; prune a network without that, or quantize this one."
+        )
 
 
 def _trainable_copy(network: nn.Module, gradients: Mapping[str, Tensor] | None) -> nn.Module:

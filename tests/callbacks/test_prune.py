@@ -25,7 +25,7 @@ from kd_lightning.callbacks import PruneNetwork, channel_selection
 from kd_lightning.callbacks.channel_selection import channels_to_keep, cost
 from kd_lightning.errors import UserError
 from kd_lightning.losses import AttentionLoss, HardTargetLoss, SoftTargetLoss
-from kd_lightning.networks import ResNet, from_checkpoint, resnet20
+from kd_lightning.networks import ResNet, ShuffleNetV1, ShuffleNetV2, from_checkpoint, resnet20
 from kd_lightning.networks.channel_slicing import select
 
 Networks = Callable[..., ResNet]
@@ -283,6 +283,20 @@ def test_parameter_free_shortcuts_are_refused(make_trainer: Trainers) -> None:
     module = TeacherModule(ResNet([1, 1], [8, 16], in_channels=1, shortcut="A"))
     with pytest.raises(ValueError, match="ResNet cannot be pruned"):
         fit(make_trainer, module, PruneNetwork(0.5))
+
+
+class Shuffle(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3), nn.ChannelShuffle(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+        )
+
+
+@pytest.mark.parametrize("build", [Shuffle, ShuffleNetV1, ShuffleNetV2])
+def test_shuffled_channels_are_refused(build: Callable[[], nn.Module]) -> None:
+    network, image = build(), torch.zeros(1, 3, 32, 32)
+    with pytest.raises(UserError, match=f"^{build.__name__} cannot be pruned, since it shuffles its channels"):
+        channels_to_keep(network, image, budget=1.0, measure="macs", importance="magnitude")
 
 
 def test_a_missing_library_is_reported_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
