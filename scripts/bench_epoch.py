@@ -100,7 +100,7 @@ class EpochTimer(pl.Callback):
 def time_epochs(module: pl.LightningModule, views: int | None, options: argparse.Namespace) -> list[float]:
     """Return the seconds of two epochs."""
     timer = EpochTimer()
-    trainer = quiet_trainer(options.device, max_epochs=2, callback=timer)
+    trainer = quiet_trainer(options.device, timer, max_epochs=2)
     trainer.fit(module, RandomImages(options.batch_size, views, options.images))
     return timer.epochs
 

@@ -4,6 +4,9 @@ A hand-written loop, Lightning's ``Trainer.fit`` of a plain module, and ``Traine
 the same batches with the same loss, optimizer and schedule. What the third costs above the second is this package's
 share.
 
+The row "replayed" is what the host does in a step that is a CUDA graph, whatever the network: there Lightning has a
+module with nothing to do, and this package a graph with nothing in it.
+
     python scripts/bench_overhead.py [--rounds 7] [--steps 100] [--device cpu]
 """
 
@@ -25,6 +28,7 @@ from torch import nn
 
 from kd_lightning import TeacherModule, networks
 from kd_lightning.data import Batch
+from kd_lightning.modules.graphed_step import GraphedStep
 from kd_lightning.modules.parameter_groups import parameter_groups
 
 
@@ -69,6 +73,61 @@ class PlainModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class IdleModule(PlainModule):
+    """A module whose steps have nothing to compute, but for the schedule."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        self.static_loss = torch.zeros(())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Return a tensor that lies ready."""
+        return self.static_loss
+
+    def backward(self, loss: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        """Compute nothing."""
+
+    def optimizer_zero_grad(self, *arguments: Any) -> None:
+        """Forget nothing."""
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Call Lightning's closure and update nothing."""
+        optimizer.step(closure=optimizer_closure)
+
+    def configure_optimizers(self) -> Any:
+        """Return an optimizer that only calls its closure."""
+        configuration = super().configure_optimizers()
+        configuration["optimizer"].step = CallClosure()
+        return configuration
+
+
+class CallClosure:
+    """A replacement for an optimizer's ``step``."""
+
+    _wrapped_by_lr_sched = True
+
+    def __call__(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Call the closure."""
+        return None if closure is None else closure()
+
+
+class EmptyGraph(pl.Callback):
+    """Lets a module take its steps by a graph in which nothing is captured."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Take the place of the module's own graph."""
+        trainer.datamodule.augments_in_step = True  # type: ignore[attr-defined]
+        means = pl_module.epoch_metrics.means
+
+        def capture(step: Callable[[], None]) -> Callable[[], None]:
+            step()
+            sums = means.sums
+            return lambda: sums.fill_(1.0)  # an epoch without a finite step is an error
+
+        pl_module.acceleration.graphed_step = GraphedStep(pl_module, trainer.optimizers[0], capture)
+        pl_module.acceleration.graphed_step.attach()
+
+
 class Tiny(nn.Module):
     """A network with almost nothing to compute."""
 
@@ -93,6 +152,15 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device(options.device)
     print(f"torch {torch.__version__}, lightning {lightning.__version__}, {options.device}, one thread")
+    steps = options.steps or 200
+    batches = {name: RandomImages(32) for name in ("ours", "Lightning")}
+    batches["Lightning"].augments_in_step = True
+    idle: dict[str, Callable[[], object]] = {
+        "ours": partial(StepwiseFit(TeacherModule(Tiny()), batches["ours"], options.device, EmptyGraph()), steps),
+        "Lightning": partial(StepwiseFit(IdleModule(Tiny()), batches["Lightning"], options.device), steps),
+    }
+    ours, lightning_alone = (median(rounds) / steps * 1e6 for rounds in time_rounds(idle, options.rounds).values())
+    print(f"replayed: Lightning {lightning_alone:,.0f} us, this package {ours - lightning_alone:+,.0f} us")
     few = 3 if device.type == "cpu" else 200
     for network, batch_size, usual in ((Tiny, 32, 200), (networks.resnet20, 128, few)):
         steps = options.steps or usual

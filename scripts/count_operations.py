@@ -60,7 +60,7 @@ def count_of_fit(module: pl.LightningModule, data: pl.LightningDataModule, *, st
         step: Number of the step after which counting begins: not before what a first epoch does once is done.
     """
     counter = _StepCounter(step)
-    quiet_trainer("cpu", max_epochs=1, callback=counter).fit(module, data)
+    quiet_trainer("cpu", counter, max_epochs=1).fit(module, data)
     return counter.counter.counts
 
 

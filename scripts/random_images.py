@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-import lightning.pytorch as pl
 import torch
 from stepwise_fit import quiet_trainer
 from torch import Tensor
@@ -46,7 +45,7 @@ class RandomImages(ImageDataModule):
     def augmented_batches(self, device: torch.device) -> Iterator[Batch]:
         """Return endless training batches, moved to a device and augmented there, as in ``Trainer.fit``."""
         # whose device is where an epoch's order and crops are placed
-        self.trainer = quiet_trainer(device.type, max_epochs=1, callback=pl.Callback())
+        self.trainer = quiet_trainer(device.type, max_epochs=1)
         for batch in endless(self.train_dataloader()):
             yield self.augment(batch._replace(labels=batch.labels.to(device), ids=batch.ids.to(device)))
 

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 
-def quiet_trainer(device: str, *, max_epochs: int, callback: pl.Callback) -> pl.Trainer:
+def quiet_trainer(device: str, *callbacks: pl.Callback, max_epochs: int) -> pl.Trainer:
     """Return a trainer in bfloat16 mixed precision that prints, writes and validates nothing."""
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -18,7 +18,7 @@ def quiet_trainer(device: str, *, max_epochs: int, callback: pl.Callback) -> pl.
         precision="bf16-mixed",
         max_epochs=max_epochs,
         limit_val_batches=0,
-        callbacks=[callback],
+        callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -35,13 +35,16 @@ class StepwiseFit(pl.Callback):
         module: Module to train.
         data: Data module.
         device: Accelerator of the trainer.
+        callbacks: Further callbacks.
     """
 
-    def __init__(self, module: pl.LightningModule, data: pl.LightningDataModule, device: str) -> None:
+    def __init__(
+        self, module: pl.LightningModule, data: pl.LightningDataModule, device: str, *callbacks: pl.Callback
+    ) -> None:
         self._resume, self._paused = threading.Semaphore(0), threading.Semaphore(0)
         self._steps_left = 0
         self._error: BaseException | None = None
-        trainer = quiet_trainer(device, max_epochs=-1, callback=self)
+        trainer = quiet_trainer(device, self, *callbacks, max_epochs=-1)
         threading.Thread(target=self._fit, args=(trainer, module, data), daemon=True).start()
         self._wait()  # torch.fx changes nn.Module while it traces a teacher: one setup at a time
 
