@@ -138,12 +138,11 @@ class FiniteGuard(CallbackWithoutIdleHooks):
         """
         self.synchronize()
         (record, self._record), (snapshot, self._snapshot) = (self._record, None), (self._snapshot, None)
-        weights = _weights_with_gradients(optimizer)
         if self.captured:
             assert self._found is not None
             found = bad = self._found
         else:
-            found, bad = self._find(weights, scaled=scaled)
+            found, bad = self._find(_weights_with_gradients(optimizer), scaled=scaled)
         if scaled or self.mode == "skip":
             self.skipped = found.clone() if self.skipped is None else self.skipped.add_(found)
         if snapshot is not None:
@@ -158,7 +157,7 @@ class FiniteGuard(CallbackWithoutIdleHooks):
         elif bool(bad):
             if self.mode == "stop":
                 self._stop(_message(record, self._rank_with_bad_loss(), module))
-            for weight in [] if scaled else weights:
+            for weight in [] if scaled else _weights_with_gradients(optimizer):
                 weight.grad = None  # every optimizer skips such weights
 
     def check_in_graph(self, optimizer: Optimizer) -> None:
