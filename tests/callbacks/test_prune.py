@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from mostly_slow import mostly_slow
 from resume_check import SaveAfterEachBatch
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
@@ -227,7 +228,7 @@ class WriteWeights(pl.Callback):
         torch.save(pl_module.state_dict(), f"{trainer.global_rank}-{trainer.global_step}.pt")
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "taylor"])
+@pytest.mark.parametrize("importance", mostly_slow(["magnitude", "taylor"], "taylor"))
 def test_two_processes_have_equal_weights(importance: str, tmp_path: Path) -> None:
     prune = "kd_lightning.callbacks.PruneNetwork"
     callbacks = [f"--trainer.callbacks+={name}" for name in (f"{__name__}.WriteWeights", prune)]

@@ -187,6 +187,12 @@ def test_results_stay_and_those_of_other_inputs_are_an_error(tmp_path: Path) -> 
     assert other.returncode == 1
     assert "'out/student' was created from different inputs (changed: the options)" in other.stderr
 
+
+@pytest.mark.slow
+def test_results_that_were_removed_are_made_again_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text("student: fit -c digits/student\nstudent.onnx: export {student}\n")
+    chain = ["-c", "chain.yaml", "-o", "out", *QUICK[:-1]]
+    assert compress(tmp_path, *chain).returncode == 0
     shutil.rmtree(tmp_path / "out/student")  # and made again, to the same weights
     assert "It exists: out/student.onnx" in compress(tmp_path, *chain).stdout
 
@@ -206,6 +212,7 @@ def test_results_stay_and_those_of_other_inputs_are_an_error(tmp_path: Path) -> 
     assert "'out/stages.json' is damaged" in compress(tmp_path, *chain).stderr
 
 
+@pytest.mark.slow
 def test_a_result_of_another_recipe_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "chain.yaml").write_text("student: fit -c digits/student -c my.yaml -c=~/other.yaml\n")
@@ -244,6 +251,7 @@ def test_a_page_is_written_again_until_it_is_complete(tmp_path: Path, monkeypatc
     assert len(called) == 2
 
 
+@pytest.mark.slow
 def test_a_training_that_outlives_the_chain_keeps_others_out(tmp_path: Path) -> None:
     (tmp_path / "chain.yaml").write_text("student: fit -c digits/student\n")
     chain = ["-c", "chain.yaml", "-o", "out", *QUICK[1:-1], "--trainer.max_epochs=1000"]
@@ -271,13 +279,10 @@ def test_files_of_others_stay_unchanged(tmp_path: Path) -> None:
     assert not any((tmp_path / "out/teacher").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("receiver", "number", "code"),
-    [
-        ("chain", signal.SIGTERM, 143),
-        pytest.param("chain", signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param("training", signal.SIGKILL, 137, marks=pytest.mark.slow),
-    ],
+    [("chain", signal.SIGTERM, 143), ("chain", signal.SIGINT, 130), ("training", signal.SIGKILL, 137)],
 )
 def test_an_interrupted_chain_resumes_from_its_checkpoint(
     receiver: str, number: signal.Signals, code: int, tmp_path: Path

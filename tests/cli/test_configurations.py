@@ -331,7 +331,7 @@ COMMON: dict[str, Any] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=40, **COMMON)
+@settings(max_examples=15, **COMMON)
 @given(configurations())
 def test_a_configuration_is_trained_or_refused(configuration: Configuration) -> None:
     _check(configuration)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from command_options import QUICK, QUIET
 from jsonargparse import Namespace
+from mostly_slow import mostly_slow
 
 from kd_lightning.cli import loggers
 
@@ -25,7 +26,7 @@ LOGGERS: dict[str, tuple[list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", LOGGERS)
+@pytest.mark.parametrize("kind", mostly_slow(LOGGERS, "name", "csv", "none"))
 def test_a_run_is_found_by_its_flags_and_by_its_folder(kd: Command, kind: str) -> None:
     flags, folder = LOGGERS[kind]
     kd("fit", "-c", "digits/student", *flags, *SHORT)

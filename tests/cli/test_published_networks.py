@@ -9,6 +9,7 @@ import timm
 import torch
 from command_options import QUIET
 from made_photographs import write_photographs
+from mostly_slow import mostly_slow
 from torch import nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, resnet18, resnet50
 
@@ -102,7 +103,7 @@ def test_fit_test_export_and_classify_without_a_size(kd: Command, published: Pat
     assert table.split()[1] in ("ants", "bees")
 
 
-@pytest.mark.parametrize("recipe", ["finetune", "probe"])
+@pytest.mark.parametrize("recipe", mostly_slow(["finetune", "probe"], "finetune"))
 def test_recipes_from_published_weights_use_their_size_and_random_crops(
     kd: Command, tmp_path: Path, recipe: str
 ) -> None:

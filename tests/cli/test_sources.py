@@ -78,10 +78,10 @@ def refusal(kd: Command, *arguments: str) -> str:
 EXPORT = ["-o", "own.onnx"]
 FROM_RUN = [
     ["export", str(RUN), *EXPORT],
-    ["export", "digits/student", *EXPORT],
+    pytest.param(["export", "digits/student", *EXPORT], marks=pytest.mark.slow),
     ["report", str(RUN)],
     ["test", "-c", str(RUN), *QUIET],
-    ["validate", "-c", "digits/student", *QUIET],
+    pytest.param(["validate", "-c", "digits/student", *QUIET], marks=pytest.mark.slow),
     ["predict", "-c", str(RUN / "config.yaml"), *QUIET],
 ]
 FROM_FILE = [
@@ -89,7 +89,7 @@ FROM_FILE = [
     ["report", str(FILE)],
     ["report", str(STUDENT_RUN / "checkpoints/best.ckpt"), "--teacher", str(FILE)],
     ["test", "--ckpt_path", str(FILE), *QUIET],
-    ["validate", "--ckpt_path", str(FILE), *QUIET],
+    pytest.param(["validate", "--ckpt_path", str(FILE), *QUIET], marks=pytest.mark.slow),
     ["predict", f"--ckpt_path={FILE}", *QUIET],
 ]
 

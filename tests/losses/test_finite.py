@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from mostly_slow import mostly_slow
 from random_inputs import autocast_if, random_outputs
 from torch import Tensor, nn
 
@@ -398,7 +399,10 @@ def test_all_precisions_of_features_and_weights_give_finite_values(
         assert tensor.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name, build in _MODULES.items() if build().capturable])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow([name for name, build in _MODULES.items() if build().capturable], "soft_target", "hint", "rld"),
+)
 def test_a_compiled_objective_equals_an_ordinary_one(name: str) -> None:
     """Traced, and run by the backend without kernels of its own, which would take minutes for all losses."""
     torch.compiler.reset()

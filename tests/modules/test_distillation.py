@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from mostly_slow import mostly_slow
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -467,7 +468,7 @@ class PartlyLabelled(DigitsDataModule):
         return replace(images, labels=images.labels.masked_fill(hidden, -1))
 
 
-@pytest.mark.parametrize("preset", ["strong", "standard"])
+@pytest.mark.parametrize("preset", mostly_slow(["strong", "standard"], "strong"))
 def test_losses_on_labels_leave_out_the_unlabelled_among_augmented_images(
     preset: str, small: Networks, trained: nn.Module, make_trainer: Trainers
 ) -> None:

@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from mostly_slow import mostly_slow
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -103,7 +104,7 @@ def _digits_module(small: Networks, losses: dict[str, DistillationLoss] | None =
     return DistillationModule(small(), small(8), losses=losses, teacher_check="off")
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize("precision", mostly_slow(["32-true", "bf16-mixed", "bf16-true", "64-true"], "bf16-mixed"))
 def test_all_losses_together_train_in_each_precision(small: Networks, make_trainer: Trainers, precision: str) -> None:
     module, trainer = _digits_module(small), make_trainer(precision=precision, max_epochs=2)
     trainer.fit(module, DigitsDataModule(batch_size=128))

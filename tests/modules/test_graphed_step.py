@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from mostly_slow import mostly_slow
 from replay_function import ReplayFunction
 from resume_check import SaveAfterBatchesAndEpochs
 from torch import Tensor, nn
@@ -142,7 +143,7 @@ def test_a_step_is_captured_again_when_layers_are_thawed(make_trainer: Trainers)
     assert replay.captures == 2
 
 
-@pytest.mark.parametrize("name", ["distillation", "dropout", "cached teacher"])
+@pytest.mark.parametrize("name", mostly_slow(["distillation", "dropout", "cached teacher"], "distillation"))
 def test_a_replayed_run_resumes_from_every_checkpoint_to_the_same_bits(
     name: str, make_trainer: Trainers, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from mostly_slow import mostly_slow
 from resume_check import SaveAfterBatchesAndEpochs
 from torch import Tensor, nn
 from unusual_networks import WithDropout
@@ -104,7 +105,9 @@ CONFIGURATIONS: dict[str, tuple[Modules, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "name", mostly_slow(CONFIGURATIONS, "distillation", "queue", "cached teacher", "accumulation", "mixup")
+)
 def test_a_run_resumes_from_every_checkpoint_to_identical_state(
     name: str, make_trainer: Trainers, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from made_photographs import photograph
+from mostly_slow import mostly_slow
 from torch import Tensor, nn
 from unusual_networks import with_group_norms
 
@@ -79,7 +80,7 @@ MODULES: dict[str, Callable[[nn.Module, nn.Module], pl.LightningModule]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", mostly_slow(MODULES, "KD on mixed images", "SimilarityLoss"))
 def test_two_processes_equal_one(name: str, small: Networks, make_trainer: Trainers, tmp_path: Path) -> None:
     student, teacher = with_group_norms(small()), small(8)
     results = {}

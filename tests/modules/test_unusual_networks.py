@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from mostly_slow import mostly_slow
 from on_other_device import on_other_device
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -88,7 +89,7 @@ def with_deprecated_torch(test: Callable[..., None]) -> Callable[..., None]:
 
 
 @with_deprecated_torch
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", mostly_slow(["32-true", "bf16-mixed"], "bf16-mixed"))
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_a_teacher_trains_a_student_and_does_not_change(
     kind: str, precision: Any, small: Networks, digits: DigitsDataModule, make_trainer: Trainers

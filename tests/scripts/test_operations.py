@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mostly_slow import mostly_slow
 
 from kd_lightning import DistillationModule, TeacherModule, networks
 
@@ -35,7 +36,7 @@ def module_of(name: str) -> tuple[Any, int | None]:
     return DistillationModule(networks.resnet20(), networks.resnet34(), **options), 1 if cached else None
 
 
-@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("labelled", mostly_slow([True, False], True))
 @pytest.mark.parametrize(("name", "bound"), [("student alone", 20), ("cached", 44), ("online", 132)])
 def test_a_step_adds_few_operations_to_a_hand_written_one(name: str, bound: int, labelled: bool) -> None:
     counting, random_images = (importlib.import_module(module) for module in ("count_operations", "random_images"))
