@@ -11,11 +11,14 @@ from typing import Any
 
 import yaml
 
+from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.checkpoints.trust import (
+    check_trusted_classes,
     class_paths,
     import_classes,
     imported_packages,
     is_from_checkpoint,
+    referenced_classes,
     resolve,
     strip_pretrained,
 )
@@ -58,8 +61,8 @@ def write_networks(words: list[str], count_classes: Callable[[], int | None]) ->
     A short name (``timm/NAME``, ``torchvision/NAME@WEIGHTS``) becomes a class with its arguments and the number of the
     data's classes. So does the import path of a class or function that stands for the trained network, the student or
     the teacher, if it has an argument ``num_classes``. Where the network is loaded from a file (the teacher of a
-    recipe, or of ``--teacher``), the name is that of the network in it. The network of a file that is named by its run
-    is the run's own, unless it is named.
+    recipe, or of ``--teacher``), the name is that of the network in it. Where none is named, it is the one that the run
+    has trained, or that a checkpoint of a run describes, if all of its classes may be imported for a file.
 
     Args:
         words: Arguments with recipes and ``--teacher`` written out.
@@ -146,7 +149,7 @@ class _Writer:
             path = node["init_args"].get("path")
             if position[2] == "student" and teacher is not None and str(path) != str(teacher):
                 path = teacher if _is_recipe(path) else path  # as find_teacher does
-            if _get(own, (*position, "init_args", "network")) is None and (found := _network_of_run(path)):
+            if _get(own, (*position, "init_args", "network")) is None and (found := self._trained_network(path)):
                 content: Any = found  # not a flag, in which jsonargparse reads some nulls as text
                 for key in reversed((*position, "init_args", "network")):
                     content = {key: content}
@@ -219,11 +222,19 @@ class _Writer:
     def _classes_of_teacher(self) -> int:
         """Return the number of classes of the teacher, if its run is named; otherwise 0."""
         contents = [source.content for source in self.sources if source.content is not None]
-        node = _network_of_run(_get(_merge(*contents), (*_MODEL, "teacher", "init_args", "path"))) or {}
+        node = self._trained_network(_get(_merge(*contents), (*_MODEL, "teacher", "init_args", "path"))) or {}
         for arguments in (node.get("init_args"), node.get("dict_kwargs")):
             if isinstance(arguments, dict) and isinstance(arguments.get("num_classes"), int):
                 return int(arguments["num_classes"])
         return 0
+
+    @staticmethod
+    def _trained_network(name: object) -> Node | None:
+        """Return the network that a run has trained, or that a checkpoint contains, without files of its weights."""
+        if not isinstance(name, str):
+            return None
+        file = Path(name).expanduser()
+        return _network_of_file(file) if file.is_file() else _network_of_run(name)
 
     @property
     def _has_teacher_file(self) -> bool:
@@ -272,10 +283,20 @@ def _needs_nothing(named: Callable[..., object]) -> bool:
     return False
 
 
-def _network_of_run(name: object) -> Node | None:
+def _network_of_file(file: Path) -> Node | None:
+    """Return the network that a checkpoint of a run describes, if what it names may be imported for a file."""
+    with suppress(UserError):  # of files of others, and of weights alone; those that are damaged are reported later
+        saved = Checkpoint.of_run(file).hyper_parameters
+        described = strip_pretrained(saved.get("student") or saved.get("network"))
+        if isinstance(described, dict) and "class_path" in described:
+            check_trusted_classes(described, str(file))
+            referenced_classes(described, str(file))
+            return described
+    return None
+
+
+def _network_of_run(name: str) -> Node | None:
     """Return the network that a run has trained, as its ``config.yaml`` names it, without the files of its weights."""
-    if not isinstance(name, str) or Path(name).expanduser().is_file():
-        return None  # of a file, which is data, nothing is imported
     try:
         run = Run.find(name)
         arguments = run.configuration["model"].get("init_args") or {}

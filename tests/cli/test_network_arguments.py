@@ -18,6 +18,7 @@ from kd_lightning.cli.arguments import expand_arguments
 from kd_lightning.cli.class_count import count_classes
 from kd_lightning.cli.network_arguments import write_networks
 from kd_lightning.errors import UserError
+from kd_lightning.files.format import FORMAT, KEY
 from kd_lightning.modules.classification import ClassificationModule
 
 Command = Callable[..., str]
@@ -132,6 +133,17 @@ def test_the_name_of_a_teacher_is_that_of_the_network_in_its_file(name: str, con
         node = teacher["init_args"]["network"]
         assert node["init_args"].get("pretrained", False) is False, "the file has the weights"
         assert {**node["init_args"], **node.get("dict_kwargs", {})}["num_classes"] == 3
+
+
+def test_a_checkpoint_of_a_run_says_which_network_it_contains(configured: Callable[..., Any]) -> None:
+    small = {"class_path": "kd_lightning.networks.ResNet", "init_args": {"blocks": [1], "widths": [8]}}
+    hyper_parameters = {"_class_path": "kd_lightning.TeacherModule", "network": small}
+    torch.save({KEY: FORMAT, "state_dict": {}, "hyper_parameters": hyper_parameters}, "a.ckpt")
+    distill = ["-c", "digits/distill", "--teacher", "a.ckpt"]
+    network = configured(*distill)["teacher"]["init_args"]["network"]
+    assert (network["init_args"]["blocks"], network["init_args"]["widths"]) == ([1], [8])
+    named = configured(*distill, "--model.teacher.network=own_nets.Net")["teacher"]["init_args"]["network"]
+    assert named["class_path"] == "own_nets.Net", "what the user names comes first"
 
 
 def test_so_it_is_in_a_yaml_file(configured: Callable[..., Any]) -> None:

@@ -154,6 +154,16 @@ def test_a_file_of_a_student_needs_no_class_of_its_teacher_until_a_report(kd: Co
     kd("report", "student.onnx", "--trust")
 
 
+def test_of_the_file_of_a_teacher_no_class_is_imported_and_of_its_run_it_is(
+    kd: Command, own: Callable[[], bool]
+) -> None:
+    teach = ["fit", "-c", "digits/distill", "--model.teacher_check=off", *QUICK]
+    assert f"'{FILE}' does not fit ResNet" in refusal(kd, *teach, "--teacher", str(FILE))
+    assert not own()
+    kd(*teach, "--teacher", str(RUN))
+    assert own()
+
+
 def test_a_module_that_is_not_found_is_named(kd: Command, own: Callable[[], bool]) -> None:
     Path("my_nets.py").unlink()
     for arguments in (["export", str(RUN)], ["report", "digits/student"]):
