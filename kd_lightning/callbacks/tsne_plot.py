@@ -109,12 +109,19 @@ class TSNEPlot(pl.Callback):
             for batch in loader:
                 images, own, *_ = read_batch(trainer.strategy.batch_to_device(batch), labelled=False)
                 images = images.to(weight_device(module.network))  # after a fit Lightning has moved it to the CPU
-                output = tap(module.network_input(images)).features[self.layer]
-                rows.append((output.mean((2, 3)) if output.dim() == 4 else output.flatten(1)).float().cpu())
+                images = module.network_input(images)
+                if not rows:
+                    tap.find_channels_last(images[:2])
+                rows.append(_pooled(tap(images).features[self.layer]).float().cpu())
                 labels.append(class_indices(own).cpu())
                 if sum(map(len, rows)) >= self.images:
                     break
         return torch.cat(rows)[: self.images], torch.cat(labels)[: self.images]
+
+
+def _pooled(features: Tensor) -> Tensor:
+    """Return the mean of maps ``(B, C, H, W)`` or of tokens ``(B, N, C)``, and vectors as they are."""
+    return features.mean((2, 3)) if features.dim() == 4 else features.mean(1) if features.dim() == 3 else features
 
 
 def _draw(embedded: dict[str, Tensor], labels: Tensor) -> "Figure":
