@@ -28,7 +28,7 @@ def contents(models: list[Model], metrics: list[Metrics], images: Tensor, labels
         costs(models, metrics),
         Section(name, note, tables={name: table(models, metrics)}, kind="cards"),
         *details(models, metrics, images, labels),
-        Section("How this was measured", tables={"": explanations(models, len(images), machine)}),
+        Section("How this was measured", tables={"columns": explanations(models, len(images), machine)}),
     ]
     return Page("Teacher and students compared", lead, numbers, sections)
 

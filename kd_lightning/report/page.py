@@ -79,7 +79,7 @@ class Page:
     Attributes:
         title: Plain text.
         lead: A sentence or two before the numbers.
-        numbers: What is seen first.
+        numbers: The numbers that are seen first.
         sections: The rest.
     """
 
@@ -94,7 +94,7 @@ def write(folder: Path, page: Page) -> None:
 
     Args:
         folder: Folder to write to; it is created if necessary.
-        page: What is written.
+        page: Contents of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {text: svg for section in page.sections for text, svg in section.pictures.items()}
@@ -136,7 +136,7 @@ def render_markdown(page: Page, files: Mapping[str, str]) -> str:
     """Return the same as Markdown.
 
     Args:
-        page: What is shown.
+        page: Contents of the page.
         files: Name of the file of each picture, by caption.
     """
     lines = [MARKS[".md"], f"# {_plain(page.title)}", "", _plain(page.lead), ""]

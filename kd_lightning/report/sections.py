@@ -52,7 +52,7 @@ def details(models: list[Model], metrics: list[Metrics], images: Tensor, labels:
         images: Test images in [0, 1], ``(N, channels, H, W)``.
         labels: Their labels ``(N,)``, -1 where unlabelled.
     """
-    classes = class_names(models, metrics)
+    classes, names = class_names(models, metrics), [model.name for model in models]
     found = [
         _each_class(models, metrics, classes),
         _most_confused(models, metrics, classes),
@@ -62,7 +62,7 @@ def details(models: list[Model], metrics: list[Metrics], images: Tensor, labels:
             "Calibration",
             "Does a model know what it does not know? Of the predictions made with 80% probability, 80% should be "
             "correct: the dashed line. Below it a model is too sure of itself, above it too careful.",
-            pictures={"correct predictions by their probability": drawing.reliability([m.name for m in models], metrics, labels)},
+            pictures={"correct predictions by their probability": drawing.reliability(names, metrics, labels)},
             kind="plot",
         ),
         *_disagreements(models, metrics, images, labels, classes),
