@@ -9,7 +9,7 @@ import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -72,31 +72,37 @@ def trade_off(names: Sequence[str], costs: Mapping[int, float], metrics: Sequenc
     return svg(figure)
 
 
-def curves(models: Sequence[Model]) -> str | None:
-    """Draw training loss and validation accuracy of the runs, read from their TensorBoard files."""
-    width, height = _SIZE
-    figure = Figure(figsize=(width, 1.8 * height), layout="constrained")
-    titles = {"train/loss": "training loss", "val/accuracy": "validation accuracy"}
-    panels = dict(zip(titles, figure.subplots(2, 1), strict=True))
-    drawn: set[Path] = set()
-    for i, model in enumerate(models):
-        if model.run is None or model.run.folder in drawn:
-            continue
-        drawn.add(model.run.folder)
-        events = EventAccumulator(str(model.run.folder)).Reload()
-        for tag, axes in panels.items():
-            if tag in events.Tags()["scalars"]:
-                scalars = events.Scalars(tag)
-                colour = PALETTE[i % len(PALETTE)]
-                axes.plot([e.step for e in scalars], [e.value for e in scalars], color=colour, label=_label(model.name))
-    for tag, axes in panels.items():
+def curves(models: Sequence[Model]) -> dict[str, str]:
+    """Draw training loss and validation accuracy of the runs, read from their TensorBoard files.
+
+    Args:
+        models: The models, of which those without a run are left out.
+
+    Returns:
+        SVG by caption, of what was logged.
+    """
+    events: dict[int, EventAccumulator] = {}
+    folders: set[Path] = set()
+    for number, model in enumerate(models):
+        if model.run is not None and model.run.folder not in folders:
+            folders.add(model.run.folder)
+            events[number] = EventAccumulator(str(model.run.folder)).Reload()
+    pictures = {}
+    for tag, title in {"train/loss": "training loss", "val/accuracy": "validation accuracy"}.items():
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.subplots()
+        for number, found in events.items():
+            if tag in found.Tags()["scalars"]:
+                steps, values = zip(*((event.step, event.value) for event in found.Scalars(tag)), strict=True)
+                axes.plot(steps, values, color=PALETTE[number % len(PALETTE)], label=_label(models[number].name))
         axes.set_xlabel("step")
-        axes.set_ylabel(titles[tag])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel(title)
         axes.grid(alpha=0.3)
-    filled = [axes for axes in panels.values() if axes.lines]
-    if filled:
-        _legend(figure, max(filled, key=lambda axes: len(axes.lines)))
-    return svg(figure) if filled else None
+        if axes.lines:
+            _legend(figure, axes)
+            pictures[title] = svg(figure)
+    return pictures
 
 
 def reliability(names: Sequence[str], metrics: Sequence[Metrics], labels: Tensor) -> str:

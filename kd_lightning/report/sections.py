@@ -148,14 +148,13 @@ def _confusion(models: list[Model], metrics: list[Metrics], classes: Sequence[st
             alike.append(([model.name], m.confusion))
         else:
             same.append(model.name)
-    corner = "class ↓ answer →"
-    columns = [corner, *classes]
+    columns = ["class", *classes]
     tables = {}
     for names, counts in alike if len(classes) <= _READABLE else []:
         values = (100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).tolist()
         rows = [
             {
-                corner: name,
+                "class": name,
                 **{other: f"{value:.0f}" if value else "" for other, value in zip(classes, row, strict=True)},
             }
             for name, row in zip(classes, values, strict=True)
@@ -169,10 +168,8 @@ def _confusion(models: list[Model], metrics: list[Metrics], classes: Sequence[st
 
 
 def _training(models: list[Model]) -> Section:
-    drawn = drawing.curves(models)
     note = (
         "The loss of a distilled student contains more than that of the others: compare its course, not its height. "
         "Exported files have the curve of their run."
     )
-    pictures = {} if drawn is None else {"training loss and validation accuracy": drawn}
-    return Section("Training", note, pictures=pictures, kind="plot")
+    return Section("Training", note, pictures=drawing.curves(models), kind="plot")

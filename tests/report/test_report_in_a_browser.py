@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from browser import REQUIRED, Browser, require_browser
 from faults import run_command
 from made_photographs import photograph
 from PIL import Image
 from recipe_runs import QUICK, save_network
+
+from kd_lightning.networks import ResNet
 
 _LONG = "Donaudampfschifffahrtsgesellschaftskapitän"
 CLASSES = {
@@ -63,6 +66,7 @@ def report(request: pytest.FixtureRequest, browser: Browser, tmp_path_factory: p
     """The report of a student and its teacher by the number of classes, of the digits with two files too."""
     folder = tmp_path_factory.mktemp("shown")
     names: list[str] = CLASSES[request.param]
+    torch.manual_seed(0)
     teacher = save_network("digits", "teacher", folder)
     data = []
     if names:
@@ -88,10 +92,6 @@ def _write_images(folder: Path, classes: list[str]) -> Path:
 
 def _networks(folder: Path, classes: int) -> list[str]:
     """Replace the teacher's file by one of so many classes, and list the arguments that name such networks."""
-    import torch
-
-    from kd_lightning.networks import ResNet
-
     sizes = {"blocks": [1], "widths": [16], "num_classes": classes, "in_channels": 3}
     teacher = ResNet(**sizes)  # type: ignore[arg-type]
     images = np.stack([np.asarray(photograph(16, 16, seed=seed)) for seed in range(64)])
