@@ -57,6 +57,10 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": [scheme]})
 
+    def before_pages(self, script: str) -> None:
+        """Run JavaScript before that of each page."""
+        self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+
     def open(self, address: str, **window: Any) -> None:
         """Open a page and forget the messages and requests of earlier ones."""
         self.set(**window)
