@@ -47,14 +47,16 @@ def explanations(models: list[Model], images: int, machine: str) -> Table:
         "fewer than those of its run."
     )
     texts = {
+        "model": "Name of the training run or of the exported file.",
+        "runtime": "Program that runs the model.",
         "parameters": "Number of trained weights."
         + (folded if any(model.file.suffix == ".onnx" for model in models) else ""),
         "MACs (M)": "Multiplications, each with an addition, for one image, in millions: the arithmetic that it takes.",
         "size (MB)": "Size of the exported file, or of a run's weights.",
         "test accuracy (%)": f"Share of the {images:,} test images whose class is recognized, and its 95% interval "
-        "(Wilson): other images of the same kind would most probably give a value in it.",
-        "ECE": "Expected calibration error: mean distance between a model's probability and how often it is right; "
-        "0 is best.",
+        "(Wilson): the share of many more such images is most probably in it.",
+        "calibration error": "Mean distance between the probability that a model gives to its answers and how often "
+        "these are right (ECE); 0 is best.",
         "agreement (%)": f"Share of the test images that get the class that {teacher} gives them, right or wrong.",
         "latency (ms)": f"Time for one image on one thread of {machine}: median and quartiles.",
         "images/s": "Images per second on the same thread, in batches of 64: median and quartiles.",
@@ -77,7 +79,7 @@ def table(models: list[Model], metrics: list[Metrics]) -> Table:
         "parameters": [model.parameters for model in models],
         "MACs (M)": [inf if model.macs is None else model.macs for model in models],
         "size (MB)": [model.size for model in models],
-        "ECE": [m.ece for m in metrics],
+        "calibration error": [m.ece for m in metrics],
     }
     highest: dict[str, list[float]] = {
         "test accuracy (%)": [m.accuracy for m in metrics],
@@ -104,7 +106,7 @@ def _row(model: Model, metrics: Metrics, teacher: Model, teacher_metrics: Metric
         "MACs (M)": "-" if model.macs is None else f"{model.macs / 1e6:.2f}",
         "size (MB)": f"{model.size / 1e6:.3f}",
         "test accuracy (%)": f"{100 * metrics.accuracy:.2f}\n{100 * low_end:.1f} to {100 * high_end:.1f}",
-        "ECE": f"{metrics.ece:.3f}",
+        "calibration error": f"{metrics.ece:.3f}",
         "agreement (%)": f"{100 * metrics.agreement:.2f}",
         "latency (ms)": f"{middle:.3f}\n{low:.3f} to {high:.3f}",
         "images/s": f"{usual:,.0f}\n{slow:,.0f} to {fast:,.0f}",

@@ -95,7 +95,7 @@ def curves(models: Sequence[Model]) -> dict[str, str]:
             if tag in found.Tags()["scalars"]:
                 steps, values = zip(*((event.step, event.value) for event in found.Scalars(tag)), strict=True)
                 axes.plot(steps, values, color=PALETTE[number % len(PALETTE)], label=_label(models[number].name))
-        axes.set_xlabel("step")
+        axes.set_xlabel("training step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)

@@ -51,13 +51,17 @@ def headline(models: list[Model], metrics: list[Metrics], images: int) -> tuple[
     if student == teacher:
         lead = f"{models[student].name} on {images:,} test images."
     else:
-        lead = f"{models[student].name} compared with the teacher, {models[teacher].name}, on {images:,} test images."
+        lead = (
+            f"{models[student].name} compared with {models[teacher].name}, the large model (teacher) that it replaces, "
+            f"on {images:,} test images."
+        )
         accuracy = f"teacher {100 * metrics[teacher].accuracy:.1f}%; {accuracy}"
         of_size = f"teacher {megabytes(old_size)}: {compare(old_size, size, 'smaller', 'larger')}"
         if models[student].runtime == models[teacher].runtime:
             of_time = f"teacher {rounded(old_time)} ms: {compare(old_time, time, 'faster', 'slower')}"
-    if len(models) > 2:
-        lead += " Of the students whose accuracy is within chance of the best one's, it is the smallest."
+    if student != teacher and len(models) > 2:
+        exported = "exported " if models[student].file.suffix == ".onnx" else ""
+        lead += f" It is the smallest {exported}student that is as accurate as the best one, apart from chance."
     return lead, [
         Number("Images recognized", f"{100 * metrics[student].accuracy:.1f}%", accuracy),
         Number("Size", megabytes(size), of_size),

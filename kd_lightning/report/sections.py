@@ -32,7 +32,7 @@ def costs(models: list[Model], metrics: list[Metrics]) -> Section:
     for runtime, group in by_runtime(models).items():
         times = {number: 1000 * metrics[number].latency[1] for number in group}
         pictures[f"accuracy and latency in {runtime}"] = drawing.trade_off(
-            names, times, metrics, f"latency at batch 1 (ms), {runtime}"
+            names, times, metrics, f"time for one image (ms), {runtime}"
         )
     note = (
         "The best place is the top left: accurate, and small or fast. The grey line joins the models that no other one "
@@ -169,7 +169,7 @@ def _confusion(models: list[Model], metrics: list[Metrics], classes: Sequence[st
 
 def _training(models: list[Model]) -> Section:
     note = (
-        "The loss of a distilled student contains more than that of the others: compare its course, not its height. "
-        "Exported files have the curve of their run."
+        "The loss is the error that training lowers. A distilled student's contains more than that of the others: "
+        "compare its course, not its height. Exported files have the curve of their run."
     )
     return Section("Training", note, pictures=drawing.curves(models), kind="plot")

@@ -49,14 +49,16 @@ def test_a_file_is_compared_with_that_of_the_teacher_in_its_runtime() -> None:
     values = [measured(0.95, 1.0), measured(0.9, 0.5), measured(0.9, 0.001), measured(0.95, 0.002)]
     assert choose_student(models, values) == (2, 3), "a file is what is shipped"
     lead, numbers = headline(models, values, 1200)
-    assert lead.startswith("student.onnx compared with the teacher, teacher.onnx, on 1,200 test images.")
+    assert lead.startswith(
+        "student.onnx compared with teacher.onnx, the large model (teacher) that it replaces, on 1,200 test"
+    )
     assert [(number.value, number.note) for number in numbers] == [
         ("90.0%", "teacher 95.0%; 95% interval 89.0 to 91.0%"),
         ("20 kB", "teacher 1 MB: 50.0 times smaller"),
         ("1 ms", "teacher 2 ms: 2.0 times faster"),
     ]
     lead, numbers = headline(models[:3], values[:3], 1200)
-    assert "teacher, teacher, on" in lead
+    assert "compared with teacher, the" in lead
     assert numbers[2].note == "in ONNX Runtime 1", "times of two runtimes are not compared"
 
 

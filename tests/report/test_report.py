@@ -332,7 +332,7 @@ def test_each_runtime_has_its_own_picture_and_front(times: tuple[int, ...], tmp_
     for runtime, (big, small) in {"PyTorch": (0, 2), "ONNX": (1, 3)}.items():
         picture = drawn[f"accuracy and latency in {runtime}"]
         assert legend_of(picture) == [name for name, (at, _) in places.items() if at == runtime]
-        assert f"latency at batch 1 (ms), {runtime}<" in picture
+        assert f"time for one image (ms), {runtime}<" in picture
         front = re.findall(r'<path d="(M [^"]*)"[^>]*stroke: #bbbbbb', picture)[0]
         assert len(re.findall(r"[ML] ", front)) == (2 if times[small] < times[big] else 1)
     assert legend_of(drawn["accuracy and size"]) == list(places)
