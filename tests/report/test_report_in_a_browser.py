@@ -17,13 +17,12 @@ from recipe_runs import QUICK, save_network
 
 from kd_lightning.networks import ResNet
 
-_LONG = "Donaudampfschifffahrtsgesellschaftskapitän"
 CLASSES = {
     2: ["ants & <bees>", "wasps"],
     10: [],  # the digits
     100: [
-        f"{'Donaudampfschifffahrtsgesellschaftskapitän' if n % 7 == 0 else 'a great spotted bird'} {n:02}"
-        for n in range(100)
+        f"{'Donaudampfschifffahrtsgesellschaftskapitän' if number % 7 == 0 else 'a great spotted bird'} {number:02}"
+        for number in range(100)
     ],
 }
 WIDTHS = (360, 768, 1280)
@@ -121,6 +120,9 @@ def test_no_width_needs_scrolling_to_the_side(report: Path, browser: Browser) ->
     browser.set(width=360)
     cards = "const s = document.querySelector('.cards').parentElement; return s.scrollWidth - s.clientWidth"
     assert browser.ask(cards) == 0, "the table of models needs no scrolling on a phone"
+    scrolled = "return document.querySelector('.heat') && [...document.querySelectorAll('.scroll')]"
+    scrolled += ".filter(e => e.scrollWidth > e.clientWidth).map(e => e.ariaLabel)"
+    assert browser.ask(scrolled) in (None, []), "no other table does, up to ten classes with short names"
 
 
 def test_the_three_numbers_come_first_and_then_one_picture(report: Path, browser: Browser) -> None:
