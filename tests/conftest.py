@@ -14,6 +14,7 @@ collect_ignore = ["other_device.py"]  # to import it for doctests would register
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from browser import Browser
 
     from kd_lightning import DigitsDataModule
     from kd_lightning.networks import ResNet
@@ -130,6 +131,17 @@ def loaded_files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(torch, "load", recorded)
     return files
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Browser]":
+    """A browser without a window, of all tests that look at a page."""
+    from browser import Browser, require_browser
+
+    require_browser()
+    started = Browser(tmp_path_factory.mktemp("browser"))
+    yield started
+    started.close()
 
 
 @pytest.fixture

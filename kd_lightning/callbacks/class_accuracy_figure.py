@@ -19,19 +19,19 @@ def class_accuracy_figure(counts: Tensor, *, classes: Sequence[str]) -> Figure:
         classes: Class names in the order of the labels.
     """
     rows = class_accuracies(counts)[:_MOST]
-    figure = Figure(figsize=(6.5, 1.2 + 0.28 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(5.2, 1.2 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     places = range(len(rows))
     axes.barh(places, [100 * accuracy for _, accuracy, _, _ in rows], color="#9ecae1")
     axes.set_yticks(places, [f"{_short(classes[label])} ({count})" for label, _, count, _ in rows])
     for place, (_, accuracy, _, other) in zip(places, rows, strict=True):
         mistaken = "" if other is None else f", most often taken for {_short(classes[other])}"
-        axes.text(1, place, f"{100 * accuracy:.1f}%{mistaken}", va="center", fontsize=8)
+        axes.text(1, place, f"{100 * accuracy:.1f}%{mistaken}", va="center", fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy (%)")
     shown = "" if len(rows) == len(counts) else f", the {len(rows)} lowest of {len(counts)}"
-    axes.set_title(f"Accuracy of each class (number of images){shown}", fontsize=10)
+    figure.suptitle(f"Accuracy of each class (number of images){shown}", fontsize=11)
     return figure
 
 

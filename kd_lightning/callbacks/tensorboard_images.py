@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from kd_lightning.callbacks.class_accuracy_figure import class_accuracy_figure
@@ -52,8 +53,7 @@ class TensorBoardImages(CallbackWithoutIdleHooks):
             describe_tags(logger.experiment)
         if logger is not None and stage == "fit":  # before Lightning enters them with a metric of its own
             data = getattr(trainer.datamodule, "hparams", {})  # type: ignore[attr-defined]
-            plain = {key: value for key, value in {**data, **pl_module.hparams}.items() if not key.startswith("_")}
-            logger.log_hyperparams(plain, {HP_METRIC: -1.0})
+            logger.log_hyperparams(_given({**data, **pl_module.hparams}), {HP_METRIC: -1.0})
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -143,18 +143,34 @@ def _denormalize(images: Tensor, data: object, domain: str) -> Tensor:
     return images.clamp(0, 1)
 
 
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that have a value: TensorBoard shows the first five, which would be empty ones."""
+    nested = {key: _given(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    return {
+        key: value for key, value in nested.items() if not key.startswith("_") and value is not None and value != {}
+    }
+
+
 def _temperature(pl_module: pl.LightningModule) -> float:
     losses = getattr(pl_module, "losses", {}).values()
     return next((loss.temperature for loss in losses if hasattr(loss, "temperature")), 1.0)
 
 
 def _bars(images: Tensor, probabilities: Tensor, temperature: float) -> Figure:
-    figure = Figure(figsize=(2 * len(images), 4), layout="constrained")
-    axes = figure.subplots(2, len(images), squeeze=False)
-    for column, (image, row) in enumerate(zip(images, probabilities.cpu(), strict=False)):
-        axes[0, column].imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
-        axes[0, column].axis("off")
-        axes[1, column].bar(range(len(row)), row.tolist())
-        axes[1, column].set_ylim(0, 1)
-    figure.suptitle(f"The teacher's probabilities at temperature {temperature:g}")
+    columns = min(3, len(images))  # TensorBoard shows a picture 350 pixels wide
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.7 * columns, 3.4 * rows), layout="constrained")
+    figure.suptitle(f"Teacher's probabilities at temperature {temperature:g}", fontsize=11)
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    for one in axes.flat:
+        one.axis("off")
+    for number, (image, row) in enumerate(zip(images, probabilities.cpu(), strict=False)):
+        place, column = divmod(number, columns)
+        axes[2 * place, column].imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
+        bars = axes[2 * place + 1, column]
+        bars.axis("on")
+        bars.bar(range(len(row)), row.tolist())
+        bars.set_ylim(0, 1)
+        bars.set_yticks([0, 1])
+        bars.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     return figure

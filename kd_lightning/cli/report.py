@@ -9,11 +9,11 @@ from torch import Tensor
 from kd_lightning.cli.machine import processor_name
 from kd_lightning.cli.sources import echo_imported
 from kd_lightning.errors import MissingFileError, UserError
-from kd_lightning.report.contents import all_pictures, class_tables, table, write
+from kd_lightning.report.contents import contents
 from kd_lightning.report.measuring import measure
 from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Model, load_model, source_of, teacher_of
-from kd_lightning.report.page import MARKS
+from kd_lightning.report.page import MARKS, write
 from kd_lightning.runs.source import Source
 
 
@@ -48,22 +48,7 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
             metrics.append(measure(model, prepared, labels, metrics[0].logits if metrics else None))
     finally:
         torch.set_num_threads(threads)
-    preface = (
-        f"{len(images):,} test images. Latency at batch size 1 and images per second at batch size 64, on one thread "
-        f"of {processor_name()}: medians and quartiles. Accuracy with its 95% interval (Wilson). Size is that of the "
-        "exported file, or of a run's weights. Smaller (size) and faster (latency, in the same runtime) are factors "
-        f"relative to {found[0].name}; agreement is the fraction of images that get its label. Times in different "
-        "runtimes are not compared: each runtime has its own picture of latency, with a Pareto front of its own, and "
-        "its own best values, in bold. Every model was run to measure it."
-    )
-    if any(model.file.suffix == ".onnx" for model in found):
-        preface += (
-            " The parameters of a .onnx file are those of its convolutions and linear layers, into which batch norms "
-            "are folded: slightly fewer than those of its run."
-        )
-    pictures = all_pictures(found, metrics, images, labels)
-    tables = class_tables(found, metrics)
-    write(folder, "Teacher and students compared", preface, table(found, metrics), pictures, tables)
+    write(folder, contents(found, metrics, images, labels, processor_name()))
     print(f"The report is {folder / 'index.html'}.")
 
 

@@ -1,26 +1,70 @@
-"""The contents of a report: its table, its pictures, its files."""
+"""The contents of a report: its first numbers, its table of models, its sections."""
 
 from math import inf
-from pathlib import Path
 
-from matplotlib import rc_context
 from torch import Tensor
 
-from kd_lightning.callbacks.class_results import class_results, most_confused
-from kd_lightning.callbacks.confusion_figure import confusion_figure
-from kd_lightning.files.atomic import atomic_write
-from kd_lightning.report import drawing
+from kd_lightning.report.headline import headline
 from kd_lightning.report.metrics import Metrics
-from kd_lightning.report.model import Model
-from kd_lightning.report.page import Table, render_html, render_markdown
-from kd_lightning.report.photographs import choose_images, describe_image, photograph_svg
+from kd_lightning.report.model import Model, by_runtime
+from kd_lightning.report.page import Page, Section, Table
+from kd_lightning.report.sections import costs, details
 
-PHOTOGRAPHS = ("What a student gets wrong and the teacher right", "Other images on which they do not agree")
-"""Sections of images."""
-_READABLE = 20
-"""Classes up to which a confusion matrix can be read."""
-_WORST = 10
-_SHOWN = 12
+
+def contents(models: list[Model], metrics: list[Metrics], images: Tensor, labels: Tensor, machine: str) -> Page:
+    """Return all that a report shows: the numbers first, then gains against costs, then the rest.
+
+    Args:
+        models: The models, the teacher first.
+        metrics: Their metrics.
+        images: Test images in [0, 1], ``(N, channels, H, W)``.
+        labels: Their labels ``(N,)``, -1 where unlabelled.
+        machine: Name of the processor.
+    """
+    lead, numbers = headline(models, metrics, len(images))
+    name = "All models"
+    note = "Bold is the best of a column, of times the best in each runtime. The last section explains the columns."
+    sections = [
+        costs(models, metrics),
+        Section(name, note, tables={name: table(models, metrics)}, kind="cards"),
+        *details(models, metrics, images, labels),
+        Section("How this was measured", tables={"columns": explanations(models, len(images), machine)}),
+    ]
+    return Page("Teacher and students compared", lead, numbers, sections)
+
+
+def explanations(models: list[Model], images: int, machine: str) -> Table:
+    """Return a table that explains the columns of the table of models.
+
+    Args:
+        models: The models, the teacher first.
+        images: Number of test images.
+        machine: Name of the processor.
+    """
+    teacher = models[0].name
+    folded = (
+        " Those of a .onnx file are of its convolutions and linear layers, into which batch norms are folded: slightly "
+        "fewer than those of its run."
+    )
+    texts = {
+        "model": "Name of the training run or of the exported file.",
+        "runtime": "Program that runs the model.",
+        "parameters": "Number of trained weights."
+        + (folded if any(model.file.suffix == ".onnx" for model in models) else ""),
+        "MACs (M)": "Multiplications, each with an addition, for one image, in millions: the arithmetic that it takes.",
+        "size (MB)": "Size of the exported file, or of a run's weights.",
+        "test accuracy (%)": f"Share of the {images:,} test images whose class is recognized, and its 95% interval "
+        "(Wilson): the share of many more such images is most probably in it.",
+        "calibration error": "Mean distance between the probability that a model gives to its answers and how often "
+        "these are right (ECE); 0 is best.",
+        "agreement (%)": f"Share of the test images that get the class that {teacher} gives them, right or wrong.",
+        "latency (ms)": f"Time for one image on one thread of {machine}: median and quartiles.",
+        "images/s": "Images per second on the same thread, in batches of 64: median and quartiles.",
+        "smaller": f"How many times smaller than {teacher}.",
+        "faster": f"How many times faster than {teacher}, by latency; - in another runtime.",
+    }
+    rows = [{"column": name, "meaning": text} for name, text in texts.items()]
+    return Table(["column", "meaning"], rows, texts=2)
 
 
 def table(models: list[Model], metrics: list[Metrics]) -> Table:
@@ -35,7 +79,7 @@ def table(models: list[Model], metrics: list[Metrics]) -> Table:
         "parameters": [model.parameters for model in models],
         "MACs (M)": [inf if model.macs is None else model.macs for model in models],
         "size (MB)": [model.size for model in models],
-        "ECE": [m.ece for m in metrics],
+        "calibration error": [m.ece for m in metrics],
     }
     highest: dict[str, list[float]] = {
         "test accuracy (%)": [m.accuracy for m in metrics],
@@ -44,18 +88,10 @@ def table(models: list[Model], metrics: list[Metrics]) -> Table:
     numbers = range(len(models))
     best = {name: [min(numbers, key=values.__getitem__)] for name, values in lowest.items()}
     best |= {name: [max(numbers, key=values.__getitem__)] for name, values in highest.items()}
-    alike = _by_runtime(models).values()
+    alike = by_runtime(models).values()
     best["latency (ms)"] = [min(group, key=lambda i: metrics[i].latency[1]) for group in alike]
     best["images/s"] = [max(group, key=lambda i: metrics[i].throughput[1]) for group in alike]
     return Table(list(rows[0]), rows, best)
-
-
-def _by_runtime(models: list[Model]) -> dict[str, list[int]]:
-    """Return the numbers of the models of each runtime, as times of two runtimes are not compared."""
-    groups: dict[str, list[int]] = {}
-    for number, model in enumerate(models):
-        groups.setdefault(model.runtime, []).append(number)
-    return groups
 
 
 def _row(model: Model, metrics: Metrics, teacher: Model, teacher_metrics: Metrics) -> dict[str, str]:
@@ -70,127 +106,10 @@ def _row(model: Model, metrics: Metrics, teacher: Model, teacher_metrics: Metric
         "MACs (M)": "-" if model.macs is None else f"{model.macs / 1e6:.2f}",
         "size (MB)": f"{model.size / 1e6:.3f}",
         "test accuracy (%)": f"{100 * metrics.accuracy:.2f}\n{100 * low_end:.1f} to {100 * high_end:.1f}",
-        "ECE": f"{metrics.ece:.3f}",
+        "calibration error": f"{metrics.ece:.3f}",
         "agreement (%)": f"{100 * metrics.agreement:.2f}",
         "latency (ms)": f"{middle:.3f}\n{low:.3f} to {high:.3f}",
         "images/s": f"{usual:,.0f}\n{slow:,.0f} to {fast:,.0f}",
         "smaller": f"{teacher.size / model.size:.1f}x",
         "faster": f"{speed_up:.1f}x" if model.runtime == teacher.runtime else "-",
     }
-
-
-@rc_context({"text.parse_math": False})  # $ in a name is a dollar
-def all_pictures(
-    models: list[Model], metrics: list[Metrics], images: Tensor, labels: Tensor
-) -> dict[str, dict[str, str]]:
-    """Return SVG by caption, by section of the page.
-
-    Args:
-        models: The models, the teacher first.
-        metrics: Their metrics.
-        images: Test images in [0, 1], ``(N, channels, H, W)``.
-        labels: Their labels ``(N,)``.
-    """
-    names = [model.name for model in models]
-    sizes = {number: model.size / 1e6 for number, model in enumerate(models)}
-    pictures = {"Accuracy against cost": {"accuracy and size": drawing.trade_off(names, sizes, metrics, "size (MB)")}}
-    for runtime, group in _by_runtime(models).items():
-        times = {number: 1000 * metrics[number].latency[1] for number in group}
-        drawn = drawing.trade_off(names, times, metrics, f"latency at batch 1 (ms), {runtime}")
-        pictures["Accuracy against cost"][f"accuracy and latency in {runtime}"] = drawn
-    training = drawing.curves(models)
-    if training is not None:
-        pictures["Training"] = {"training loss and validation accuracy": training}
-    classes = models[0].classes or tuple(map(str, range(metrics[0].logits.shape[1])))
-    pictures["Calibration"] = {"reliability": drawing.reliability(names, metrics, labels)}
-    if len(classes) <= _READABLE:
-        pictures["Confusion, in per cent of a class"] = {
-            f"confusion of {name}": drawing.svg(confusion_figure(m.confusion, classes=classes))
-            for name, m in zip(names, metrics, strict=True)
-        }
-    logits = [m.logits for m in metrics]
-    chosen = choose_images(labels, logits[0], logits[1:], _SHOWN) if len(models) > 1 else ([], [])
-    for section, numbers in zip(PHOTOGRAPHS, chosen, strict=True):
-        captions = {number: describe_image(number, labels, logits, names, classes) for number in numbers}
-        if captions:
-            pictures[section] = {text: photograph_svg(images[number], text) for number, text in captions.items()}
-    return pictures
-
-
-def class_tables(models: list[Model], metrics: list[Metrics]) -> dict[str, Table]:
-    """Return the accuracy of each class, and the classes that are confused most, by section of the page.
-
-    Args:
-        models: The models.
-        metrics: Their metrics.
-    """
-    classes = models[0].classes or tuple(map(str, range(metrics[0].logits.shape[1])))
-    results = [class_results(m.confusion, classes) for m in metrics]
-    labels = [label for label in range(len(classes)) if results[0][label].images]
-    section = "Each class, accuracy in per cent"
-    if len(labels) > _READABLE:
-        labels.sort(key=lambda label: min(one[label].accuracy or 0.0 for one in results))
-        section, labels = (
-            f"The {_WORST} of {len(labels)} classes with the lowest accuracy, in per cent",
-            labels[:_WORST],
-        )
-    rows = [
-        {
-            "class": classes[label],
-            "images": str(results[0][label].images),
-            **{model.name: _per_cent(one[label].accuracy) for model, one in zip(models, results, strict=True)},
-        }
-        for label in labels
-    ]
-    tables = {section: Table(["class", "images", *(model.name for model in models)], rows, {})} if rows else {}
-    pairs = most_confused(sum(m.confusion for m in metrics), classes, _WORST)  # type: ignore[arg-type]
-    places = {name: label for label, name in enumerate(classes)}
-    confused = [
-        {
-            "class": true,
-            "taken for": predicted,
-            **{
-                model.name: str(int(m.confusion[places[true], places[predicted]]))
-                for model, m in zip(models, metrics, strict=True)
-            },
-        }
-        for true, predicted, *_ in pairs
-    ]
-    columns = ["class", "taken for", *(model.name for model in models)]
-    return tables | ({"Classes that are confused most, in images": Table(columns, confused, {})} if confused else {})
-
-
-def _per_cent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}"
-
-
-def write(
-    folder: Path,
-    title: str,
-    preface: str,
-    table: Table,
-    pictures: dict[str, dict[str, str]],
-    tables: dict[str, Table] | None = None,
-) -> None:
-    """Write the page, its Markdown and its pictures into a folder, in place of an earlier report's.
-
-    Args:
-        folder: Folder to write to; it is created if necessary.
-        title: Plain text.
-        preface: Plain text.
-        table: The table.
-        pictures: SVG by caption, by section.
-        tables: Further tables by section.
-    """
-    tables = tables or {}
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = [(text, svg) for section in pictures.values() for text, svg in section.items()]
-    files = {text: f"picture-{number}.svg" for number, (text, _) in enumerate(drawn, 1)}
-    contents = {files[text]: svg for text, svg in drawn}
-    contents["report.md"] = render_markdown(title, preface, table, pictures, files, tables)
-    contents["index.html"] = render_html(title, preface, table, pictures, tables, photographs=PHOTOGRAPHS)
-    for old in folder.glob("picture-*.svg"):
-        old.unlink()
-    for name, content in contents.items():
-        with atomic_write(folder / name) as file:
-            file.write(content.encode())

@@ -1,13 +1,15 @@
 """Draws the pictures of a report, as SVG."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -15,6 +17,10 @@ from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Model
 
 PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000", "#999999"]  # Okabe and Ito
+_SIZE = (4.0, 3.2)
+"""Inches, without the legend: as wide as a phone, so that its text is not made smaller there."""
+_LINE = 44
+"""Characters in a line of the legend."""
 
 
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
@@ -40,13 +46,13 @@ def trade_off(names: Sequence[str], costs: Mapping[int, float], metrics: Sequenc
         metrics: Metrics of all models.
         unit: Name of the cost, with its unit.
     """
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     accuracies = [m.accuracy * 100 for m in metrics]
     shown = list(costs)
     front = [shown[i] for i in pareto(list(costs.values()), [accuracies[i] for i in shown])]
     axes.plot(
-        [costs[i] for i in front], [accuracies[i] for i in front], color="#bbbbbb", zorder=1, label="Pareto front"
+        [costs[i] for i in front], [accuracies[i] for i in front], color="#bbbbbb", zorder=1, label="best for its cost"
     )
     for i, cost in costs.items():
         low, high = (100 * end for end in metrics[i].interval)
@@ -58,41 +64,50 @@ def trade_off(names: Sequence[str], costs: Mapping[int, float], metrics: Sequenc
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(axis="x", labelsize=7, rotation=45)
+    axes.tick_params(axis="x", labelsize=8, rotation=45)
     axes.set_xlabel(unit)
     axes.set_ylabel("test accuracy (%), 95% interval")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    _legend(figure, axes)
     return svg(figure)
 
 
-def curves(models: Sequence[Model]) -> str | None:
-    """Draw training loss and validation accuracy of the runs, read from their TensorBoard files."""
-    figure = Figure(figsize=(5.6, 7.2), layout="constrained")
-    panels = dict(zip(("train/loss", "val/accuracy"), figure.subplots(2, 1), strict=True))
-    drawn: dict[Path, str] = {}
-    for model in models:
-        if model.run is None or model.run.folder in drawn:
-            continue
-        drawn[model.run.folder] = model.name
-        events = EventAccumulator(str(model.run.folder)).Reload()
-        for tag, axes in panels.items():
-            if tag in events.Tags()["scalars"]:
-                scalars = events.Scalars(tag)
-                colour = PALETTE[(len(drawn) - 1) % len(PALETTE)]
-                axes.plot([e.step for e in scalars], [e.value for e in scalars], color=colour, label=_label(model.name))
-    for tag, axes in panels.items():
-        axes.set_xlabel("step")
-        axes.set_ylabel(tag)
+def curves(models: Sequence[Model]) -> dict[str, str]:
+    """Draw training loss and validation accuracy of the runs, read from their TensorBoard files.
+
+    Args:
+        models: The models, of which those without a run are left out.
+
+    Returns:
+        SVG by caption, of what was logged.
+    """
+    events: dict[int, EventAccumulator] = {}
+    folders: set[Path] = set()
+    for number, model in enumerate(models):
+        if model.run is not None and model.run.folder not in folders:
+            folders.add(model.run.folder)
+            events[number] = EventAccumulator(str(model.run.folder)).Reload()
+    pictures = {}
+    for tag, title in {"train/loss": "training loss", "val/accuracy": "validation accuracy"}.items():
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.subplots()
+        for number, found in events.items():
+            if tag in found.Tags()["scalars"]:
+                steps, values = zip(*((event.step, event.value) for event in found.Scalars(tag)), strict=True)
+                axes.plot(steps, values, color=PALETTE[number % len(PALETTE)], label=_label(models[number].name))
+        axes.set_xlabel("training step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel(title)
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(fontsize=7)
-    return svg(figure) if any(axes.lines for axes in panels.values()) else None
+            _legend(figure, axes)
+            pictures[title] = svg(figure)
+    return pictures
 
 
 def reliability(names: Sequence[str], metrics: Sequence[Metrics], labels: Tensor) -> str:
     """Draw the accuracy of predictions by their confidence, in ten bins."""
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", label="calibrated")
     for i, (name, m) in enumerate(zip(names, metrics, strict=True)):
@@ -110,13 +125,24 @@ def reliability(names: Sequence[str], metrics: Sequence[Metrics], labels: Tensor
     axes.set_xlabel("probability of the predicted class")
     axes.set_ylabel("fraction that is correct")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    _legend(figure, axes)
     return svg(figure)
 
 
 def _label(name: str) -> str:
-    """Return a label that a legend shows: it leaves out those that begin with an underscore."""
-    return f" {name}" if name.startswith("_") else name
+    """Return a label that a legend shows, in lines that fit: it leaves out those that begin with an underscore."""
+    lines = textwrap.fill(name, _LINE)
+    return f" {lines}" if name.startswith("_") else lines
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Put the legend below the axes, where it hides nothing, in two columns if its names are short."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 2 if max(map(len, labels)) <= _LINE / 2 else 1
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=9, frameon=False)
+    width, height = figure.get_size_inches()
+    lines = sum(label.count("\n") + 1 for label in labels) / columns
+    figure.set_size_inches(width, height + 0.2 * lines)
 
 
 def svg(figure: Figure) -> str:

@@ -53,6 +53,14 @@ class Model:
     source: Source | None = None
 
 
+def by_runtime(models: Sequence[Model]) -> dict[str, list[int]]:
+    """Return the numbers of the models of each runtime, as times of two runtimes are not compared."""
+    groups: dict[str, list[int]] = {}
+    for number, model in enumerate(models):
+        groups.setdefault(model.runtime, []).append(number)
+    return groups
+
+
 def source_of(where: str, *, trust: bool = False) -> Source | None:
     """Return the checkpoint that a model of :func:`load_model` comes from, if that is known, without loading the model.
 

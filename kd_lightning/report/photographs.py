@@ -53,7 +53,7 @@ def _largest(values: list[list[float]], count: int) -> list[int]:
 def describe_image(
     number: int, labels: Tensor, logits: Sequence[Tensor], names: Sequence[str], classes: Sequence[str]
 ) -> str:
-    """Return the caption of an image: its label, and what each model takes it for, models of one opinion together.
+    """Return the caption of an image, in lines: its label, and each answer with the models that give it.
 
     Args:
         number: Number of the image.
@@ -65,19 +65,21 @@ def describe_image(
     Example:
         >>> import torch
         >>> logits = [torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])]
-        >>> describe_image(0, torch.tensor([0]), logits, ["teacher", "small.onnx"], ["cat", "dog"])
-        'Test image 0, cat. teacher: cat (88 %); small.onnx: dog (73 %)'
+        >>> print(describe_image(0, torch.tensor([0]), logits, ["teacher", "small.onnx"], ["cat", "dog"]))
+        Test image 0, labelled cat
+        cat: teacher (88%)
+        dog: small.onnx (73%)
     """
     opinions: dict[str, list[tuple[str, float]]] = {}
     for name, output in zip(names, logits, strict=True):
         probability, predicted = output[number].softmax(0).max(0)
         opinions.setdefault(classes[int(predicted)], []).append((name, float(probability)))
-    words = [
-        f"{', '.join(name for name, _ in who)}: {label} ({', '.join(f'{100 * value:.0f}' for _, value in who)} %)"
-        for label, who in opinions.items()
+    label = f"labelled {classes[int(labels[number])]}" if labels[number] >= 0 else "unlabelled"
+    answers = [
+        f"{answer}: {', '.join(f'{name} ({100 * value:.0f}%)' for name, value in who)}"
+        for answer, who in opinions.items()
     ]
-    label = classes[int(labels[number])] if labels[number] >= 0 else "unlabelled"
-    return f"Test image {number}, {label}. {'; '.join(words)}"
+    return "\n".join([f"Test image {number}, {label}", *answers])
 
 
 def photograph_svg(image: Tensor, description: str) -> str:

@@ -28,7 +28,8 @@ def test_bars_have_the_names_counts_and_mistakes_and_names_are_not_parsed_as_mat
 def test_of_many_classes_the_lowest_are_drawn() -> None:
     counts = torch.eye(100, dtype=torch.int64) * 4
     counts[57, 3] = 4
-    (axes,) = class_accuracy_figure(counts, classes=list(map(str, range(100)))).axes
+    figure = class_accuracy_figure(counts, classes=list(map(str, range(100))))
+    (axes,) = figure.axes
     assert len(axes.patches) == 20
     assert axes.get_yticklabels()[0].get_text() == "57 (8)"
-    assert "the 20 lowest of 100" in axes.get_title()
+    assert "the 20 lowest of 100" in figure.get_suptitle()

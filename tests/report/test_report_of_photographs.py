@@ -31,10 +31,9 @@ def test_images_are_chosen_once_and_by_what_the_teacher_knows() -> None:
 def test_models_of_one_opinion_are_named_together() -> None:
     outputs = [logits(0), logits(2), logits(2, certainty=1.0)]
     text = describe_image(0, torch.tensor([1]), outputs, ["teacher", "a.onnx", "b.onnx"], ["cat", "dog", "elk"])
-    assert text == "Test image 0, dog. teacher: cat (96 %); a.onnx, b.onnx: elk (96, 58 %)"
+    assert text == "Test image 0, labelled dog\ncat: teacher (96%)\nelk: a.onnx (96%), b.onnx (58%)"
     assert (
-        describe_image(0, torch.tensor([-1]), outputs[:1], ["t"], list("abc"))
-        == "Test image 0, unlabelled. t: a (96 %)"
+        describe_image(0, torch.tensor([-1]), outputs[:1], ["t"], list("abc")) == "Test image 0, unlabelled\na: t (96%)"
     )
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from browser import require_browser
+from PIL import Image
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -225,7 +228,7 @@ def test_the_readmes_figures_are_those_that_are_kept(tables: ModuleType) -> None
     readme = (SCRIPTS.parent / "README.md").read_text()
     assert tables.with_table(readme, results) == readme
     assert len(results["test_accuracy"]["alone"]) == 5
-    assert (tables.PUBLISHED / "curves.png").stat().st_size < 60_000
+    assert (tables.PUBLISHED / "tensorboard.png").stat().st_size < 60_000
 
 
 def test_the_table_has_means_spreads_and_the_interval_of_the_gain(tables: ModuleType) -> None:
@@ -240,15 +243,24 @@ def test_the_table_has_means_spreads_and_the_interval_of_the_gain(tables: Module
     assert lines[-1].startswith("Distillation gains 18.0 points (95% interval -7.4 to 43.4, Student's t over 2 seeds")
 
 
-def test_the_picture_is_drawn_from_a_runs_events(short: Any, tables: ModuleType) -> None:
-    steps, values = tables.scalars(short[0] / "alone" / "seed_0", "val/accuracy")
-    assert (len(steps), len(values)) == (2, 2)
-    figure = tables.picture(short[0])
-    curves, gap, views, classes = figure.axes
-    assert len(curves.lines) == 6
-    assert [text.get_text() for text in curves.get_legend().get_texts()] == list(tables.NAMES.values())
-    assert all(axes.images for axes in (views, classes))
-    assert len(gap.lines) <= 2
+def test_the_picture_is_one_of_tensorboard_with_the_runs_of_a_quickstart(short: Any, tmp_path: Path) -> None:
+    require_browser()
+    pictures = importlib.import_module("tensorboard_picture")
+    command = [
+        sys.executable,
+        str(SCRIPTS / "tensorboard_picture.py"),
+        str(short[0]),
+        "--output",
+        str(tmp_path / "a.png"),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=250)
+    assert (tmp_path / "a.png").stat().st_size < 60_000
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width == 800
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
+    orange = np.abs(pixels - [245, 124, 0]).max(1) < 30
+    assert 0.03 < orange.mean() < 0.2, "TensorBoard's bar"
+    assert set(pictures.NAMES) == set(importlib.import_module("quickstart").FITS)
 
 
 def test_the_student_alone_has_the_best_settings_on_validation_images(tables: ModuleType) -> None:

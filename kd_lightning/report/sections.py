@@ -1,0 +1,175 @@
+"""The sections of a report: pictures, tables of classes, and images."""
+
+from collections.abc import Sequence
+
+from matplotlib import rc_context
+from torch import Tensor
+
+from kd_lightning.callbacks.class_results import class_results, most_confused
+from kd_lightning.report import drawing
+from kd_lightning.report.metrics import Metrics
+from kd_lightning.report.model import Model, by_runtime
+from kd_lightning.report.page import Section, Table
+from kd_lightning.report.photographs import choose_images, describe_image, photograph_svg
+
+_READABLE = 20
+"""Classes up to which a confusion matrix can be read."""
+_WORST = 10
+_SHOWN = 12
+
+
+@rc_context({"text.parse_math": False})  # $ in a name is a dollar
+def costs(models: list[Model], metrics: list[Metrics]) -> Section:
+    """Return the section of accuracy against size, and against latency for each runtime.
+
+    Args:
+        models: The models.
+        metrics: Their metrics.
+    """
+    names = [model.name for model in models]
+    sizes = {number: model.size / 1e6 for number, model in enumerate(models)}
+    pictures = {"accuracy and size": drawing.trade_off(names, sizes, metrics, "size (MB)")}
+    for runtime, group in by_runtime(models).items():
+        times = {number: 1000 * metrics[number].latency[1] for number in group}
+        pictures[f"accuracy and latency in {runtime}"] = drawing.trade_off(
+            names, times, metrics, f"time for one image (ms), {runtime}"
+        )
+    note = (
+        "The best place is the top left: accurate, and small or fast. The grey line joins the models that no other one "
+        "beats in both (the Pareto front). The bar of a point is its 95% interval: where two bars overlap widely, the "
+        "difference may be chance. Times in different runtimes are not compared, so each runtime has its own picture."
+    )
+    return Section("Accuracy against cost", note, pictures=pictures, kind="plot")
+
+
+@rc_context({"text.parse_math": False})
+def details(models: list[Model], metrics: list[Metrics], images: Tensor, labels: Tensor) -> list[Section]:
+    """Return the sections on classes, images, training and calibration, without those that have nothing to show.
+
+    Args:
+        models: The models, the teacher first.
+        metrics: Their metrics.
+        images: Test images in [0, 1], ``(N, channels, H, W)``.
+        labels: Their labels ``(N,)``, -1 where unlabelled.
+    """
+    classes, names = class_names(models, metrics), [model.name for model in models]
+    found = [
+        _each_class(models, metrics, classes),
+        _most_confused(models, metrics, classes),
+        _confusion(models, metrics, classes),
+        _training(models),
+        Section(
+            "Calibration",
+            "Does a model know what it does not know? Of the predictions made with 80% probability, 80% should be "
+            "correct: the dashed line. Below it a model is too sure of itself, above it too careful.",
+            pictures={"correct predictions by their probability": drawing.reliability(names, metrics, labels)},
+            kind="plot",
+        ),
+        *_disagreements(models, metrics, images, labels, classes),
+    ]
+    return [section for section in found if section.tables or section.pictures]
+
+
+def class_names(models: list[Model], metrics: list[Metrics]) -> tuple[str, ...]:
+    """Return the class names, which are numbers where no names are known."""
+    return models[0].classes or tuple(map(str, range(metrics[0].logits.shape[1])))
+
+
+def _disagreements(
+    models: list[Model], metrics: list[Metrics], images: Tensor, labels: Tensor, classes: Sequence[str]
+) -> list[Section]:
+    """Return two sections of images, in neither of which is one of the other."""
+    names, logits = [model.name for model in models], [m.logits for m in metrics]
+    chosen = choose_images(labels, logits[0], logits[1:], _SHOWN) if len(models) > 1 else ([], [])
+    titles = {
+        "What a student gets wrong and the teacher right": "The surest mistakes first. Below an image are its "
+        "label, and each answer with the models that give it and how sure they are.",
+        "Other images on which they do not agree": "The teacher is wrong here, or the image has no label.",
+    }
+    sections = []
+    for (title, note), numbers in zip(titles.items(), chosen, strict=True):
+        captions = {number: describe_image(number, labels, logits, names, classes) for number in numbers}
+        pictures = {text: photograph_svg(images[number], text) for number, text in captions.items()}
+        sections.append(Section(title, note, pictures=pictures, kind="photograph"))
+    return sections
+
+
+def _each_class(models: list[Model], metrics: list[Metrics], classes: Sequence[str]) -> Section:
+    results = [class_results(m.confusion, classes) for m in metrics]
+    labels = [label for label in range(len(classes)) if results[0][label].images]
+    title = "Each class, accuracy in per cent"
+    if len(labels) > _READABLE:
+        title = f"The {_WORST} of {len(labels)} classes with the lowest accuracy, in per cent"
+        labels.sort(key=lambda label: min(one[label].accuracy or 0.0 for one in results))
+        labels = labels[:_WORST]
+    rows = [
+        {
+            "class": classes[label],
+            "images": str(results[0][label].images),
+            **{model.name: _per_cent(one[label].accuracy) for model, one in zip(models, results, strict=True)},
+        }
+        for label in labels
+    ]
+    note = "The share of a class's test images that a model recognizes. With few images, a difference may be chance."
+    columns = ["class", "images", *(model.name for model in models)]
+    return Section(title, note, tables={title: Table(columns, rows)} if rows else {})
+
+
+def _per_cent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _most_confused(models: list[Model], metrics: list[Metrics], classes: Sequence[str]) -> Section:
+    title = "Classes that are confused most, in images"
+    pairs = most_confused(sum(m.confusion for m in metrics), classes, _WORST)  # type: ignore[arg-type]
+    places = {name: label for label, name in enumerate(classes)}
+    rows = [
+        {
+            "class": true,
+            "taken for": predicted,
+            **{
+                model.name: str(int(m.confusion[places[true], places[predicted]]))
+                for model, m in zip(models, metrics, strict=True)
+            },
+        }
+        for true, predicted, *_ in pairs
+    ]
+    columns = ["class", "taken for", *(model.name for model in models)]
+    note = "The number of test images of the class that a model takes for the other one."
+    return Section(title, note, tables={title: Table(columns, rows, texts=2)} if rows else {})
+
+
+def _confusion(models: list[Model], metrics: list[Metrics], classes: Sequence[str]) -> Section:
+    """Return the matrices, one for models that have the same; nothing for more classes than can be read."""
+    alike: list[tuple[list[str], Tensor]] = []
+    for model, m in zip(models, metrics, strict=True):
+        same = next((names for names, matrix in alike if m.confusion.equal(matrix)), None)
+        if same is None:
+            alike.append(([model.name], m.confusion))
+        else:
+            same.append(model.name)
+    columns = ["class", *classes]
+    tables = {}
+    for names, counts in alike if len(classes) <= _READABLE else []:
+        values = (100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).tolist()
+        rows = [
+            {
+                "class": name,
+                **{other: f"{value:.0f}" if value else "" for other, value in zip(classes, row, strict=True)},
+            }
+            for name, row in zip(classes, values, strict=True)
+        ]
+        tables[", ".join(names)] = Table(columns, rows)
+    note = (
+        "A row shows what the test images of a class are taken for, a column a model's answers: a model without errors "
+        "has 100 on the diagonal and nothing elsewhere."
+    )
+    return Section("Confusion, in per cent of a class", note, tables=tables, kind="heat")
+
+
+def _training(models: list[Model]) -> Section:
+    note = (
+        "The loss is the error that training lowers. A distilled student's contains more than that of the others: "
+        "compare its course, not its height. Exported files have the curve of their run."
+    )
+    return Section("Training", note, pictures=drawing.curves(models), kind="plot")
