@@ -5,7 +5,10 @@ student trains on all images with the same number of steps whatever the loss: on
 count, on the others the teacher's alone. "alone" is the student on the labelled images only. Each run keeps the epoch
 with the best accuracy on the validation images, whose labels are all there; the test images are read once, afterwards.
 
-    python scripts/compare_losses.py [--folder lightning_logs/losses] [--methods nkd wkd_l] [--seed 0]
+Losses that read labels have little to do on unlabelled images: `--labelled_only` trains on the labelled ones alone.
+
+    python scripts/compare_losses.py [--folder lightning_logs/losses] [--methods nkd wkd_l] [--labelled_only]
+        [--seed 0]
 
 Finished runs are kept: the same command continues where it was interrupted. It prints a table, and writes results.json.
 """
@@ -39,18 +42,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("lightning_logs/losses"), help="folder of the runs")
     parser.add_argument("--methods", nargs="+", help="names of recipes; all by default")
+    parser.add_argument("--labelled_only", action="store_true", help="train on the labelled images alone")
     parser.add_argument("--seed", type=int, default=0)
     options, more = parser.parse_known_args()
     rows = {}
     teacher = options.folder / "teacher"
     rows["teacher"] = run("teacher", teacher, ["--trainer.max_epochs=30", *more], options.seed)
     rows["alone"] = run("student", options.folder / "alone", [*ALONE, *more], options.seed)
+    images, folder = (
+        (ALONE, options.folder / "labelled") if options.labelled_only else ([*FEW, *EPOCHS], options.folder)
+    )
     for method in options.methods or methods():
         taught = [] if method == "uskd" else ["--teacher", str(teacher / "run")]
-        rows[method] = run(method, options.folder / method, [*FEW, *EPOCHS, *taught, *more], options.seed)
-        (options.folder / "results.json").write_text(
-            json.dumps({k: row._asdict() for k, row in rows.items()}, indent=1)
-        )
+        rows[method] = run(method, folder / method, [*images, *taught, *more], options.seed)
+        (folder / "results.json").write_text(json.dumps({k: row._asdict() for k, row in rows.items()}, indent=1))
     print(table(rows))
 
 

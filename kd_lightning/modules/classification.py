@@ -47,6 +47,7 @@ from kd_lightning.networks.dry_run import (
     try_forward,
 )
 from kd_lightning.networks.input_conversion import InputConversion
+from kd_lightning.networks.memory_format import overruns_channels_last
 from kd_lightning.networks.weights import check_fits
 
 
@@ -204,7 +205,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.num_classes = count_classes(self.network, logits, getattr(self.data_module, "num_classes", None) or None)
 
     def _first_forward(self, images: Tensor) -> Tensor:
-        self.convert_input.choose_memory_format(self.network, lambda: self(images))
+        on_cpu = self.trainer.state.fn == "fit" and self.trainer.strategy.root_device.type == "cpu"
+        self.convert_input.choose_memory_format(self.network, lambda: self(images), trains_on_cpu=on_cpu)
         return self(images)  # type: ignore[no-any-return]
 
     @property
@@ -271,8 +273,16 @@ class ClassificationModule(pl.LightningModule, ABC):
 
     def describe_speed(self) -> list[str]:
         """Return what makes the network fast, and what else could."""
-        contiguous = "the network runs in contiguous memory (reshape in place of view allows channels-last)"
-        return [*self.acceleration.describe(self), *([] if self.convert_input.channels_last else [contiguous])]
+        described = self.acceleration.describe(self)
+        if self.convert_input.channels_last:
+            return described
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        reason = (
+            ", since its strided 1x1 convolutions of few channels crash in channels-last on CPUs"
+            if on_cpu and overruns_channels_last(self.network)
+            else " (reshape in place of view allows channels-last)"
+        )
+        return [*described, f"the network runs in contiguous memory{reason}"]
 
     def faster_steps(self) -> list[str]:
         """Return imperatives with the settings that may shorten training steps."""

@@ -49,6 +49,8 @@ class InputConversion(nn.Module):
         """
         self.statistics = normalization_between(data, data_config(network)).to(weight_device(network))
 
-    def choose_memory_format(self, network: nn.Module, forward: Callable[[], object]) -> None:
+    def choose_memory_format(
+        self, network: nn.Module, forward: Callable[[], object], *, trains_on_cpu: bool = False
+    ) -> None:
         """Convert a network to channels-last where it can run in it; see :func:`use_channels_last`."""
-        self.channels_last = use_channels_last(network, forward)
+        self.channels_last = use_channels_last(network, forward, trains_on_cpu=trains_on_cpu)

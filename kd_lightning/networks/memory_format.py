@@ -1,12 +1,35 @@
 """The memory format in which a network runs."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
+_BLOCK = 16
+"""Channels that oneDNN treats at once with AVX-512, and 8 with AVX2."""
 
-def use_channels_last(network: nn.Module, forward: Callable[[], object]) -> bool:
+
+def overruns_channels_last(network: nn.Module) -> bool:
+    """Return whether oneDNN, with which torch trains on CPUs, would write past its memory for maps in channels-last.
+
+    It does for the gradient of the weights of strided 1x1 convolutions of few channels, and processes crash from images
+    of about 56 pixels on. See https://github.com/uxlfoundation/oneDNN/issues/6035.
+
+    Example:
+        >>> [overruns_channels_last(nn.Conv2d(width, 32, 1, stride=2)) for width in (8, 16)]
+        [True, False]
+    """
+    return any(
+        isinstance(layer, nn.Conv2d)
+        and set(layer.kernel_size) == {1}
+        and max(layer.stride) > 1
+        and layer.in_channels < _BLOCK
+        for layer in network.modules()
+    )
+
+
+def use_channels_last(network: nn.Module, forward: Callable[[], object], *, trains_on_cpu: bool = False) -> bool:
     """Convert a network to channels-last, in which convolutions are fastest, unless it cannot run in it.
 
     A network that calls ``view`` on its maps, as in many tutorials, needs contiguous ones; ``reshape`` or ``flatten``
@@ -15,6 +38,8 @@ def use_channels_last(network: nn.Module, forward: Callable[[], object]) -> bool
     Args:
         network: The network, which is converted in place; it stays or becomes contiguous where the trial fails.
         forward: Function that runs it, without gradient and in eval mode.
+        trains_on_cpu: Whether it is trained on a CPU, where some networks must not be in channels-last; see
+            :func:`overruns_channels_last`.
 
     Returns:
         Whether the network is in channels-last.
@@ -24,14 +49,14 @@ def use_channels_last(network: nn.Module, forward: Callable[[], object]) -> bool
         >>> use_channels_last(network, lambda: network(images))
         True
     """
-    network.to(memory_format=torch.channels_last)
-    try:
-        forward()
-    except RuntimeError:  # where this is not the reason, the caller's own trial raises it again
-        for tensor in [*network.parameters(), *network.buffers()]:
-            tensor.data = contiguous(tensor.data)
-        return False
-    return True
+    if not (trains_on_cpu and overruns_channels_last(network)):
+        network.to(memory_format=torch.channels_last)
+        with suppress(RuntimeError):  # where the format is not the reason, the caller's own trial raises it again
+            forward()
+            return True
+    for tensor in [*network.parameters(), *network.buffers()]:
+        tensor.data = contiguous(tensor.data)
+    return False
 
 
 def contiguous(tensor: Tensor) -> Tensor:
