@@ -134,6 +134,8 @@ def test_a_loss_is_computed_where_its_inputs_are(name: str) -> None:
     student, teacher = network(), network() if between_domains else network(8)
     read = ["layer1", "layer2", "layer3", "avgpool", "fc"]
     images, labels = torch.rand(8, 1, 8, 8, device="other"), torch.arange(8, device="other")
+    if kind.multi_label:
+        labels = torch.eye(10)[:8].to("other")
     student.to("other"), teacher.to("other")
     taught, said = FeatureTap(student, read)(images), FeatureTap(teacher, read)(images)
     loss = kind(**options)

@@ -135,6 +135,28 @@ class Objective(nn.ModuleDict):
             if term.views > views:
                 raise _too_few_views(name, term, views)
 
+    def check_labels(self, *, multi_label: bool) -> None:
+        """Check that the terms are for images of several classes, or for those of one class.
+
+        Args:
+            multi_label: Whether the data declare that images may have several classes.
+
+        Raises:
+            ValueError: If a term is for the other kind of data; the message names it.
+        """
+        for name, term in self.terms.items():
+            if term.multi_label is None or term.multi_label == multi_label:
+                continue
+            term_of = (
+                ("BinaryTargetLoss", "BinarySoftTargetLoss") if multi_label else ("HardTargetLoss", "SoftTargetLoss")
+            )
+            kinds = ("several classes", "one class") if multi_label else ("one class", "several classes")
+            declare = "" if multi_label else ", or let the data declare multi_label if they have several"
+            raise UserError(
+                f"The loss {name!r} ({type(term).__name__}) is for images of {kinds[1]}, but the data have {kinds[0]} "
+                f"an image; use {term_of[term.needs_teacher]} in its place{declare}."
+            )
+
     @property
     def shapes(self) -> list[Shapes | None] | None:
         """The shapes for which the learned parts were created, as plain data; ``None`` before :meth:`build`."""
