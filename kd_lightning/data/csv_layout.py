@@ -11,13 +11,11 @@ from torch import Tensor
 
 from kd_lightning.data.folder_layout import FolderLayout, Listing, check_several_classes
 from kd_lightning.errors import MissingFileError, UserError
+from kd_lightning.files.several_labels import BETWEEN, NO_CLASS
 from kd_lightning.networks.data_config import truncate
 
 _COLUMNS = ("file", "label", "split")
 _SPLITS = ("train", "val", "test")
-_BETWEEN = ";"
-_NO_CLASS = "-"
-"""The label of an image that has none of the classes, in a file of several classes an image."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +99,13 @@ class CsvLayout(FolderLayout):
 
     def _several(self, rows: list[Row]) -> bool:
         given = self.given_multi_label
-        return any(_BETWEEN in row.label for row in rows) if given is None else given
+        return any(BETWEEN in row.label for row in rows) if given is None else given
 
     def _classes_of(self, row: Row) -> list[str]:
         """Return the names of a row's classes."""
         if not self.multi_label:
             return [row.label] if row.label else []
-        return [] if row.label in ("", _NO_CLASS) else _names(row.label)
+        return [] if row.label in ("", NO_CLASS) else _names(row.label)
 
     @cached_property
     def has_one_set(self) -> bool:
@@ -202,7 +200,7 @@ class CsvLayout(FolderLayout):
         """Check the names in labels of several classes, or that there are none."""
         several = self._several(rows)
         for row in rows:
-            if _BETWEEN not in row.label:
+            if BETWEEN not in row.label:
                 continue
             if not several:
                 raise UserError(
@@ -210,9 +208,9 @@ class CsvLayout(FolderLayout):
                     "true or null, or correct the label."
                 )
             names = _names(row.label)
-            problem = next((name for name in names if name in ("", _NO_CLASS) or names.count(name) > 1), None)
+            problem = next((name for name in names if name in ("", NO_CLASS) or names.count(name) > 1), None)
             if problem is not None:
-                what = f"{problem!r} twice" if problem not in ("", _NO_CLASS) else f"{problem!r} among several classes"
+                what = f"{problem!r} twice" if problem not in ("", NO_CLASS) else f"{problem!r} among several classes"
                 raise UserError(f"{self._place(row)} names {what}, {row.label!r}; correct it.")
 
     def _check_files(self, rows: list[Row]) -> None:
@@ -237,4 +235,4 @@ class CsvLayout(FolderLayout):
 
 
 def _names(label: str) -> list[str]:
-    return [name.strip() for name in label.split(_BETWEEN)]
+    return [name.strip() for name in label.split(BETWEEN)]

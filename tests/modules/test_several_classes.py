@@ -1,0 +1,384 @@
+"""Images of several classes: what is learned, measured, chosen and saved."""
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from made_photographs import write_several_classes
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from kd_lightning import (
+    AdaptationModule,
+    Augmentation,
+    Checkpoint,
+    DigitsDataModule,
+    DistillationModule,
+    ImageFolderDataModule,
+    TeacherModule,
+)
+from kd_lightning.callbacks import GapClosed, PredictionWriter, RunSummary, TensorBoardImages
+from kd_lightning.callbacks.label_scores import choose_thresholds, label_scores
+from kd_lightning.callbacks.teacher_check import describe_random_order
+from kd_lightning.errors import UserError
+from kd_lightning.losses import (
+    BinarySoftTargetLoss,
+    BinaryTargetLoss,
+    HardTargetLoss,
+    HintLoss,
+    SoftTargetLoss,
+    binary_soft_target_loss,
+    binary_target_loss,
+)
+from kd_lightning.networks import DataConfig, EnsembleTeacher, ResNet, data_config, from_checkpoint
+
+Trainers = Callable[..., pl.Trainer]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_several_classes(tmp_path_factory.mktemp("photographs"), 180, unlabelled=12)
+
+
+def data(folder: Path, **options: Any) -> ImageFolderDataModule:
+    return ImageFolderDataModule(
+        str(folder), labels="labels.csv", **{"image_size": 24, "batch_size": 16, "val_fraction": 0.25, **options}
+    )
+
+
+def network(width: int = 8, classes: int = 3) -> ResNet:
+    return ResNet([1, 1], [width, 2 * width], classes, in_channels=3)
+
+
+class PlainData(pl.LightningDataModule):
+    """A data module of a user's own: plain loaders, and the declaration."""
+
+    multi_label = True
+
+    def __init__(self, labels: Tensor | None = None, images: int = 40) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        pictures = torch.randn(images, 3, 8, 8, generator=generator)
+        self.labels = (pictures.mean((2, 3)) > 0).long() if labels is None else labels
+        self.dataset = TensorDataset(pictures, self.labels)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.dataset, batch_size=8)
+
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+
+
+QUIET = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*mean and deviation.*")
+
+
+# --- training
+
+
+def test_a_teacher_learns_and_its_test_uses_the_thresholds_of_val(
+    photographs: Path, make_trainer: Trainers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lightning.pytorch.utilities.rank_zero")
+    best = ModelCheckpoint(tmp_path / "checkpoints", "best", monitor="val/accuracy", mode="max")
+    logger = TensorBoardLogger(tmp_path, name="", version="run", default_hp_metric=False)
+    trainer = make_trainer(
+        max_epochs=12, enable_checkpointing=True, callbacks=[best, RunSummary(0.01), TensorBoardImages()], logger=logger
+    )
+    module, photos = TeacherModule(network(), learning_rate=0.05), data(photographs)
+    trainer.fit(module, photos)
+    assert "ModelCheckpoint follows val/map (mean average precision) and not val/accuracy." in caplog.text
+    metrics = trainer.callback_metrics
+    assert not [name for name in metrics if "accuracy" in name]
+    assert {"val/map", "val/f1_micro", "val/f1_macro", "val/loss", "train/loss"} <= set(metrics)
+    assert all(value.isfinite() for value in metrics.values())
+    assert metrics["val/map"] > 0.8
+    saved = Checkpoint(best.best_model_path)
+    thresholds = saved.data_config.thresholds
+    assert thresholds is not None
+    assert thresholds != (0.5, 0.5, 0.5)
+    assert saved.data_config.classes == photos.classes
+
+    restored = TeacherModule(network())
+    again = ModelCheckpoint(tmp_path / "checkpoints", "best", monitor="val/accuracy", mode="max")
+    evaluator = make_trainer(
+        enable_checkpointing=True, callbacks=[again, RunSummary(0.01), TensorBoardImages()], logger=logger
+    )
+    (tested,) = evaluator.test(restored, data(photographs), ckpt_path=best.best_model_path, weights_only=True)
+    assert data_config(restored.network).thresholds == thresholds  # the test chooses none
+    assert restored.confusion is None
+    images = evaluator.datamodule.test_dataloader()  # type: ignore[attr-defined]
+    batches = [evaluator.datamodule.augment(batch) for batch in images]  # type: ignore[attr-defined]
+    with torch.no_grad():
+        logits = torch.cat([restored.eval()(batch.images) for batch in batches])
+    expected = label_scores(logits, torch.cat([batch.labels for batch in batches]), torch.tensor(thresholds))
+    for name, value in expected.averages.items():
+        assert tested[f"test/{name}"] == pytest.approx(value.item(), abs=1e-6)
+    written = json.loads((tmp_path / "run" / "test.json").read_text())
+    assert written["map"] == pytest.approx(tested["test/map"], abs=1e-6)
+    assert written["classes"]["red"]["threshold"] == pytest.approx(thresholds[2], abs=1e-6)
+    assert written["classes"]["red"]["images"] == int(expected.images[2])
+    assert set(written["classes"]["red"]) == {
+        "images", "average_precision", "f1", "precision", "recall", "threshold"}  # fmt: skip
+
+
+def test_the_step_is_the_binary_cross_entropy_of_the_labelled_rows(photographs: Path, make_trainer: Trainers) -> None:
+    found: list[tuple[Tensor, Tensor]] = []
+
+    class Recorded(TeacherModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            self.network.eval()
+            found.append((loss.detach(), batch.labels))
+            return loss
+
+        def log_step(self, loss: Tensor, terms: Any, logits: Tensor, labels: Tensor, tensors: Any) -> None:
+            expected = binary_target_loss(logits, labels, label_smoothing=0.1, positive_weights=self.class_weights)
+            assert torch.equal(loss, expected)
+            super().log_step(loss, terms, logits, labels, tensors)
+
+    module = Recorded(network(4), label_smoothing=0.1, class_weights="balanced")
+    photos = data(photographs, augmentation=Augmentation(mixup=0.5))
+    make_trainer(limit_train_batches=3, limit_val_batches=0).fit(module, photos)
+    assert len(found) == 3
+    assert any((labels == -1).all(1).any() for _, labels in found)
+    labels = photos.splits["train"].labels[photos.train_samples]
+    labels = labels[(labels >= 0).all(1)]
+    torch.testing.assert_close(module.class_weights, (labels == 0).sum(0) / (labels == 1).sum(0))
+
+
+def test_a_student_is_distilled_by_binary_losses(
+    photographs: Path, make_trainer: Trainers, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lightning.pytorch.utilities.rank_zero")
+    teacher = TeacherModule(network(), learning_rate=0.05)
+    make_trainer(max_epochs=8).fit(teacher, data(photographs))
+    module = DistillationModule(network(4), teacher.network, alpha=0.6)
+    trainer = make_trainer(max_epochs=2, limit_train_batches=4)
+    trainer.fit(module, data(photographs))
+    kinds = {name: (type(term), term.weight) for name, term in module.losses.terms.items()}
+    assert kinds == {"hard": (BinaryTargetLoss, 0.4), "soft": (BinarySoftTargetLoss, 0.6)}
+    assert module.losses.terms["soft"].temperature == 1
+    assert "the student learns by BinaryTargetLoss (0.4), BinarySoftTargetLoss (0.6)." in caplog.text
+    assert re.search(r"The teacher's mean average precision on the validation images is \d+\.\d\d%\.", caplog.text)
+    metrics = trainer.callback_metrics
+    assert {"val/agreement", "val/kl", "train/hard", "train/soft"} <= set(metrics)
+    batches = [
+        photos.augment(b) for photos in [data(photographs)] for b in (photos.setup("fit"), photos.val_dataloader())[1]
+    ]
+    with torch.no_grad():
+        module.eval(), teacher.eval()
+        s, t = (torch.cat([net(batch.images) for batch in batches]) for net in (module, teacher))
+    torch.testing.assert_close(metrics["val/agreement"], ((s > 0) == (t > 0)).float().mean())
+    torch.testing.assert_close(metrics["val/kl"], binary_soft_target_loss(s, t, temperature=1.0), rtol=1e-4, atol=1e-5)
+    # the same module on images of one class
+    other = DistillationModule(network(4), network(), teacher_check="off")
+    other._match_losses("fit")
+    assert [type(term) for term in other.losses.terms.values()] == [HardTargetLoss, SoftTargetLoss]
+
+
+def test_losses_that_do_not_fit_the_data_are_refused_before_the_first_step(
+    photographs: Path, make_trainer: Trainers, digits: DigitsDataModule, small: Callable[..., ResNet]
+) -> None:
+    hint = HintLoss(student_layers=["layer1"])
+    module = DistillationModule(network(4), network(), losses={"soft": SoftTargetLoss(), "hint": hint})
+    with pytest.raises(UserError, match=r"^The loss 'soft' \(SoftTargetLoss\) is for images of one class, but the data "
+                       r"have several classes an image; use BinarySoftTargetLoss in its place\.$"):  # fmt: skip
+        make_trainer().fit(module, data(photographs))
+    module = DistillationModule(small(), small(), losses={"hard": BinaryTargetLoss()})
+    with pytest.raises(UserError, match=r"'hard' \(BinaryTargetLoss\) is for images of several.*use HardTargetLoss"):
+        make_trainer().fit(module, digits)
+    with pytest.raises(UserError, match=r"^AdaptationModule adapts classifiers of one class an image, and the data"):
+        make_trainer().fit(AdaptationModule(network()), PlainData())
+    with pytest.raises(UserError, match=r"^GapClosed compares accuracies, but an image may have several classes"):
+        make_trainer(callbacks=[GapClosed(0.5)]).fit(DistillationModule(network(4), network()), data(photographs))
+
+
+def test_networks_for_the_other_kind_of_data_are_refused(photographs: Path, make_trainer: Trainers) -> None:
+    single, several = network(), network()
+    single.data_config = DataConfig.of(classes=["blue", "green", "red"])  # type: ignore[assignment]
+    several.data_config = DataConfig.of(classes=["blue", "green", "red"], thresholds=[0.5] * 3)  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"^The teacher was trained on images of one class, and the data have several"):
+        make_trainer().fit(DistillationModule(network(), single), data(photographs))
+    with pytest.raises(UserError, match=r"^The network was trained on images of one class, and the data have several"):
+        make_trainer().test(TeacherModule(single), data(photographs))
+    ensemble = EnsembleTeacher([several, network()], average="probabilities")
+    assert ensemble.data_config.thresholds == (0.5,) * 3
+    images = torch.rand(2, 3, 8, 8)
+    expected = torch.stack([member.eval()(images).sigmoid() for member in ensemble.networks]).mean(0)
+    torch.testing.assert_close(ensemble.eval()(images).sigmoid(), expected)
+
+
+# --- other data modules
+
+
+@QUIET
+def test_a_users_own_data_module_declares_it(make_trainer: Trainers, tmp_path: Path) -> None:
+    trainer = make_trainer(max_epochs=3, callbacks=[EarlyStopping("val/accuracy", mode="max", patience=9)])
+    module = TeacherModule(network(4), learning_rate=0.01)
+    trainer.fit(module, PlainData())
+    assert "val/map" in trainer.callback_metrics
+    thresholds = data_config(module.network).thresholds
+    assert thresholds is not None
+    assert len(thresholds) == 3
+    writer = PredictionWriter(str(tmp_path / "predictions.csv"))
+    (first, *_) = make_trainer(callbacks=[writer]).predict(module, PlainData()) or ()
+    assert first.labels.dtype == torch.bool  # type: ignore[union-attr]
+    assert first.probabilities.shape == (8, 3)  # type: ignore[union-attr]
+    rows = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert rows[0] == "image,label,probability"
+    for row, given, probabilities in zip(rows[1:9], first.labels, first.probabilities, strict=True):  # type: ignore[union-attr]
+        _, label, written = row.split(",")
+        names = [] if label == "-" else label.split(";")
+        assert sorted(names) == [str(c) for c in range(3) if given[c]]
+        assert written == ";".join(f"{probabilities[int(c)]:.6f}" for c in names)
+
+
+@QUIET
+@pytest.mark.parametrize("declared", [True, False])
+def test_rows_of_zeros_and_ones_need_the_declaration(declared: bool, make_trainer: Trainers) -> None:
+    plain = PlainData()
+    plain.multi_label = declared
+    trainer = make_trainer(limit_train_batches=1, limit_val_batches=0)
+    if declared:
+        trainer.fit(TeacherModule(network(4)), plain)
+        return
+    with pytest.raises(UserError, match=r"one column for each class; .* declare multi_label = True in the data module"):
+        trainer.fit(TeacherModule(network(4)), plain)
+
+
+@QUIET
+def test_labels_out_of_range_are_refused(make_trainer: Trainers) -> None:
+    with pytest.raises(UserError, match=r"The labels contain 2, but of multi-label data they are 1 for each class"):
+        make_trainer(num_sanity_val_steps=0).fit(TeacherModule(network(4)), PlainData(torch.full((40, 3), 2)))
+    with pytest.raises(UserError, match=r"have the shape \(8, 5\), but the data declare multi_label and there are 3"):
+        make_trainer(num_sanity_val_steps=0).fit(TeacherModule(network(4)), PlainData(torch.ones(40, 5)))
+
+
+@QUIET
+def test_a_class_without_images_gives_no_nan_and_no_warning(make_trainer: Trainers) -> None:
+    labels = torch.zeros(40, 3, dtype=torch.long)
+    labels[::2, 0] = 1
+    trainer = make_trainer(max_epochs=1)
+    module = TeacherModule(network(4))
+    trainer.fit(module, PlainData(labels))
+    assert all(value.isfinite() for value in trainer.callback_metrics.values())
+    assert module.label_scores is not None
+    assert module.label_scores.average_precision.isnan().tolist() == [False, True, True]
+    assert data_config(module.network).thresholds[1:] == (0.5, 0.5)  # type: ignore[index]
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(TeacherModule(network(4)), PlainData(torch.zeros(40, 3, dtype=torch.long)))
+    assert "val/map" not in trainer.callback_metrics  # there is no order to measure
+    assert trainer.callback_metrics["val/loss"].isfinite()
+
+
+def test_without_validation_the_thresholds_are_neutral(photographs: Path, make_trainer: Trainers) -> None:
+    module = TeacherModule(network(4))
+    make_trainer(limit_val_batches=0, limit_train_batches=1).fit(module, data(photographs))
+    assert data_config(module.network).thresholds == (0.5, 0.5, 0.5)
+
+
+def test_a_checkpoint_fills_another_network_with_its_thresholds(
+    photographs: Path, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    trainer = make_trainer(max_epochs=1, limit_train_batches=2)
+    module = TeacherModule(network(4))
+    trainer.fit(module, data(photographs))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    filled = from_checkpoint(network(4), tmp_path / "a.ckpt")
+    assert data_config(filled).thresholds == data_config(module.network).thresholds is not None
+    # a fine-tuning on the same classes continues with them
+    again = TeacherModule(filled)
+    make_trainer(limit_train_batches=1, limit_val_batches=0).fit(again, data(photographs))
+    assert data_config(filled).thresholds == data_config(module.network).thresholds
+
+
+# --- the teacher's check
+
+
+def test_a_teacher_that_orders_the_images_at_random_is_refused(photographs: Path, make_trainer: Trainers) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            noise = (images.flatten(1) * 1e4).sum(1, keepdim=True).sin() + self.weight
+            return noise * torch.tensor([1.0, -1.0, 0.5])
+
+    module = DistillationModule(network(4), Flat())
+    found = (
+        r"^The teacher's mean average precision on 41 validation images is .*, which is no better than a random order"
+    )
+    with pytest.raises(UserError, match=found):
+        make_trainer().fit(module, data(photographs, batch_size=64))
+
+
+def test_few_images_do_not_decide() -> None:
+    reason, certain = describe_random_order(0.6, torch.linspace(0.3, 0.9, 200), 4)
+    assert not certain
+    assert reason.endswith(
+        "4 validation images is 60.0%, too few images to decide whether it is better than a random order (60.0%)."
+    )
+    assert describe_random_order(0.95, torch.linspace(0.3, 0.9, 200), 4) == ("", False)
+
+
+# --- thresholds
+
+
+def best_f1(logits: Tensor, labels: Tensor) -> float:
+    """Return the highest F1 of any threshold."""
+    cuts = torch.cat([logits - 1e-6, logits + 1e-6])
+    given = logits > cuts[:, None]
+    right = (given & (labels == 1)).sum(1)
+    return float((2 * right / (given.sum(1) + labels.sum())).max())
+
+
+def test_thresholds_give_the_highest_f1() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for count in (12, 50, 300):
+        labels = (torch.rand(count, 4, generator=generator) < torch.tensor([0.5, 0.45, 0.7, 0.5])).float()
+        logits = labels + torch.randn(count, 4, generator=generator) - torch.tensor([0.0, 3.0, -2.0, 8.0])
+        thresholds = choose_thresholds(logits, labels)
+        scores = label_scores(logits, labels, thresholds)
+        for c in range(4):
+            if 5 <= labels[:, c].sum() <= count - 5:
+                assert scores.f1[c].item() == pytest.approx(best_f1(logits[:, c], labels[:, c]), abs=1e-6)
+            else:
+                assert thresholds[c] == 0.5
+
+
+def test_ties_stay_near_one_half_and_rare_classes_at_it() -> None:
+    labels = torch.tensor([1.0] * 5 + [0.0] * 5)[:, None]
+    assert choose_thresholds(8 * (labels - 0.5), labels).item() == 0.5  # which lies between the two
+    low = torch.tensor([-2.0] * 5 + [-4.0] * 5)[:, None]
+    middle = torch.tensor([-2.0, -4.0]).double().sigmoid().mean()
+    torch.testing.assert_close(choose_thresholds(low, labels)[0], middle)
+    assert choose_thresholds(low[1:], labels[1:]).item() == 0.5  # four images have the class
+    assert choose_thresholds(torch.zeros(0, 2), torch.zeros(0, 2)).tolist() == [0.5, 0.5]
+    same = torch.zeros(10, 1)
+    assert 0 <= choose_thresholds(same, labels).item() < 0.5  # all are given the class: F1 2/3
+    assert label_scores(same, labels, choose_thresholds(same, labels)).f1.item() == pytest.approx(2 / 3)
+
+
+def test_scores_are_those_of_torchmetrics_and_scikit_learn() -> None:
+    from sklearn.metrics import average_precision_score, f1_score
+
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(60, 5, generator=generator) < 0.3).float()
+    labels[:, 4] = 0
+    logits = labels + torch.randn(60, 5, generator=generator)
+    thresholds = torch.tensor([0.3, 0.5, 0.6, 0.7, 0.9])
+    scores = label_scores(logits, labels, thresholds)
+    given, has = (logits.sigmoid() > thresholds).numpy(), labels.bool().numpy()
+    expected = average_precision_score(has[:, :4], logits[:, :4].numpy(), average=None)
+    torch.testing.assert_close(scores.average_precision[:4].double(), torch.tensor(expected), rtol=1e-6, atol=0)
+    assert scores.averages["map"].item() == pytest.approx(expected.mean(), rel=1e-6)
+    assert scores.averages["f1_micro"].item() == pytest.approx(f1_score(has, given, average="micro"), rel=1e-6)
+    assert scores.averages["f1_macro"].item() == pytest.approx(f1_score(has[:, :4], given[:, :4], average="macro"))
