@@ -160,16 +160,39 @@ def shuffled_map(logits: Tensor, labels: Tensor, *, count: int = 200) -> Tensor:
         labels: 1 for each class of an image and 0 for the others, ``(N, C)``; at least one image has a class.
         count: Number of orders.
     """
-    has = labels >= NEUTRAL
-    has = has[:, has.any(0)].double()
-    order = logits[:, (labels >= NEUTRAL).any(0)].argsort(0, descending=True)
-    places = torch.arange(1, len(has) + 1, device=has.device, dtype=torch.float64)[:, None]
-    generator, found = torch.Generator().manual_seed(0), []
+    has, generator = (labels >= NEUTRAL).double(), torch.Generator().manual_seed(0)
+    order = logits.argsort(0, descending=True)
+    shuffled = (has[torch.randperm(len(has), generator=generator)] for _ in range(count))
+    return torch.stack([_map(rows.gather(0, order)) for rows in shuffled])
+
+
+def resampled_map(logits: Tensor, labels: Tensor, *, count: int = 200) -> Tensor:
+    """Return the mean average precision of ``count`` sets of as many images, drawn with replacement, float64.
+
+    Their quantiles are a confidence interval (the bootstrap of B. Efron, 1979). A set without any class is left out.
+
+    Args:
+        logits: Of labelled images, ``(N, C)``.
+        labels: 1 for each class of an image and 0 for the others, ``(N, C)``; at least one image has a class.
+        count: Number of sets.
+    """
+    has, generator = (labels >= NEUTRAL).double(), torch.Generator().manual_seed(0)
+    found = []
     for _ in range(count):
-        rows = torch.randperm(len(has), generator=generator).to(has.device)
-        ranked = has[rows].gather(0, order)
-        found.append((ranked * ranked.cumsum(0) / places).sum(0).div(has.sum(0)).mean())
-    return torch.stack(found)
+        rows = torch.randint(len(has), (len(has),), generator=generator)
+        found.append(_map(has[rows].gather(0, logits[rows].argsort(0, descending=True))))
+    values = torch.stack(found)
+    return values[~values.isnan()]
+
+
+def _map(ranked: Tensor) -> Tensor:
+    """Return the mean average precision over the classes that an image has, NaN without any.
+
+    Args:
+        ranked: Whether images have each class, in the order of its logits, float64 ``(N, C)``.
+    """
+    places = torch.arange(1, len(ranked) + 1, device=ranked.device, dtype=ranked.dtype)[:, None]
+    return ((ranked * ranked.cumsum(0) / places).sum(0) / ranked.sum(0)).nanmean()
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

@@ -16,6 +16,17 @@ from kd_lightning.report.model import Model, load_model, source_of, teacher_of
 from kd_lightning.report.page import MARKS
 from kd_lightning.runs.source import Source
 
+_MEASURED = {
+    False: "Accuracy with its 95% interval (Wilson).",
+    True: "mAP is the mean average precision of the classes, with its 95% interval (bootstrap over the images); F1 is "
+    "that of the decisions at each model's thresholds, which were chosen on validation images.",
+}
+_COMPARED = {
+    False: "images that get its label",
+    True: "decisions on an image and a class, at a probability of 1/2, that are the same",
+}
+"""Words of the preface, for one class an image and for several."""
+
 
 def report(models: list[str], output: str = "report", teacher: str | None = None, trust: bool = False) -> None:
     """Measure trained runs and exported files on the test images, and write a page that compares them.
@@ -50,9 +61,9 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
         torch.set_num_threads(threads)
     preface = (
         f"{len(images):,} test images. Latency at batch size 1 and images per second at batch size 64, on one thread "
-        f"of {processor_name()}: medians and quartiles. Accuracy with its 95% interval (Wilson). Size is that of the "
+        f"of {processor_name()}: medians and quartiles. {_MEASURED[labels.dim() == 2]} Size is that of the "
         "exported file, or of a run's weights. Smaller (size) and faster (latency, in the same runtime) are factors "
-        f"relative to {found[0].name}; agreement is the fraction of images that get its label. Times in different "
+        f"relative to {found[0].name}; agreement is the fraction of {_COMPARED[labels.dim() == 2]}. Times in different "
         "runtimes are not compared: each runtime has its own picture of latency, with a Pareto front of its own, and "
         "its own best values, in bold. Every model was run to measure it."
     )
@@ -86,6 +97,11 @@ def _load(names: list[str], teacher: str | None, trust: bool) -> list[Model]:
         if model.classes and found[0].classes and model.classes != found[0].classes:
             raise UserError(
                 f"{model.name} and {found[0].name} do not have the same classes; report models of the same data."
+            )
+        if model.classes and found[0].classes and (model.thresholds is None) != (found[0].thresholds is None):
+            raise UserError(
+                f"Of {model.name} and {found[0].name} one was trained on one class an image and the other on several; "
+                "report models of the same data."
             )
     return found
 

@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from kd_lightning.data.labels import is_labelled
 from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Model
 
@@ -60,16 +61,17 @@ def trade_off(names: Sequence[str], costs: Mapping[int, float], metrics: Sequenc
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", labelsize=7, rotation=45)
     axes.set_xlabel(unit)
-    axes.set_ylabel("test accuracy (%), 95% interval")
+    axes.set_ylabel(f"test {'mAP' if metrics[0].scores else 'accuracy'} (%), 95% interval")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return svg(figure)
 
 
 def curves(models: Sequence[Model]) -> str | None:
-    """Draw training loss and validation accuracy of the runs, read from their TensorBoard files."""
+    """Draw training loss and validation accuracy (or mAP) of the runs, read from their TensorBoard files."""
     figure = Figure(figsize=(5.6, 7.2), layout="constrained")
-    panels = dict(zip(("train/loss", "val/accuracy"), figure.subplots(2, 1), strict=True))
+    followed = "val/map" if any(model.thresholds for model in models) else "val/accuracy"
+    panels = dict(zip(("train/loss", followed), figure.subplots(2, 1), strict=True))
     drawn: dict[Path, str] = {}
     for model in models:
         if model.run is None or model.run.folder in drawn:
@@ -91,24 +93,30 @@ def curves(models: Sequence[Model]) -> str | None:
 
 
 def reliability(names: Sequence[str], metrics: Sequence[Metrics], labels: Tensor) -> str:
-    """Draw the accuracy of predictions by their confidence, in ten bins."""
+    """Draw the accuracy of predictions by their confidence, in ten bins; of several classes that of each by itself."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", label="calibrated")
     for i, (name, m) in enumerate(zip(names, metrics, strict=True)):
-        confidence, predicted = m.logits.softmax(1).max(1)
+        if m.scores is None:
+            confidence, predicted = m.logits.softmax(1).max(1)
+            right = predicted == labels
+        else:
+            rows = is_labelled(labels)
+            confidence, right = m.logits[rows].sigmoid().flatten(), labels[rows].flatten() > 0
         bins = (confidence * 10).long().clamp(max=9)
         used = [b for b in range(10) if (bins == b).any()]
         axes.plot(
             [float(confidence[bins == b].mean()) for b in used],
-            [float((predicted == labels)[bins == b].float().mean()) for b in used],
+            [float(right[bins == b].float().mean()) for b in used],
             marker="o",
             markersize=4,
             color=PALETTE[i % len(PALETTE)],
             label=_label(name),
         )
-    axes.set_xlabel("probability of the predicted class")
-    axes.set_ylabel("fraction that is correct")
+    several = metrics[0].scores is not None
+    axes.set_xlabel("probability of a class" if several else "probability of the predicted class")
+    axes.set_ylabel("fraction of images that have it" if several else "fraction that is correct")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return svg(figure)

@@ -1,14 +1,18 @@
 """Measures the outputs of a model for the test images, and its speed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kd_lightning.callbacks.label_scores import resampled_map
+from kd_lightning.data.labels import is_labelled
+from kd_lightning.errors import UserError
 from kd_lightning.files.progress import progress
 from kd_lightning.modules.evaluation import Evaluation
+from kd_lightning.modules.label_evaluation import LabelEvaluation
 from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Floats, Model
 
@@ -19,7 +23,8 @@ def measure(model: Model, images: Tensor, labels: Tensor, teacher_logits: Tensor
     Args:
         model: The model.
         images: Floats in [0, 1], ``(N, channels, H, W)``.
-        labels: Class indices ``(N,)``, -1 where unlabelled.
+        labels: Class indices ``(N,)``, -1 where unlabelled; or 1 for each class of an image and 0 for the others,
+            ``(N, C)``, with rows of -1 where unlabelled.
         teacher_logits: Logits ``(N, C)`` to compare with; ``None`` for the model's own.
     """
     parts = []
@@ -28,21 +33,52 @@ def measure(model: Model, images: Tensor, labels: Tensor, teacher_logits: Tensor
             parts.append(model.classify(part.numpy()))
             advance(len(part))
     logits = torch.from_numpy(np.concatenate(parts))
+    reference = logits if teacher_logits is None else teacher_logits
+    low, middle, high = (len(images[:64]) / seconds for seconds in _seconds(model.classify, images[:64].numpy()))
+    latency, throughput = _seconds(model.classify, images[:1].numpy()), (high, middle, low)
+    if labels.dim() == 2:
+        return _measure_several(logits, labels, reference, model.thresholds, latency, throughput)
     evaluation = Evaluation(logits.shape[1])
-    evaluation.update(logits, labels, logits if teacher_logits is None else teacher_logits)
+    evaluation.update(logits, labels, reference)
     computed = evaluation.compute()
     labelled = int((labels >= 0).sum())
     correct = int(((logits.argmax(1) == labels) & (labels >= 0)).sum())
-    low, middle, high = (len(images[:64]) / seconds for seconds in _seconds(model.classify, images[:64].numpy()))
     return Metrics(
         logits=logits,
         accuracy=correct / labelled,
         interval=_wilson_interval(correct, labelled),
         ece=float(computed["ece"]),
         agreement=float(computed["agreement"]),
-        latency=_seconds(model.classify, images[:1].numpy()),
-        throughput=(high, middle, low),
+        latency=latency,
+        throughput=throughput,
         confusion=computed["confusion"],
+    )
+
+
+def _measure_several(
+    logits: Tensor,
+    labels: Tensor,
+    reference: Tensor,
+    thresholds: Sequence[float] | None,
+    latency: tuple[float, float, float],
+    throughput: tuple[float, float, float],
+) -> Metrics:
+    """Return the metrics of images that may have several classes, at the model's own thresholds."""
+    evaluation = LabelEvaluation(logits.shape[1])
+    evaluation.update(logits, labels, reference)
+    computed, scores, _ = evaluation.compute(None if thresholds is None else torch.tensor(thresholds))
+    if "map" not in computed:
+        raise UserError("No test image has a class, so there is nothing to measure; label some.")
+    rows = is_labelled(labels)
+    low, high = resampled_map(logits[rows], labels[rows]).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    return Metrics(
+        logits=logits,
+        accuracy=float(computed["map"]),
+        interval=(low, high),
+        agreement=float(computed["agreement"]),
+        latency=latency,
+        throughput=throughput,
+        scores=scores,
     )
 
 
