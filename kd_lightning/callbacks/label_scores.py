@@ -146,9 +146,10 @@ def describe_unchosen(scores: LabelScores, classes: Sequence[str] | None) -> str
     if not few:
         return ""
     names = [classes[label] if classes else str(label) for label in few]
+    stay = f"threshold of {truncate(names)} stays" if len(few) == 1 else f"thresholds of {truncate(names)} stay"
     return (
-        f"The threshold of {truncate(names)} stays {NEUTRAL}, since fewer than {FEWEST_IMAGES} of the {labelled} "
-        "labelled validation images have the class, or lack it."
+        f"The {stay} {NEUTRAL}: to choose one needs {FEWEST_IMAGES} validation images with a class, "
+        f"and as many without it, of which there are {labelled}."
     )
 
 

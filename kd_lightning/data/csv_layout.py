@@ -88,6 +88,10 @@ class CsvLayout(FolderLayout):
                         f"{self._place(row)} has the class {name!r} in {row.split!r}, which no row of 'train' has; "
                         "add training images of it, or correct the label."
                     )
+        if self.multi_label and not names:
+            raise UserError(
+                f"{str(self.file)!r} names no class of a training image, from which the classes are read; label some."
+            )
         classes = tuple(sorted(names))
         check_several_classes(classes, str(self.file))
         return classes

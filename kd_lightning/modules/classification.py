@@ -36,7 +36,14 @@ from kd_lightning.modules.evaluation import LoaderEvaluations, Prediction
 from kd_lightning.modules.example_images import example_images
 from kd_lightning.modules.schedule import SchedulerFactory
 from kd_lightning.networks.compiled import CompileMode, unwrap_compiled
-from kd_lightning.networks.data_config import DataConfig, check_same_classes, data_config, set_data_config, train_on
+from kd_lightning.networks.data_config import (
+    DataConfig,
+    check_same_classes,
+    check_same_kind,
+    data_config,
+    set_data_config,
+    train_on,
+)
 from kd_lightning.networks.description import apply_description, describe_network
 from kd_lightning.networks.dry_run import (
     check_initialized,
@@ -247,6 +254,8 @@ class ClassificationModule(pl.LightningModule, ABC):
             train_on(self.network, self.data)
         else:
             check_same_classes("The network", data_config(self.network), self.data)
+            if self.trainer.state.fn != "predict" and self.data_module is not None:
+                check_same_kind("The network", data_config(self.network), multi_label=self.multi_label)
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Return SGD with one cycle in steps, unless others are given."""

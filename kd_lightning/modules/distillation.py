@@ -27,7 +27,7 @@ from kd_lightning.losses import (
 )
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks import data_config
-from kd_lightning.networks.data_config import DataConfig, check_same_classes, set_data_config
+from kd_lightning.networks.data_config import DataConfig, check_same_classes, check_same_kind, set_data_config
 from kd_lightning.networks.dry_run import (
     describe_probabilities,
     input_dtype,
@@ -245,6 +245,8 @@ class DistillationModule(ClassificationModule):
             )
         if self.losses.compares_logits:
             check_same_classes("The teacher", known, data)
+            if self.trainer.state.fn == "fit":
+                check_same_kind("The teacher", known, multi_label=self.multi_label)
             own = data_config(self.network)
             if self.trainer.state.fn == "fit" and not own.classes:  # unlabelled images have no classes of their own
                 set_data_config(self.network, own._replace(classes=known.classes))

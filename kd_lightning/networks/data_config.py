@@ -96,9 +96,7 @@ def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:
 
 
 def check_same_classes(who: str, known: DataConfig, data: DataConfig) -> None:
-    """Make sure that a network and its data, where both are known, have the same classes in the same order.
-
-    Both have one class an image, or both several.
+    """Make sure that a network and its data, where both are known, name the same classes in the same order.
 
     Args:
         who: Name of the network in the message.
@@ -118,10 +116,25 @@ def check_same_classes(who: str, known: DataConfig, data: DataConfig) -> None:
             f"{who} was trained on the classes {truncate(known.classes)} and the data have "
             f"{truncate(data.classes)}; {advice}."
         )
-    if known.classes and data.classes and (known.thresholds is None) != (data.thresholds is None):
-        kinds = ("several classes", "one class") if known.thresholds else ("one class", "several classes")
+
+
+def check_same_kind(who: str, known: DataConfig, *, multi_label: bool) -> None:
+    """Make sure that a network, where that is known, was trained on data of one class an image as the data are, or several.
+
+    Args:
+        who: Name of the network in the message.
+        known: Data that the network was trained on.
+        multi_label: Whether an image of the data may have several classes.
+
+    Raises:
+        UserError: If they differ.
+    """
+    if (known.classes or known.thresholds) and (known.thresholds is not None) != multi_label:
+        kinds = ("one class", "several classes") if multi_label else ("several classes", "one class")
+        declare = "" if multi_label else ", or let the data declare multi_label"
         raise UserError(
-            f"{who} was trained on images of {kinds[0]}, and the data have {kinds[1]} an image; train it on these data."
+            f"{who} was trained on images of {kinds[0]}, and the data have {kinds[1]} an image; train it on these data"
+            f"{declare}."
         )
 
 
