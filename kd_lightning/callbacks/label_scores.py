@@ -148,8 +148,8 @@ def describe_unchosen(scores: LabelScores, classes: Sequence[str] | None) -> str
     names = [classes[label] if classes else str(label) for label in few]
     stay = f"threshold of {truncate(names)} stays" if len(few) == 1 else f"thresholds of {truncate(names)} stay"
     return (
-        f"The {stay} {NEUTRAL}: to choose one needs {FEWEST_IMAGES} validation images with a class, "
-        f"and as many without it, of which there are {labelled}."
+        f"The {stay} {NEUTRAL}: choosing one takes {FEWEST_IMAGES} validation images with the class and as many without "
+        f"it (there are {labelled} images)."
     )
 
 

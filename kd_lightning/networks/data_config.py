@@ -119,7 +119,7 @@ def check_same_classes(who: str, known: DataConfig, data: DataConfig) -> None:
 
 
 def check_same_kind(who: str, known: DataConfig, *, multi_label: bool) -> None:
-    """Make sure that a network, where that is known, was trained on data of one class an image as the data are, or several.
+    """Make sure that a network was trained on images of one class where the data have one, or else on several.
 
     Args:
         who: Name of the network in the message.

@@ -1,9 +1,12 @@
 """Images of several classes: what is learned, measured, chosen and saved."""
 
+import copy
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from made_photographs import write_several_classes
+from resume_check import check_resume
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from unusual_networks import with_group_norms
 
 from kd_lightning import (
     AdaptationModule,
@@ -26,7 +31,7 @@ from kd_lightning import (
     TeacherModule,
 )
 from kd_lightning.callbacks import GapClosed, PredictionWriter, RunSummary, TensorBoardImages
-from kd_lightning.callbacks.label_scores import choose_thresholds, label_scores
+from kd_lightning.callbacks.label_scores import label_scores
 from kd_lightning.callbacks.teacher_check import describe_random_order
 from kd_lightning.errors import UserError
 from kd_lightning.losses import (
@@ -329,56 +334,51 @@ def test_few_images_do_not_decide() -> None:
     assert describe_random_order(0.95, torch.linspace(0.3, 0.9, 200), 4) == ("", False)
 
 
-# --- thresholds
+# --- several processes, and a run that is interrupted
 
 
-def best_f1(logits: Tensor, labels: Tensor) -> float:
-    """Return the highest F1 of any threshold."""
-    cuts = torch.cat([logits - 1e-6, logits + 1e-6])
-    given = logits > cuts[:, None]
-    right = (given & (labels == 1)).sum(1)
-    return float((2 * right / (given.sum(1) + labels.sum())).max())
+@pytest.mark.filterwarnings("ignore:.*(fork|multi-threaded|barrier|nn.parallel).*")
+def test_two_processes_give_the_metrics_and_thresholds_of_one(
+    photographs: Path, make_trainer: Trainers, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    start, teacher = with_group_norms(network()), with_group_norms(network())
+
+    class Kept(pl.Callback):
+        def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            state = {"weights": pl_module.state_dict(), "metrics": dict(trainer.callback_metrics)}
+            thresholds = torch.tensor(data_config(pl_module.network).thresholds)
+            torch.save({**state, "thresholds": thresholds}, tmp_path / f"{trainer.world_size}-{trainer.global_rank}.pt")
+
+    for world, batch_size in ((1, 32), (2, 16)):
+        options = {"strategy": "ddp_fork", "devices": 2} if world == 2 else {"devices": 1}
+        module = DistillationModule(
+            copy.deepcopy(start), teacher, teacher_check="warn", class_weights="balanced", learning_rate=0.02
+        )
+        augmentation = Augmentation(mixup=0.5)
+        # each rank averages over its own labelled rows, so all are
+        photos = data(photographs, batch_size=batch_size, augmentation=augmentation, labelled_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*mean average precision.*")
+            make_trainer(max_epochs=2, num_sanity_val_steps=0, callbacks=[Kept()], **options).fit(module, photos)
+    single, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    assert torch.equal(first["thresholds"], second["thresholds"])
+    torch.testing.assert_close(first["thresholds"], single["thresholds"], rtol=0, atol=1e-3)
+    for name, value in single["weights"].items():
+        torch.testing.assert_close(first["weights"][name], value, rtol=1e-3, atol=1e-4)
+    for name in ("val/map", "val/f1_micro", "val/f1_macro", "val/loss", "val/kl", "val/agreement"):
+        torch.testing.assert_close(first["metrics"][name], second["metrics"][name])
+        torch.testing.assert_close(first["metrics"][name], single["metrics"][name], rtol=1e-2, atol=1e-3)
 
 
-def test_thresholds_give_the_highest_f1() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for count in (12, 50, 300):
-        labels = (torch.rand(count, 4, generator=generator) < torch.tensor([0.5, 0.45, 0.7, 0.5])).float()
-        logits = labels + torch.randn(count, 4, generator=generator) - torch.tensor([0.0, 3.0, -2.0, 8.0])
-        thresholds = choose_thresholds(logits, labels)
-        scores = label_scores(logits, labels, thresholds)
-        for c in range(4):
-            if 5 <= labels[:, c].sum() <= count - 5:
-                assert scores.f1[c].item() == pytest.approx(best_f1(logits[:, c], labels[:, c]), abs=1e-6)
-            else:
-                assert thresholds[c] == 0.5
-
-
-def test_ties_stay_near_one_half_and_rare_classes_at_it() -> None:
-    labels = torch.tensor([1.0] * 5 + [0.0] * 5)[:, None]
-    assert choose_thresholds(8 * (labels - 0.5), labels).item() == 0.5  # which lies between the two
-    low = torch.tensor([-2.0] * 5 + [-4.0] * 5)[:, None]
-    middle = torch.tensor([-2.0, -4.0]).double().sigmoid().mean()
-    torch.testing.assert_close(choose_thresholds(low, labels)[0], middle)
-    assert choose_thresholds(low[1:], labels[1:]).item() == 0.5  # four images have the class
-    assert choose_thresholds(torch.zeros(0, 2), torch.zeros(0, 2)).tolist() == [0.5, 0.5]
-    same = torch.zeros(10, 1)
-    assert 0 <= choose_thresholds(same, labels).item() < 0.5  # all are given the class: F1 2/3
-    assert label_scores(same, labels, choose_thresholds(same, labels)).f1.item() == pytest.approx(2 / 3)
-
-
-def test_scores_are_those_of_torchmetrics_and_scikit_learn() -> None:
-    from sklearn.metrics import average_precision_score, f1_score
-
-    generator = torch.Generator().manual_seed(0)
-    labels = (torch.rand(60, 5, generator=generator) < 0.3).float()
-    labels[:, 4] = 0
-    logits = labels + torch.randn(60, 5, generator=generator)
-    thresholds = torch.tensor([0.3, 0.5, 0.6, 0.7, 0.9])
-    scores = label_scores(logits, labels, thresholds)
-    given, has = (logits.sigmoid() > thresholds).numpy(), labels.bool().numpy()
-    expected = average_precision_score(has[:, :4], logits[:, :4].numpy(), average=None)
-    torch.testing.assert_close(scores.average_precision[:4].double(), torch.tensor(expected), rtol=1e-6, atol=0)
-    assert scores.averages["map"].item() == pytest.approx(expected.mean(), rel=1e-6)
-    assert scores.averages["f1_micro"].item() == pytest.approx(f1_score(has, given, average="micro"), rel=1e-6)
-    assert scores.averages["f1_macro"].item() == pytest.approx(f1_score(has[:, :4], given[:, :4], average="macro"))
+def test_an_interrupted_run_resumes_to_the_same_bits(photographs: Path, make_trainer: Trainers, tmp_path: Path) -> None:
+    check_resume(
+        partial(make_trainer, max_epochs=3, limit_train_batches=3, limit_val_batches=2),
+        tmp_path,
+        lambda: data(photographs, augmentation=Augmentation(mixup=0.5)),
+        DistillationModule,
+        student=lambda: network(4),
+        teacher=lambda: network(4),
+        teacher_check=lambda: "off",
+        class_weights=lambda: "balanced",
+    )
