@@ -105,7 +105,7 @@ def choose_thresholds(logits: Tensor, labels: Tensor) -> Tensor:
     lack, it is 1/2: the best one would be that of single images.
 
     Args:
-        logits: Of labelled images, ``(N, C)``.
+        logits: Logits of labelled images, ``(N, C)``.
         labels: 1 for each class of an image and 0 for the others, ``(N, C)``.
 
     Example:
@@ -148,8 +148,8 @@ def describe_unchosen(scores: LabelScores, classes: Sequence[str] | None) -> str
     names = [classes[label] if classes else str(label) for label in few]
     stay = f"threshold of {truncate(names)} stays" if len(few) == 1 else f"thresholds of {truncate(names)} stay"
     return (
-        f"The {stay} {NEUTRAL}: choosing one takes {FEWEST_IMAGES} validation images with the class and as many without "
-        f"it (there are {labelled} images)."
+        f"The {stay} {NEUTRAL}: choosing one takes {FEWEST_IMAGES} validation images with the class and as many "
+        f"without it (there are {labelled} images)."
     )
 
 
@@ -157,7 +157,7 @@ def shuffled_map(logits: Tensor, labels: Tensor, *, count: int = 200) -> Tensor:
     """Return the mean average precision of ``count`` orders of the images at random, float64 ``(count,)``.
 
     Args:
-        logits: Of labelled images, ``(N, C)``.
+        logits: Logits of labelled images, ``(N, C)``.
         labels: 1 for each class of an image and 0 for the others, ``(N, C)``; at least one image has a class.
         count: Number of orders.
     """
@@ -173,7 +173,7 @@ def resampled_map(logits: Tensor, labels: Tensor, *, count: int = 200) -> Tensor
     Their quantiles are a confidence interval (the bootstrap of B. Efron, 1979). A set without any class is left out.
 
     Args:
-        logits: Of labelled images, ``(N, C)``.
+        logits: Logits of labelled images, ``(N, C)``.
         labels: 1 for each class of an image and 0 for the others, ``(N, C)``; at least one image has a class.
         count: Number of sets.
     """

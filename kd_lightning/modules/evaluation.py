@@ -92,7 +92,7 @@ class LoaderEvaluations:
 
         Args:
             loader: Number of the loader.
-            thresholds: Where an image may have several classes, the probability of each above which it is given it.
+            thresholds: Probability of each class above which an image is given it, where it may have several.
             choose_thresholds: Choose them on these images.
         """
         if loader not in self._by_loader:

@@ -23,8 +23,8 @@ class DataConfig(NamedTuple):
         preparation: Resizing and crop of an image before the network is evaluated on it.
         train_size: Height and width of the images that it was trained on, where they differ from those of the
             preparation.
-        thresholds: Where an image may have several classes, the probability (sigmoid) of each class above which an
-            image is given it; ``None`` where an image has one class (softmax).
+        thresholds: Probability (sigmoid) of each class above which an image is given it, where it may have several
+            classes; ``None`` where an image has one class (softmax).
 
     Example:
         >>> config = DataConfig.of(mean=[0.5], std=[0.25], classes=["cat", "dog"])

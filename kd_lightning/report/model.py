@@ -39,7 +39,7 @@ class Model:
         runtime: Name and version of the runtime.
         classify: Function from images in [0, 1], float32 ``(B, channels, H, W)``, to logits, on one thread.
         source: The checkpoint with its data and teacher, if that is known.
-        thresholds: Where an image may have several classes, the probability of each above which it is given it.
+        thresholds: Probability of each class above which an image is given it, where it may have several.
     """
 
     name: str

@@ -72,7 +72,10 @@ def test_predict_and_classify_give_the_same_labels(place: Path, kd: Callable[...
     classified = list(csv.DictReader(Path("labels.csv").read_text().splitlines()))
     assert [row["label"] for row in classified] == [row["label"] for row in predicted]
     assert len({row["label"] for row in classified}) > 2
-    true = {Path(row["file"]).name: row["label"] for row in csv.DictReader((place / "photos/labels.csv").open())}
+    true = {
+        Path(row["file"]).name: row["label"]
+        for row in csv.DictReader((place / "photos/labels.csv").read_text().splitlines())
+    }
     right = [set(row["label"].split(";")) == set(true[Path(row["image"]).name].split(";")) for row in classified]
     assert np.mean(right) > 0.6
     for one, other in zip(predicted, classified, strict=True):
@@ -80,7 +83,7 @@ def test_predict_and_classify_give_the_same_labels(place: Path, kd: Callable[...
             pairs = zip(one["probability"].split(";"), other["probability"].split(";"), strict=True)
             assert all(float(a) == pytest.approx(float(b), abs=2e-3) for a, b in pairs)
     shown = kd("classify", "teacher.onnx", predicted[0]["image"])
-    assert shown.split() == [*classified[0].values()]
+    assert shown.split() == [*filter(None, classified[0].values())]
 
 
 def test_an_image_without_a_class_is_printed_as_such(place: Path, kd: Callable[..., str]) -> None:
