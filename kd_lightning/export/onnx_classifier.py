@@ -21,8 +21,8 @@ class OnnxClassifier:
 
     Attributes:
         classes: Class names in the order of the logits.
-        thresholds: Probability of each class above which an image is given it, where it may have several; ``None`` where
-            it has one.
+        thresholds: Probability of each class above which an image is given it, where it may have several; ``None``
+            where it has one.
         shape: Channels, height and width of the images.
         metadata: Metadata of the file.
         preparation: Resizing and crop of image files, as before the network's test; where the file does not contain
