@@ -149,6 +149,11 @@ class CsvLayout(FolderLayout):
         listing = self._listing(row for row in self.rows if row.split == split)
         if not listing.files:
             raise UserError(f"{str(self.file)!r} has no row of the split {split!r}; add some.")
+        if self.multi_label and not bool((listing.labels > 0).any()):
+            raise UserError(
+                f"No image of the split {split!r} in {str(self.file)!r} has a class, so there is nothing to measure; "
+                "add some that have one."
+            )
         return listing
 
     def _listing(self, rows: object) -> Listing:

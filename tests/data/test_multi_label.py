@@ -92,8 +92,15 @@ def test_a_class_of_val_that_train_lacks_is_named(root: Path) -> None:  # noqa: 
     lines = ["00.png,cat;dog,train", "01.png,-,val", "02.png,cat;bird,val"]
     with pytest.raises(UserError, match=r"^Line 4 of .* has the class 'bird' in 'val', which no row of 'train' has"):
         data(root, *lines, header="file,label,split").setup("fit")
-    found = data(root, *lines[:2], header="file,label,split")
-    assert by_name(found, "val") == {"01.png": [0, 0]}
+    found = data(root, *lines[:2], "03.png,dog,val", header="file,label,split")
+    assert by_name(found, "val") == {"01.png": [0, 0], "03.png": [0, 1]}
+    with pytest.raises(
+        UserError, match=r"^No image of the split 'val' in .* has a class, so there is nothing to measure"
+    ):
+        data(root, *lines[:2], header="file,label,split").setup("fit")
+    (root / "labels.csv").write_text("file,label\n00.png,-\n01.png,\n")
+    with pytest.raises(UserError, match=r"names no class of a training image, from which the classes are read; label"):
+        ImageFolderDataModule(str(root), labels="labels.csv", multi_label=True).setup("fit")
 
 
 # --- splits
