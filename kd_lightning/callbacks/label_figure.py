@@ -30,7 +30,7 @@ def label_figure(results: Sequence[LabelResult]) -> Figure:
     axes.set_xlim(0, 101)
     axes.set_xlabel("per cent")
     if rows:
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="lower left")
     shown = "" if len(rows) == len(there) else f", the {len(rows)} lowest of {len(there)}"
     axes.set_title(f"Average precision and F1 of each class (number of images){shown}", fontsize=10)
     return figure

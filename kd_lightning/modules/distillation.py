@@ -170,18 +170,21 @@ class DistillationModule(ClassificationModule):
 
     def _match_losses(self, stage: str) -> None:
         """Choose the default objective for one class an image or several; other losses must be for such data."""
-        multi_label = self.multi_label
-        if self._default is not None and any(
-            term.multi_label == (not multi_label) for term in self.losses.terms.values()
-        ):
-            temperature, alpha = self._default
-            terms = _terms(temperature, alpha, None, multi_label=multi_label)
+        self._choose_default(multi_label=self.multi_label)
+        if stage != "fit":
+            return
+        self.losses.check_labels(multi_label=self.multi_label)
+        if self.multi_label and self._default is not None:
+            weights = ", ".join(f"{type(term).__name__} ({term.weight:g})" for term in self.losses.terms.values())
+            rank_zero_info(f"An image may have several classes, so the student learns by {weights}.")
+
+    def _choose_default(self, *, multi_label: bool) -> None:
+        other = any(
+            term.multi_label is not None and term.multi_label != multi_label for term in self.losses.terms.values()
+        )
+        if self._default is not None and other:
+            terms = _terms(*self._default, None, multi_label=multi_label)
             self.losses = Objective(terms, accepts=(DistillationLoss,))
-        if stage == "fit":
-            self.losses.check_labels(multi_label=multi_label)
-            if multi_label and self._default is not None:
-                weights = ", ".join(f"{type(term).__name__} ({term.weight:g})" for term in self.losses.terms.values())
-                rank_zero_info(f"An image may have several classes, so the student learns by {weights}.")
 
     def dry_run(self, images: Tensor) -> None:
         """Run both networks once; build the learned parts of the losses.
@@ -317,6 +320,8 @@ class DistillationModule(ClassificationModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rebuild the learned parts of the losses, so that their weights can be loaded."""
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is None:  # else the data say it
+            self._choose_default(multi_label=data_config(self.network).thresholds is not None)
         shapes = checkpoint.get("loss_shapes")
         self.losses.load_shapes(shapes, network=self.network, teacher=self.teacher)
 

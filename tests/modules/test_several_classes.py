@@ -159,7 +159,7 @@ def test_the_step_is_the_binary_cross_entropy_of_the_labelled_rows(photographs: 
 
 
 def test_a_student_is_distilled_by_binary_losses(
-    photographs: Path, make_trainer: Trainers, caplog: pytest.LogCaptureFixture
+    photographs: Path, make_trainer: Trainers, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.INFO, "lightning.pytorch.utilities.rank_zero")
     teacher = TeacherModule(network(), learning_rate=0.05)
@@ -182,6 +182,9 @@ def test_a_student_is_distilled_by_binary_losses(
         s, t = (torch.cat([net(batch.images) for batch in batches]) for net in (module, teacher))
     torch.testing.assert_close(metrics["val/agreement"], ((s > 0) == (t > 0)).float().mean())
     torch.testing.assert_close(metrics["val/kl"], binary_soft_target_loss(s, t, temperature=1.0), rtol=1e-4, atol=1e-5)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = DistillationModule.load_from_checkpoint(tmp_path / "a.ckpt", student=network(4), teacher=None, alpha=0.6)
+    assert {name: (type(term), term.weight) for name, term in loaded.losses.terms.items()} == kinds
     # the same module on images of one class
     other = DistillationModule(network(4), network(), teacher_check="off")
     other._match_losses("fit")
