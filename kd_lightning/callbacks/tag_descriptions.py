@@ -20,7 +20,7 @@ _METRICS = {
     "f1_macro": "Mean F1 of the classes at their thresholds, which `fit` chooses on the validation images: there it is a little too high",  # noqa: E501
     "loss": "Mean loss, in `train` the weighted sum of all terms, elsewhere the cross-entropy with the labels",
     "ece": "Expected calibration error: mean distance between confidence and accuracy in 15 bins; 0 is best",
-    "agreement": "Fraction of images that get the class that the teacher gives them, right or wrong; where an image may have several classes, fraction of equal decisions on (image, class) at a probability of 1/2",  # noqa: E501
+    "agreement": "Fraction of images that get the class that the teacher gives them, right or wrong; where an image may have several classes, fraction of equal decisions on (image, class), each at its own thresholds",  # noqa: E501
     "kl": "Mean Kullback-Leibler divergence of the student's probabilities from the teacher's, in nats; 0 is best",
     "gap_closed": (
         "Part of the gap in accuracy between the student alone and its teacher that distillation closes: 0 is the "

@@ -23,7 +23,7 @@ _MEASURED = {
 }
 _COMPARED = {
     False: "images that get its label",
-    True: "decisions on an image and a class, at a probability of 1/2, that are the same",
+    True: "decisions on an image and a class that are the same, each model's at its thresholds",
 }
 """Words of the preface, for one class an image and for several."""
 
@@ -56,7 +56,8 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
         metrics: list[Metrics] = []
         for model in found:
             prepared = _prepared_for(model, data_of, images)
-            metrics.append(measure(model, prepared, labels, metrics[0].logits if metrics else None))
+            teacher_logits = metrics[0].logits if metrics else None
+            metrics.append(measure(model, prepared, labels, teacher_logits, found[0].thresholds))
     finally:
         torch.set_num_threads(threads)
     preface = (

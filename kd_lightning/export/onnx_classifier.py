@@ -83,7 +83,7 @@ class OnnxClassifier:
         return logits
 
     def probabilities(self, images: Images) -> npt.NDArray[np.float64]:
-        """Return probabilities ``(B, C)``: of rows that sum to 1 or, with :attr:`thresholds`, of each class by itself.
+        """Return probabilities ``(B, C)``: of rows that sum to 1 or, with ``thresholds``, of each class by itself.
 
         An image is given the most probable class, or those whose probability is above their threshold.
         """

@@ -187,6 +187,8 @@ class ClassificationModule(pl.LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Check network and data against each other before the first step."""
         check_device(self.trainer)
+        if self.multi_label and self.optimization.lr_monitor == "val/accuracy":
+            self.optimization = replace(self.optimization, lr_monitor="val/map")
         use_atomic_checkpoints(self.trainer.strategy)
         self._match_data()
         images = example_images(self.trainer, pairs=self.takes_pairs)
@@ -409,6 +411,11 @@ class ClassificationModule(pl.LightningModule, ABC):
         """
         return None
 
+    @property
+    def reference_thresholds(self) -> tuple[float, ...] | None:
+        """The thresholds of what :meth:`reference_logits` returns, where an image may have several classes."""
+        return None
+
     def evaluate(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the metrics of its loader."""
         loaded = read_batch(batch, multi_label=self.multi_label)
@@ -427,12 +434,14 @@ class ClassificationModule(pl.LightningModule, ABC):
         found = self.evaluations.finish(
             dataloader_idx,
             thresholds=data_config(self.network).thresholds,
+            teacher_thresholds=self.reference_thresholds,
             choose_thresholds=chooses and not self.trainer.sanity_checking,
         )
         metrics = found.values
         if dataloader_idx == 0:
             self.confusion, self.label_scores = found.confusion, found.scores
-        if chooses and found.thresholds is not None and not self.trainer.sanity_checking:
+        if chooses and found.scores is not None and not self.trainer.sanity_checking:
+            assert found.thresholds is not None
             self._keep_thresholds(found.thresholds)
         in_step = {"on_step": False, "on_epoch": True, "batch_size": 1, "add_dataloader_idx": dataloader_idx > 0}
         self.log_metrics(split, metrics, **(in_step if several else {}))

@@ -138,6 +138,11 @@ class DistillationModule(ClassificationModule):
         return logits if logits.shape[1] == self.num_classes else None
 
     @property
+    def reference_thresholds(self) -> tuple[float, ...] | None:
+        """The thresholds of the teacher, where an image may have several classes."""
+        return None if self.teacher is None else data_config(self.teacher).thresholds
+
+    @property
     def learns_without_labels(self) -> bool:  # type: ignore[override]
         """Return whether a loss compares the student with a teacher."""
         return self.losses.needs_teacher

@@ -86,22 +86,27 @@ class LoaderEvaluations:
         self._by_loader[loader].update(logits, labels, teacher_logits)
 
     def finish(
-        self, loader: int = 0, *, thresholds: Sequence[float] | None = None, choose_thresholds: bool = False
+        self,
+        loader: int = 0,
+        *,
+        thresholds: Sequence[float] | None = None,
+        teacher_thresholds: Sequence[float] | None = None,
+        choose_thresholds: bool = False,
     ) -> Metrics:
         """Return a loader's metrics of all ranks, and begin again: a metric lives in one mode, inference or not.
 
         Args:
             loader: Number of the loader.
             thresholds: Probability of each class above which an image is given it, where it may have several.
+            teacher_thresholds: Those of the teacher whose logits were added.
             choose_thresholds: Choose them on these images.
         """
         if loader not in self._by_loader:
             return Metrics({})
         evaluation = self._by_loader.pop(loader)
         if isinstance(evaluation, LabelEvaluation):
-            given = None if thresholds is None else torch.tensor(thresholds, dtype=torch.float64)
-            values, scores, used = evaluation.compute(given, choose=choose_thresholds)
-            return Metrics(values, scores=scores, thresholds=used)
+            found = evaluation.compute(thresholds, teacher_thresholds, choose=choose_thresholds)
+            return Metrics(found.values, scores=found.scores, thresholds=found.thresholds)
         values = evaluation.compute()
         return Metrics(values, values.pop("confusion", None))
 

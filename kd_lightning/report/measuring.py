@@ -1,6 +1,7 @@
 """Measures the outputs of a model for the test images, and its speed."""
 
 from collections.abc import Callable, Sequence
+from math import nan
 from time import perf_counter
 
 import numpy as np
@@ -17,7 +18,13 @@ from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Floats, Model
 
 
-def measure(model: Model, images: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Metrics:
+def measure(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor | None,
+    teacher_thresholds: Sequence[float] | None = None,
+) -> Metrics:
     """Run a model on all images, and repeatedly on a few of them.
 
     Args:
@@ -26,6 +33,7 @@ def measure(model: Model, images: Tensor, labels: Tensor, teacher_logits: Tensor
         labels: Class indices ``(N,)``, -1 where unlabelled; or 1 for each class of an image and 0 for the others,
             ``(N, C)``, with rows of -1 where unlabelled.
         teacher_logits: Logits ``(N, C)`` to compare with; ``None`` for the model's own.
+        teacher_thresholds: Their thresholds, where an image may have several classes.
     """
     parts = []
     with progress(f"Running {model.name}", len(images)) as advance:
@@ -33,11 +41,11 @@ def measure(model: Model, images: Tensor, labels: Tensor, teacher_logits: Tensor
             parts.append(model.classify(part.numpy()))
             advance(len(part))
     logits = torch.from_numpy(np.concatenate(parts))
-    reference = logits if teacher_logits is None else teacher_logits
+    reference, cuts = (logits, model.thresholds) if teacher_logits is None else (teacher_logits, teacher_thresholds)
     low, middle, high = (len(images[:64]) / seconds for seconds in _seconds(model.classify, images[:64].numpy()))
     latency, throughput = _seconds(model.classify, images[:1].numpy()), (high, middle, low)
     if labels.dim() == 2:
-        return _measure_several(logits, labels, reference, model.thresholds, latency, throughput)
+        return _measure_several(logits, labels, reference, (model.thresholds, cuts), latency, throughput)
     evaluation = Evaluation(logits.shape[1])
     evaluation.update(logits, labels, reference)
     computed = evaluation.compute()
@@ -59,14 +67,14 @@ def _measure_several(
     logits: Tensor,
     labels: Tensor,
     reference: Tensor,
-    thresholds: Sequence[float] | None,
+    thresholds: tuple[Sequence[float] | None, Sequence[float] | None],
     latency: tuple[float, float, float],
     throughput: tuple[float, float, float],
 ) -> Metrics:
-    """Return the metrics of images that may have several classes, at the model's own thresholds."""
+    """Return the metrics of images that may have several classes, at the thresholds of the model and the reference."""
     evaluation = LabelEvaluation(logits.shape[1])
     evaluation.update(logits, labels, reference)
-    computed, scores, _ = evaluation.compute(None if thresholds is None else torch.tensor(thresholds))
+    computed, scores, _ = evaluation.compute(*thresholds)
     if "map" not in computed:
         raise UserError("No test image has a class, so there is nothing to measure; label some.")
     rows = is_labelled(labels)
@@ -75,9 +83,11 @@ def _measure_several(
         logits=logits,
         accuracy=float(computed["map"]),
         interval=(low, high),
+        ece=nan,
         agreement=float(computed["agreement"]),
         latency=latency,
         throughput=throughput,
+        confusion=None,
         scores=scores,
     )
 
