@@ -289,6 +289,15 @@ def test_a_class_without_images_gives_no_nan_and_no_warning(make_trainer: Traine
     assert trainer.callback_metrics["val/loss"].isfinite()
 
 
+def test_a_plateau_of_the_accuracy_is_one_of_the_mean_average_precision(
+    photographs: Path, make_trainer: Trainers
+) -> None:
+    scheduler = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, mode="max")
+    module = TeacherModule(network(4), lr_scheduler=scheduler, lr_monitor="val/accuracy")
+    make_trainer(limit_train_batches=1).fit(module, data(photographs))
+    assert module.optimization.lr_monitor == "val/map"
+
+
 def test_without_validation_the_thresholds_are_neutral(photographs: Path, make_trainer: Trainers) -> None:
     module = TeacherModule(network(4))
     make_trainer(limit_val_batches=0, limit_train_batches=1).fit(module, data(photographs))
