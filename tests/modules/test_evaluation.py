@@ -151,7 +151,7 @@ def test_finish_resets_the_evaluations() -> None:
     for columns in (data(), data()):
         with torch.inference_mode():
             evaluations.update(0, *columns)
-        values, confusion = evaluations.finish()
+        values, confusion, *_ = evaluations.finish()
         expected = measure([103], *columns)
         assert confusion is not None
         assert torch.equal(confusion, expected.pop("confusion"))
