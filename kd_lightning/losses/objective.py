@@ -142,20 +142,21 @@ class Objective(nn.ModuleDict):
             multi_label: Whether the data declare that images may have several classes.
 
         Raises:
-            ValueError: If a term is for the other kind of data; the message names it.
+            ValueError: If a term is for the other kind of data; the message names all that are.
         """
-        for name, term in self.terms.items():
-            if term.multi_label is None or term.multi_label == multi_label:
-                continue
-            term_of = (
-                ("BinaryTargetLoss", "BinarySoftTargetLoss") if multi_label else ("HardTargetLoss", "SoftTargetLoss")
-            )
-            kinds = ("several classes", "one class") if multi_label else ("one class", "several classes")
-            declare = "" if multi_label else ", or let the data declare multi_label if they have several"
-            raise UserError(
-                f"The loss {name!r} ({type(term).__name__}) is for images of {kinds[1]}, but the data have {kinds[0]} "
-                f"an image; use {term_of[term.needs_teacher]} in its place{declare}."
-            )
+        wrong = {name: term for name, term in self.terms.items() if term.multi_label == (not multi_label)}
+        if not wrong:
+            return
+        instead = ("BinaryTargetLoss", "BinarySoftTargetLoss") if multi_label else ("HardTargetLoss", "SoftTargetLoss")
+        found = " and ".join(f"{name!r} ({type(term).__name__})" for name, term in wrong.items())
+        used = " and ".join(dict.fromkeys(instead[term.needs_teacher] for term in wrong.values()))
+        subject, place = (f"loss {found} is", "its") if len(wrong) == 1 else (f"losses {found} are", "their")
+        kinds = ("several classes", "one class") if multi_label else ("one class", "several classes")
+        declare = "" if multi_label else ", or let the data declare multi_label if they have several"
+        raise UserError(
+            f"The {subject} for images of {kinds[1]}, but the data have {kinds[0]} an image; use {used} in {place} "
+            f"place{declare}."
+        )
 
     @property
     def shapes(self) -> list[Shapes | None] | None:

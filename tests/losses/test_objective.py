@@ -300,11 +300,19 @@ def test_a_loss_for_one_class_an_image_is_refused_on_multi_label_data_and_the_re
         softmax.check_labels(multi_label=True)
     with pytest.raises(ValueError, match=r"'soft' \(SoftTargetLoss\).*use BinarySoftTargetLoss in its place\.$"):
         distillation(soft=SoftTargetLoss()).check_labels(multi_label=True)
-    binary = distillation(hard=BinaryTargetLoss(), soft=BinarySoftTargetLoss())
-    binary.check_labels(multi_label=True)
-    with pytest.raises(ValueError, match=r"several classes, but the data have one class an image; use HardTargetLoss "
-                       r"in its place, or let the data declare multi_label if they have several\.$"):  # fmt: skip
-        binary.check_labels(multi_label=False)
+    with pytest.raises(
+        ValueError,
+        match=r"^The losses 'hard' \(HardTargetLoss\) and 'soft' \(SoftTargetLoss\) are for images of one class, but "
+        r"the data have several classes an image; use BinaryTargetLoss and BinarySoftTargetLoss in their place\.$",
+    ):
+        distillation(hard=HardTargetLoss(), soft=SoftTargetLoss()).check_labels(multi_label=True)
+    distillation(hard=BinaryTargetLoss(), soft=BinarySoftTargetLoss()).check_labels(multi_label=True)
+    with pytest.raises(
+        ValueError,
+        match=r"several classes, but the data have one class an image; use HardTargetLoss in its place, or let the "
+        r"data declare multi_label if they have several\.$",
+    ):
+        distillation(hard=BinaryTargetLoss()).check_labels(multi_label=False)
 
 
 def test_losses_on_features_are_for_both() -> None:
