@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from made_photographs import photograph
+from made_photographs import photograph, write_several_classes
 from on_other_device import OTHER_DEVICE, call, on_other_device
 from recipe_runs import fit_arguments, save_network
 from replay_function import ReplayFunction
@@ -41,8 +41,10 @@ from kd_lightning.callbacks import (
     FreezeLayers,
     GapClosed,
     MaskWeights,
+    PredictionWriter,
     PruneNetwork,
     QuantizationAwareTraining,
+    RunSummary,
     TensorBoardImages,
 )
 from kd_lightning.features import FeatureTap, Outputs
@@ -134,6 +136,8 @@ def test_a_loss_is_computed_where_its_inputs_are(name: str) -> None:
     student, teacher = network(), network() if between_domains else network(8)
     read = ["layer1", "layer2", "layer3", "avgpool", "fc"]
     images, labels = torch.rand(8, 1, 8, 8, device="other"), torch.arange(8, device="other")
+    if kind.multi_label:
+        labels = torch.eye(10)[:8].to("other")
     student.to("other"), teacher.to("other")
     taught, said = FeatureTap(student, read)(images), FeatureTap(teacher, read)(images)
     loss = kind(**options)
@@ -273,6 +277,33 @@ def test_photographs_of_two_sizes_are_cut_recoloured_and_mixed(tmp_path: Path, c
     module = DistillationModule(student, teacher, teacher_check="off", teacher_cache=cached)
     trainer(tmp_path).fit(module, data)
     assert data.teacher_shape == (3, 24, 24)
+
+
+@on_other_device
+def test_photographs_of_several_classes(tmp_path: Path) -> None:
+    write_several_classes(tmp_path / "photos", 60, unlabelled=4)
+
+    def several() -> ImageFolderDataModule:
+        return ImageFolderDataModule(
+            str(tmp_path / "photos"),
+            labels="labels.csv",
+            image_size=16,
+            batch_size=8,
+            augmentation=Augmentation(mixup=0.5),
+        )
+
+    student, teacher = (ResNet([1, 1], [4, 8], 3) for _ in range(2))
+    module = DistillationModule(student, teacher, teacher_check="warn", class_weights="balanced")
+    logger = TensorBoardLogger(tmp_path)
+    trainer(tmp_path, TensorBoardImages(), logger=logger).fit(module, several())
+    figures = trainer(tmp_path, RunSummary(0.01), logger=logger).test(module, several(), verbose=False)[0]
+    assert 0 <= figures["test/map"] <= 1
+    predicted = trainer(tmp_path, PredictionWriter(str(tmp_path / "a.csv"))).predict(module, several())
+    assert predicted is not None
+    assert predicted[0].labels.shape[1] == 3  # type: ignore[union-attr]
+    found = EventAccumulator(logger.log_dir)
+    found.Reload()
+    assert {"train/images", "train/views", "val/per_label", "teacher/softened"} <= set(found.Tags()["images"])
 
 
 @pytest.mark.parametrize(

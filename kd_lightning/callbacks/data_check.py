@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader
 from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.data.labels import check_labels
 from kd_lightning.data.loader_checks import check_not_empty, check_repeatable, last_batch_size
-from kd_lightning.data.protocol import ImageData, is_image_data
+from kd_lightning.data.protocol import ImageData, is_image_data, is_multi_label
 from kd_lightning.data.read_batch import check_channels, read_images, read_training_batch
 from kd_lightning.errors import UserError, add_user_message, first_line, user_message
 from kd_lightning.features import layer_shapes
 from kd_lightning.networks.dry_run import first_twice, to_input_dtype
+
+_ACCURACY, _MAP = "val/accuracy", "val/map"
 
 
 class DataCheck(CallbackWithoutIdleHooks):
@@ -36,13 +38,15 @@ class DataCheck(CallbackWithoutIdleHooks):
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Check that the data yield what the module trains on: single batches or pairs of domains, and labels.
 
-        Where no validation image is labelled, callbacks that follow ``val/accuracy`` follow ``val/agreement`` with the
-        teacher.
+        Where an image may have several classes, callbacks that follow ``val/accuracy`` follow ``val/map``; where no
+        validation image is labelled, ``val/agreement`` with the teacher.
 
         Raises:
             UserError: If they do not, a loader to evaluate on is empty, or there is nothing to follow.
         """
         data: object = trainer.datamodule  # type: ignore[attr-defined]
+        if is_multi_label(data):
+            _follow_map(trainer, report=stage == "fit")  # else a checkpoint's callbacks would not be found again
         if stage != "fit":
             if not is_image_data(data):
                 _check_evaluation_loaders(trainer, stage)
@@ -87,10 +91,11 @@ class DataCheck(CallbackWithoutIdleHooks):
         """
         if pl_module.num_classes is None or is_image_data(trainer.datamodule):  # type: ignore[attr-defined]
             return
-        (images, labels, *_), _ = read_training_batch(batch, pairs=pl_module.takes_pairs)
+        several = is_multi_label(trainer.datamodule)  # type: ignore[attr-defined]
+        (images, labels, *_), _ = read_training_batch(batch, pairs=pl_module.takes_pairs, multi_label=several)
         self._check_images(images, pl_module)
         if trainer.current_epoch == self._first_epoch or labels.device.type == "cpu":
-            check_labels(labels, num_classes=pl_module.num_classes)
+            check_labels(labels, num_classes=pl_module.num_classes, multi_label=several)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Forget an evaluation that was interrupted, and check that the ends of several loaders are known."""
@@ -215,11 +220,25 @@ def _check_labelled(trainer: pl.Trainer, pl_module: Any, data: ImageData) -> Non
             )
         rank_zero_info("No training image is labelled, so the student learns from its teacher only.")
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    following = [callback for callback in callbacks if getattr(callback, "monitor", None) == "val/accuracy"]
+    followed = _MAP if data.multi_label else _ACCURACY
+    following = [callback for callback in callbacks if getattr(callback, "monitor", None) == followed]
     if not following or not trainer.limit_val_batches or data.has_labels("val"):
         return
     if not pl_module.learns_without_labels:
-        raise UserError("No validation image is labelled, so there is no val/accuracy to follow; label some of them.")
+        raise UserError(f"No validation image is labelled, so there is no {followed} to follow; label some of them.")
     for callback in following:
         callback.monitor = "val/agreement"
-    rank_zero_info("No validation image is labelled, so val/agreement with the teacher is followed, not val/accuracy.")
+    rank_zero_info(f"No validation image is labelled, so val/agreement with the teacher is followed, not {followed}.")
+
+
+def _follow_map(trainer: pl.Trainer, *, report: bool) -> None:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    following = [callback for callback in callbacks if getattr(callback, "monitor", None) == _ACCURACY]
+    for callback in following:
+        callback.monitor = _MAP
+    if following and report:
+        names = " and ".join(dict.fromkeys(type(callback).__name__ for callback in following))
+        rank_zero_info(
+            f"An image may have several classes, so {names} follow{'s' * (' and ' not in names)} {_MAP} (mean average "
+            f"precision) and not {_ACCURACY}."
+        )

@@ -56,7 +56,7 @@ class EpochMetrics(CallbackWithoutIdleHooks):
         loss: Tensor,
         terms: dict[str, Tensor],
         logits: Tensor,
-        labels: Tensor,
+        labels: Tensor | None = None,
         *,
         all_labelled: bool = False,
     ) -> None:
@@ -66,10 +66,15 @@ class EpochMetrics(CallbackWithoutIdleHooks):
             loss: The loss, a scalar.
             terms: Further scalars to average.
             logits: Output of the trained network, ``(B, C)``.
-            labels: Class indices ``(B,)``, -1 where unlabelled, or class probabilities ``(B, C)``.
+            labels: Class indices ``(B,)``, -1 where unlabelled, or class probabilities ``(B, C)``; without them there
+                is no accuracy, as of several classes an image.
             all_labelled: Whether every row is known to be labelled.
         """
         with torch.no_grad():
+            if labels is None:
+                values = {"loss": loss, **terms}
+                self.means.add(values, dict.fromkeys(values, len(logits)))
+                return
             classes = class_indices(labels)
             correct = (logits.argmax(1) == classes).sum(dtype=torch.float32)
             labelled = len(logits) if all_labelled else (classes >= 0).sum(dtype=torch.float32)

@@ -10,6 +10,7 @@ from torch import Tensor
 from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.callbacks.teacher_check import accuracy_on_val
 from kd_lightning.checkpoints.checkpoint import Checkpoint
+from kd_lightning.data.protocol import is_multi_label
 from kd_lightning.errors import UserError
 from kd_lightning.teacher.frozen_teacher import FrozenTeacher
 
@@ -56,6 +57,8 @@ class GapClosed(CallbackWithoutIdleHooks):
             return
         if getattr(pl_module, "frozen_teacher", None) is None:
             raise UserError(f"GapClosed compares with a teacher, but {type(pl_module).__name__} has none; remove it.")
+        if is_multi_label(trainer.datamodule):  # type: ignore[attr-defined]
+            raise UserError("GapClosed compares accuracies, but an image may have several classes; remove it.")
         self._accuracy = best_val_accuracy(self.alone) if isinstance(self.alone, str) else self.alone
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -46,13 +46,15 @@ def image_grid(images: Tensor, captions: Sequence[str], *, columns: int | None =
     return grid
 
 
-def label_captions(labels: Tensor, classes: Sequence[str]) -> list[str]:
+def label_captions(labels: Tensor, classes: Sequence[str], *, multi_label: bool = False) -> list[str]:
     r"""Return what is written below images: the class, or of a mixed image the two most probable ones.
 
     Args:
         labels: Class indices ``(B,)``, -1 where unlabelled, or class probabilities ``(B, C)``, without any where
             unlabelled.
         classes: Names of the classes; numbers are written for those that have none.
+        multi_label: Whether labels are 1 for each class of an image and 0 for the others, -1 where unlabelled, or
+            fractions of mixed images: then all classes are written, joined by ``;``.
 
     Example:
         >>> import torch
@@ -60,6 +62,8 @@ def label_captions(labels: Tensor, classes: Sequence[str]) -> list[str]:
         ['dog', 'unlabelled', '2']
         >>> label_captions(torch.tensor([[0.3, 0.7], [1.0, 0.0], [0.0, 0.0]]), ["cat", "dog"])
         ['dog 0.7\ncat 0.3', 'cat', 'unlabelled']
+        >>> label_captions(torch.tensor([[1.0, 0.3], [0.0, 0.0]]), ["cat", "dog"], multi_label=True)
+        ['cat;dog 0.3', '-']
     """
 
     def name(number: int) -> str:
@@ -68,7 +72,11 @@ def label_captions(labels: Tensor, classes: Sequence[str]) -> list[str]:
     if labels.dim() == 1:
         return ["unlabelled" if label < 0 else name(label) for label in labels.tolist()]
     captions = []
-    for row in labels.detach().float().cpu():
+    for row in labels.detach().float().cpu() if multi_label else ():
+        parts = [(name(place), share) for place, share in enumerate(row.tolist()) if share >= 0.05]
+        words = ";".join(text if share > 0.95 else f"{text} {share:.1f}" for text, share in parts)
+        captions.append("unlabelled" if row.min() < 0 else words or "-")
+    for row in () if multi_label else labels.detach().float().cpu():
         shares, numbers = row.topk(min(2, len(row)))
         shown = [(name(int(number)), float(share)) for number, share in zip(numbers, shares, strict=True)]
         mixed = shares[-1] >= 0.05 and len(shown) == 2

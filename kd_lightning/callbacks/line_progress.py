@@ -113,5 +113,7 @@ def _total_batches(trainer: pl.Trainer) -> int:
 
 
 def _accuracy(trainer: pl.Trainer) -> str:
-    value = trainer.callback_metrics.get("val/accuracy")
-    return "" if value is None else f", val/accuracy {float(value):.4f}"
+    for name in ("val/accuracy", "val/map"):
+        if (value := trainer.callback_metrics.get(name)) is not None:
+            return f", {name} {float(value):.4f}"
+    return ""

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from kd_lightning.errors import UserError
 
-_HIGHER = {"accuracy", "top5", "agreement", "mutual_information", "criterion"}
+_HIGHER = {"accuracy", "top5", "agreement", "mutual_information", "criterion", "map", "f1_micro", "f1_macro"}
 _LOWER = {"loss", "ece", "kl"}
 
 

@@ -13,13 +13,18 @@ from kd_lightning.callbacks.gather_rows import gather_rows
 from kd_lightning.data.loader_checks import flattened
 from kd_lightning.errors import OutputExistsError
 from kd_lightning.files.atomic import atomic_write
+from kd_lightning.files.several_labels import join_labels
 from kd_lightning.networks.data_config import data_config
 
-_Row = tuple[int, int, float]
+_Row = tuple[int, int | list[bool], float | list[float]]
+"""Number of an image, its label and the probability; or which classes it is given, and the probabilities of all."""
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes predictions as CSV with the columns image (file or index), label, probability; one file for all processes.
+
+    Where an image may have several classes, label and probability are those of the classes that it is given, joined by
+    ``;``, the most probable first, and ``-`` for none: as in a CSV file of labels.
 
     Broken images, which :class:`~kd_lightning.data.ImageFolderDataModule` leaves out, are named in ``left_out``.
 
@@ -89,6 +94,9 @@ class PredictionWriter(BasePredictionWriter):
 def _named(row: _Row, data: object, classes: Sequence[str] | None) -> tuple[str, str, str]:
     sample, label, probability = row
     name = data.image_name("predict", sample) if hasattr(data, "image_name") else str(sample)
+    if isinstance(label, list) and isinstance(probability, list):
+        return (name, *join_labels(label, probability, classes or list(map(str, range(len(label)))), digits=6))
+    assert isinstance(label, int)
     return name, classes[label] if classes else str(label), f"{probability:.6f}"
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.callbacks.class_results import class_results
+from kd_lightning.callbacks.label_results import LabelResult, named_label_results
 from kd_lightning.callbacks.protocol import trained_module
 from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.data.read_batch import read_images
@@ -64,7 +65,10 @@ class RunSummary(CallbackWithoutIdleHooks):
 
 
 def _of_classes(pl_module: pl.LightningModule, data: object) -> dict[str, Any]:
-    """Return images, accuracy and precision of each class."""
+    """Return images, accuracy and precision of each class, or its average precision and F1 where there are several."""
+    scores = getattr(pl_module, "label_scores", None)
+    if scores is not None:
+        return {"classes": {one.name: _of_label(one) for one in named_label_results(pl_module, data)}}
     confusion = getattr(pl_module, "confusion", None)
     if confusion is None:
         return {}
@@ -78,8 +82,12 @@ def _of_classes(pl_module: pl.LightningModule, data: object) -> dict[str, Any]:
     }
 
 
+def _of_label(result: LabelResult) -> dict[str, float | None]:
+    return {name: _rounded(value) for name, value in result._asdict().items() if name != "name"}
+
+
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+    return value if value is None or isinstance(value, int) else round(value, 6)
 
 
 def images_per_second(network: nn.Module, images: Tensor, seconds: float = 0.5) -> float:

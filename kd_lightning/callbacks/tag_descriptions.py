@@ -15,15 +15,19 @@ _SPLITS = {
 _METRICS = {
     "accuracy": "Fraction of images whose most probable class is the label",
     "top5": "Fraction of images whose label is among the five most probable classes",
+    "map": "Mean average precision: how well the probability of a class orders the images, averaged over the classes",
+    "f1_micro": "F1 of all decisions on (image, class) at the thresholds of the classes, which `fit` chooses on the validation images: there it is a little too high",  # noqa: E501
+    "f1_macro": "Mean F1 of the classes at their thresholds, which `fit` chooses on the validation images: there it is a little too high",  # noqa: E501
     "loss": "Mean loss, in `train` the weighted sum of all terms, elsewhere the cross-entropy with the labels",
     "ece": "Expected calibration error: mean distance between confidence and accuracy in 15 bins; 0 is best",
-    "agreement": "Fraction of images that get the class that the teacher gives them, right or wrong",
+    "agreement": "Fraction of images that get the class that the teacher gives them, right or wrong; where an image may have several classes, fraction of equal decisions on (image, class), each at its own thresholds",  # noqa: E501
     "kl": "Mean Kullback-Leibler divergence of the student's probabilities from the teacher's, in nats; 0 is best",
     "gap_closed": (
         "Part of the gap in accuracy between the student alone and its teacher that distillation closes: 0 is the "
         "student alone, 1 the teacher"
     ),
     "confusion": "Per cent of each true class (row) that is given each class (column), summed over the images",
+    "per_label": "Average precision and F1 of each class, the lowest first, with the number of its images; of more than 20 classes the 20 lowest",  # noqa: E501
     "per_class": "Accuracy of each class, the lowest first, with the number of its images and the class that it is most often taken for; of more than 20 classes the 20 lowest",  # noqa: E501
 }
 _OTHERS = {
@@ -37,10 +41,12 @@ _OTHERS = {
     "train/views": "Some training images (rows) as the augmentation shows them in the first epochs (columns).",
     "learning_rate": "Learning rate of the first group of weights.",
     "teacher/accuracy": "Accuracy of the teacher on the validation images, before the first step.",
+    "teacher/map": "Mean average precision of the teacher on the validation images, before the first step.",
     "teacher/softened": (
         "The teacher's probabilities of some training images at the temperature of the loss: what the student sees "
         "beyond the label."
     ),
+    "hp/test_map": "Mean average precision on the test images, the metric of the table of hyper-parameters; -1 before the test.",  # noqa: E501
     "hp/test_accuracy": "Accuracy on the test images, the metric of the table of hyper-parameters; -1 before the test.",
     "prune/sparsity": "Fraction of the masked layers' weights that are 0.",
     "prune/macs": "Multiply-accumulates of one image after each pruning step.",

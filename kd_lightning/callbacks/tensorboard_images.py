@@ -14,15 +14,18 @@ from torch import Tensor
 from kd_lightning.callbacks.class_accuracy_figure import class_accuracy_figure
 from kd_lightning.callbacks.confusion_figure import confusion_figure
 from kd_lightning.callbacks.image_grid import image_grid, label_captions
+from kd_lightning.callbacks.label_figure import label_figure
+from kd_lightning.callbacks.label_results import named_label_results
 from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.callbacks.tag_descriptions import describe_tags
 from kd_lightning.callbacks.view_grid import first_views
 from kd_lightning.data.batch import LoadedBatch, finished, images_for_teacher
 from kd_lightning.data.domain_pair import DomainPairDataModule
+from kd_lightning.data.protocol import is_multi_label
 from kd_lightning.data.read_batch import read_batch
 from kd_lightning.data.shapes import statistics
 
-HP_METRIC = "hp/test_accuracy"
+HP_METRIC, HP_METRIC_OF_SEVERAL = "hp/test_accuracy", "hp/test_map"
 
 
 class TensorBoardImages(CallbackWithoutIdleHooks):
@@ -30,9 +33,10 @@ class TensorBoardImages(CallbackWithoutIdleHooks):
 
     One grid shows images of the first batch as the network sees them, augmented, with the name of the class below each;
     there is one for each of two domains. Another shows some images in the views of the first epochs. Confusion and
-    accuracies are those of the validation images after the last epoch, and of the test images. The callback fills the
-    hyper-parameters tab, with the test accuracy as its metric, and adds a description to each tag. Nothing happens
-    without a ``TensorBoardLogger``.
+    accuracies are those of the validation images after the last epoch, and of the test images; where an image may have
+    several classes, average precision and F1 of each are drawn in their place. The callback fills the hyper-parameters
+    tab, with the test accuracy (or mean average precision) as its metric, and adds a description to each tag. Nothing
+    happens without a ``TensorBoardLogger``.
 
     Args:
         images: Number of images in a grid.
@@ -53,7 +57,7 @@ class TensorBoardImages(CallbackWithoutIdleHooks):
             describe_tags(logger.experiment)
         if logger is not None and stage == "fit":  # before Lightning enters them with a metric of its own
             data = getattr(trainer.datamodule, "hparams", {})  # type: ignore[attr-defined]
-            logger.log_hyperparams(_given({**data, **pl_module.hparams}), {HP_METRIC: -1.0})
+            logger.log_hyperparams(_given({**data, **pl_module.hparams}), {_hp_metric(trainer): -1.0})
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -66,7 +70,8 @@ class TensorBoardImages(CallbackWithoutIdleHooks):
         parts, classes = _domains(finished(batch, data), data), getattr(data, "classes", None) or ()
         for domain, part in parts.items():
             pictures = _denormalize(part.images[: self.images], data, domain)
-            grid = image_grid(pictures, label_captions(part.labels[: self.images], classes))
+            captions = label_captions(part.labels[: self.images], classes, multi_label=is_multi_label(data))
+            grid = image_grid(pictures, captions)
             logger.experiment.add_image(f"train/images{domain and '_'}{domain}", np.asarray(grid), 0, dataformats="HWC")
         self._draw_views(trainer, logger, data, classes)
         domain, shown = next(iter(parts.items()))
@@ -75,7 +80,8 @@ class TensorBoardImages(CallbackWithoutIdleHooks):
         if logits is not None:
             pictures = _denormalize(shown.images[: self.teacher_images], data, domain)
             temperature = _temperature(pl_module)
-            probabilities = (logits.float() / temperature).softmax(1)
+            softened = logits.float() / temperature
+            probabilities = softened.sigmoid() if is_multi_label(data) else softened.softmax(1)
             logger.experiment.add_figure(
                 "teacher/softened", _bars(pictures[: len(probabilities)], probabilities, temperature), 0
             )
@@ -94,11 +100,21 @@ class TensorBoardImages(CallbackWithoutIdleHooks):
         """Draw confusion and accuracies of the test images, and enter the test accuracy."""
         logger = self._draw_classes(trainer, pl_module, "test")
         if logger is not None:
-            logger.log_metrics({HP_METRIC: float(trainer.callback_metrics["test/accuracy"])}, step=0)
+            name = _hp_metric(trainer)
+            tested = trainer.callback_metrics.get(name.replace("hp/test_", "test/"))
+            if tested is not None:
+                logger.log_metrics({name: float(tested)}, step=0)
 
     def _draw_classes(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> TensorBoardLogger | None:
         """Draw the last confusion matrix; return the logger, ``None`` if there is none or nothing was evaluated."""
         logger, confusion = _tensorboard(trainer), getattr(pl_module, "confusion", None)
+        if logger is not None and getattr(pl_module, "label_scores", None) is not None:
+            if f"{split}/loss" not in trainer.callback_metrics:
+                return None
+            results = named_label_results(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+            step = trainer.global_step if split == "val" else 0
+            logger.experiment.add_figure(f"{split}/per_label", label_figure(results), step)
+            return logger
         if logger is None or confusion is None or f"{split}/accuracy" not in trainer.callback_metrics:
             return None  # the matrix may be that of the sanity check
         names = getattr(trainer.datamodule, "classes", None) or range(len(confusion))  # type: ignore[attr-defined]
@@ -106,6 +122,11 @@ class TensorBoardImages(CallbackWithoutIdleHooks):
         for name, draw in {"confusion": confusion_figure, "per_class": class_accuracy_figure}.items():
             logger.experiment.add_figure(f"{split}/{name}", draw(confusion, classes=classes), step)
         return logger
+
+
+def _hp_metric(trainer: pl.Trainer) -> str:
+    """Return the metric of the table of hyper-parameters."""
+    return HP_METRIC_OF_SEVERAL if is_multi_label(trainer.datamodule) else HP_METRIC  # type: ignore[attr-defined]
 
 
 def _tensorboard(trainer: pl.Trainer) -> TensorBoardLogger | None:
@@ -117,7 +138,7 @@ def _domains(batch: Any, data: object) -> dict[str, LoadedBatch]:
     """Return a batch by its domains, one without a name where there are no two."""
     if isinstance(batch, Mapping) and {"source", "target"} <= batch.keys():
         return {domain: read_batch(batch[domain], labelled=False) for domain in ("source", "target")}
-    loaded = read_batch(batch, labelled=False)
+    loaded = read_batch(batch, labelled=False, multi_label=is_multi_label(data))
     if not isinstance(data, DomainPairDataModule):
         return {"": loaded}
     half = len(loaded.images) // 2  # with concat, as many images of each

@@ -53,10 +53,11 @@ def first_views(trainer: pl.Trainer, classes: Sequence[str], *, count: int = 4, 
         raw = dataset.__getitems__([(position, epoch) for position in range(count)])
         if not isinstance(raw, RawBatch):  # an image cannot be read, which the loader will report
             return None
-        parts.append(read_batch(finished(trainer.strategy.batch_to_device(raw), data), labelled=False))
+        batch = finished(trainer.strategy.batch_to_device(raw), data)
+        parts.append(read_batch(batch, labelled=False))
     # of two views in a batch the first
     images = torch.stack([part.images[:count].detach().cpu() for part in parts], dim=1).flatten(0, 1)
-    captions = [label_captions(part.labels[:count], classes) for part in parts]
+    captions = [label_captions(part.labels[:count], classes, multi_label=data.multi_label) for part in parts]
     return Views(
         images,
         [f"{captions[epoch][row]}\nepoch {epoch}" for row in range(count) for epoch in range(len(parts))],

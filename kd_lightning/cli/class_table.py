@@ -1,4 +1,4 @@
-"""The table of the classes that `validate` and `test` print."""
+"""The tables of the classes that `validate` and `test` print."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from kd_lightning.callbacks.class_results import class_results
+from kd_lightning.callbacks.label_results import LabelResult
 from kd_lightning.cli.tables import print_table
 
 _ALL = 20
@@ -34,4 +35,28 @@ def print_class_table(confusion: Tensor, classes: Sequence[str]) -> None:
     for result in results:
         fractions = ["-" if value is None else f"{value:.1%}" for value in (result.accuracy, result.precision)]
         table.add_row(Text(result.name), str(result.images), *fractions, Text(result.taken_for))
+    print_table(table)
+
+
+@rank_zero_only
+def print_label_table(results: Sequence[LabelResult]) -> None:
+    """Print the scores of each class where an image may have several; of many classes those of the lowest precision.
+
+    Args:
+        results: Results of the classes.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    shown, title = list(results), "Each class"
+    if len(shown) > _ALL:
+        shown.sort(key=lambda one: 2.0 if one.average_precision is None else one.average_precision)
+        shown, title = shown[:_WORST], f"The {_WORST} of {len(shown)} classes with the lowest average precision"
+    table = Table(title=title, title_justify="left")
+    for name in ("class", "images", "average precision", "F1", "precision", "recall", "threshold"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for one in shown:
+        values = one.average_precision, one.f1, one.precision, one.recall
+        fractions = ["-" if value is None else f"{value:.1%}" for value in values]
+        table.add_row(Text(one.name), str(one.images), *fractions, f"{one.threshold:.3f}")
     print_table(table)

@@ -16,12 +16,16 @@ from kd_lightning.files.find_images import FoundImages, describe_left_out, find_
 from kd_lightning.files.images import load_image
 from kd_lightning.files.prepare import prepare
 from kd_lightning.files.progress import progress
+from kd_lightning.files.several_labels import join_labels
 
 Row = tuple[str, str, str]
 
 
 def classify(model: str, images: list[str], output: str | None = None) -> None:
     """Classify image files with an exported ONNX file; those that cannot be read are named at the end.
+
+    Where an image may have several classes, all whose probability is above their threshold are printed, joined by ";",
+    with their probabilities, and "-" for none.
 
     Args:
         model: A file of `kd-lightning export`.
@@ -63,17 +67,18 @@ def classify(model: str, images: list[str], output: str | None = None) -> None:
 
 
 def _predictions(classifier: OnnxClassifier, files: list[Path], pixels: npt.NDArray[np.uint8]) -> Iterator[Row]:
-    logits = classifier(pixels).astype(np.float64)
-    probabilities = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities /= probabilities.sum(1, keepdims=True)
-    for file, probability in zip(files, probabilities, strict=True):
-        yield str(file), classifier.classes[probability.argmax()], f"{probability.max():.4f}"
+    for file, probability in zip(files, classifier.probabilities(pixels), strict=True):
+        if classifier.thresholds is not None:
+            given = (probability > classifier.thresholds).tolist()
+            yield str(file), *join_labels(given, probability.tolist(), classifier.classes, digits=4)
+        else:
+            yield str(file), classifier.classes[probability.argmax()], f"{probability.max():.4f}"
 
 
 def _write(rows: list[Row], output: str | None) -> None:
     if output is None:
         for row in rows:
-            print("  ".join(row))
+            print("  ".join(filter(None, row)))
         return
     table = StringIO(newline="")
     csv.writer(table).writerows([("image", "label", "probability"), *rows])

@@ -12,6 +12,8 @@ from kd_lightning.runs.run import Run
 def compare(runs: list[str], output: str | None = None) -> None:
     """Print a table of runs that were tested: parameters, file size, accuracy, agreement, images per second.
 
+    Where an image may have several classes, the accuracy is the mean average precision, marked as mAP.
+
     Args:
         runs: Folders of runs, or recipes (their newest run); each must have been tested.
         output: A file to write the table to, as Markdown.
@@ -56,7 +58,7 @@ def _cells(metrics: dict[str, Any]) -> list[str]:
     return [
         f"{metrics['parameters']:,}",
         "-" if size is None else f"{size / 1e6:.3f}",
-        f"{metrics['accuracy']:.2%}",
+        f"{metrics['map']:.2%} mAP" if "map" in metrics else f"{metrics['accuracy']:.2%}",
         "-" if agreement is None else f"{agreement:.2%}",
         f"{metrics['images_per_second']:,.0f}",
     ]

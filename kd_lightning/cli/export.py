@@ -82,13 +82,14 @@ def _images(source: Source, split: str, count: int) -> Tensor | None:
 
 
 def _provenance(source: Source) -> dict[str, str]:
-    accuracy, checkpoint = None, source.checkpoint
+    tested_values, checkpoint = {}, source.checkpoint
     with suppress(UserError, TypeError):  # a damaged test.json adds nothing
         metrics = (source.run.test if source.run is not None else None) or {}
         tested = Path(metrics.get("checkpoint") or "").parts[-2:]
-        accuracy = metrics.get("accuracy") if tested == checkpoint.path.parts[-2:] else None  # the run may have moved
+        if tested == checkpoint.path.parts[-2:]:  # the run may have moved
+            tested_values = {name: metrics[name] for name in ("accuracy", "map") if name in metrics}
     return {
         "checkpoint": str(checkpoint.path),
         "checkpoint_sha256": checkpoint.sha256,
-        **({} if accuracy is None else {"test_accuracy_of_the_checkpoint": str(accuracy)}),
+        **{f"test_{name}_of_the_checkpoint": str(value) for name, value in tested_values.items()},
     }

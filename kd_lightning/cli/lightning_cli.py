@@ -25,6 +25,7 @@ from kd_lightning.callbacks import (
     StepCheckpoint,
     TensorBoardImages,
 )
+from kd_lightning.callbacks.label_results import named_label_results
 from kd_lightning.callbacks.run_cost import describe_cost
 from kd_lightning.checkpoints.checkpoint import Checkpoint
 from kd_lightning.checkpoints.io import use_atomic_checkpoints
@@ -32,7 +33,7 @@ from kd_lightning.checkpoints.trust import class_paths, imported_packages
 from kd_lightning.cli.arguments import expand_arguments
 from kd_lightning.cli.checkpoint_choice import choose_checkpoint, configured_run
 from kd_lightning.cli.class_count import count_classes
-from kd_lightning.cli.class_table import print_class_table
+from kd_lightning.cli.class_table import print_class_table, print_label_table
 from kd_lightning.cli.device_options import (
     choose_accelerator,
     choose_precision,
@@ -255,6 +256,8 @@ class CommandLine(LightningCLI):
 
     def after_validate(self) -> None:
         """Print the result of each class."""
+        if getattr(self.model, "label_scores", None) is not None:
+            print_label_table(named_label_results(self.model, self.datamodule))
         confusion = getattr(self.model, "confusion", None)
         if confusion is not None:
             names = getattr(self.datamodule, "classes", None) or range(len(confusion))

@@ -45,7 +45,8 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
         metrics: list[Metrics] = []
         for model in found:
             prepared = _prepared_for(model, data_of, images)
-            metrics.append(measure(model, prepared, labels, metrics[0].logits if metrics else None))
+            teacher_logits = metrics[0].logits if metrics else None
+            metrics.append(measure(model, prepared, labels, teacher_logits, found[0].thresholds))
     finally:
         torch.set_num_threads(threads)
     write(folder, contents(found, metrics, images, labels, processor_name()))
@@ -71,6 +72,11 @@ def _load(names: list[str], teacher: str | None, trust: bool) -> list[Model]:
         if model.classes and found[0].classes and model.classes != found[0].classes:
             raise UserError(
                 f"{model.name} and {found[0].name} do not have the same classes; report models of the same data."
+            )
+        if model.classes and found[0].classes and (model.thresholds is None) != (found[0].thresholds is None):
+            raise UserError(
+                f"Of {model.name} and {found[0].name} one was trained on one class an image and the other on several; "
+                "report models of the same data."
             )
     return found
 

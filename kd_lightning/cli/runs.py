@@ -106,8 +106,12 @@ def _row(run: Run, folder: Path, problems: list[str]) -> list[str]:
 
 
 def _percent(metrics: object) -> str:
-    accuracy = metrics.get("accuracy") if isinstance(metrics, dict) else None
-    return f"{accuracy:.2%}" if isinstance(accuracy, int | float) else "-"
+    """Return the accuracy, or the mean average precision of several classes an image."""
+    for name, mark in {"accuracy": "", "map": " mAP"}.items():
+        value = metrics.get(name) if isinstance(metrics, dict) else None
+        if isinstance(value, int | float):
+            return f"{value:.2%}{mark}"
+    return "-"
 
 
 def _date(run: Run) -> str:

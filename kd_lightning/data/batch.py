@@ -14,7 +14,8 @@ class Batch(NamedTuple):
     Attributes:
         images: Normalized floats ``(B, channels, H, W)``.
         labels: Class indices ``(B,)``, -1 where unlabelled; class probabilities ``(B, C)`` under mixup and CutMix, with
-            rows of -1 where unlabelled.
+            rows of -1 where unlabelled. Of multi-label data 1 for each class of an image and 0 for the others,
+            ``(B, C)``, or fractions of the two, with rows of -1 where unlabelled.
         ids: ``sample * V + view``, int64 ``(B,)``, with samples numbered over the full stored set and V fixed views of
             each (1: the sample itself). With two views of each sample in a batch it has twice as many rows, first all
             of one and then all of the other, and V counts both: the second views are the latter half of V.
@@ -37,7 +38,8 @@ class LoadedBatch(NamedTuple):
 
     Attributes:
         images: Normalized floats ``(B, channels, H, W)``.
-        labels: Class indices, int64 ``(B,)``, -1 where unlabelled; or class probabilities ``(B, C)``.
+        labels: Class indices, int64 ``(B,)``, -1 where unlabelled; or class probabilities ``(B, C)``; of multi-label
+            data as in :class:`Batch`.
         ids: Integers ``(B,)``; see :class:`Batch`. ``None`` where the loader gives none.
         teacher_images: See :class:`Batch`.
     """
@@ -59,7 +61,7 @@ class RawBatch(NamedTuple):
     Attributes:
         pixels: uint8 ``(R, channels, H, W)`` of images that are read or cut on the host, where R = B without a plan;
             ``(R, 0)`` of a set that is kept on the device.
-        labels: Class indices ``(B,)``.
+        labels: Class indices ``(B,)``, or of multi-label data ``(B, C)``.
         ids: int64 ``(B,)``, samples numbered over the stored set.
         epoch: Epoch whose augmentation is applied, or -1 for none.
         split: Name of the stored split that the ids number.

@@ -89,7 +89,8 @@ class Samples:
         if isinstance(label, bool | np.bool_) or not isinstance(label, int | np.integer):
             raise UserError(
                 f"The label of sample {number} of {self.name} must be an integer, or None, got "
-                f"{type(label).__name__}; convert it in the data set."
+                f"{type(label).__name__}; convert it in the data set (images of several classes are read by "
+                "ImageFolderDataModule with labels in a CSV file)."
             )
         return int(label)
 

@@ -136,6 +136,11 @@ class DomainPairDataModule(pl.LightningDataModule):
         return self.source.classes
 
     @property
+    def multi_label(self) -> bool:
+        """Return ``False``: images have one class, which ``setup`` checks."""
+        return False
+
+    @property
     def num_classes(self) -> int:
         """The number of classes, C."""
         return self.source.num_classes
@@ -207,6 +212,12 @@ class DomainPairDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Check that the domains fit together and read what a stage needs: the source only to train and validate."""
+        for part in (self.source, self.target):
+            if part.multi_label:
+                raise UserError(
+                    f"DomainPairDataModule takes images of one class, but the {part.domain} has images of several; "
+                    "train on it alone."
+                )
         source, target = self.source.classes, self.target.classes
         if target and source != target:
             raise UserError(

@@ -32,7 +32,8 @@ class Listing(NamedTuple):
 
     Attributes:
         files: Image files.
-        labels: int64 ``(N,)``, -1 where unlabelled.
+        labels: int64 ``(N,)``, -1 where unlabelled; where images may have several classes floats ``(N, C)``, 1 for
+            each of them and 0 for the others, with rows of -1 where unlabelled.
     """
 
     files: list[Path]
@@ -65,6 +66,11 @@ class FolderLayout:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    @cached_property
+    def multi_label(self) -> bool:
+        """Return ``False``, since an image lies in the folder of one class."""
+        return False
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

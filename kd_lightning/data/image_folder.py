@@ -44,7 +44,10 @@ class ImageFolderDataModule(PhotographDataModule):
         root: The folder.
         labels: A CSV file with the columns ``file,label``, relative to the root or to the working folder, in place of
             class folders; ``file`` is relative to the root, an empty ``label`` means unlabelled. A third column
-            ``split`` (``train``, ``val``, ``test``) divides the images; without it they are divided as above.
+            ``split`` (``train``, ``val``, ``test``) divides the images; without it they are divided as above. If an
+            image has several classes, a label is their names joined by ``;``, and ``-`` means none of the classes.
+        multi_label: Whether images may have several classes, which then are learned one by one (sigmoid); ``None`` if
+            they do where a label in the file contains ``;``.
         **options: Arguments of :class:`PhotographDataModule` and :class:`ImageDataModule`.
 
     Raises:
@@ -68,11 +71,23 @@ class ImageFolderDataModule(PhotographDataModule):
         (('cats', 'dogs'), torch.Size([4, 3, 32, 32]))
     """
 
-    def __init__(self, root: str = "data", *, labels: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        root: str = "data",
+        *,
+        labels: str | None = None,
+        multi_label: bool | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        self.save_hyperparameters({"root": root, "labels": labels})
+        self.save_hyperparameters({"root": root, "labels": labels, "multi_label": multi_label})
+        if multi_label and labels is None:
+            raise UserError(
+                "multi_label is for labels in a CSV file, since an image lies in the folder of one class; set labels, "
+                "or leave multi_label out."
+            )
         self.root = Path(root).expanduser()
-        self.layout = FolderLayout(self.root) if labels is None else CsvLayout(self.root, labels)
+        self.layout = FolderLayout(self.root) if labels is None else CsvLayout(self.root, labels, multi_label)
         self._saved_partition: dict[str, Any] | None = None
 
     @property
@@ -84,6 +99,11 @@ class ImageFolderDataModule(PhotographDataModule):
     def classes(self) -> tuple[str, ...]:
         """The names of the class folders, sorted; empty if no image is labelled."""
         return self.layout.classes
+
+    @property
+    def multi_label(self) -> bool:
+        """Return whether an image may have several classes, as the CSV file of labels or the argument declares."""
+        return self.layout.multi_label
 
     def load(self, split: str) -> ImageSet | StreamedImages | None:
         """List and check a split's files, and decode them if they fit into memory."""

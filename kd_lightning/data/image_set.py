@@ -55,7 +55,7 @@ class ImageSource(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """The labels, int64 ``(N,)``, -1 where unlabelled."""
+        """The labels, int64 ``(N,)``, -1 where unlabelled; of several classes floats ``(N, C)``."""
 
     @property
     def sizes(self) -> Tensor:
@@ -255,7 +255,7 @@ class StreamedImages:
 
 
 def with_labels(images: ImageSet | StreamedImages, labels: Tensor) -> ImageSet | StreamedImages:
-    """Return the same images with other labels, int64 ``(N,)``."""
+    """Return the same images with other labels, int64 ``(N,)``, or floats ``(N, C)`` of several classes."""
     if isinstance(images, ImageSet):
         return replace(images, labels=labels)
     return replace(images, given_labels=labels)

@@ -23,7 +23,7 @@ from kd_lightning.data.augmentation.view_plan import ViewDrawer
 from kd_lightning.data.batch import Batch, RawBatch
 from kd_lightning.data.hyper_parameters import save_arguments
 from kd_lightning.data.image_set import ImageSet, StreamedImages, Subset
-from kd_lightning.data.labels import check_labels
+from kd_lightning.data.labels import check_labels, is_labelled
 from kd_lightning.data.loader import EpochLoader, ImageLoader, as_fetched, more_workers
 from kd_lightning.data.precision import to_trainer_precision
 from kd_lightning.data.sampler import EpochSampler
@@ -57,7 +57,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         views: Number V of fixed views of each image, where epoch e shows view e mod V; ``None`` for a new view in each
             epoch.
         balanced_sampling: Show the classes equally often in an epoch, which has as many images as without this: those
-            of rare classes several times, in one view an epoch.
+            of rare classes several times, in one view an epoch. Not for images of several classes.
         second_view: Augmentation of a second view of each training image, for losses that compare a weak and a strong
             one: a batch then has twice as many rows, first all of ``augmentation`` and then all of this. What is not
             set is taken as for ``augmentation``. Not with mixup or CutMix, and with random resized crops in both or in
@@ -188,6 +188,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return len(self.classes)
 
     @property
+    def multi_label(self) -> bool:
+        """Return whether an image may have several classes: labels are then 1 for each of them and 0 for the others."""
+        return False
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images."""
         if self.size is not None:
@@ -226,12 +231,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             labels = self.splits.read("train").labels[self.splits.val_samples]
         else:
             labels = self.splits.read(split).labels
-        return not len(labels) or bool((labels >= 0).any())
+        return not len(labels) or bool(is_labelled(labels).any())
 
     @property
     def all_labelled(self) -> bool:
         """Return whether every training image is labelled."""
-        return bool((self.splits.read("train").labels[self.train_samples] >= 0).all())
+        return bool(is_labelled(self.splits.read("train").labels[self.train_samples]).all())
 
     def image_name(self, split: str, sample: int) -> str:
         """Return the file of a sample of a split that was read, or its number."""
@@ -254,6 +259,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Read the splits that a stage needs; the test images not before ``test``."""
         name = str(getattr(stage, "value", stage) or "fit")
+        if self.balanced_sampling and name == "fit" and self.multi_label:
+            raise UserError(
+                f"{self.setting('balanced_sampling')} shows each class equally often, which images of several classes "
+                "cannot; set it to false, and model.class_weights to balanced."
+            )
         for split in _STAGES.get(name, (self.predict_split,)):
             self.splits.read(split if split != "val" or self.splits.has_val else "train")
 
@@ -374,7 +384,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         if isinstance(images, ImageSet) and images.pixels.dim() == 4:
             images = replace(images, pixels=stored_with_channels(images.pixels, channels=len(self.mean)))
         if images is not None and bool((images.labels != -1).any()):
-            check_labels(images.labels, num_classes=self.num_classes, split=split)
+            check_labels(images.labels, num_classes=self.num_classes, split=split, multi_label=self.multi_label)
         if split != "train" or not self.augmentation.resized_crop or images is None:
             return images
         if isinstance(images, StreamedImages):
@@ -411,7 +421,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         images, candidates = self.splits.read("train"), torch.empty(0, dtype=torch.int64)
         if self.mixes_images:
             samples = self.train_samples
-            candidates = samples[images.labels[samples] >= 0]
+            candidates = samples[is_labelled(images.labels[samples])]
             if not len(candidates):
                 raise UserError("mixup and CutMix mix labels, but no training image is labelled; set both to 0.")
         return ViewDrawer(self.augmentation, images.size, self.view_seed, self.views, images.labels, candidates)

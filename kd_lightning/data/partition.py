@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kd_lightning.data.labels import stratum
+
 
 class Partition(NamedTuple):
     """The part of each sample of a set.
@@ -24,7 +26,7 @@ def draw_partition(labels: Tensor, *, val_fraction: float, test_fraction: float,
     """Draw the same fractions of each class, and at least one image each from classes of three or more.
 
     Args:
-        labels: int64 ``(N,)``.
+        labels: int64 ``(N,)``, or those of several classes, of which the rarest counts, see :func:`stratum`.
         val_fraction: Fraction of each class that is validated on.
         test_fraction: Fraction of each class that is tested on.
         seed: Seed of the choice.
@@ -34,7 +36,7 @@ def draw_partition(labels: Tensor, *, val_fraction: float, test_fraction: float,
         >>> {name: len(samples) for name, samples in drawn.parts.items()}
         {'train': 32, 'val': 4, 'test': 4}
     """
-    generator = torch.Generator().manual_seed(seed)
+    labels, generator = stratum(labels), torch.Generator().manual_seed(seed)
     chosen: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
     for label in torch.unique(labels).tolist():
         members = (labels == label).nonzero().flatten()

@@ -14,7 +14,7 @@ class LabelledSet(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """Class indices ``(N,)``, -1 where unlabelled."""
+        """Class indices ``(N,)``, -1 where unlabelled; ``(N, C)`` of multi-label data."""
 
 
 class ImageData(Protocol):
@@ -38,6 +38,10 @@ class ImageData(Protocol):
     @property
     def num_classes(self) -> int:
         """The number of classes, C."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Return whether an image may have several classes."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -130,6 +134,20 @@ def is_image_data(data: object) -> TypeGuard[ImageData]:
         (True, False)
     """
     return hasattr(data, "splits")
+
+
+def is_multi_label(data: object) -> bool:
+    """Return whether a data module declares that an image may have several classes: ``multi_label`` is true.
+
+    Labels are then 1 for each class of an image and 0 for the others, ``(B, C)``. Nothing else declares it: rows of
+    floats mean class probabilities.
+
+    Example:
+        >>> from kd_lightning import DigitsDataModule
+        >>> is_multi_label(DigitsDataModule()), is_multi_label(None)
+        (False, False)
+    """
+    return bool(getattr(data, "multi_label", False))
 
 
 def has_fixed_views(data: object) -> TypeGuard[ViewData]:

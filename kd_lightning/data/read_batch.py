@@ -12,18 +12,19 @@ from kd_lightning.errors import UserError
 _WANTED = "A batch must be (images, labels) with images (B, channels, H, W)"
 
 
-def read_training_batch(batch: Any, *, pairs: bool) -> tuple[LoadedBatch, Tensor | None]:
+def read_training_batch(batch: Any, *, pairs: bool, multi_label: bool = False) -> tuple[LoadedBatch, Tensor | None]:
     """Return a batch to train on, and the target's images where batches are pairs of domains.
 
     Args:
         batch: ``(images, labels, ...)``, or with ``pairs`` ``{"source": (images, labels, ...), "target": images}``.
         pairs: Whether the module trains on pairs of domains.
+        multi_label: Whether the data declare that an image may have several classes.
 
     Raises:
         UserError: If it is anything else.
     """
     if not pairs:
-        return read_batch(batch), None
+        return read_batch(batch, multi_label=multi_label), None
     if not isinstance(batch, Mapping) or not {"source", "target"} <= batch.keys():
         raise UserError(
             'AdaptationModule trains on batches {"source": (images, labels), "target": images}, got '
@@ -38,13 +39,15 @@ def read_training_batch(batch: Any, *, pairs: bool) -> tuple[LoadedBatch, Tensor
     return source, target
 
 
-def read_batch(batch: Any, *, labelled: bool = True) -> LoadedBatch:
+def read_batch(batch: Any, *, labelled: bool = True, multi_label: bool = False) -> LoadedBatch:
     """Return a batch of any loader with labels as the losses take them; what its values are is not checked.
 
     Args:
         batch: ``(images, labels)`` or ``(images, labels, ids)``; ids that are no integers ``(B,)``, and what follows
             them, are ignored.
         labelled: Whether there must be labels; otherwise they are -1 where there are none.
+        multi_label: Whether the data declare that an image may have several classes: labels are then ``(B, C)``, of any
+            type, and are returned as floats.
 
     Raises:
         UserError: If it is anything else.
@@ -58,8 +61,10 @@ def read_batch(batch: Any, *, labelled: bool = True) -> LoadedBatch:
     images = read_images(batch)
     labels = _element(batch, 1)
     if labels is None and not labelled:
-        labels = torch.full((len(images),), -1, device=images.device)
-    return LoadedBatch(images, _read_labels(labels, batch, images), _read_ids(batch, images))
+        unlabelled = torch.full((len(images),), -1, device=images.device)
+        return LoadedBatch(images, unlabelled, _read_ids(batch, images))
+    read = _read_several if multi_label else _read_labels
+    return LoadedBatch(images, read(labels, batch, images), _read_ids(batch, images))
 
 
 def read_to_predict(batch: Any) -> LoadedBatch:
@@ -133,8 +138,8 @@ def _read_labels(labels: object, batch: Any, images: Tensor) -> Tensor:
             return labels
         raise UserError(
             f"The labels of a batch are {_describe(labels)}, one column for each class; give labels.argmax(1) for rows "
-            "with a single 1, or labels.float() for class probabilities; several classes of one image are not "
-            "supported."
+            "with a single 1, or labels.float() for class probabilities; if an image may have several classes, declare "
+            "multi_label = True in the data module."
         )
     if labels.shape != (count,):
         raise UserError(f"The labels of a batch of {count} images are {_describe(labels)}; give integers ({count},).")
@@ -144,6 +149,19 @@ def _read_labels(labels: object, batch: Any, images: Tensor) -> Tensor:
             "class probabilities (B, C)."
         )
     return labels.long()
+
+
+def _read_several(labels: object, batch: Any, images: Tensor) -> Tensor:
+    """Return labels of several classes as floats ``(B, C)``."""
+    if labels is None:
+        raise UserError(f"{_WANTED}, got {_describe(batch)} without labels; {_advice(batch)}.")
+    rows = isinstance(labels, Tensor) and labels.dim() == 2 and len(labels) == len(images)
+    if isinstance(labels, Tensor) and rows and not labels.is_complex():
+        return labels if labels.is_floating_point() else labels.float()
+    raise UserError(
+        f"The labels of a batch of {len(images)} images are {_describe(labels)}, but the data declare multi_label; "
+        f"give ({len(images)}, C), 1 for each class of an image and 0 for the others."
+    )
 
 
 def _read_ids(batch: Any, images: Tensor) -> Tensor | None:

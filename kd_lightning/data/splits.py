@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kd_lightning.data.image_set import ImageSet, StreamedImages, with_labels
 from kd_lightning.data.kept_labels import keep_labels
+from kd_lightning.data.labels import is_labelled, stratum
 from kd_lightning.errors import UserError
 
 Stored = ImageSet | StreamedImages
@@ -86,7 +87,7 @@ class StoredSplits(Mapping[str, Stored]):
         samples = torch.arange(len(labels)) if self.has_val else self._divided[0]
         if not self._labelled_only:
             return samples
-        labelled = samples[labels[samples] >= 0]
+        labelled = samples[is_labelled(labels[samples])]
         if not len(labelled):
             raise UserError("labelled_only leaves no training image, since none is labelled; set it to false.")
         return labelled
@@ -117,10 +118,11 @@ class StoredSplits(Mapping[str, Stored]):
 def stratified_split(labels: Tensor, *, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split samples into training and validation by taking the same fraction of each class.
 
-    Unlabelled samples are validated on only if no sample is labelled.
+    Unlabelled samples are validated on only if no sample is labelled. Images of several classes are divided by their
+    rarest one.
 
     Args:
-        labels: int64 ``(N,)``, -1 where unlabelled.
+        labels: Class indices ``(N,)``, -1 where unlabelled, or those of several classes, see :func:`stratum`.
         fraction: Fraction of each class that is validated on.
         seed: Seed of the choice.
 
@@ -132,7 +134,7 @@ def stratified_split(labels: Tensor, *, fraction: float, seed: int) -> tuple[Ten
         >>> len(train), len(val)
         (3, 2)
     """
-    generator = torch.Generator().manual_seed(seed)
+    labels, generator = stratum(labels), torch.Generator().manual_seed(seed)
     unlabelled, val = bool((labels < 0).all()), []
     for label in torch.unique(labels).tolist():
         members = (labels == label).nonzero().flatten()

@@ -34,7 +34,8 @@ class ExportResult:
         size: Its bytes.
         float32_size: Bytes of the same file in float32, where it was written in fewer bits; otherwise ``None``.
         difference: Largest absolute difference of the logits.
-        agreement: Fraction of the images that get the same label.
+        agreement: Fraction of the images that get the same label; where an image may have several classes, the F1 of
+            the file's decisions as measured by the network's, 1 where neither gives a class.
 
     Example:
         >>> result = ExportResult(Path("student.onnx"), 40_000, None, difference=1e-6, agreement=1.0)
@@ -96,8 +97,10 @@ def export_network(
         count = 64 if height * width <= 64 * 64 else 16
         images = torch.rand(count, len(model.mean), height, width, generator=torch.Generator().manual_seed(0))
     images = model.to_input(images)
+    thresholds = model.known.thresholds
     entries = {
         "classes": json.dumps(model.known.classes),
+        **({} if thresholds is None else {"thresholds": json.dumps(thresholds)}),
         "data_config": json.dumps(model.known.as_plain()),
         "input": f"{'uint8' if uint8 else '[0, 1]'} {list(images.shape[1:])}",
         "kd_lightning": version("kd-lightning"),
@@ -158,7 +161,7 @@ def _compare(model: Inference, images: Tensor, run: Callable[[Tensor], Tensor], 
     logits = torch.cat([run(batch) for batch in batches])
     same_shape = logits.shape == expected.shape
     difference = float((logits - expected).abs().max()) if same_shape else float("nan")
-    agreement = float((logits.argmax(1) == expected.argmax(1)).float().mean()) if same_shape else 0.0
+    agreement = _agreement(logits, expected, model.known.thresholds) if same_shape else 0.0
     close = difference <= 1e-4 * max(1.0, float(expected.abs().max()))
     if not (close if exact else agreement >= 0.9 and difference == difference):
         raise UserError(
@@ -166,6 +169,17 @@ def _compare(model: Inference, images: Tensor, run: Callable[[Tensor], Tensor], 
             "labels are equal); nothing was written."
         )
     return difference, agreement
+
+
+def _agreement(logits: Tensor, expected: Tensor, thresholds: tuple[float, ...] | None) -> float:
+    """Return the fraction of equal labels, or the F1 of decisions on several classes."""
+    if thresholds is None:
+        return float((logits.argmax(1) == expected.argmax(1)).float().mean())
+    one, other = (
+        values.double().sigmoid() > torch.tensor(thresholds, dtype=torch.float64) for values in (logits, expected)
+    )
+    given = int(one.sum() + other.sum())
+    return 2 * int((one & other).sum()) / given if given else 1.0
 
 
 def _runner(written: Path, format: Format, network: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -21,6 +21,8 @@ class OnnxClassifier:
 
     Attributes:
         classes: Class names in the order of the logits.
+        thresholds: Probability of each class above which an image is given it, where it may have several; ``None``
+            where it has one.
         shape: Channels, height and width of the images.
         metadata: Metadata of the file.
         preparation: Resizing and crop of image files, as before the network's test; where the file does not contain
@@ -66,6 +68,7 @@ class OnnxClassifier:
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         logits = self.session.get_outputs()[0].shape[-1]
         self.classes: list[str] = json.loads(self.metadata.get("classes", "null")) or [str(i) for i in range(logits)]
+        self.thresholds: list[float] | None = json.loads(self.metadata.get("thresholds", "null"))
         plain = json.loads(self.metadata.get("data_config", "{}")).get("preparation")
         prepared = Preparation.of(self.shape[1:]) if plain is None else Preparation.of(**plain)
         self.preparation = prepared.at(self.shape[1:])
@@ -78,3 +81,16 @@ class OnnxClassifier:
             images = images.astype(np.float32) / np.float32(255 if images.dtype == np.uint8 else 1)
         logits: npt.NDArray[np.float32] = self.session.run(None, {self._input: np.ascontiguousarray(images)})[0]
         return logits
+
+    def probabilities(self, images: Images) -> npt.NDArray[np.float64]:
+        """Return probabilities ``(B, C)``: of rows that sum to 1 or, with ``thresholds``, of each class by itself.
+
+        An image is given the most probable class, or those whose probability is above their threshold.
+        """
+        logits = self(images).astype(np.float64)
+        if self.thresholds is not None:
+            sigmoid: npt.NDArray[np.float64] = np.exp(-np.logaddexp(0, -logits))  # without overflow
+            return sigmoid
+        probabilities: npt.NDArray[np.float64] = np.exp(logits - logits.max(1, keepdims=True))
+        probabilities /= probabilities.sum(1, keepdims=True)
+        return probabilities

@@ -6,6 +6,8 @@ from kd_lightning.losses._regions import sdd_pool_1_2_loss as sdd_pool_1_2_loss
 from kd_lightning.losses.adversarial import AdversarialLoss, adversarial_loss, reverse_gradient
 from kd_lightning.losses.attention import AttentionLoss, attention_loss
 from kd_lightning.losses.base import AlignmentLoss, DistillationLoss, Term
+from kd_lightning.losses.binary_soft_target import BinarySoftTargetLoss, binary_soft_target_loss
+from kd_lightning.losses.binary_target import BinaryTargetLoss, binary_target_loss
 from kd_lightning.losses.catkd import CATKDLoss, catkd_binarized_loss, catkd_loss, catkd_normalized_loss
 from kd_lightning.losses.contrastive import ContrastiveLoss, contrastive_loss
 from kd_lightning.losses.coral import CoralLoss, coral_loss
@@ -76,6 +78,8 @@ __all__ = [
     "AdversarialLoss",
     "AlignmentLoss",
     "AttentionLoss",
+    "BinarySoftTargetLoss",
+    "BinaryTargetLoss",
     "CATKDLoss",
     "CTKDLoss",
     "ContrastiveLoss",
@@ -120,6 +124,8 @@ __all__ = [
     "WTTMLoss",
     "adversarial_loss",
     "attention_loss",
+    "binary_soft_target_loss",
+    "binary_target_loss",
     "catkd_binarized_loss",
     "catkd_loss",
     "catkd_normalized_loss",

@@ -46,6 +46,7 @@ class RegionLoss(DistillationLoss):
     """Compares the logits of regions, which the networks' own classifiers give for their last maps."""
 
     compares_logits = True
+    multi_label = False
 
     def __init__(
         self,

@@ -33,6 +33,9 @@ class Term(nn.Module, ABC):
     compares_logits: bool = False
     """Whether the term compares logits, so that both networks need the same classes."""
 
+    multi_label: bool | None = None
+    """Whether the term is for images of several classes (true), of one class (false), or for both (``None``)."""
+
     views: int = 1
     """Number of views of each image that the term expects from the data."""
 
@@ -152,7 +155,8 @@ class DistillationLoss(Term):
         Args:
             student: The student's logits ``(B, C)`` and features.
             teacher: The teacher's, without gradient; ``None`` where no term of the objective needs a teacher.
-            labels: Class indices ``(B,)``, -1 where unlabelled, or class probabilities ``(B, C)``.
+            labels: Class indices ``(B,)``, -1 where unlabelled, or class probabilities ``(B, C)``; of multi-label data
+                1 for each class of an image and 0 for the others, ``(B, C)``, with rows of -1 where unlabelled.
         """
 
 

@@ -103,6 +103,7 @@ class ContrastiveLoss(DistillationLoss):
     """
 
     capturable = False  # the queue is replaced, since the backward pass reads the old one
+    multi_label = False  # images of the same class are no negatives
 
     queues: Tensor
     queue_labels: Tensor

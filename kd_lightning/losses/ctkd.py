@@ -97,6 +97,7 @@ class CTKDLoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(
         self,

@@ -86,6 +86,7 @@ class DecoupledLoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(
         self,

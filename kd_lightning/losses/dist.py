@@ -80,6 +80,7 @@ class DistLoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(
         self,

@@ -120,6 +120,7 @@ class DistPlusLoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(
         self,

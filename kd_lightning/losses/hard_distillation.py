@@ -51,6 +51,7 @@ class HardDistillationLoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(self, *, weight: float = 0.5, warmup_epochs: int = 0) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)

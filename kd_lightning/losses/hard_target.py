@@ -93,6 +93,7 @@ class HardTargetLoss(DistillationLoss):
     """
 
     needs_teacher = False
+    multi_label = False
     weighs_classes = True
 
     def __init__(self, *, weight: float = 1.0, label_smoothing: float = 0.0, warmup_epochs: int = 0) -> None:

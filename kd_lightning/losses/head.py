@@ -46,6 +46,7 @@ class HeadLoss(DistillationLoss):
         self.teacher_head = teacher_head
         self.needs_teacher = loss.needs_teacher
         self.compares_logits = loss.compares_logits
+        self.multi_label = loss.multi_label
         self.views = loss.views
         self.capturable = getattr(loss, "capturable", True)
 

@@ -79,6 +79,7 @@ class NKDLoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(
         self, *, weight: float = 1.0, temperature: float = 3.0, gamma: float = 3.5, warmup_epochs: int = 0

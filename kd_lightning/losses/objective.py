@@ -135,6 +135,29 @@ class Objective(nn.ModuleDict):
             if term.views > views:
                 raise _too_few_views(name, term, views)
 
+    def check_labels(self, *, multi_label: bool) -> None:
+        """Check that the terms are for images of several classes, or for those of one class.
+
+        Args:
+            multi_label: Whether the data declare that images may have several classes.
+
+        Raises:
+            ValueError: If a term is for the other kind of data; the message names all that are.
+        """
+        wrong = {name: term for name, term in self.terms.items() if term.multi_label == (not multi_label)}
+        if not wrong:
+            return
+        instead = ("BinaryTargetLoss", "BinarySoftTargetLoss") if multi_label else ("HardTargetLoss", "SoftTargetLoss")
+        found = " and ".join(f"{name!r} ({type(term).__name__})" for name, term in wrong.items())
+        used = " and ".join(dict.fromkeys(instead[term.needs_teacher] for term in wrong.values()))
+        subject, place = (f"loss {found} is", "its") if len(wrong) == 1 else (f"losses {found} are", "their")
+        kinds = ("several classes", "one class") if multi_label else ("one class", "several classes")
+        declare = "" if multi_label else ", or let the data declare multi_label if they have several"
+        raise UserError(
+            f"The {subject} for images of {kinds[1]}, but the data have {kinds[0]} an image; use {used} in {place} "
+            f"place{declare}."
+        )
+
     @property
     def shapes(self) -> list[Shapes | None] | None:
         """The shapes for which the learned parts were created, as plain data; ``None`` before :meth:`build`."""

@@ -81,6 +81,7 @@ class OFALoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(
         self,

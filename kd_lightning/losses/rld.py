@@ -102,6 +102,7 @@ class RLDLoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(
         self,

@@ -249,6 +249,7 @@ class SKDLoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(
         self,

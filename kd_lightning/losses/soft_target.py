@@ -66,6 +66,7 @@ class SoftTargetLoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(
         self, temperature: float = 4.0, *, weight: float = 0.9, standardize: bool = False, warmup_epochs: int = 0

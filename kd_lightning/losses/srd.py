@@ -143,6 +143,7 @@ class SRDLoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(
         self,

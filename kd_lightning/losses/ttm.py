@@ -91,6 +91,7 @@ class TTMLoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(self, *, weight: float = 45.0, gamma: float = 0.1, warmup_epochs: int = 0) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)
@@ -122,6 +123,7 @@ class WTTMLoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(self, *, weight: float = 4.0, gamma: float = 0.2, warmup_epochs: int = 0) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)

@@ -177,6 +177,7 @@ class USKDLoss(DistillationLoss):
     """
 
     needs_teacher = False
+    multi_label = False
 
     def __init__(
         self,

@@ -153,6 +153,7 @@ class WKDLogitLoss(DistillationLoss):
     """
 
     compares_logits = True
+    multi_label = False
 
     def __init__(
         self,

@@ -59,6 +59,19 @@ class AdaptationModule(ClassificationModule):
         self.target_evaluations = LoaderEvaluations()
         self._target_log_probabilities: list[Tensor] = []
 
+    def setup(self, stage: str) -> None:
+        """Check network and data against each other before the first step.
+
+        Raises:
+            UserError: If an image may have several classes.
+        """
+        if self.multi_label:
+            raise UserError(
+                "AdaptationModule adapts classifiers of one class an image, and the data declare several; train on the "
+                "source alone with TeacherModule."
+            )
+        super().setup(stage)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the terms."""
         (source_images, labels, *_), target_images = read_training_batch(batch, pairs=True)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kd_lightning.data.labels import is_labelled
 from kd_lightning.data.protocol import is_image_data
 from kd_lightning.errors import UserError
 
@@ -31,7 +32,8 @@ def build_class_weights(class_weights: ClassWeights, data: object, num_classes: 
     """Return the factor of each class, float32 ``(C,)``.
 
     Balanced weights are N / (C n) for a class of n of the N labelled training images: each class counts as much as any
-    other.
+    other. Where an image may have several classes they are (N - n) / n, the factor of the images that have the class:
+    these count as much as those that lack it.
 
     Args:
         class_weights: Argument of the module.
@@ -56,5 +58,9 @@ def build_class_weights(class_weights: ClassWeights, data: object, num_classes: 
             "kd_lightning know; give a number for each class."
         )
     labels = data.splits["train"].labels[samples]
+    if data.multi_label:
+        labels = labels[is_labelled(labels)]
+        positive = labels.sum(0).clamp(min=1)
+        return ((len(labels) - positive).clamp(min=1) / positive).float()
     counts = torch.bincount(labels[labels >= 0], minlength=num_classes).clamp(min=1)
     return (counts.sum() / (num_classes * counts)).float()

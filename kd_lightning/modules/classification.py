@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerConfig, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,13 +19,14 @@ from kd_lightning.callbacks.early_stop import EarlyStopReport
 from kd_lightning.callbacks.epoch_metrics import EpochMetrics
 from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.finite_guard import FiniteGuard, StepRecord
+from kd_lightning.callbacks.label_scores import NEUTRAL, LabelScores, decide, describe_unchosen
 from kd_lightning.callbacks.out_of_memory import OutOfMemoryAdvice
 from kd_lightning.callbacks.speed_report import SpeedReport
 from kd_lightning.checkpoints import rebuild
 from kd_lightning.checkpoints.io import use_atomic_checkpoints
 from kd_lightning.checkpoints.trust import unserializable
 from kd_lightning.data.batch import images_for_teacher
-from kd_lightning.data.protocol import FollowsNetworks, is_image_data
+from kd_lightning.data.protocol import FollowsNetworks, is_image_data, is_multi_label
 from kd_lightning.data.read_batch import read_batch, read_to_predict
 from kd_lightning.features import logits_of
 from kd_lightning.modules import optim
@@ -35,7 +36,14 @@ from kd_lightning.modules.evaluation import LoaderEvaluations, Prediction
 from kd_lightning.modules.example_images import example_images
 from kd_lightning.modules.schedule import SchedulerFactory
 from kd_lightning.networks.compiled import CompileMode, unwrap_compiled
-from kd_lightning.networks.data_config import DataConfig, check_same_classes, data_config, train_on
+from kd_lightning.networks.data_config import (
+    DataConfig,
+    check_same_classes,
+    check_same_kind,
+    data_config,
+    set_data_config,
+    train_on,
+)
 from kd_lightning.networks.description import apply_description, describe_network
 from kd_lightning.networks.dry_run import (
     check_initialized,
@@ -57,6 +65,10 @@ class ClassificationModule(pl.LightningModule, ABC):
     Batches are ``(images, labels)`` or ``(images, labels, ids)``, and what follows is ignored: images are floats
     ``(B, channels, H, W)``; labels are class indices, any integers ``(B,)`` or ``(B, 1)``, -1 where unlabelled, or
     class probabilities, floats ``(B, C)`` whose rows sum to 1. ``predict`` takes images without labels too.
+
+    Where an image may have several classes, which the data module declares by ``multi_label = True``, labels are 1 for
+    each class of an image and 0 for the others, ``(B, C)``. Classes are then learned one by one (sigmoid); thresholds
+    of their probabilities are chosen on the first validation loader after each epoch, and saved with the network.
 
     Of several validation or test loaders the first has the metrics ``val/accuracy`` and so on, which callbacks and
     schedules follow; the next has ``val/accuracy/dataloader_idx_1`` and so on.
@@ -81,6 +93,8 @@ class ClassificationModule(pl.LightningModule, ABC):
         compile_mode: Mode of ``torch.compile``; ``None`` for ``"default"``.
         class_weights: Weights of the classes in the terms on labels, a number for each or ``"balanced"``: then a class
             counts as much as any other, however many training images it has. The loss is the weighted mean of rows.
+            Where an image may have several classes, they are the factors of each class where it is present;
+            ``"balanced"`` makes that count as much as where it is absent.
         on_nonfinite: Reaction to a loss or gradient that is not finite, before the weights are updated: ``"stop"``
             raises an error with the step, the term and the ranges, ``"skip"`` skips the update and counts it.
         cuda_graph: Capture the whole training step as a CUDA graph and replay it, so that small networks do not wait
@@ -138,6 +152,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.image_shape: tuple[int, ...] | None = None
         self.evaluations = LoaderEvaluations()
         self.confusion: Tensor | None = None
+        self.label_scores: LabelScores | None = None
         self.epoch_metrics = EpochMetrics()
         self.finite_guard = FiniteGuard(on_nonfinite, self.epoch_metrics)
         self._all_labelled = False
@@ -173,6 +188,8 @@ class ClassificationModule(pl.LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Check network and data against each other before the first step."""
         check_device(self.trainer)
+        if self.multi_label and self.optimization.lr_monitor == "val/accuracy":
+            self.optimization = replace(self.optimization, lr_monitor="val/map")
         use_atomic_checkpoints(self.trainer.strategy)
         self._match_data()
         images = example_images(self.trainer, pairs=self.takes_pairs)
@@ -203,6 +220,9 @@ class ClassificationModule(pl.LightningModule, ABC):
         for warning in describe_output(self.network, logits, trains=self.trainer.state.fn == "fit"):
             rank_zero_warn(warning)
         self.num_classes = count_classes(self.network, logits, getattr(self.data_module, "num_classes", None) or None)
+        known = data_config(self.network)
+        if self.multi_label and known.thresholds is None:  # of data that do not know their classes
+            set_data_config(self.network, known._replace(thresholds=(NEUTRAL,) * self.num_classes))
 
     def _first_forward(self, images: Tensor) -> Tensor:
         on_cpu = self.trainer.state.fn == "fit" and self.trainer.strategy.root_device.type == "cpu"
@@ -217,7 +237,16 @@ class ClassificationModule(pl.LightningModule, ABC):
     @property
     def data(self) -> DataConfig:
         """The statistics and classes of the data module's images, and how they are prepared."""
-        return DataConfig.of(*(getattr(self.data_module, name, None) for name in DataConfig._fields))
+        data = self.data_module
+        known = {name: getattr(data, name, None) for name in DataConfig._fields}
+        if self.multi_label and (count := getattr(data, "num_classes", None) or len(known["classes"] or ())):
+            known["thresholds"] = (NEUTRAL,) * count
+        return DataConfig.of(**known)
+
+    @property
+    def multi_label(self) -> bool:
+        """Return whether the data declare that an image may have several classes."""
+        return is_multi_label(self.data_module)
 
     def known_inputs(self) -> dict[str, DataConfig]:
         """Return what the networks expect of their input, by name and in the order in which the data follow them."""
@@ -229,6 +258,8 @@ class ClassificationModule(pl.LightningModule, ABC):
             train_on(self.network, self.data)
         else:
             check_same_classes("The network", data_config(self.network), self.data)
+            if self.trainer.state.fn != "predict" and self.data_module is not None:
+                check_same_kind("The network", data_config(self.network), multi_label=self.multi_label)
 
     def configure_optimizers(self) -> OptimizerConfig | OptimizerLRSchedulerConfig:
         """Return SGD with one cycle in steps, unless others are given."""
@@ -324,14 +355,17 @@ class ClassificationModule(pl.LightningModule, ABC):
             loss: The loss, a scalar.
             terms: Its unweighted terms by name.
             logits: Output of the trained network, ``(B, C)``.
-            labels: Class indices ``(B,)`` or probabilities ``(B, C)``.
+            labels: Class indices ``(B,)`` or probabilities ``(B, C)``, or of several classes an image ``(B, C)``.
             tensors: Further tensors that the loss was computed from, whose ranges an error would report.
         """
         trainer, shown = self.trainer, {**tensors, "logits": logits}
         self.finite_guard.observe(
             StepRecord(trainer.current_epoch, trainer.global_step, {**terms, "loss": loss}, shown)
         )
-        self.epoch_metrics.add(loss, terms, logits, labels, all_labelled=self.all_labelled)
+        if self.multi_label:
+            self.epoch_metrics.add(loss, terms, logits)
+        else:
+            self.epoch_metrics.add(loss, terms, logits, labels, all_labelled=self.all_labelled)
         if not self.acceleration.capturing:
             self.log_progress(loss)
 
@@ -369,8 +403,12 @@ class ClassificationModule(pl.LightningModule, ABC):
             self.finish_evaluation("test")
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Prediction:
-        """Return the most probable label of each image, and its probability."""
+        """Return the most probable label of each image, and its probability; or the decisions on several classes."""
         images, _, ids, _ = read_to_predict(batch)
+        if (thresholds := data_config(self.network).thresholds) is not None:
+            logits = self(images)
+            cuts = torch.tensor(thresholds, dtype=torch.float64, device=logits.device)
+            return Prediction(ids, decide(logits, cuts), logits.float().sigmoid())
         probabilities, labels = self(images).float().softmax(1).max(1)
         return Prediction(ids, labels, probabilities)
 
@@ -383,13 +421,18 @@ class ClassificationModule(pl.LightningModule, ABC):
         """
         return None
 
+    @property
+    def reference_thresholds(self) -> tuple[float, ...] | None:
+        """The thresholds of what :meth:`reference_logits` returns, where an image may have several classes."""
+        return None
+
     def evaluate(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the metrics of its loader."""
-        loaded = read_batch(batch)
+        loaded = read_batch(batch, multi_label=self.multi_label)
         logits = self(loaded.images)
         self.num_classes = logits.shape[1]
         reference = self.reference_logits(images_for_teacher(loaded), batch_idx if dataloader_idx == 0 else None)
-        self.evaluations.update(dataloader_idx, logits, loaded.labels, reference)
+        self.evaluations.update(dataloader_idx, logits, loaded.labels, reference, multi_label=self.multi_label)
 
     def finish_evaluation(self, split: str, dataloader_idx: int = 0, *, several: bool = False) -> dict[str, Tensor]:
         """Log and return the metrics of a loader, at the end of the epoch or, of several, in the last step of each.
@@ -397,12 +440,30 @@ class ClassificationModule(pl.LightningModule, ABC):
         Only in steps does Lightning keep loaders apart: their results are separate, and their names get a suffix,
         here not those of the first one.
         """
-        metrics, confusion = self.evaluations.finish(dataloader_idx)
+        chooses = split == "val" and dataloader_idx == 0 and self.trainer.state.fn == "fit"
+        found = self.evaluations.finish(
+            dataloader_idx,
+            thresholds=data_config(self.network).thresholds,
+            teacher_thresholds=self.reference_thresholds,
+            choose_thresholds=chooses and not self.trainer.sanity_checking,
+        )
+        metrics = found.values
         if dataloader_idx == 0:
-            self.confusion = confusion
+            self.confusion, self.label_scores = found.confusion, found.scores
+        if chooses and found.scores is not None and not self.trainer.sanity_checking:
+            assert found.thresholds is not None
+            self._keep_thresholds(found.thresholds)
         in_step = {"on_step": False, "on_epoch": True, "batch_size": 1, "add_dataloader_idx": dataloader_idx > 0}
         self.log_metrics(split, metrics, **(in_step if several else {}))
         return metrics
+
+    def _keep_thresholds(self, thresholds: Tensor) -> None:
+        """Attach the thresholds to the network; once, report the classes that have too few images to choose one."""
+        known = data_config(self.network)
+        set_data_config(self.network, known._replace(thresholds=tuple(thresholds.tolist())))
+        line = describe_unchosen(self.label_scores, known.classes) if self.label_scores is not None else ""
+        if line and self.trainer.current_epoch == 0:
+            rank_zero_info(line)
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Log as Lightning does, and nothing under ``Trainer(barebones=True)``, where it would warn in each step."""
@@ -412,7 +473,7 @@ class ClassificationModule(pl.LightningModule, ABC):
     def log_metrics(self, split: str, metrics: dict[str, Tensor], **options: Any) -> None:
         """Log the metrics of an epoch as ``split/name``; ``options`` are those of Lightning's ``log``."""
         for name, value in metrics.items():
-            self.log(f"{split}/{name}", value, prog_bar=name == "accuracy", sync_dist=True, **options)
+            self.log(f"{split}/{name}", value, prog_bar=name in ("accuracy", "map"), sync_dist=True, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the network needs to be used elsewhere."""

@@ -17,10 +17,17 @@ from kd_lightning.data.protocol import is_image_data
 from kd_lightning.data.read_batch import read_batch
 from kd_lightning.errors import UserError
 from kd_lightning.features import FeatureTap, Outputs
-from kd_lightning.losses import DistillationLoss, HardTargetLoss, Objective, SoftTargetLoss
+from kd_lightning.losses import (
+    BinarySoftTargetLoss,
+    BinaryTargetLoss,
+    DistillationLoss,
+    HardTargetLoss,
+    Objective,
+    SoftTargetLoss,
+)
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks import data_config
-from kd_lightning.networks.data_config import DataConfig, check_same_classes, set_data_config
+from kd_lightning.networks.data_config import DataConfig, check_same_classes, check_same_kind, set_data_config
 from kd_lightning.networks.dry_run import (
     describe_probabilities,
     input_dtype,
@@ -39,13 +46,16 @@ class DistillationModule(ClassificationModule):
 
         (1 - alpha) * CE(labels, student) + alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
+    Where an image may have several classes, which the data declare, its terms are ``BinaryTargetLoss`` and
+    ``BinarySoftTargetLoss``, sums over the classes.
+
     G. Hinton, O. Vinyals, J. Dean: Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531
 
     Args:
         student: Network to train (``network`` in checkpoints).
         teacher: A trained network, of which the module keeps a frozen copy; only needed to fit, and only if a loss uses
             a teacher.
-        temperature: T > 0; 4 unless ``losses`` are given.
+        temperature: T > 0; 4 unless ``losses`` are given, or 1 where an image may have several classes.
         alpha: Weight of the teacher's term, in [0, 1]; 0.9 unless ``losses`` are given.
         losses: Terms by name in place of ``temperature`` and ``alpha``, each with a weight of its own.
         teacher_check: Reaction, before the first step, to a teacher that is no better than chance on the validation
@@ -80,6 +90,7 @@ class DistillationModule(ClassificationModule):
         **options: Any,
     ) -> None:
         super().__init__(student, **options)
+        self._default = None if losses is not None else (temperature, alpha)
         self.losses = Objective(_terms(temperature, alpha, losses), accepts=(DistillationLoss,))
         self.teacher_check = TeacherCheck(teacher_check)
         self.teacher_cache = teacher_cache
@@ -99,7 +110,7 @@ class DistillationModule(ClassificationModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the terms."""
-        loaded = read_batch(batch)
+        loaded = read_batch(batch, multi_label=self.multi_label)
         images, labels = loaded.images, loaded.labels
         student = self._student_tap(self.network_input(images))
         teacher = self._teacher_outputs(loaded)
@@ -127,6 +138,11 @@ class DistillationModule(ClassificationModule):
         return logits if logits.shape[1] == self.num_classes else None
 
     @property
+    def reference_thresholds(self) -> tuple[float, ...] | None:
+        """The thresholds of the teacher, where an image may have several classes."""
+        return None if self.teacher is None else data_config(self.teacher).thresholds
+
+    @property
     def learns_without_labels(self) -> bool:  # type: ignore[override]
         """Return whether a loss compares the student with a teacher."""
         return self.losses.needs_teacher
@@ -144,6 +160,7 @@ class DistillationModule(ClassificationModule):
 
     def setup(self, stage: str) -> None:
         """Check both networks, the losses and the data against each other before the first step."""
+        self._match_losses(stage)
         if stage == "fit" and self.teacher is None and self.losses.needs_teacher:
             raise UserError("DistillationModule needs a teacher to fit; pass teacher=..., a trained network.")
         if stage == "fit":
@@ -155,6 +172,24 @@ class DistillationModule(ClassificationModule):
         # regressors, which are only read for a batch of one image
         buffers = [name for name, _ in self.losses.named_buffers(prefix="losses")]
         self._ddp_params_and_buffers_to_ignore = buffers
+
+    def _match_losses(self, stage: str) -> None:
+        """Choose the default objective for one class an image or several; other losses must be for such data."""
+        self._choose_default(multi_label=self.multi_label)
+        if stage != "fit":
+            return
+        self.losses.check_labels(multi_label=self.multi_label)
+        if self.multi_label and self._default is not None:
+            weights = ", ".join(f"{type(term).__name__} ({term.weight:g})" for term in self.losses.terms.values())
+            rank_zero_info(f"An image may have several classes, so the student learns by {weights}.")
+
+    def _choose_default(self, *, multi_label: bool) -> None:
+        other = any(
+            term.multi_label is not None and term.multi_label != multi_label for term in self.losses.terms.values()
+        )
+        if self._default is not None and other:
+            terms = _terms(*self._default, None, multi_label=multi_label)
+            self.losses = Objective(terms, accepts=(DistillationLoss,))
 
     def dry_run(self, images: Tensor) -> None:
         """Run both networks once; build the learned parts of the losses.
@@ -218,6 +253,8 @@ class DistillationModule(ClassificationModule):
             )
         if self.losses.compares_logits:
             check_same_classes("The teacher", known, data)
+            if self.trainer.state.fn == "fit":
+                check_same_kind("The teacher", known, multi_label=self.multi_label)
             own = data_config(self.network)
             if self.trainer.state.fn == "fit" and not own.classes:  # unlabelled images have no classes of their own
                 set_data_config(self.network, own._replace(classes=known.classes))
@@ -288,6 +325,8 @@ class DistillationModule(ClassificationModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rebuild the learned parts of the losses, so that their weights can be loaded."""
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is None:  # else the data say it
+            self._choose_default(multi_label=data_config(self.network).thresholds is not None)
         shapes = checkpoint.get("loss_shapes")
         self.losses.load_shapes(shapes, network=self.network, teacher=self.teacher)
 
@@ -300,7 +339,11 @@ class DistillationModule(ClassificationModule):
 
 
 def _terms(
-    temperature: float | None, alpha: float | None, losses: Mapping[str, DistillationLoss] | None
+    temperature: float | None,
+    alpha: float | None,
+    losses: Mapping[str, DistillationLoss] | None,
+    *,
+    multi_label: bool = False,
 ) -> Mapping[str, DistillationLoss]:
     if losses is not None and (temperature is not None or alpha is not None):
         raise UserError("Give either losses, each with its own weight, or temperature and alpha; not both.")
@@ -308,6 +351,9 @@ def _terms(
         alpha = 0.9 if alpha is None else alpha
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha, the weight of the teacher's term, must be in [0, 1], got {alpha}.")
+        if multi_label:
+            binary = BinarySoftTargetLoss(1.0 if temperature is None else temperature, weight=alpha)
+            return {"hard": BinaryTargetLoss(weight=1 - alpha), "soft": binary}
         soft = SoftTargetLoss(4.0 if temperature is None else temperature, weight=alpha)
         return {"hard": HardTargetLoss(weight=1 - alpha), "soft": soft}
     return losses

@@ -1,5 +1,6 @@
 """Metrics of validation and test images."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypedDict, cast
 
 import torch
@@ -7,13 +8,19 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
+from kd_lightning.callbacks.label_scores import LabelScores
 from kd_lightning.data.labels import check_labels
 from kd_lightning.losses import hard_target_loss, soft_target_loss
 from kd_lightning.losses._labels import class_indices
+from kd_lightning.modules.label_evaluation import LabelEvaluation
 
 
 class Prediction(NamedTuple):
-    """Predictions for a batch, ``(B,)`` each: ids (``None`` for a plain loader), labels and their probabilities."""
+    """Predictions for a batch, ``(B,)`` each: ids (``None`` for a plain loader), labels and their probabilities.
+
+    Where an image may have several classes, labels are booleans ``(B, C)``, whether the image is given each class, and
+    probabilities those of all classes, ``(B, C)``.
+    """
 
     ids: Tensor | None
     labels: Tensor
@@ -25,11 +32,15 @@ class Metrics(NamedTuple):
 
     Attributes:
         values: Values by name.
-        confusion: Confusion matrix ``(C, C)``, if there are labels.
+        confusion: Confusion matrix ``(C, C)``, if there are labels, of one class an image.
+        scores: Scores of each class, if there are labels, of several classes an image.
+        thresholds: Probability of each class above which an image was given it, ``(C,)``.
     """
 
     values: dict[str, Tensor]
-    confusion: Tensor | None
+    confusion: Tensor | None = None
+    scores: LabelScores | None = None
+    thresholds: Tensor | None = None
 
 
 class LoaderEvaluations:
@@ -44,27 +55,60 @@ class LoaderEvaluations:
     """
 
     def __init__(self) -> None:
-        self._by_loader: dict[int, Evaluation] = {}
+        self._by_loader: dict[int, Evaluation | LabelEvaluation] = {}
 
-    def update(self, loader: int, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> None:
-        """Add a batch of a loader; see :meth:`Evaluation.update`.
+    def update(
+        self,
+        loader: int,
+        logits: Tensor,
+        labels: Tensor,
+        teacher_logits: Tensor | None = None,
+        *,
+        multi_label: bool = False,
+    ) -> None:
+        """Add a batch of a loader; see :meth:`Evaluation.update` and :meth:`LabelEvaluation.update`.
+
+        Args:
+            loader: Number of the loader.
+            logits: ``(B, C)``.
+            labels: Labels of the batch.
+            teacher_logits: Logits ``(B, C)`` of a teacher to compare with, if there is one.
+            multi_label: Whether an image may have several classes.
 
         Raises:
             UserError: If a label is not a class.
         """
         num_classes = logits.shape[1]
-        check_labels(labels, num_classes=num_classes)
+        check_labels(labels, num_classes=num_classes, multi_label=multi_label)
         if loader not in self._by_loader:
-            self._by_loader[loader] = Evaluation(num_classes).to(logits.device)
+            kind = LabelEvaluation if multi_label else Evaluation
+            self._by_loader[loader] = kind(num_classes).to(logits.device)
         self._by_loader[loader].update(logits, labels, teacher_logits)
 
-    def finish(self, loader: int = 0) -> Metrics:
-        """Return a loader's metrics of all ranks, and begin again: a metric lives in one mode, inference or not."""
+    def finish(
+        self,
+        loader: int = 0,
+        *,
+        thresholds: Sequence[float] | None = None,
+        teacher_thresholds: Sequence[float] | None = None,
+        choose_thresholds: bool = False,
+    ) -> Metrics:
+        """Return a loader's metrics of all ranks, and begin again: a metric lives in one mode, inference or not.
+
+        Args:
+            loader: Number of the loader.
+            thresholds: Probability of each class above which an image is given it, where it may have several.
+            teacher_thresholds: Those of the teacher whose logits were added.
+            choose_thresholds: Choose them on these images.
+        """
         if loader not in self._by_loader:
-            return Metrics({}, None)
-        values = self._by_loader.pop(loader).compute()
-        confusion = values.pop("confusion", None)
-        return Metrics(values, confusion)
+            return Metrics({})
+        evaluation = self._by_loader.pop(loader)
+        if isinstance(evaluation, LabelEvaluation):
+            found = evaluation.compute(thresholds, teacher_thresholds, choose=choose_thresholds)
+            return Metrics(found.values, scores=found.scores, thresholds=found.thresholds)
+        values = evaluation.compute()
+        return Metrics(values, values.pop("confusion", None))
 
     def clear(self) -> None:
         """Forget what was not finished."""

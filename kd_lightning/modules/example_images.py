@@ -6,6 +6,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from kd_lightning.data.loader_checks import check_repeatable
+from kd_lightning.data.protocol import is_multi_label
 from kd_lightning.data.read_batch import read_training_batch
 from kd_lightning.errors import UserError
 from kd_lightning.networks.dry_run import first_twice
@@ -42,5 +43,5 @@ def example_images(trainer: pl.Trainer, *, pairs: bool) -> Tensor | None:
             "The training loader yields no batch; give it a data set that is not empty, and with drop_last one of "
             "at least batch_size images."
         )
-    (images, *_), _ = read_training_batch(fetched[0], pairs=pairs)
+    (images, *_), _ = read_training_batch(fetched[0], pairs=pairs, multi_label=is_multi_label(data))
     return first_twice(images)

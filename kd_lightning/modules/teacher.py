@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kd_lightning.data.read_batch import read_batch
 from kd_lightning.errors import UserError
-from kd_lightning.losses import hard_target_loss
+from kd_lightning.losses import binary_target_loss, hard_target_loss
 from kd_lightning.losses.hard_target import row_weights
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks.dry_run import to_input_dtype
@@ -21,7 +21,8 @@ class TeacherModule(ClassificationModule):
 
     Args:
         network: Any classifier, images ``(B, channels, H, W)`` to logits ``(B, C)``.
-        label_smoothing: Fraction of the target that is spread over all classes, in [0, 1].
+        label_smoothing: Fraction of the target that is spread over all classes, in [0, 1]; where an image may have
+            several classes, the fraction by which the label of each moves towards 1/2.
         feature_cache: Compute the input of the last linear layer once for each of the data module's V ``views`` of a
             training image, where no other layer is trained (``FreezeLayers``): ``True`` to keep it in memory, or the
             path of a folder.
@@ -57,21 +58,21 @@ class TeacherModule(ClassificationModule):
         self._features: FeatureCache | None = None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the cross-entropy with the labels."""
-        images, labels, ids, _ = read_batch(batch)
+        """Return the cross-entropy with the labels, of several classes an image the sum of the binary ones."""
+        images, labels, ids, _ = read_batch(batch, multi_label=self.multi_label)
         if self._features is None:
             logits = self(images)
         else:
             assert ids is not None
             logits = self._features.head(self._features(ids))
-        weights = None if self.class_weights is None else row_weights(labels, self.class_weights)
-        loss = hard_target_loss(
-            logits,
-            labels,
-            label_smoothing=self.label_smoothing,
-            weights=weights,
-            all_labelled=self.all_labelled,
-        )
+        weights, options = self.class_weights, {"label_smoothing": self.label_smoothing}
+        if self.multi_label:
+            loss = binary_target_loss(
+                logits, labels, positive_weights=weights, all_labelled=self.all_labelled, **options
+            )
+        else:
+            rows = None if weights is None else row_weights(labels, weights)
+            loss = hard_target_loss(logits, labels, weights=rows, all_labelled=self.all_labelled, **options)
         self.log_step(loss, {}, logits, labels, {"images": images})
         return loss
 

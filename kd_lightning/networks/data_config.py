@@ -23,6 +23,8 @@ class DataConfig(NamedTuple):
         preparation: Resizing and crop of an image before the network is evaluated on it.
         train_size: Height and width of the images that it was trained on, where they differ from those of the
             preparation.
+        thresholds: Probability (sigmoid) of each class above which an image is given it, where it may have several
+            classes; ``None`` where an image has one class (softmax).
 
     Example:
         >>> config = DataConfig.of(mean=[0.5], std=[0.25], classes=["cat", "dog"])
@@ -35,6 +37,7 @@ class DataConfig(NamedTuple):
     classes: tuple[str, ...] | None = None
     preparation: Preparation | None = None
     train_size: tuple[int, int] | None = None
+    thresholds: tuple[float, ...] | None = None
 
     @classmethod
     def of(
@@ -44,6 +47,7 @@ class DataConfig(NamedTuple):
         classes: Sequence[str] | None = None,
         preparation: Preparation | Mapping[str, Any] | None = None,
         train_size: Sequence[int] | None = None,
+        thresholds: Sequence[float] | None = None,
     ) -> "DataConfig":
         """Return a checked configuration.
 
@@ -53,10 +57,11 @@ class DataConfig(NamedTuple):
             classes: Class names.
             preparation: The preparation, or the plain data of one.
             train_size: Height and width in training.
+            thresholds: Probability of each class above which an image is given it.
 
         Raises:
-            UserError: If only one of the statistics is given, they differ in length, a deviation is not above 0, or
-                ``train_size`` is no size.
+            UserError: If only one of the statistics is given, they differ in length, a deviation is not above 0,
+                ``train_size`` is no size, or thresholds are not one probability for each class.
         """
         if (mean is None) != (std is None):
             raise UserError("mean and std describe the input together; give both or neither.")
@@ -66,9 +71,11 @@ class DataConfig(NamedTuple):
             )
         if preparation is not None and not isinstance(preparation, Preparation):
             preparation = Preparation.of(**preparation)
+        if thresholds is not None and not _are_thresholds(thresholds, classes):
+            raise UserError(f"thresholds need one probability in [0, 1] for each class, got {thresholds}.")
         names = None if classes is None else tuple(map(str, classes))
         size = None if train_size is None else Preparation.of(tuple(train_size)).size  # type: ignore[arg-type]
-        return cls(_floats(mean), _floats(std), names, preparation, size)
+        return cls(_floats(mean), _floats(std), names, preparation, size, _floats(thresholds))
 
     def as_plain(self) -> dict[str, Any]:
         """Return plain data for a checkpoint, from which :meth:`of` makes the configuration again."""
@@ -78,6 +85,10 @@ class DataConfig(NamedTuple):
 
 def _is_valid(mean: Sequence[float], std: Sequence[float]) -> bool:
     return 0 < len(mean) == len(std) and all(map(isfinite, [*mean, *std])) and min(std) > 0
+
+
+def _are_thresholds(values: Sequence[float], classes: Sequence[str] | None) -> bool:
+    return bool(values) and len(classes or values) == len(values) and all(0 <= value <= 1 for value in values)
 
 
 def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:
@@ -107,6 +118,26 @@ def check_same_classes(who: str, known: DataConfig, data: DataConfig) -> None:
         )
 
 
+def check_same_kind(who: str, known: DataConfig, *, multi_label: bool) -> None:
+    """Make sure that a network was trained on images of one class where the data have one, or else on several.
+
+    Args:
+        who: Name of the network in the message.
+        known: Data that the network was trained on.
+        multi_label: Whether an image of the data may have several classes.
+
+    Raises:
+        UserError: If they differ.
+    """
+    if (known.classes or known.thresholds) and (known.thresholds is not None) != multi_label:
+        kinds = ("one class", "several classes") if multi_label else ("several classes", "one class")
+        declare = "" if multi_label else ", or let the data declare multi_label"
+        raise UserError(
+            f"{who} was trained on images of {kinds[0]}, and the data have {kinds[1]} an image; train it on these data"
+            f"{declare}."
+        )
+
+
 def truncate(names: Sequence[str]) -> str:
     """Return the first five names, and the number of further ones.
 
@@ -120,17 +151,22 @@ def truncate(names: Sequence[str]) -> str:
 def train_on(network: nn.Module, data: DataConfig) -> None:
     """Attach classes and sizes of the data that a network is trained on, and their statistics if it has none.
 
+    Where images have several classes, thresholds that were chosen for the same ones stay until others are.
+
     Example:
         >>> network = nn.Linear(2, 2)
         >>> train_on(network, DataConfig.of(mean=[0.5], std=[0.2], classes=["cat", "dog"]))
         >>> train_on(network, DataConfig.of(mean=[0.4], std=[0.1]))
         >>> data_config(network)
-        DataConfig(mean=(0.5,), std=(0.2,), classes=('cat', 'dog'), preparation=None, train_size=None)
+        DataConfig(mean=(0.5,), std=(0.2,), classes=('cat', 'dog'), preparation=None, train_size=None, thresholds=None)
     """
     known = data_config(network)
     statistics = data if known.mean is None else known
     sizes = known if data.preparation is None else data
-    trained = statistics._replace(classes=data.classes or known.classes)
+    thresholds = data.thresholds
+    if thresholds is not None and known.thresholds is not None and known.classes == data.classes:
+        thresholds = known.thresholds
+    trained = statistics._replace(classes=data.classes or known.classes, thresholds=thresholds)
     set_data_config(network, trained._replace(preparation=sizes.preparation, train_size=sizes.train_size))
 
 
@@ -148,7 +184,7 @@ def data_config(network: nn.Module | None) -> DataConfig:
         from kd_lightning.networks.published_config import timm_config  # which makes configurations
 
         published = timm_config(network)
-        return published if known.classes is None else published._replace(classes=known.classes)
+        return published._replace(classes=known.classes or published.classes, thresholds=known.thresholds)
     return known
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
@@ -16,7 +17,8 @@ class EnsembleTeacher(nn.Module):
     r"""The weighted average of the outputs of several networks.
 
     With ``average="logits"`` it is :math:`\sum_k w_k z_k`; with ``"probabilities"`` the logarithm of
-    :math:`\sum_k w_k \, \mathrm{softmax}(z_k)`, whose softmax is that average. Each network gets its input with the
+    :math:`\sum_k w_k \, \mathrm{softmax}(z_k)`, whose softmax is that average (of networks for several classes an image
+    the logits whose sigmoid is the average of theirs). Each network gets its input with the
     statistics that it was trained with. A loss on features reads a layer as ``"networks.0.layer3"``; a term for each
     network, with a weight of its own, balances them.
 
@@ -58,7 +60,9 @@ class EnsembleTeacher(nn.Module):
         known = [data_config(network) for network in networks]
         classes = next((one.classes for one in known if one.classes), None)
         statistics = next((one for one in known if one.mean is not None), known[0])
-        self.data_config = statistics._replace(classes=classes)
+        several = any(one.thresholds for one in known)  # chosen for each network, and not for their average
+        thresholds = next((0.5,) * len(one.thresholds) for one in known if one.thresholds) if several else None
+        self.data_config = statistics._replace(classes=classes, thresholds=thresholds)
         for number, one in enumerate(known):
             check_same_classes(f"Network {number} of the ensemble", one, self.data_config)
         self.networks = nn.ModuleList(networks)
@@ -78,4 +82,7 @@ class EnsembleTeacher(nn.Module):
         fractions = self.fractions[:, None, None]
         if self.average == "logits":
             return (fractions * logits).sum(0)
+        if self.data_config.thresholds is not None:
+            present, absent = ((F.logsigmoid(z) + fractions.log()).logsumexp(0) for z in (logits, -logits))
+            return present - absent
         return (logits.log_softmax(2) + fractions.log()).logsumexp(0)

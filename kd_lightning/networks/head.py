@@ -37,7 +37,7 @@ def replace_head(
     for name in _replaced_layers(network, image_shape, layer):
         network.set_submodule(name, _with_outputs(network.get_submodule(name), num_classes))
     known = data_config(network)
-    set_data_config(network, known._replace(classes=None))
+    set_data_config(network, known._replace(classes=None, thresholds=None))
     return network
 
 
@@ -82,7 +82,8 @@ def reuse_teacher_classifier(
     backbone.set_submodule(pool, nn.Sequential(OrderedDict(projector=projector, pool=modules[pool])))
     backbone.set_submodule(name, reused.to(head.weight).requires_grad_(False))
     known = data_config(backbone)
-    set_data_config(backbone, known._replace(classes=data_config(classifier).classes))
+    reused_from = data_config(classifier)
+    set_data_config(backbone, known._replace(classes=reused_from.classes, thresholds=reused_from.thresholds))
     return backbone
 
 

@@ -179,7 +179,8 @@ def _saved_data_config(content: dict[str, Any], path: str | Path) -> DataConfig:
         return DataConfig.of(**(_exported_data_config(path) or content.get("data_config", {})))
     except TypeError as error:
         raise UserError(
-            f"'data_config' in {str(path)!r} must contain only mean, std, classes, preparation and train_size."
+            f"'data_config' in {str(path)!r} must contain only mean, std, classes, preparation, train_size and "
+            "thresholds."
         ) from error
 
 

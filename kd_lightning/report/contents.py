@@ -1,5 +1,6 @@
 """The contents of a report: its first numbers, its table of models, its sections."""
 
+from collections.abc import Sequence
 from math import inf
 
 from torch import Tensor
@@ -10,6 +11,9 @@ from kd_lightning.report.model import Model, by_runtime
 from kd_lightning.report.page import Page, Section, Table
 from kd_lightning.report.sections import costs, details
 
+_ECE = "calibration error"
+_F1 = {"f1_micro": "F1 micro (%)", "f1_macro": "F1 macro (%)"}
+
 
 def contents(models: list[Model], metrics: list[Metrics], images: Tensor, labels: Tensor, machine: str) -> Page:
     """Return all that a report shows: the numbers first, then gains against costs, then the rest.
@@ -18,7 +22,7 @@ def contents(models: list[Model], metrics: list[Metrics], images: Tensor, labels
         models: The models, the teacher first.
         metrics: Their metrics.
         images: Test images in [0, 1], ``(N, channels, H, W)``.
-        labels: Their labels ``(N,)``, -1 where unlabelled.
+        labels: Their labels ``(N,)``, -1 where unlabelled; or ``(N, C)`` of several classes an image.
         machine: Name of the processor.
     """
     lead, numbers = headline(models, metrics, len(images))
@@ -28,16 +32,17 @@ def contents(models: list[Model], metrics: list[Metrics], images: Tensor, labels
         costs(models, metrics),
         Section(name, note, tables={name: table(models, metrics)}, kind="cards"),
         *details(models, metrics, images, labels),
-        Section("How this was measured", tables={"columns": explanations(models, len(images), machine)}),
+        Section("How this was measured", tables={"columns": explanations(models, metrics, len(images), machine)}),
     ]
     return Page("Teacher and students compared", lead, numbers, sections)
 
 
-def explanations(models: list[Model], images: int, machine: str) -> Table:
+def explanations(models: list[Model], metrics: list[Metrics], images: int, machine: str) -> Table:
     """Return a table that explains the columns of the table of models.
 
     Args:
         models: The models, the teacher first.
+        metrics: Their metrics.
         images: Number of test images.
         machine: Name of the processor.
     """
@@ -53,11 +58,7 @@ def explanations(models: list[Model], images: int, machine: str) -> Table:
         + (folded if any(model.file.suffix == ".onnx" for model in models) else ""),
         "MACs (M)": "Multiplications, each with an addition, for one image, in millions: the arithmetic that it takes.",
         "size (MB)": "Size of the exported file, or of a run's weights.",
-        "test accuracy (%)": f"Share of the {images:,} test images whose class is recognized, and its 95% interval "
-        "(Wilson): the share of many more such images is most probably in it.",
-        "calibration error": "Mean distance between the probability that a model gives to its answers and how often "
-        "these are right (ECE); 0 is best.",
-        "agreement (%)": f"Share of the test images that get the class that {teacher} gives them, right or wrong.",
+        **(_explain_one(teacher, images) if metrics[0].scores is None else _explain_several(teacher, images)),
         "latency (ms)": f"Time for one image on one thread of {machine}: median and quartiles.",
         "images/s": "Images per second on the same thread, in batches of 64: median and quartiles.",
         "smaller": f"How many times smaller than {teacher}.",
@@ -79,12 +80,15 @@ def table(models: list[Model], metrics: list[Metrics]) -> Table:
         "parameters": [model.parameters for model in models],
         "MACs (M)": [inf if model.macs is None else model.macs for model in models],
         "size (MB)": [model.size for model in models],
-        "calibration error": [m.ece for m in metrics],
     }
     highest: dict[str, list[float]] = {
-        "test accuracy (%)": [m.accuracy for m in metrics],
         "agreement (%)": [0.0, *(m.agreement for m in metrics[1:])],
     }
+    for name in ("f1_micro", "f1_macro") if metrics[0].scores else ():
+        highest[_F1[name]] = [_average(m, name) for m in metrics]
+    if metrics[0].scores is None:
+        lowest[_ECE] = [m.ece for m in metrics]
+    highest[_measure(metrics)] = [m.accuracy for m in metrics]
     numbers = range(len(models))
     best = {name: [min(numbers, key=values.__getitem__)] for name, values in lowest.items()}
     best |= {name: [max(numbers, key=values.__getitem__)] for name, values in highest.items()}
@@ -105,11 +109,46 @@ def _row(model: Model, metrics: Metrics, teacher: Model, teacher_metrics: Metric
         "parameters": f"{model.parameters:,}",
         "MACs (M)": "-" if model.macs is None else f"{model.macs / 1e6:.2f}",
         "size (MB)": f"{model.size / 1e6:.3f}",
-        "test accuracy (%)": f"{100 * metrics.accuracy:.2f}\n{100 * low_end:.1f} to {100 * high_end:.1f}",
-        "calibration error": f"{metrics.ece:.3f}",
+        _measure([metrics]): f"{100 * metrics.accuracy:.2f}\n{100 * low_end:.1f} to {100 * high_end:.1f}",
+        **(
+            {_ECE: f"{metrics.ece:.3f}"}
+            if metrics.scores is None
+            else {title: f"{100 * _average(metrics, name):.2f}" for name, title in _F1.items()}
+        ),
         "agreement (%)": f"{100 * metrics.agreement:.2f}",
         "latency (ms)": f"{middle:.3f}\n{low:.3f} to {high:.3f}",
         "images/s": f"{usual:,.0f}\n{slow:,.0f} to {fast:,.0f}",
         "smaller": f"{teacher.size / model.size:.1f}x",
         "faster": f"{speed_up:.1f}x" if model.runtime == teacher.runtime else "-",
+    }
+
+
+def _measure(metrics: Sequence[Metrics]) -> str:
+    """Return the name of the column by which models are compared first."""
+    return "test accuracy (%)" if metrics[0].scores is None else "test mAP (%)"
+
+
+def _average(metrics: Metrics, name: str) -> float:
+    assert metrics.scores is not None
+    return float(metrics.scores.averages[name])
+
+
+def _explain_one(teacher: str, images: int) -> dict[str, str]:
+    return {
+        "test accuracy (%)": f"Share of the {images:,} test images whose class is recognized, and its 95% interval "
+        "(Wilson): the share of many more such images is most probably in it.",
+        _ECE: "Mean distance between the probability that a model gives to its answers and how often these are right "
+        "(ECE); 0 is best.",
+        "agreement (%)": f"Share of the test images that get the class that {teacher} gives them, right or wrong.",
+    }
+
+
+def _explain_several(teacher: str, images: int) -> dict[str, str]:
+    return {
+        "test mAP (%)": f"How well the {images:,} test images that have a class are ranked before the others by its "
+        "probability: mean average precision of the classes, and its 95% interval (bootstrap over the images).",
+        "F1 micro (%)": "Of all decisions whether an image has a class, how many of the given ones are right and how "
+        "many of the right ones are given, in one number. A model's thresholds were chosen on validation images.",
+        "F1 macro (%)": "The mean of that number over the classes, however many images they have.",
+        "agreement (%)": f"Share of the decisions on an image and a class that are those of {teacher}.",
     }

@@ -13,12 +13,14 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from kd_lightning.data.labels import is_labelled
 from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Model
 
 PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000", "#999999"]  # Okabe and Ito
 _SIZE = (4.0, 3.2)
 """Inches, without the legend: as wide as a phone, so that its text is not made smaller there."""
+_ACCURACY = ("val/accuracy", "validation accuracy")
 _LINE = 44
 """Characters in a line of the legend."""
 
@@ -66,14 +68,14 @@ def trade_off(names: Sequence[str], costs: Mapping[int, float], metrics: Sequenc
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", labelsize=8, rotation=45)
     axes.set_xlabel(unit)
-    axes.set_ylabel("test accuracy (%), 95% interval")
+    axes.set_ylabel(f"test {'mAP' if metrics[0].scores else 'accuracy'} (%), 95% interval")
     axes.grid(alpha=0.3)
     _legend(figure, axes)
     return svg(figure)
 
 
 def curves(models: Sequence[Model]) -> dict[str, str]:
-    """Draw training loss and validation accuracy of the runs, read from their TensorBoard files.
+    """Draw training loss and validation accuracy (or mAP) of the runs, read from their TensorBoard files.
 
     Args:
         models: The models, of which those without a run are left out.
@@ -81,6 +83,7 @@ def curves(models: Sequence[Model]) -> dict[str, str]:
     Returns:
         SVG by caption, of what was logged.
     """
+    followed = ("val/map", "validation mAP") if any(model.thresholds for model in models) else _ACCURACY
     events: dict[int, EventAccumulator] = {}
     folders: set[Path] = set()
     for number, model in enumerate(models):
@@ -88,7 +91,7 @@ def curves(models: Sequence[Model]) -> dict[str, str]:
             folders.add(model.run.folder)
             events[number] = EventAccumulator(str(model.run.folder)).Reload()
     pictures = {}
-    for tag, title in {"train/loss": "training loss", "val/accuracy": "validation accuracy"}.items():
+    for tag, title in (("train/loss", "training loss"), followed):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         for number, found in events.items():
@@ -106,24 +109,30 @@ def curves(models: Sequence[Model]) -> dict[str, str]:
 
 
 def reliability(names: Sequence[str], metrics: Sequence[Metrics], labels: Tensor) -> str:
-    """Draw the accuracy of predictions by their confidence, in ten bins."""
+    """Draw the accuracy of predictions by their confidence, in ten bins; of several classes that of each by itself."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", label="calibrated")
     for i, (name, m) in enumerate(zip(names, metrics, strict=True)):
-        confidence, predicted = m.logits.softmax(1).max(1)
+        if m.scores is None:
+            confidence, predicted = m.logits.softmax(1).max(1)
+            right = predicted == labels
+        else:
+            rows = is_labelled(labels)
+            confidence, right = m.logits[rows].sigmoid().flatten(), labels[rows].flatten() > 0
         bins = (confidence * 10).long().clamp(max=9)
         used = [b for b in range(10) if (bins == b).any()]
         axes.plot(
             [float(confidence[bins == b].mean()) for b in used],
-            [float((predicted == labels)[bins == b].float().mean()) for b in used],
+            [float(right[bins == b].float().mean()) for b in used],
             marker="o",
             markersize=4,
             color=PALETTE[i % len(PALETTE)],
             label=_label(name),
         )
-    axes.set_xlabel("probability of the predicted class")
-    axes.set_ylabel("fraction that is correct")
+    several = metrics[0].scores is not None
+    axes.set_xlabel("probability of a class" if several else "probability of the predicted class")
+    axes.set_ylabel("fraction of images that have it" if several else "fraction that is correct")
     axes.grid(alpha=0.3)
     _legend(figure, axes)
     return svg(figure)

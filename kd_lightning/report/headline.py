@@ -63,7 +63,11 @@ def headline(models: list[Model], metrics: list[Metrics], images: int) -> tuple[
         exported = "exported " if models[student].file.suffix == ".onnx" else ""
         lead += f" It is the smallest {exported}student that is as accurate as the best one, apart from chance."
     return lead, [
-        Number("Images recognized", f"{100 * metrics[student].accuracy:.1f}%", accuracy),
+        Number(
+            "Images recognized" if metrics[0].scores is None else "Mean average precision",
+            f"{100 * metrics[student].accuracy:.1f}%",
+            accuracy,
+        ),
         Number("Size", megabytes(size), of_size),
         Number("Time for an image", f"{rounded(time)} ms", of_time),
     ]

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from kd_lightning.callbacks.label_scores import NEUTRAL
 from kd_lightning.errors import UserError
 from kd_lightning.export import Inference, OnnxClassifier
 from kd_lightning.export.extra import require_extra
@@ -38,6 +39,7 @@ class Model:
         runtime: Name and version of the runtime.
         classify: Function from images in [0, 1], float32 ``(B, channels, H, W)``, to logits, on one thread.
         source: The checkpoint with its data and teacher, if that is known.
+        thresholds: Probability of each class above which an image is given it, where it may have several.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Model:
     runtime: str
     classify: Callable[[Floats], Floats]
     source: Source | None = None
+    thresholds: Sequence[float] | None = None
 
 
 def by_runtime(models: Sequence[Model]) -> dict[str, list[int]]:
@@ -111,8 +114,8 @@ def _of_network(
     parameters = sum(weight.numel() for weight in model.network.parameters())
     size = sum(value.numel() * value.element_size() for value in model.network.state_dict().values())
     classes = model.known.classes or ()
-    runtime = f"PyTorch {torch.__version__}"
-    return Model(name, path, run, parameters, macs, size, classes, None, runtime, classify, source)
+    runtime, cuts = f"PyTorch {torch.__version__}", model.known.thresholds
+    return Model(name, path, run, parameters, macs, size, classes, None, runtime, classify, source, cuts)
 
 
 def _macs(model: Inference, name: str, shape: tuple[int, int, int]) -> int:
@@ -137,7 +140,8 @@ def _of_onnx(path: Path, source: Source | None) -> Model:
     (parameters, macs), size = onnx_size(path), path.stat().st_size
     run, classes = None if source is None else source.run, tuple(classifier.classes)
     runtime = f"ONNX Runtime {require_extra('onnxruntime').__version__}"
-    return Model(path.name, path, run, parameters, macs, size, classes, classifier.shape, runtime, classifier, source)
+    shape, cuts = classifier.shape, classifier.thresholds
+    return Model(path.name, path, run, parameters, macs, size, classes, shape, runtime, classifier, source, cuts)
 
 
 def _exported_from(metadata: Mapping[str, str], trust: bool) -> Source | None:
@@ -200,6 +204,8 @@ def teacher_of(model: Model, shape: tuple[int, int, int] | None, known: Sequence
     if network is None:
         return None
     if data_config(network).mean is None and source.data is not None:  # as DistillationModule takes it
-        set_data_config(network, DataConfig.of(source.data.mean, source.data.std, source.data.classes))
+        data = source.data
+        thresholds = (NEUTRAL,) * len(data.classes) if data.multi_label else None
+        set_data_config(network, DataConfig.of(data.mean, data.std, data.classes, thresholds=thresholds))
     name = f"teacher of {model.name}" if run is None else _name(run.folder)
     return _of_network(network, name, path, run, None, shape)

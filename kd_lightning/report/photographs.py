@@ -41,10 +41,10 @@ def choose_images(
         divergence = (teacher.softmax(1) * (teacher.log_softmax(1) - student.log_softmax(1))).sum(1)
         errors.append((highest * (right & differs)).tolist())
         divergences.append((divergence.clamp(min=1e-12) * (differs & ~right)).tolist())
-    return _largest(errors, count), _largest(divergences, count)
+    return largest(errors, count), largest(divergences, count)
 
 
-def _largest(values: list[list[float]], count: int) -> list[int]:
+def largest(values: list[list[float]], count: int) -> list[int]:
     """Return the places of the largest values above 0, over all lists."""
     most = [max(column) for column in zip(*values, strict=True)]
     return sorted((place for place, value in enumerate(most) if value > 0), key=lambda place: -most[place])[:count]

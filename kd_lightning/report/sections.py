@@ -1,12 +1,15 @@
 """The sections of a report: pictures, tables of classes, and images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from matplotlib import rc_context
 from torch import Tensor
 
 from kd_lightning.callbacks.class_results import class_results, most_confused
+from kd_lightning.callbacks.label_results import label_results
+from kd_lightning.callbacks.label_scores import NEUTRAL
 from kd_lightning.report import drawing
+from kd_lightning.report.label_photographs import choose_label_images, describe_label_image
 from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Model, by_runtime
 from kd_lightning.report.page import Section, Table
@@ -27,11 +30,12 @@ def costs(models: list[Model], metrics: list[Metrics]) -> Section:
         metrics: Their metrics.
     """
     names = [model.name for model in models]
+    measure = "accuracy" if metrics[0].scores is None else "mean average precision"
     sizes = {number: model.size / 1e6 for number, model in enumerate(models)}
-    pictures = {"accuracy and size": drawing.trade_off(names, sizes, metrics, "size (MB)")}
+    pictures = {f"{measure} and size": drawing.trade_off(names, sizes, metrics, "size (MB)")}
     for runtime, group in by_runtime(models).items():
         times = {number: 1000 * metrics[number].latency[1] for number in group}
-        pictures[f"accuracy and latency in {runtime}"] = drawing.trade_off(
+        pictures[f"{measure} and latency in {runtime}"] = drawing.trade_off(
             names, times, metrics, f"time for one image (ms), {runtime}"
         )
     note = (
@@ -39,7 +43,7 @@ def costs(models: list[Model], metrics: list[Metrics]) -> Section:
         "beats in both (the Pareto front). The bar of a point is its 95% interval: where two bars overlap widely, the "
         "difference may be chance. Times in different runtimes are not compared, so each runtime has its own picture."
     )
-    return Section("Accuracy against cost", note, pictures=pictures, kind="plot")
+    return Section(f"{measure.capitalize()} against cost", note, pictures=pictures, kind="plot")
 
 
 @rc_context({"text.parse_math": False})
@@ -50,13 +54,21 @@ def details(models: list[Model], metrics: list[Metrics], images: Tensor, labels:
         models: The models, the teacher first.
         metrics: Their metrics.
         images: Test images in [0, 1], ``(N, channels, H, W)``.
-        labels: Their labels ``(N,)``, -1 where unlabelled.
+        labels: Their labels ``(N,)``, -1 where unlabelled; or ``(N, C)`` of several classes an image.
     """
     classes, names = class_names(models, metrics), [model.name for model in models]
+    several = metrics[0].scores is not None
+    of_classes = (
+        [label_table(models, metrics, classes)]
+        if several
+        else [
+            _each_class(models, metrics, classes),
+            _most_confused(models, metrics, classes),
+            _confusion(models, metrics, classes),
+        ]
+    )
     found = [
-        _each_class(models, metrics, classes),
-        _most_confused(models, metrics, classes),
-        _confusion(models, metrics, classes),
+        *of_classes,
         _training(models),
         Section(
             "Calibration",
@@ -65,7 +77,7 @@ def details(models: list[Model], metrics: list[Metrics], images: Tensor, labels:
             pictures={"correct predictions by their probability": drawing.reliability(names, metrics, labels)},
             kind="plot",
         ),
-        *_disagreements(models, metrics, images, labels, classes),
+        *(_label_disagreements if several else _disagreements)(models, metrics, images, labels, classes),
     ]
     return [section for section in found if section.tables or section.pictures]
 
@@ -81,6 +93,22 @@ def _disagreements(
     """Return two sections of images, in neither of which is one of the other."""
     names, logits = [model.name for model in models], [m.logits for m in metrics]
     chosen = choose_images(labels, logits[0], logits[1:], _SHOWN) if len(models) > 1 else ([], [])
+    return _photographs(chosen, images, lambda number: describe_image(number, labels, logits, names, classes))
+
+
+def _label_disagreements(
+    models: list[Model], metrics: list[Metrics], images: Tensor, labels: Tensor, classes: Sequence[str]
+) -> list[Section]:
+    """Return the same of images that may have several classes."""
+    names, logits = [model.name for model in models], [m.logits for m in metrics]
+    cuts = [thresholds_of(model, len(classes)) for model in models]
+    chosen = choose_label_images(labels, logits, cuts, _SHOWN) if len(models) > 1 else ([], [])
+    return _photographs(
+        chosen, images, lambda number: describe_label_image(number, labels, logits, cuts, names, classes)
+    )
+
+
+def _photographs(chosen: Sequence[list[int]], images: Tensor, describe: Callable[[int], str]) -> list[Section]:
     titles = {
         "What a student gets wrong and the teacher right": "The surest mistakes first. Below an image are its "
         "label, and each answer with the models that give it and how sure they are.",
@@ -88,14 +116,58 @@ def _disagreements(
     }
     sections = []
     for (title, note), numbers in zip(titles.items(), chosen, strict=True):
-        captions = {number: describe_image(number, labels, logits, names, classes) for number in numbers}
+        captions = {number: describe(number) for number in numbers}
         pictures = {text: photograph_svg(images[number], text) for number, text in captions.items()}
         sections.append(Section(title, note, pictures=pictures, kind="photograph"))
     return sections
 
 
+def label_table(models: list[Model], metrics: list[Metrics], classes: Sequence[str]) -> Section:
+    """Return average precision and F1 of each class, where an image may have several.
+
+    Args:
+        models: The models.
+        metrics: Their metrics, with scores.
+        classes: Class names.
+    """
+    results = [
+        label_results(m.scores, classes, thresholds_of(model, len(classes)))
+        for model, m in zip(models, metrics, strict=True)
+        if m.scores is not None
+    ]
+    labels = [label for label in range(len(classes)) if results[0][label].images]
+    title = "Each class, average precision and F1 in per cent"
+    if len(labels) > _READABLE:
+        title = f"The {_WORST} of {len(labels)} classes with the lowest average precision, and F1, in per cent"
+        labels.sort(key=lambda label: min(one[label].average_precision or 0.0 for one in results))
+        labels = labels[:_WORST]
+    rows = [
+        {
+            "class": classes[label],
+            "images": str(results[0][label].images),
+            **{
+                model.name: f"{_per_cent(one[label].average_precision)}\nF1 {_per_cent(one[label].f1)} above "
+                f"{one[label].threshold:.2f}"
+                for model, one in zip(models, results, strict=True)
+            },
+        }
+        for label in labels
+    ]
+    note = (
+        "Average precision: how well a class's images are ranked before the others by its probability. F1: how right "
+        "and how complete the decisions are where the class is given above the threshold."
+    )
+    columns = ["class", "images", *(model.name for model in models)]
+    return Section(title, note, tables={title: Table(columns, rows)} if rows else {})
+
+
+def thresholds_of(model: Model, count: int) -> Sequence[float]:
+    """Return the thresholds of a model, 1/2 where none were chosen."""
+    return model.thresholds or (NEUTRAL,) * count
+
+
 def _each_class(models: list[Model], metrics: list[Metrics], classes: Sequence[str]) -> Section:
-    results = [class_results(m.confusion, classes) for m in metrics]
+    results = [class_results(_counts(m), classes) for m in metrics]
     labels = [label for label in range(len(classes)) if results[0][label].images]
     title = "Each class, accuracy in per cent"
     if len(labels) > _READABLE:
@@ -115,20 +187,25 @@ def _each_class(models: list[Model], metrics: list[Metrics], classes: Sequence[s
     return Section(title, note, tables={title: Table(columns, rows)} if rows else {})
 
 
+def _counts(metrics: Metrics) -> Tensor:
+    assert metrics.confusion is not None
+    return metrics.confusion
+
+
 def _per_cent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _most_confused(models: list[Model], metrics: list[Metrics], classes: Sequence[str]) -> Section:
     title = "Classes that are confused most, in images"
-    pairs = most_confused(sum(m.confusion for m in metrics), classes, _WORST)  # type: ignore[arg-type]
+    pairs = most_confused(sum(map(_counts, metrics)), classes, _WORST)  # type: ignore[arg-type]
     places = {name: label for label, name in enumerate(classes)}
     rows = [
         {
             "class": true,
             "taken for": predicted,
             **{
-                model.name: str(int(m.confusion[places[true], places[predicted]]))
+                model.name: str(int(_counts(m)[places[true], places[predicted]]))
                 for model, m in zip(models, metrics, strict=True)
             },
         }
@@ -143,9 +220,9 @@ def _confusion(models: list[Model], metrics: list[Metrics], classes: Sequence[st
     """Return the matrices, one for models that have the same; nothing for more classes than can be read."""
     alike: list[tuple[list[str], Tensor]] = []
     for model, m in zip(models, metrics, strict=True):
-        same = next((names for names, matrix in alike if m.confusion.equal(matrix)), None)
+        same = next((names for names, matrix in alike if _counts(m).equal(matrix)), None)
         if same is None:
-            alike.append(([model.name], m.confusion))
+            alike.append(([model.name], _counts(m)))
         else:
             same.append(model.name)
     columns = ["class", *classes]

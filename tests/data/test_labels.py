@@ -22,7 +22,7 @@ def test_probabilities_are_accepted_in_any_precision(dtype: torch.dtype) -> None
 @pytest.mark.parametrize(
     ("rows", "found"),
     [
-        ([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]], "one sums to 2; .*multi-hot"),
+        ([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]], "one sums to 2; .*declare multi_label"),
         ([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], "one sums to 0; "),
         ([[0.0, 1.0, 0.0], [-1.0, -1.0, 0.0]], "one contains -1; "),
         ([[2.0, -1.0, 0.0], [1.0, 0.0, 0.0]], "one contains -1; "),

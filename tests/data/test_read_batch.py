@@ -111,7 +111,7 @@ def test_other_images_are_refused(batch: Any, message: str) -> None:
     ("labels", "message"),
     [
         (torch.eye(4, dtype=torch.int64), r"int64 \(4, 4\), one column for each class; give labels.argmax\(1\)"),
-        (torch.ones(4, 5, dtype=torch.bool), r"bool \(4, 5\).*several classes of one image are not supported"),
+        (torch.ones(4, 5, dtype=torch.bool), r"bool \(4, 5\).*declare multi_label = True in the data module"),
         (Y.float(), r"float32, but class indices are integers; give labels.long\(\)"),
         (Y.double()[:, None], r"float64, but class indices are integers"),
         (Y[:3], r"of 4 images are int64 \(3,\); give integers \(4,\)"),

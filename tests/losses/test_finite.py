@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kd_lightning.features import Outputs
 from kd_lightning.losses import (
     AttentionLoss,
+    BinarySoftTargetLoss,
     ContrastiveLoss,
     CorrelationLoss,
     CTKDLoss,
@@ -48,6 +49,7 @@ from kd_lightning.losses import (
     WKDLogitLoss,
     WTTMLoss,
     attention_loss,
+    binary_soft_target_loss,
     catkd_binarized_loss,
     catkd_loss,
     contrastive_loss,
@@ -153,6 +155,7 @@ _LOGITS, _REGIONS, _VECTORS, _MAPS = (6, 5), (6, 5, 3), (6, 7), (6, 3, 4, 4)
 _LOSSES: dict[str, tuple[Loss, tuple[int, ...]]] = {
     "soft_target": (lambda s, t: soft_target_loss(s, t, temperature=4.0), _LOGITS),
     "standardized": (lambda s, t: soft_target_loss(s, t, temperature=2.0, standardize=True), _LOGITS),
+    "binary_soft_target": (lambda s, t: binary_soft_target_loss(s, t, temperature=4.0), _LOGITS),
     "decoupled": (lambda s, t: decoupled_loss(s, t, _labels(s)), _LOGITS),
     "nkd": (lambda s, t: nkd_loss(s, t, _labels(s), temperature=3.0, gamma=3.5), _LOGITS),
     "ttm": (ttm_loss, _LOGITS),
@@ -294,6 +297,7 @@ def test_float32_is_close_to_float64(name: str, inputs: str) -> None:
 _MODULES: dict[str, Callable[[], DistillationLoss]] = {
     "soft_target": SoftTargetLoss,
     "standardized": lambda: SoftTargetLoss(standardize=True),
+    "binary_soft_target": BinarySoftTargetLoss,
     "decoupled": DecoupledLoss,
     "dist": DistLoss,
     "nkd": NKDLoss,

@@ -11,10 +11,13 @@ from random_inputs import random_outputs
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kd_lightning import losses as kd_losses
 from kd_lightning.features import Outputs
 from kd_lightning.losses import (
     AlignmentLoss,
     AttentionLoss,
+    BinarySoftTargetLoss,
+    BinaryTargetLoss,
     CoralLoss,
     DistillationLoss,
     HardTargetLoss,
@@ -281,3 +284,44 @@ def test_a_loss_between_networks_is_rejected_between_domains() -> None:
         ValueError, match=r"'soft' \(SoftTargetLoss\) compares two networks, not two domains; use it in"
     ):
         Objective({"soft": SoftTargetLoss()}, accepts=(AlignmentLoss, HardTargetLoss))
+
+
+# --- images of one class and of several
+
+
+def test_a_loss_for_one_class_an_image_is_refused_on_multi_label_data_and_the_reverse() -> None:
+    softmax = distillation(hard=HardTargetLoss())
+    softmax.check_labels(multi_label=False)
+    with pytest.raises(
+        ValueError,
+        match=r"^The loss 'hard' \(HardTargetLoss\) is for images of one class, but the data have several classes an "
+        r"image; use BinaryTargetLoss in its place\.$",
+    ):
+        softmax.check_labels(multi_label=True)
+    with pytest.raises(ValueError, match=r"'soft' \(SoftTargetLoss\).*use BinarySoftTargetLoss in its place\.$"):
+        distillation(soft=SoftTargetLoss()).check_labels(multi_label=True)
+    with pytest.raises(
+        ValueError,
+        match=r"^The losses 'hard' \(HardTargetLoss\) and 'soft' \(SoftTargetLoss\) are for images of one class, but "
+        r"the data have several classes an image; use BinaryTargetLoss and BinarySoftTargetLoss in their place\.$",
+    ):
+        distillation(hard=HardTargetLoss(), soft=SoftTargetLoss()).check_labels(multi_label=True)
+    distillation(hard=BinaryTargetLoss(), soft=BinarySoftTargetLoss()).check_labels(multi_label=True)
+    with pytest.raises(
+        ValueError,
+        match=r"several classes, but the data have one class an image; use HardTargetLoss in its place, or let the "
+        r"data declare multi_label if they have several\.$",
+    ):
+        distillation(hard=BinaryTargetLoss()).check_labels(multi_label=False)
+
+
+def test_losses_on_features_are_for_both() -> None:
+    objective = distillation(hint=HintLoss(student_layers=["a"]), at=AttentionLoss(student_layers=["a"]))
+    for multi_label in (False, True):
+        objective.check_labels(multi_label=multi_label)
+
+
+def test_every_loss_that_compares_logits_says_which_data_it_is_for() -> None:
+    kinds = [getattr(kd_losses, name) for name in kd_losses.__all__ if name.endswith("Loss")]
+    comparing = {kind.__name__ for kind in kinds if kind.compares_logits and kind.multi_label is None}
+    assert comparing == {"CATKDLoss"}  # which compares maps of classes

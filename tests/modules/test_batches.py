@@ -78,7 +78,7 @@ STAGES = ["fit", "validation of fit", "validate", "test"]
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("labels", [torch.eye(10)[Y] + torch.eye(10)[Y + 1], torch.zeros(8, 10)], ids=["two", "none"])
 def test_multi_hot_labels_are_refused(make_trainer: Trainers, kind: str, stage: str, labels: Tensor) -> None:
-    with pytest.raises(UserError, match=r"sum to 1, but one sums to [20]; .*multi-hot"):
+    with pytest.raises(UserError, match=r"sum to 1, but one sums to [20]; .*declare multi_label"):
         run(kind, stage, loader(X, labels), make_trainer())
 
 

@@ -256,7 +256,7 @@ def test_a_checkpoint_is_plain_data_and_can_be_loaded_as_network(
     trainer.save_checkpoint(path)
     content = torch.load(path, weights_only=True)
     expected = {"mean": digits.mean, "std": digits.std, "classes": digits.classes, "preparation": None}
-    expected["train_size"] = None
+    expected["train_size"] = expected["thresholds"] = None
     assert content["data_config"] == expected
     network = from_checkpoint(small(), path)
     images = torch.randn(4, 1, 8, 8)

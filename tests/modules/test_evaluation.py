@@ -147,16 +147,16 @@ def test_evaluations_are_independent() -> None:
 
 def test_finish_resets_the_evaluations() -> None:
     evaluations = LoaderEvaluations()
-    assert evaluations.finish() == ({}, None)
+    assert evaluations.finish() == ({}, None, None, None)
     for columns in (data(), data()):
         with torch.inference_mode():
             evaluations.update(0, *columns)
-        values, confusion = evaluations.finish()
+        values, confusion, *_ = evaluations.finish()
         expected = measure([103], *columns)
         assert confusion is not None
         assert torch.equal(confusion, expected.pop("confusion"))
         assert values == expected
-    assert evaluations.finish() == ({}, None)
+    assert evaluations.finish() == ({}, None, None, None)
 
 
 def test_each_validation_of_a_trainer_starts_from_zero(

@@ -22,14 +22,15 @@ def test_values_become_floats_and_strings() -> None:
 
 
 def test_fields_are_none_by_default() -> None:
-    assert DataConfig.of() == DataConfig() == (None,) * 5
+    assert DataConfig.of() == DataConfig() == (None,) * 6
     assert data_config(nn.Linear(1, 1)) == DataConfig()
 
 
 def test_the_configuration_is_copied_with_a_network_and_not_in_its_state_dict() -> None:
     network = nn.Linear(1, 1)
-    set_data_config(network, DataConfig.of([0.5], [0.25], ["a"], Preparation.of(8), [6, 6]))
-    assert data_config(copy.deepcopy(network)) == ((0.5,), (0.25,), ("a",), Preparation.of(8), (6, 6))
+    set_data_config(network, DataConfig.of([0.5], [0.25], ["a"], Preparation.of(8), [6, 6], [0.3]))
+    expected = (0.5,), (0.25,), ("a",), Preparation.of(8), (6, 6), (0.3,)
+    assert data_config(copy.deepcopy(network)) == expected
     assert set(network.state_dict()) == {"weight", "bias"}
 
 
@@ -49,11 +50,28 @@ def test_invalid_statistics_are_refused(mean: list[float], std: list[float]) -> 
 
 @pytest.mark.parametrize("preparation", [None, Preparation.of((8, 9), 12, mode="border", fill=(1, 2, 3))])
 def test_plain_data_makes_the_configuration_again(preparation: Preparation | None) -> None:
-    known = DataConfig.of([0.5, 0.4, 0.3], [0.2] * 3, ["a", "b"], preparation, preparation and (6, 7))
+    known = DataConfig.of([0.5, 0.4, 0.3], [0.2] * 3, ["a", "b"], preparation, preparation and (6, 7), [0.5, 0.25])
     buffer = io.BytesIO()
     torch.save(known.as_plain(), buffer)
     assert DataConfig.of(**json.loads(json.dumps(known.as_plain()))).train_size == known.train_size
     assert DataConfig.of(**torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)) == known
+
+
+@pytest.mark.parametrize("thresholds", [[], [0.5], [0.5, 1.5], [0.5, float("nan")], [0.5] * 3])
+def test_thresholds_that_are_not_one_for_each_class_are_refused(thresholds: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"^thresholds need one probability in \[0, 1\] for each class, got \["):
+        DataConfig.of(classes=["a", "b"], thresholds=thresholds)
+
+
+def test_thresholds_stay_while_the_classes_are_the_same() -> None:
+    network = nn.Linear(1, 1)
+    set_data_config(network, DataConfig.of(classes=["a", "b"], thresholds=[0.3, 0.4]))
+    train_on(network, DataConfig.of(classes=["a", "b"], thresholds=[0.5, 0.5]))
+    assert data_config(network).thresholds == (0.3, 0.4)
+    train_on(network, DataConfig.of(classes=["a", "c"], thresholds=[0.5, 0.5]))
+    assert data_config(network).thresholds == (0.5, 0.5)
+    train_on(network, DataConfig.of(classes=["a", "c"]))
+    assert data_config(network).thresholds is None
 
 
 def test_a_training_size_that_is_none_is_refused() -> None:
@@ -65,9 +83,9 @@ def test_a_network_keeps_both_sizes_of_the_data_that_it_is_trained_on() -> None:
     network = nn.Linear(1, 1)
     set_data_config(network, DataConfig.of(preparation=Preparation.of(8), train_size=[6, 6]))
     train_on(network, DataConfig())
-    assert data_config(network)[3:] == (Preparation.of(8), (6, 6))
+    assert data_config(network)[3:5] == (Preparation.of(8), (6, 6))
     train_on(network, DataConfig.of(preparation=Preparation.of(9)))
-    assert data_config(network)[3:] == (Preparation.of(9), None)
+    assert data_config(network)[3:5] == (Preparation.of(9), None)
 
 
 def test_imagenets_folders_have_the_classes_of_published_networks() -> None:

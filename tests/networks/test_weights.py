@@ -463,8 +463,11 @@ def test_keys_that_become_equal_without_prefixes_are_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"colour": 1}, r"'data_config' in .* must contain only mean, std, classes, preparation and"),
-        ({"preparation": {"colour": 1}}, r"'data_config' in .* must contain only mean, std, classes, preparation and"),
+        ({"colour": 1}, r"'data_config' in .* must contain only mean, std, classes, preparation, train_size"),
+        (
+            {"preparation": {"colour": 1}},
+            r"'data_config' in .* must contain only mean, std, classes, preparation, train_size",
+        ),
         ({"preparation": {"size": "large"}}, r"^A size must be a number of pixels, .* got 'large'\.$"),
     ],
 )

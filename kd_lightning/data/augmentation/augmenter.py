@@ -78,7 +78,7 @@ class Augmenter:
         labels, ids = batch.labels, batch.view_ids
         if ids is None:
             ids = self._view_ids(batch.ids, batch.epoch)
-        if self.mixes and batch.epoch >= 0:  # of all batches alike, also where no row is labelled
+        if self.mixes and batch.epoch >= 0 and labels.dim() == 1:  # of all batches alike, also where no row is labelled
             labels = _one_hot(labels, num_classes)
         if plan.mixing is not None and plan.partner_labels is not None:
             count, partners, own = len(ids), plan.partner_labels, labels

@@ -100,8 +100,8 @@ def mix_(
     Args:
         images: ``(B, channels, H, W)``.
         partner_images: ``(M, channels, H, W)``.
-        labels: Class probabilities ``(B, C)``.
-        partner_labels: Class indices ``(M,)``.
+        labels: Class probabilities ``(B, C)``, or of several classes 0 and 1.
+        partner_labels: Class indices ``(M,)``, or as ``labels``.
         mixing: From :func:`draw_mixing`, on the same device.
 
     Example:
@@ -123,8 +123,9 @@ def mix_(
         images.index_copy_(0, rows, torch.where(inside[:, None], partners, images.index_select(0, rows)))
         share = torch.cat([share, 1 - inside.float().mean((1, 2))])
     share = share[:, None]
-    classes = torch.arange(labels.shape[1], device=labels.device)
-    mixed = share * labels.index_select(0, mixing.rows) + (1 - share) * (partner_labels[:, None] == classes)
+    if partner_labels.dim() == 1:
+        partner_labels = partner_labels[:, None] == torch.arange(labels.shape[1], device=labels.device)
+    mixed = share * labels.index_select(0, mixing.rows) + (1 - share) * partner_labels
     return images, labels.index_copy(0, mixing.rows, mixed)
 
 

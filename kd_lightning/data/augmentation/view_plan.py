@@ -10,6 +10,7 @@ from kd_lightning.data.augmentation.colours import ColourPlan, draw_colours
 from kd_lightning.data.augmentation.erasing import Erasing, draw_erasing
 from kd_lightning.data.augmentation.mixing import Mixing, draw_mixing
 from kd_lightning.data.augmentation.settings import Augmentation
+from kd_lightning.data.labels import is_labelled
 
 
 class ViewPlan(NamedTuple):
@@ -21,7 +22,7 @@ class ViewPlan(NamedTuple):
         colours: Operations on colours.
         erasing: Boxes that are erased.
         mixing: Which rows of the batch are mixed, and how.
-        partner_labels: Class indices of the partners, int64 ``(R - B,)``.
+        partner_labels: Class indices of the partners, int64 ``(R - B,)``; of multi-label data ``(R - B, C)``.
     """
 
     samples: Tensor
@@ -40,7 +41,7 @@ class ViewDrawer:
         size: Height and width of the images.
         seed: The data module's ``view_seed``.
         views: Number of fixed views, or ``None`` for new views in each epoch.
-        labels: Labels of the stored set, int64 ``(N,)``.
+        labels: Labels of the stored set, int64 ``(N,)``, or ``(N, C)`` of several classes.
         candidates: The samples that others may be mixed with: labelled ones that are trained on, int64, sorted.
     """
 
@@ -67,7 +68,7 @@ class ViewDrawer:
 
         Args:
             samples: int64 ``(B,)``.
-            labels: Class indices ``(B,)``; unlabelled rows, -1, are not mixed.
+            labels: Class indices ``(B,)``, or ``(B, C)`` of several classes; unlabelled rows, -1, are not mixed.
             epoch: Number of the epoch, -1 for no augmentation.
         """
         if epoch < 0:
@@ -76,7 +77,7 @@ class ViewDrawer:
         mixing = draw_mixing(
             samples,
             candidates=self.candidates,
-            labelled=labels >= 0,
+            labelled=is_labelled(labels),
             seed=self.seed,
             view=view,
             mixup=settings.mixup or 0.0,
