@@ -15,7 +15,7 @@ import argparse
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,14 +25,24 @@ from quickstart import run_folder, stage
 from kd_lightning.runs.commands import commands_left
 from kd_lightning.runs.run import Run
 
-TEACHER, STUDENT = "timm/resnet10t", "timm/test_byobnet"
-TEACHER_RATE, STUDENT_RATE = "--model.learning_rate=0.05", "--model.learning_rate=0.1"
-EPOCHS = {"teacher": 24, "student": 30, "fine": 6}
-VIEWS = 10
+NETWORK = "timm/test_resnet"
+TEACHER = {"channels": [64, 96, 96, 192]}
+STUDENT = {"channels": [16, 24, 24, 48], "stem_width": 8}
+"""Arguments of the network: four stages of one block, twice and half as wide as timm's."""
+EPOCHS = {"teacher": 24, "student": 24, "fine": 6}
 LABELS = 65
 """Labels of each class that are kept: a tenth of the 3,245 photographs that are trained on."""
-ALONE = (f"--model.network={STUDENT}", STUDENT_RATE)
-DISTILLED = (f"--model.student={STUDENT}", STUDENT_RATE, f"--data.views={VIEWS}")
+
+
+def named(option: str, arguments: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the words that give a network to an option of fit."""
+    given = [f"--{option}.dict_kwargs.{name}={json.dumps(value)}" for name, value in arguments.items()]
+    return f"--{option}={NETWORK}", *given
+
+
+RATE = "--model.learning_rate=0.1"
+ALONE = (*named("model.network", STUDENT), RATE)
+DISTILLED = (*named("model.student", STUDENT), RATE, "--data.views=8")
 STRONG, CROPS = "--data.augmentation.preset=strong", "--data.augmentation.preset=light"
 
 
@@ -62,7 +72,7 @@ class Arm:
 
 
 ARMS = {
-    "teacher": Arm("Teacher", "teacher", (f"--model.network={TEACHER}", TEACHER_RATE), "teacher"),
+    "teacher": Arm("Teacher, `standard`", "teacher", (*named("model.network", TEACHER), RATE), "teacher"),
     "crops": Arm("Student alone, padded crops", "student", (*ALONE, CROPS)),
     "alone": Arm("Student alone, `standard`", "student", ALONE),
     "distilled": Arm("Distilled, `standard`", "distill", DISTILLED, teacher="teacher"),
@@ -71,13 +81,13 @@ ARMS = {
     "few_distilled": Arm("Distilled, 10% of labels", "distill", DISTILLED, teacher="teacher", few=True),
     "four": Arm("Student alone, four classes", "student", ALONE, without_last=True),
     "scratch": Arm("Student alone, a few epochs", "student", ALONE, "fine"),
-    "fine": Arm("Fine-tuned from four classes", "finetune", (STUDENT_RATE,), "fine", teacher="four"),
+    "fine": Arm("Fine-tuned from four classes", "finetune", (RATE,), "fine", teacher="four"),
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs share.
+    """Settings that all runs share.
 
     Attributes:
         root: Folder of the photographs.
@@ -172,7 +182,7 @@ def fit_command(name: str, seed: int, settings: Settings) -> list[str]:
         logits = settings.folder / "teacher_logits" / f"{'strong' if STRONG in words else 'standard'}_{seed}"
         words += [f"--teacher={run_folder(settings.folder, arm.teacher, seed)}", f"--model.teacher_cache={logits}"]
     elif arm.teacher is not None:
-        words += [f"--model.network={STUDENT}", f"--model.network={json.dumps(new_head(arm.teacher, seed, settings))}"]
+        words += [f"--model.network={NETWORK}", f"--model.network={json.dumps(new_head(arm.teacher, seed, settings))}"]
     return [
         *("fit", "-c", f"photos/{arm.recipe}", f"--data.root={settings.root}", f"--data.image_size={settings.size}"),
         *(f"--data.batch_size={settings.batch_size}", f"--trainer.max_epochs={epochs * each}"),
@@ -186,9 +196,9 @@ def fit_command(name: str, seed: int, settings: Settings) -> list[str]:
 def new_head(name: str, seed: int, settings: Settings) -> dict[str, object]:
     """Return a trained student with a new head for all classes, as a configuration names it."""
     classes = len(settings.classes)
-    arguments = {"num_classes": classes - ARMS[name].without_last}
+    arguments = {**STUDENT, "num_classes": classes - ARMS[name].without_last}
     path = str(run_folder(settings.folder, name, seed) / "checkpoints" / "best.ckpt")
-    model = {"model_name": STUDENT.partition("/")[2]}
+    model = {"model_name": NETWORK.removeprefix("timm/")}
     network = {"class_path": "timm.create_model", "init_args": model, "dict_kwargs": arguments}
     loaded = {
         "class_path": "kd_lightning.networks.from_checkpoint",
