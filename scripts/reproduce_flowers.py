@@ -4,8 +4,8 @@
 
 The root holds train/<class> and test/<class>. Each row of the table is a recipe of photos/, by the commands
 `kd-lightning fit`, `test` and `predict`, in one process. Seeds differ in first weights, order and labelled images; the
-split and the views are the same, so networks of one seed are pairs. The epoch with the best accuracy on validation
-images is kept; test images are read when all trainings have finished.
+split, the views, the teacher and the network that is fine-tuned are the same, so networks of one seed are pairs. The
+epoch with the best accuracy on validation images is kept; test images are read when all trainings have finished.
 
 Finished runs are kept: the same command continues where it was interrupted. It prints the tables of `flowers_table.py`,
 and writes results.json and log.txt.
@@ -29,7 +29,7 @@ NETWORK = "timm/test_resnet"
 TEACHER = {"channels": [64, 96, 96, 192]}
 STUDENT = {"channels": [8, 16, 16, 32], "stem_width": 8}
 """Arguments of the network of four stages with a block each, whose own channels are 32, 48, 48, 96."""
-EPOCHS = {"teacher": 50, "student": 30, "fine": 6}
+EPOCHS = {"teacher": 50, "student": 24, "fine": 6}
 LABELS = 65
 """Labels of each class that are kept: a tenth of the 3,245 photographs that are trained on."""
 
@@ -40,7 +40,7 @@ def named(option: str, arguments: Mapping[str, object]) -> tuple[str, ...]:
     return f"--{option}={NETWORK}", *given
 
 
-RATE = "--model.learning_rate=0.2"
+RATE, FINE_RATE = "--model.learning_rate=0.2", "--model.learning_rate=0.05"
 ALONE = (*named("model.network", STUDENT), RATE)
 DISTILLED = (*named("model.student", STUDENT), RATE, "--data.views=8")
 STRONG, CROPS = "--data.augmentation.preset=strong", "--data.augmentation.preset=light"
@@ -59,6 +59,7 @@ class Arm:
         few: Keep a tenth of the labels.
         labelled_only: Train only on images with a label, as many steps as on all.
         without_last: Leave out the last class.
+        once: Train with seed 0 only: what others learn from is the same for all seeds.
     """
 
     what: str
@@ -69,19 +70,20 @@ class Arm:
     few: bool = False
     labelled_only: bool = False
     without_last: bool = False
+    once: bool = False
 
 
 ARMS = {
-    "teacher": Arm("Teacher, `standard`", "teacher", (*named("model.network", TEACHER), RATE), "teacher"),
+    "teacher": Arm("Teacher, `standard`", "teacher", (*named("model.network", TEACHER), RATE), "teacher", once=True),
     "crops": Arm("Student alone, padded crops", "student", (*ALONE, CROPS)),
     "alone": Arm("Student alone, `standard`", "student", ALONE),
     "distilled": Arm("Distilled, `standard`", "distill", DISTILLED, teacher="teacher"),
     "strong": Arm("Distilled, `strong`", "distill", (*DISTILLED, STRONG), teacher="teacher"),
     "few_alone": Arm("Student alone, 10% of labels", "student", ALONE, few=True, labelled_only=True),
     "few_distilled": Arm("Distilled, 10% of labels", "distill", DISTILLED, teacher="teacher", few=True),
-    "four": Arm("Student alone, four classes", "student", ALONE, without_last=True),
+    "four": Arm("Student alone, four classes", "student", ALONE, without_last=True, once=True),
     "scratch": Arm("Student alone, a few epochs", "student", ALONE, "fine"),
-    "fine": Arm("Fine-tuned from four classes", "finetune", (RATE,), "fine", teacher="four"),
+    "fine": Arm("Fine-tuned from four classes", "finetune", (FINE_RATE,), "fine", teacher="four"),
 }
 
 
@@ -135,7 +137,7 @@ def main() -> None:
         for seed in options.seeds:
             with stage(console, f"Train, seed {seed}", len(arms)) as advance:
                 for name in arms:
-                    advance(0, name)
+                    advance(0, f"{name:<13}")
                     train(name, seed, settings)
                     advance(1, "")
         if options.fit_only:
@@ -159,17 +161,22 @@ def with_teachers(names: Sequence[str]) -> list[str]:
 
 def train(name: str, seed: int, settings: Settings) -> None:
     """Train a network, from its last checkpoint if that was interrupted, unless it is trained."""
-    run = Run(run_folder(settings.folder, name, seed))
+    run = Run(place_of(settings, name, seed))
     if not (run.fit or {}).get("finished"):
         write_four_classes(settings)
         quickstart.call(commands_left(run, fit_command(name, seed, settings), test=False)[0])
 
 
+def place_of(settings: Settings, name: str, seed: int) -> Path:
+    """Return the folder of a run, which is that of seed 0 where others learn from it."""
+    return run_folder(settings.folder, name, 0 if ARMS[name].once else seed)
+
+
 def fit_command(name: str, seed: int, settings: Settings) -> list[str]:
     """Return the words that train a network."""
-    arm, log, place = ARMS[name], "--trainer.logger.init_args", run_folder(settings.folder, name, seed)
+    arm, log, place = ARMS[name], "--trainer.logger.init_args", place_of(settings, name, seed)
     epochs, each = settings.epochs[arm.length], 1
-    words = list(arm.options)
+    seed, words = 0 if arm.once else seed, list(arm.options)
     if arm.few:
         words.append(f"--data.labels_per_class={settings.labels}")
     if arm.labelled_only:
@@ -179,8 +186,8 @@ def fit_command(name: str, seed: int, settings: Settings) -> list[str]:
         words.append(f"--data.labels={(settings.folder / FOUR).resolve()}")
     if arm.recipe == "distill":
         assert arm.teacher is not None
-        logits = settings.folder / "teacher_logits" / f"{'strong' if STRONG in words else 'standard'}_{seed}"
-        words += [f"--teacher={run_folder(settings.folder, arm.teacher, seed)}", f"--model.teacher_cache={logits}"]
+        logits = settings.folder / "teacher_logits" / ("strong" if STRONG in words else "standard")
+        words += [f"--teacher={place_of(settings, arm.teacher, seed)}", f"--model.teacher_cache={logits}"]
     elif arm.teacher is not None:
         words += [f"--model.network={NETWORK}", f"--model.network={json.dumps(new_head(arm.teacher, seed, settings))}"]
     return [
@@ -197,7 +204,7 @@ def new_head(name: str, seed: int, settings: Settings) -> dict[str, object]:
     """Return a trained student with a new head for all classes, as a configuration names it."""
     classes = len(settings.classes)
     arguments = {**STUDENT, "num_classes": classes - ARMS[name].without_last}
-    path = str(run_folder(settings.folder, name, seed) / "checkpoints" / "best.ckpt")
+    path = str(place_of(settings, name, seed) / "checkpoints" / "best.ckpt")
     model = {"model_name": NETWORK.removeprefix("timm/")}
     network = {"class_path": "timm.create_model", "init_args": model, "dict_kwargs": arguments}
     loaded = {
@@ -242,7 +249,7 @@ def test(name: str, seed: int, settings: Settings) -> dict[str, object]:
     Raises:
         SystemExit: If the answers do not have the accuracy of the test.
     """
-    place = run_folder(settings.folder, name, seed)
+    place = place_of(settings, name, seed)
     run, file = Run(place), place / "predictions.csv"
     if not file.exists():
         for command in ("test", "predict"):
