@@ -189,7 +189,7 @@ def fit_command(name: str, seed: int, settings: Settings) -> list[str]:
         logits = settings.folder / "teacher_logits" / ("strong" if STRONG in words else "standard")
         words += [f"--teacher={place_of(settings, arm.teacher, seed)}", f"--model.teacher_cache={logits}"]
     elif arm.teacher is not None:
-        words += [f"--model.network={NETWORK}", f"--model.network={json.dumps(new_head(arm.teacher, seed, settings))}"]
+        words.append(f"--model.network={json.dumps(new_head(arm.teacher, seed, settings))}")
     return [
         *("fit", "-c", f"photos/{arm.recipe}", f"--data.root={settings.root}", f"--data.image_size={settings.size}"),
         *(f"--data.batch_size={settings.batch_size}", f"--trainer.max_epochs={epochs * each}"),
