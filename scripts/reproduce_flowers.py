@@ -29,7 +29,7 @@ NETWORK = "timm/test_resnet"
 TEACHER = {"channels": [64, 96, 96, 192]}
 STUDENT = {"channels": [8, 16, 16, 32], "stem_width": 8}
 """Arguments of the network of four stages with a block each, whose own channels are 32, 48, 48, 96."""
-EPOCHS = {"teacher": 50, "student": 24, "fine": 6}
+EPOCHS = {"teacher": 50, "student": 24, "long": 72, "fine": 6}
 LABELS = 65
 """Labels of each class that are kept: a tenth of the 3,245 photographs that are trained on."""
 
@@ -77,6 +77,8 @@ ARMS = {
     "teacher": Arm("Teacher, `standard`", "teacher", (*named("model.network", TEACHER), RATE), "teacher", once=True),
     "crops": Arm("Student alone, padded crops", "student", (*ALONE, CROPS)),
     "alone": Arm("Student alone, `standard`", "student", ALONE),
+    "crops_long": Arm("Student alone, padded crops, 72 epochs", "student", (*ALONE, CROPS), "long"),
+    "alone_long": Arm("Student alone, `standard`, 72 epochs", "student", ALONE, "long"),
     "distilled": Arm("Distilled, `standard`", "distill", DISTILLED, teacher="teacher"),
     "strong": Arm("Distilled, `strong`", "distill", (*DISTILLED, STRONG), teacher="teacher"),
     "few_alone": Arm("Student alone, 10% of labels", "student", ALONE, few=True, labelled_only=True),

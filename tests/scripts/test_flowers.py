@@ -262,3 +262,9 @@ def test_the_list_of_photographs_has_their_splits(flowers: ModuleType, tmp_path:
     assert [row["split"] for row in rows] == ["train"] * 4 + ["test"] * 2
     assert {row["label"] for row in rows} == set(CLASSES[:2])
     assert rows[0]["file"] == "train/aster/000.jpg"
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results_that_are_kept(tables: ModuleType) -> None:
+    readme = (tables.PUBLISHED / "README.md").read_text()
+    made = tables.tables(json.loads(tables.KEPT.read_text()))
+    assert tables.between(readme, *tables.MARKERS, made) == readme
