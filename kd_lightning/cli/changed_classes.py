@@ -13,7 +13,7 @@ def is_changed_inside(before: Any, after: Any) -> bool:
 
     Args:
         before: The network in a configuration.
-        after: What overrides it.
+        after: The configuration that overrides it.
 
     Example:
         >>> before = {"class_path": "a", "init_args": {"b": {"class_path": "b", "dict_kwargs": {"weights": 1}}}}

@@ -132,7 +132,7 @@ def _run(stage: Stage, folder: Path, added: Sequence[str], lock: int) -> None:
     for command in stage.commands_left(folder, added):
         code = _call(command, lock)
         if code:
-            ended = "was interrupted; run" if code > _SIGNALLED else "failed, as said above; mend that, and run"
+            ended = "was interrupted; run" if code > _SIGNALLED else "failed, as said above; fix that, and run"
             print(f"kd-lightning compress: stage {stage.name!r} {ended} the same command to resume.")
             sys.exit(code)
 

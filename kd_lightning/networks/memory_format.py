@@ -28,10 +28,22 @@ def use_channels_last(network: nn.Module, forward: Callable[[], object]) -> bool
     try:
         forward()
     except RuntimeError:  # where this is not the reason, the caller's own trial raises it again
-        for tensor in [*network.parameters(), *network.buffers()]:
-            tensor.data = contiguous(tensor.data)
+        use_contiguous(network)
         return False
     return True
+
+
+def use_contiguous(network: nn.Module) -> None:
+    """Convert a network, in place, to the memory format of a new one.
+
+    Example:
+        >>> network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        >>> use_contiguous(network)
+        >>> network.weight.is_contiguous()
+        True
+    """
+    for tensor in [*network.parameters(), *network.buffers()]:
+        tensor.data = contiguous(tensor.data)
 
 
 def contiguous(tensor: Tensor) -> Tensor:

@@ -277,7 +277,7 @@ def test_a_stage_that_fails_is_not_called_interrupted(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert "batch_size must be >= 1, got 0" in failed.stderr
     last = failed.stdout.splitlines()[-1]
-    assert last.endswith("stage 'student' failed, as said above; mend that, and run the same command to resume.")
+    assert last.endswith("stage 'student' failed, as said above; fix that, and run the same command to resume.")
     assert "interrupted" not in failed.stdout
 
 
