@@ -19,16 +19,25 @@ from reproduce_flowers import ARMS
 
 PAIRS = {
     "standard": ("alone", "crops"),
-    "standard_long": ("alone_long", "crops_long"),
     "gap": ("teacher", "alone"),
     "distilled": ("distilled", "alone"),
     "strong": ("strong", "alone"),
+    "crops_gap": ("teacher_crops", "crops"),
+    "crops_distilled": ("crops_distilled", "crops"),
+    "wide_gap": ("teacher_crops", "alone"),
+    "standard_distilled": ("standard_distilled", "alone"),
     "few_gap": ("teacher", "few_alone"),
     "few_distilled": ("few_distilled", "few_alone"),
     "fine": ("fine", "scratch"),
 }
 """The differences that are shown: what is better, and what it is compared with."""
-SHARES = {"distilled": "gap", "strong": "gap", "few_distilled": "few_gap"}
+SHARES = {
+    "distilled": "gap",
+    "strong": "gap",
+    "crops_distilled": "crops_gap",
+    "standard_distilled": "wide_gap",
+    "few_distilled": "few_gap",
+}
 """The differences that are a share of another one."""
 SMALLEST_GAP = 2.0
 """Points on validation images by which a teacher has to be better, so that a share means something."""

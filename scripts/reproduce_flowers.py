@@ -29,7 +29,7 @@ NETWORK = "timm/test_resnet"
 TEACHER = {"channels": [64, 96, 96, 192]}
 STUDENT = {"channels": [8, 16, 16, 32], "stem_width": 8}
 """Arguments of the network of four stages with a block each, whose own channels are 32, 48, 48, 96."""
-EPOCHS = {"teacher": 50, "student": 24, "long": 72, "fine": 6}
+EPOCHS = {"teacher": 50, "student": 24, "teacher_crops": 40, "fine": 6}
 LABELS = 65
 """Labels of each class that are kept: a tenth of the 3,245 photographs that are trained on."""
 
@@ -75,12 +75,19 @@ class Arm:
 
 ARMS = {
     "teacher": Arm("Teacher, `standard`", "teacher", (*named("model.network", TEACHER), RATE), "teacher", once=True),
+    "teacher_crops": Arm(
+        "Teacher, padded crops", "teacher", (*named("model.network", TEACHER), RATE, CROPS), "teacher_crops", once=True
+    ),
     "crops": Arm("Student alone, padded crops", "student", (*ALONE, CROPS)),
     "alone": Arm("Student alone, `standard`", "student", ALONE),
-    "crops_long": Arm("Student alone, padded crops, 72 epochs", "student", (*ALONE, CROPS), "long"),
-    "alone_long": Arm("Student alone, `standard`, 72 epochs", "student", ALONE, "long"),
     "distilled": Arm("Distilled, `standard`", "distill", DISTILLED, teacher="teacher"),
     "strong": Arm("Distilled, `strong`", "distill", (*DISTILLED, STRONG), teacher="teacher"),
+    "crops_distilled": Arm(
+        "Distilled, padded crops, from `teacher_crops`", "distill", (*DISTILLED, CROPS), teacher="teacher_crops"
+    ),
+    "standard_distilled": Arm(
+        "Distilled, `standard`, from `teacher_crops`", "distill", DISTILLED, teacher="teacher_crops"
+    ),
     "few_alone": Arm("Student alone, 10% of labels", "student", ALONE, few=True, labelled_only=True),
     "few_distilled": Arm("Distilled, 10% of labels", "distill", DISTILLED, teacher="teacher", few=True),
     "four": Arm("Student alone, four classes", "student", ALONE, without_last=True, once=True),
@@ -188,7 +195,8 @@ def fit_command(name: str, seed: int, settings: Settings) -> list[str]:
         words.append(f"--data.labels={(settings.folder / FOUR).resolve()}")
     if arm.recipe == "distill":
         assert arm.teacher is not None
-        logits = settings.folder / "teacher_logits" / ("strong" if STRONG in words else "standard")
+        views = next((word.rpartition("=")[2] for word in words if word in (STRONG, CROPS)), "standard")
+        logits = settings.folder / "teacher_logits" / (views if arm.teacher == "teacher" else f"{arm.teacher}_{views}")
         words += [f"--teacher={place_of(settings, arm.teacher, seed)}", f"--model.teacher_cache={logits}"]
     elif arm.teacher is not None:
         words.append(f"--model.network={json.dumps(new_head(arm.teacher, seed, settings))}")

@@ -127,6 +127,20 @@ def test_the_network_that_is_fine_tuned_has_seen_no_validation_image(flowers: Mo
     assert len(names[1]) == 4
 
 
+def test_logits_are_cached_for_each_teacher_and_augmentation(flowers: ModuleType, tmp_path: Path) -> None:
+    settings = flowers.Settings(write_flowers(tmp_path / "images", train=2, test=1), tmp_path, batch_size=1, labels=1)
+    folders = {}
+    for name, arm in flowers.ARMS.items():
+        words = flowers.fit_command(name, 2, settings)
+        caches = [word.partition("=")[2] for word in words if word.startswith("--model.teacher_cache")]
+        if caches:
+            preset = next((word for word in words if "preset" in word), None)
+            folders[name] = (caches[0], (arm.teacher, preset))
+    assert len(folders) == 5
+    assert len({cache for cache, _ in folders.values()}) == len(set(folders.values())) == 4
+    assert folders["few_distilled"] == folders["distilled"]
+
+
 def test_rows_come_with_the_rows_that_they_start_from(flowers: ModuleType) -> None:
     assert flowers.with_teachers(["strong"]) == ["teacher", "strong"]
     assert flowers.with_teachers(["fine", "crops"]) == ["crops", "four", "fine"]
