@@ -153,8 +153,10 @@ def main() -> None:
             return
         with stage(console, "Test", len(arms) * len(options.seeds)) as advance:
             runs = [(name, seed) for seed in options.seeds for name in arms]
-            answers = {run: test(*run, settings) for run in runs}
-            advance(len(runs), "")
+            answers = {}
+            for run in runs:
+                answers[run] = test(*run, settings)
+                advance(1, "")
     import flowers_table
 
     results = {name: [answers[name, seed] for seed in options.seeds] for name in arms}
