@@ -33,8 +33,13 @@ def main() -> None:
 
 def with_table(readme: str, results: Results) -> str:
     """Return the README with a new table between the markers."""
-    before, rest = readme.split(MARKERS[0])
-    return f"{before}{MARKERS[0]}\n{table(results)}\n{MARKERS[1]}{rest.split(MARKERS[1], 1)[1]}"
+    return between(readme, *MARKERS, table(results))
+
+
+def between(page: str, begin: str, end: str, text: str) -> str:
+    """Return a page with another text between two markers."""
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}"
 
 
 def table(results: Results) -> str:

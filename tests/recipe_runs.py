@@ -63,7 +63,8 @@ def fit_arguments(name: str, folder: Path) -> list[str]:
         arguments.append("--data.batch_size=4")
     else:
         root = make_image_folder(folder / "images", 100 if recipes == "cifar100" else 10)
-        arguments += ["--data=ImageFolderDataModule", f"--data.root={root}", "--data.image_size=32"]
+        size = 64 if recipes == "photos" else 32  # of which the last maps have more than one pixel
+        arguments += ["--data=ImageFolderDataModule", f"--data.root={root}", f"--data.image_size={size}"]
         arguments.append("--data.batch_size=4")
     if method in ("teacher", "student", "finetune", "probe"):
         arguments += ["--model.network=torchvision/resnet18"] if recipes == "photos" else []

@@ -27,6 +27,9 @@ try:
 except ImportError:  # Windows, where two chains may work in one folder
     fcntl = None  # type: ignore[assignment]
 
+_SIGNALLED = 128
+"""Above this are the exit statuses of commands that a signal ended."""
+
 
 def compress(arguments: Sequence[str]) -> None:
     """Run a chain of commands, resuming where it was interrupted.
@@ -129,7 +132,8 @@ def _run(stage: Stage, folder: Path, added: Sequence[str], lock: int) -> None:
     for command in stage.commands_left(folder, added):
         code = _call(command, lock)
         if code:
-            print(f"kd-lightning compress: stage {stage.name!r} was interrupted; run the same command to resume.")
+            ended = "was interrupted; run" if code > _SIGNALLED else "failed, as said above; fix that, and run"
+            print(f"kd-lightning compress: stage {stage.name!r} {ended} the same command to resume.")
             sys.exit(code)
 
 

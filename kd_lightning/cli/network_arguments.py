@@ -22,6 +22,7 @@ from kd_lightning.checkpoints.trust import (
     resolve,
     strip_pretrained,
 )
+from kd_lightning.cli.changed_classes import is_changed_inside, overridden
 from kd_lightning.cli.network_names import Node, has_weights, is_short_name, long_form, published_classes
 from kd_lightning.cli.parse_errors import argument_names
 from kd_lightning.cli.sources import echo_imported
@@ -33,6 +34,7 @@ Position = tuple[str, ...]
 _MODEL: Position = ("model", "init_args")
 _ROLES = ("network", "student", "teacher")
 _FROM_CHECKPOINT = "kd_lightning.networks.from_checkpoint"
+_ANY_NETWORK = "torch.nn.Identity"
 _KEYS = ("class_path", "init_args", "dict_kwargs")
 _NO_NETWORKS = ("path", "class_path", "teacher_cache", "feature_cache", "entry")
 """Arguments whose value may look like a short name, a folder for example."""
@@ -75,9 +77,23 @@ def write_networks(words: list[str], count_classes: Callable[[], int | None]) ->
     if not any(source.content for source in sources):
         return words
     writer = _Writer(sources, cache(count_classes), downloads=words[0] != "layers")
-    written = [word for source in sources for word in writer.written(source)]
+    written = list(_without_former_arguments(sources, writer))
     # other commands may be given a checkpoint, which is data and must not have a run's classes imported
     return [*written, *(writer.networks_of_runs() if words[0] in ("fit", "layers") else ())]
+
+
+def _without_former_arguments(sources: list[Source], writer: "_Writer") -> Iterator[str]:
+    """Yield the arguments of all sources; a network inside another keeps nothing where its class changes."""
+    networks: dict[str, Any] = {}
+    for source in sources:
+        yield from writer.written(source)
+        for role in _ROLES:
+            given = _get(source.content, (*_MODEL, role))
+            changed = is_changed_inside(networks.get(role), given)
+            networks[role] = networks.get(role) if given is None else overridden(networks.get(role), given)
+            if changed:
+                whole = {"model": {"init_args": {role: networks[role]}}}
+                yield from (f"--model.{role}={_ANY_NETWORK}", "-c", yaml.safe_dump(whole, sort_keys=False))
 
 
 def _sources(words: list[str]) -> Iterator[Source]:

@@ -1,5 +1,6 @@
 """Writes a network in each of the formats."""
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.export.extra import require_extra
 from kd_lightning.export.inference import Inference
 from kd_lightning.export.silence import silenced
+from kd_lightning.networks.memory_format import use_contiguous
 
 
 def write_onnx(model: Inference, images: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
@@ -28,6 +30,8 @@ def write_onnx(model: Inference, images: Tensor, path: Path, metadata: Mapping[s
     require_extra("onnx")
     require_extra("onnxscript")
     batch = torch.export.Dim("batch", min=1, max=4096)
+    model = copy.deepcopy(model)
+    use_contiguous(model)  # in channels-last, a pooling becomes a gather whose shape depends on the batch
     try:
         with silenced():
             program = torch.onnx.export(

@@ -54,9 +54,21 @@ def use_channels_last(network: nn.Module, forward: Callable[[], object], *, trai
         with suppress(RuntimeError):  # where the format is not the reason, the caller's own trial raises it again
             forward()
             return True
+    use_contiguous(network)
+    return False
+
+
+def use_contiguous(network: nn.Module) -> None:
+    """Convert a network, in place, to the memory format of a new one.
+
+    Example:
+        >>> network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        >>> use_contiguous(network)
+        >>> network.weight.is_contiguous()
+        True
+    """
     for tensor in [*network.parameters(), *network.buffers()]:
         tensor.data = contiguous(tensor.data)
-    return False
 
 
 def contiguous(tensor: Tensor) -> Tensor:

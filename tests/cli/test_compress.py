@@ -279,6 +279,16 @@ def test_files_of_others_stay_unchanged(tmp_path: Path) -> None:
     assert not any((tmp_path / "out/teacher").iterdir())
 
 
+def test_a_stage_that_fails_is_not_called_interrupted(tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text("student: fit -c digits/student --data.batch_size=0\n")
+    failed = compress(tmp_path, "-c", "chain.yaml", "-o", "out")
+    assert failed.returncode == 1
+    assert "batch_size must be >= 1, got 0" in failed.stderr
+    last = failed.stdout.splitlines()[-1]
+    assert last.endswith("stage 'student' failed, as said above; fix that, and run the same command to resume.")
+    assert "interrupted" not in failed.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("receiver", "number", "code"),

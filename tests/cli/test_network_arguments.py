@@ -124,6 +124,42 @@ def test_networks_inside_others_are_written_out(configured: Callable[..., Any]) 
     assert node["init_args"]["network"]["dict_kwargs"] == {"weights": "IMAGENET1K_V1"}
 
 
+@pytest.mark.parametrize("way", ["flags", "the class again", "json", "yaml"])
+def test_a_network_inside_another_keeps_nothing_where_its_class_changes(
+    way: str, configured: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The network of photos/finetune is a new head on one of torchvision, whose published weights are an argument."""
+    timm = {"class_path": "timm.create_model", "init_args": {"model_name": "resnet10t"}}
+    inner = {
+        "class_path": "kd_lightning.networks.from_checkpoint",
+        "init_args": {"path": "four.ckpt", "network": {**timm, "dict_kwargs": {"num_classes": 4}}},
+    }
+    whole = {"class_path": "kd_lightning.networks.replace_head", "init_args": {"num_classes": 3, "network": inner}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"network": whole}}}))
+    place = "--model.network.network"
+    flags = [f"{place}={inner['class_path']}", f"{place}.path=four.ckpt", f"{place}.network=timm/resnet10t"]
+    flags.append(f"{place}.network.dict_kwargs.num_classes=4")
+    words = {
+        "flags": flags,
+        "the class again": ["--model.network=kd_lightning.networks.replace_head", *flags],
+        "json": [f"--model.network={json.dumps(whole)}"],
+        "yaml": ["-c", "own.yaml"],
+    }
+    arguments = configured("-c", "photos/finetune", *words[way], *DATA)
+    node = arguments["network"]["init_args"]
+    assert node["num_classes"] == 3
+    assert not node["network"].get("dict_kwargs")
+    assert node["network"]["init_args"]["path"] == "four.ckpt"
+    assert node["network"]["init_args"]["network"]["dict_kwargs"] == {"num_classes": 4}
+    assert arguments["layer_decay"] == 0.7, "of the recipe"
+
+
+def test_further_arguments_of_a_network_inside_another_are_added(configured: Callable[..., Any]) -> None:
+    flag = "--model.network.network.dict_kwargs.progress=false"
+    node = configured("-c", "photos/finetune", flag, *DATA)["network"]["init_args"]["network"]
+    assert node["dict_kwargs"] == {"weights": "IMAGENET1K_V2", "progress": False}
+
+
 @pytest.mark.parametrize("name", ["timm/resnet10t", "timm/resnet10t@pretrained", "own_nets.Net", "own_nets.build"])
 def test_the_name_of_a_teacher_is_that_of_the_network_in_its_file(name: str, configured: Callable[..., Any]) -> None:
     for arguments in (["-c", "photos/distill", "--data.root=images"], [*STUDENT, "--teacher", "a.pt"]):

@@ -403,3 +403,27 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r'extra `export` is not installed; run `pip install "\.\[export\]"` in a'):
         OnnxClassifier(tmp_path / "a.onnx")
+
+
+def test_a_network_in_channels_last_gives_the_same_file(tmp_path: Path) -> None:
+    """Its pooled map would become a gather, of which no reader of the file knows the shape."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool, self.fc = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.fc(self.pool(self.conv(images)).flatten(1))
+            return logits
+
+    network = Pooled().eval()
+    set_data_config(network, DataConfig.of([0.5] * 3, [0.25] * 3))
+    operations = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        network.to(memory_format=memory_format)
+        file = tmp_path / f"{len(operations)}.onnx"
+        export_network(network, file)
+        operations.append([node.op_type for node in onnx.load(file).graph.node])
+    assert operations[0] == operations[1]
+    assert network.conv.weight.is_contiguous(memory_format=torch.channels_last), "as it was"
