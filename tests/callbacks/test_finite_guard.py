@@ -457,7 +457,7 @@ def test_labels_on_a_gpu_are_checked_only_in_the_first_epoch_of_a_run(
     trainer, _ = fit(make_trainer, fresh, batches())
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     make_trainer(max_epochs=2).fit(resumed, batches(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-    monkeypatch.setattr(data_check, "check_labels", lambda labels, num_classes: checked.append(run.current_epoch))
+    monkeypatch.setattr(data_check, "check_labels", lambda labels, **_: checked.append(run.current_epoch))
     for module, first in ((fresh, 0), (resumed, 1)):
         callback = data_check.DataCheck()
         loader = SimpleNamespace(batch_size=4)
