@@ -419,7 +419,7 @@ def test_a_network_in_channels_last_gives_the_same_file(tmp_path: Path) -> None:
 
     network = Pooled().eval()
     set_data_config(network, DataConfig.of([0.5] * 3, [0.25] * 3))
-    operations = []
+    operations: list[list[str]] = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         network.to(memory_format=memory_format)
         file = tmp_path / f"{len(operations)}.onnx"

@@ -34,7 +34,7 @@ def test_base_classes_are_abstract(kind: type[Term]) -> None:
 @pytest.mark.parametrize("name", [name for name in losses.__all__ if name.endswith("Loss") and name != "HeadLoss"])
 def test_arguments_are_keyword_only_with_the_weight_first_and_the_warm_up_last(name: str) -> None:
     parameters = list(inspect.signature(getattr(losses, name)).parameters.values())
-    main = {"SoftTargetLoss": "temperature", "DistLoss": "temperature"}.get(name)
+    main = "temperature" if name in ("SoftTargetLoss", "BinarySoftTargetLoss", "DistLoss") else None
     assert [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY] == ([main] if main else [])
     assert parameters[1 if main else 0].name == "weight"
     assert parameters[-1].name == "warmup_epochs"

@@ -46,6 +46,8 @@ def taught(name: str, teacher: nn.Module, prefix: str, costs: Path) -> tuple[Ten
         options = {"cost_matrix": str(costs)}
     loss = kind(**options)
     images, labels = torch.rand(8, 1, 8, 8), torch.arange(8) % 6
+    if kind.multi_label:
+        labels = nn.functional.one_hot(labels, 6).float()
     with torch.no_grad():
         said = FeatureTap(teacher.eval(), loss.teacher_layers)(images)
     own = FeatureTap(student, loss.student_layers)(images)

@@ -290,7 +290,7 @@ def test_a_network_for_one_size_names_the_size_that_it_fails_on(make_trainer: Tr
 
 
 def test_a_network_that_was_tried_in_inference_mode_trains(make_trainer: Trainers) -> None:
-    module = TeacherModule(ResNet([1, 1], [4, 8], 10))  # three channels: convolutions change their memory format
+    module = TeacherModule(ResNet([1, 1], [16, 32], 10))  # three channels: convolutions change their memory format
     data = loader(X.repeat(1, 3, 1, 1), Y)
     make_trainer().predict(module, data)
     make_trainer().fit(module, data)
