@@ -84,9 +84,11 @@ def _call(command: str) -> None:
     """Parse the arguments of a function, and call it."""
     from kd_lightning.cli.errors import exit_on_error
     from kd_lightning.cli.functions import parse_function
+    from kd_lightning.cli.plain_warnings import show_plain_warnings
 
     with exit_on_error(command, OSError):
         function, options = parse_function(command, sys.argv[2:])
+        show_plain_warnings()
         function(**options)
 
 
