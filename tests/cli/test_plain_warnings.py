@@ -1,4 +1,4 @@
-"""Warnings on the command line name no place in the source."""
+"""What a command shows beside its output: that it starts, and warnings without a place in the source."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import kd_lightning
+from kd_lightning.__main__ import main
 from kd_lightning.cli.plain_warnings import show_plain_warnings
 
 
@@ -40,3 +41,14 @@ main()
     assert ran.stderr.startswith(
         "Warning: 1 file of 'images/unlabelled' is left out, since Pillow does not read it as an"
     )
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_that_a_command_starts(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["kd-lightning", "doctor", "--help"])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == ("Starting\r\033[K" if terminal else "")
