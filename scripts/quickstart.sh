@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-echo "Installing into .venv (a few minutes the first time)"
+echo "Installing into .venv (a few minutes the first time, and 6 GB where PyTorch brings CUDA along)"
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 .venv/bin/python -m pip install --quiet --disable-pip-version-check '.[prune,export]'

@@ -5,6 +5,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from statistics import median
@@ -33,20 +34,21 @@ _PHOTOGRAPHS, _SIZE = 96, 224
 def doctor() -> None:
     """Print versions, devices, precision, the speed of reading images and what is missing, to paste into an issue."""
     print("```text", flush=True)
-    for title, text in _lines():
-        print(f"{title:<14}{text}", flush=True)
+    for title, describe in _lines():
+        print(f"{title:<14}", end="", flush=True)  # what takes seconds shows its title meanwhile
+        print(describe() if callable(describe) else describe, flush=True)
     print("```")
 
 
-def _lines() -> Iterator[tuple[str, str]]:
+def _lines() -> Iterator[tuple[str, str | Callable[[], str]]]:
     from kd_lightning import __version__
 
     yield "kd_lightning", f"{__version__} with Python {platform.python_version()} on {platform.platform()}"
     yield "packages", ", ".join(f"{name} {found}" for name in _PACKAGES if (found := installed(name)))
-    yield "CPU", _tried(describe_cpu)
-    yield "GPU", _tried(lambda: "; ".join(describe_gpus()))
-    yield "precision", _tried(_describe_precision)
-    yield "loading", _tried(_describe_loading)
+    yield "CPU", partial(_tried, describe_cpu)
+    yield "GPU", partial(_tried, lambda: "; ".join(describe_gpus()))
+    yield "precision", partial(_tried, _describe_precision)
+    yield "loading", partial(_tried, _describe_loading)
     yield "optional", ", ".join(f"{name} {found}" for name in _OPTIONAL if (found := installed(name))) or "none"
     missing = [f"{name} ({use})" for name, use in _OPTIONAL.items() if installed(name) is None]
     for problem in [*_other_versions(), *missing, shared_memory_problem()]:

@@ -1,5 +1,6 @@
 """`kd-lightning export`."""
 
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def export(
             "without int8."
         )
     images = _images(source, "val", 256)
+    print(f"Exporting to {path}, and comparing it with the checkpoint.", file=sys.stderr, flush=True)
     result = export_network(
         network,
         path,

@@ -1,5 +1,6 @@
-"""Looks at a folder of images: its classes, counts and sizes, and obstacles to training on it."""
+"""Looks at images in class folders or a CSV file: classes, counts, sizes, and obstacles to training on them."""
 
+import shlex
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from kd_lightning.data.csv_layout import CsvLayout
 from kd_lightning.data.folder_layout import FolderLayout
 from kd_lightning.errors import MissingFileError, UserError
 from kd_lightning.files.find_images import find_images
@@ -26,9 +28,10 @@ class Survey:
 
     Attributes:
         classes: Names of the classes.
-        counts: Number of images in ``train``, and in ``val``, ``test`` and ``unlabelled`` where there are such folders.
+        counts: Number of images in ``train``, and in ``val``, ``test`` and ``unlabelled`` where there are such images.
         by_class: Number of training images of each class, the largest first.
         sizes: Height and width of the images that were read.
+        classes_of_images: Number of classes of each training image, where it may have several; else empty.
         problems: Sentences about images that cannot be read, and files that are left out, without a full stop.
     """
 
@@ -36,11 +39,12 @@ class Survey:
     counts: dict[str, int]
     by_class: list[tuple[str, int]]
     sizes: list[tuple[int, int]]
+    classes_of_images: list[int]
     problems: list[str]
 
     @property
     def is_split(self) -> bool:
-        """Return whether validation images have a folder of their own."""
+        """Return whether it is said which images to validate on."""
         return "val" in self.counts
 
     @property
@@ -56,6 +60,7 @@ class Survey:
             f"Images: {counts}, in {len(self.classes)} classes",
             f"Images of each class: {_listed(self.by_class)}",
             self._balance(),
+            *self._several(),
             f"Pixels (width x height): {self._extent()}",
             *self.problems,
         ]
@@ -67,6 +72,12 @@ class Survey:
             f"The largest class, {largest}, has {most / fewest:.1f} times as many as the smallest, {smallest}{advice}"
         )
 
+    def _several(self) -> list[str]:
+        if not self.classes_of_images:
+            return []
+        mean, none = sum(self.classes_of_images) / len(self.classes_of_images), self.classes_of_images.count(0)
+        return [f"An image may have several classes; it has {mean:.1f} on average, and {none:,} have none"]
+
     def _extent(self) -> str:
         heights, widths = zip(*self.sizes, strict=True)
         if len(set(self.sizes)) == 1:
@@ -77,44 +88,44 @@ class Survey:
         )
 
 
-def survey(folder: Path) -> Survey:
+def survey(folder: Path, labels: str | None = None) -> Survey:
     """Look at a folder of images.
 
+    Args:
+        folder: The folder.
+        labels: CSV file of labels, relative to the folder or to the working folder, in place of class folders.
+
     Raises:
-        MissingFileError: If there is no such folder.
-        UserError: If it is not clear what its classes are.
+        MissingFileError: If there is no such folder or file.
+        UserError: If it is not clear what the classes are.
     """
-    _check(folder)
+    if labels is None:
+        _check(folder)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = _survey(folder)
+        found = _survey(FolderLayout(folder) if labels is None else CsvLayout(folder, labels))
     notes = [str(note.message).rstrip(".") for note in caught if issubclass(note.category, UserWarning)]
     return replace(found, problems=[*found.problems, *dict.fromkeys(notes)])
 
 
-def _survey(folder: Path) -> Survey:
-    layout = FolderLayout(folder)
+def _survey(layout: FolderLayout) -> Survey:
     training = layout.training_images()
-    if not layout.classes:
-        raise UserError(
-            f"{str(folder)!r} holds images and no class folders; put the images of each class into {folder}/<class>/."
-        )
-    if layout.has_one_set:
-        _check_depth(folder, layout.classes)
+    _check_classes(layout)
     counts, files = {"train": len(training.files)}, list(training.files)
     for split in ("val", "test"):
-        if (folder / split).is_dir() and not layout.has_one_set:
-            members = layout.labelled_images(folder / split).files
+        if layout.has_split(split) and not layout.has_one_set:
+            members = layout.images_of(split).files
             counts[split] = len(members)
             files += members
     if unlabelled := layout.unlabelled_images().files:
         counts["unlabelled"] = len(unlabelled)
-    labels = Counter(training.labels.tolist())
-    by_class = sorted(((layout.classes[label], count) for label, count in labels.items()), key=lambda item: -item[1])
+    several = (training.labels > 0).sum(1).tolist() if layout.multi_label else []
+    labels = training.labels.nonzero()[:, 1] if layout.multi_label else training.labels
+    by_class = Counter(layout.classes[label] for label in labels.tolist()).most_common()
     sizes, unreadable = _read_sizes(files)
     many = "s" * (len(unreadable) > 1)
     problems = [f"{len(unreadable)} image{many} cannot be read, as {unreadable[0]}"] if unreadable else []
-    return Survey(layout.classes, counts, by_class, sizes, problems)
+    return Survey(layout.classes, counts, by_class, sizes, several, problems)
 
 
 def _check(folder: Path) -> None:
@@ -126,9 +137,21 @@ def _check(folder: Path) -> None:
         raise UserError(f"{str(folder)!r} holds no images; put those of each class into {folder}/<class>/.")
 
 
-def _check_depth(folder: Path, classes: tuple[str, ...]) -> None:
-    """Refuse folders of folders of folders: it is not clear which of them are the classes."""
-    if not any(find_images(folder / name, recursive=False).files for name in classes):
+def _check_classes(layout: FolderLayout) -> None:
+    """Refuse a folder without classes, and folders of folders of folders: it is not clear which are the classes."""
+    folder, classes = layout.root, layout.classes
+    if isinstance(layout, CsvLayout):
+        if not classes:
+            raise UserError(f"{str(layout.file)!r} gives no training image a label; label some.")
+        return
+    if not classes:
+        tables = sorted(file.name for file in folder.glob("*.csv"))
+        use = f"; if {tables[0]} has the columns file,label, add --labels {shlex.quote(tables[0])}" if tables else ""
+        raise UserError(
+            f"{str(folder)!r} holds images and no class folders; put the images of each class into {folder}/<class>/"
+            f"{use}."
+        )
+    if layout.has_one_set and not any(find_images(folder / name, recursive=False).files for name in classes):
         inner = sorted(path.name for path in (folder / classes[0]).iterdir() if path.is_dir())
         raise UserError(
             f"The folders in {str(folder)!r} ({truncate(classes)}) hold no images but further folders "

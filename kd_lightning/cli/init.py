@@ -18,33 +18,36 @@ _SMALL = 64
 """Pixels up to which images are trained on at their own size."""
 
 
-def init(name: str, folder: str) -> None:
+def init(name: str, folder: str, labels: str | None = None) -> None:
     """Write a commented YAML file for a folder of images, NAME.yaml, and print the commands that use it.
 
     Args:
         name: Name of the YAML file, with or without .yaml; a file that exists is never overwritten.
         folder: Folder of images, with a folder for each class, or with train/, val/ and test/ that hold these.
+        labels: CSV file in place of class folders, relative to the folder: file,label or, for several classes an image,
+            file,label;label.
 
     Raises:
         OutputExistsError: If the file exists.
-        UserError: If the folder does not hold images in class folders.
+        UserError: If the folder does not hold images in class folders, or the file does not name them.
     """
     file = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml").expanduser()
     if file.exists():
         raise OutputExistsError(f"{str(file)!r} exists and is kept as it is; choose another name, or delete it.")
     if file.parent != Path() and not file.parent.is_dir():
         raise UserError(f"There is no folder {str(file.parent)!r} to write {file.name} into; create it first.")
-    found = survey(Path(folder).expanduser())
+    found = survey(Path(folder).expanduser(), labels)
     commands = [f"kd-lightning fit -c {recipe} -c {shlex.quote(str(file))}" for recipe in RECIPES]
     with atomic_write(file) as opened:
-        opened.write(_text(found, folder, commands, shlex.join(["kd-lightning", "init", name, folder])).encode())
+        words = ["kd-lightning", "init", name, folder, *(["--labels", labels] if labels is not None else [])]
+        opened.write(_text(found, folder, labels, commands, shlex.join(words)).encode())
     print("\n".join(f"{line}." for line in found.lines))
     print(f"\n{file} is written; look into it, and then fine-tune a teacher and distill it into a student:")
     for command in commands:
         print(f"  {command}")
 
 
-def _text(found: Survey, folder: str, commands: list[str], written_by: str) -> str:
+def _text(found: Survey, folder: str, labels: str | None, commands: list[str], written_by: str) -> str:
     memory = gpu_memory()
     size = batch_size(found.counts["train"], memory)
     device = f"a GPU of {describe_bytes(memory)}" if memory else "the CPU"
@@ -58,6 +61,7 @@ def _text(found: Survey, folder: str, commands: list[str], written_by: str) -> s
         "  class_path: kd_lightning.ImageFolderDataModule",
         "  init_args:",
         f"    root: {_quoted(folder)}",
+        *([] if labels is None else [f"    labels: {_quoted(labels)}"]),
         *_size_lines(found),
         f"    batch_size: {size}  # for {device}; of each process",
         *_split_lines(found),
@@ -77,7 +81,7 @@ def _split_lines(found: Survey) -> list[str]:
     if found.is_split:
         return []
     return [
-        "    val_fraction: 0.1  # of each class, to choose the best epoch; without train/ another tenth is tested on",
+        "    val_fraction: 0.1  # of each class, to choose the best epoch; of one set another tenth is tested on",
         "    split_seed: 0  # which images these are",
     ]
 

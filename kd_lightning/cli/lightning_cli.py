@@ -48,6 +48,7 @@ from kd_lightning.cli.layers import print_layers
 from kd_lightning.cli.loggers import check_packages, explain_logger_error, has_run_folder, keep_run_folder, write_below
 from kd_lightning.cli.network_arguments import write_networks
 from kd_lightning.cli.parse_errors import explain_parse_errors
+from kd_lightning.cli.plain_warnings import show_plain_warnings
 from kd_lightning.cli.sources import echo_imported
 from kd_lightning.cli.teacher_files import find_teacher, leave_out_downloads, teacher_paths
 from kd_lightning.cli.trainer_errors import explain_device_error, explain_trainer_errors
@@ -365,6 +366,7 @@ def run(command_line: type[CommandLine] = CommandLine) -> None:
 
 def _silence_lightning() -> None:
     drop_advertisements()
+    show_plain_warnings()
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's use of torch's pytree
     warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")  # of mixed precisions
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")  # of few photographs

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -58,7 +60,8 @@ def _run(command: str) -> None:
         print(fit_help())
     elif command in _LIGHTNING:
         sys.argv[1:] = ["--help" if word == "--help-all" else word for word in sys.argv[1:]]
-        from kd_lightning.cli.lightning_cli import run
+        with _starting():
+            from kd_lightning.cli.lightning_cli import run
 
         run()
     elif command in _FUNCTIONS:
@@ -80,13 +83,28 @@ def _run(command: str) -> None:
         sys.exit(f"kd-lightning: there is no command {command!r}{nearest}; `kd-lightning --help` lists all.")
 
 
+@contextmanager
+def _starting() -> Iterator[None]:
+    """Show on a terminal that something happens while PyTorch is imported, which takes seconds."""
+    shown = sys.stderr.isatty()
+    if shown:
+        print("Starting", end="\r", file=sys.stderr, flush=True)
+    yield
+    if shown:
+        print("\033[K", end="", file=sys.stderr, flush=True)  # erases the line
+
+
 def _call(command: str) -> None:
     """Parse the arguments of a function, and call it."""
     from kd_lightning.cli.errors import exit_on_error
     from kd_lightning.cli.functions import parse_function
+    from kd_lightning.cli.plain_warnings import show_plain_warnings
 
+    with _starting():
+        import_module(f"kd_lightning.cli.{command}")
     with exit_on_error(command, OSError):
         function, options = parse_function(command, sys.argv[2:])
+        show_plain_warnings()
         function(**options)
 
 

@@ -15,6 +15,8 @@ from jsonargparse import ArgumentParser
 from kd_lightning.cli.errors import causes, one_line
 from kd_lightning.errors import UserError
 
+_TRAINED = {"student": "network", "network": "student"}
+"""What the trained network is called in a distillation and elsewhere, and the other way round."""
 _PACKAGES = ("kd_lightning", "lightning", "torch")
 
 
@@ -90,6 +92,7 @@ def _unknown_class(key: str, chain: list[BaseException]) -> str:
 
 
 def _unknown_argument(name: str, key: str, owner: str, known: list[str]) -> str:
+    name = name.partition(".init_args.")[0]  # of a network by its short name, which was written out
     where = f"{key}.{name}" if key else name
     if not owner:
         return f"There is no option {where!r}{_nearest_option(where, known)}."
@@ -97,7 +100,8 @@ def _unknown_argument(name: str, key: str, owner: str, known: list[str]) -> str:
         return f"{where.removesuffix('.class_path')}: there is no such class, or it does not fit here; check its name."
     accepted = argument_names(owner)
     groups = ", ".join(dict.fromkeys(argument.partition(".")[0] for argument in accepted))
-    near = _addition(_nearest(name, accepted))
+    other = _TRAINED.get(name, "")
+    near = _addition(other if other in accepted else _nearest(name, accepted))
     if not near and _passes_on(owner, accepted):
         near = f"; set {key}.dict_kwargs.{name} if it is for what {owner} calls"
     return f"{where} is not an argument of {owner}{near or (f'; it takes {groups}' if groups else '')}."

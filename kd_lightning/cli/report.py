@@ -1,5 +1,6 @@
 """`kd-lightning report`."""
 
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def report(models: list[str], output: str = "report", teacher: str | None = None
         if model.source is not None:
             echo_imported(model.name, model.source.imported)
     images, labels, data_of = _test_images(found)
+    print(f"Measuring {len(found)} models on {len(images)} test images.", file=sys.stderr, flush=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

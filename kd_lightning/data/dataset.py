@@ -1,7 +1,7 @@
 """Any map-style data set of images and labels: torchvision's, Hugging Face's, a user's own."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,114 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
-from kd_lightning.data.image_form import ImageForm, mode_of, stored_sizes, to_pixels
+from kd_lightning.data.image_form import ImageForm, stored_sizes, to_pixels
 from kd_lightning.data.image_set import ImageSet, StreamedImages
+from kd_lightning.data.labels import check_labels
 from kd_lightning.data.photographs import PhotographDataModule, SizesDifferError
+from kd_lightning.data.samples import Label, Samples
 from kd_lightning.errors import UserError
-from kd_lightning.files.images import as_shown
 from kd_lightning.files.progress import progress
 
 _PROBES = 8
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The samples of a data set, as ``(image, label)``.
-
-    Attributes:
-        dataset: Anything with a length and ``dataset[i]``, which is ``(image, label, ...)`` or a mapping.
-        name: Name of the argument that it was given as, for messages.
-        image_key: Key of the image in a mapping.
-        label_key: Key of the label in a mapping.
-    """
-
-    dataset: Any
-    name: str
-    image_key: str
-    label_key: str
-
-    def __post_init__(self) -> None:
-        if isinstance(self.dataset, IterableDataset) or not all(
-            hasattr(self.dataset, method) for method in ("__len__", "__getitem__")
-        ):
-            raise UserError(
-                f"{self.name} must have a length and dataset[i], which {type(self.dataset).__name__} does not have; "
-                "collect its samples in a list, or give the Trainer a DataLoader of your own."
-            )
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, number: int) -> tuple[Any, Any]:
-        sample = self.dataset[number]
-        if isinstance(sample, Mapping):
-            for key in (self.image_key, self.label_key):
-                if key not in sample:
-                    there = ", ".join(map(repr, sample))
-                    raise UserError(
-                        f"Sample {number} of {self.name} has no {key!r}, but {there}; set image_key and label_key."
-                    )
-            return sample[self.image_key], sample[self.label_key]
-        if not isinstance(sample, tuple | list) or len(sample) < 2:
-            raise UserError(
-                f"Sample {number} of {self.name} must be (image, label) or a mapping, got {type(sample).__name__}; "
-                "change what the data set returns."
-            )
-        return sample[0], sample[1]
-
-    def image(self, number: int, channels: int) -> Image.Image:
-        """Return the image of a sample as a viewer shows it, with 1 or 3 channels."""
-        return as_shown(self._picture(self[number][0], number), mode_of(channels))
-
-    def label_and_size(self, number: int) -> tuple[int, tuple[int, int]]:
-        """Return the class index of a sample, -1 where it is ``None``, and height and width of its image."""
-        image, label = self[number]
-        shown = as_shown(self._picture(image, number), "L")  # turned as a viewer turns it
-        return self._class_index(label, number), (shown.height, shown.width)
-
-    def _class_index(self, label: Any, number: int) -> int:
-        if isinstance(label, Tensor):
-            label = label.numpy()
-        if isinstance(label, np.ndarray) and label.size == 1:
-            label = label.item()
-        if label is None:
-            return -1
-        if isinstance(label, bool | np.bool_) or not isinstance(label, int | np.integer):
-            raise UserError(
-                f"The label of sample {number} of {self.name} must be an integer, or None, got "
-                f"{type(label).__name__}; convert it in the data set (images of several classes are read by "
-                "ImageFolderDataModule with labels in a CSV file)."
-            )
-        return int(label)
-
-    def _picture(self, image: Any, number: int) -> Image.Image:
-        if isinstance(image, Image.Image):
-            return image
-        pixels = image.numpy() if isinstance(image, Tensor) else image
-        if not isinstance(pixels, np.ndarray) or pixels.ndim not in (2, 3):
-            raise UserError(
-                f"The image of sample {number} of {self.name} must be a PIL image or a tensor (channels, H, W), got "
-                f"{type(image).__name__}; change what the data set returns."
-            )
-        if isinstance(image, Tensor) and pixels.ndim == 3:
-            pixels = pixels.transpose(1, 2, 0)
-        if pixels.dtype.kind == "f":
-            if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-                raise UserError(
-                    f"The image of sample {number} of {self.name} has values outside [0, 1]; remove Normalize from its "
-                    "transform, since the data module normalizes with mean and std."
-                )
-            pixels = np.rint(pixels * 255).astype(np.uint8)
-        if pixels.dtype != np.uint8 or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
-            raise UserError(
-                f"The image of sample {number} of {self.name} must have bytes or floats and 1 or 3 channels, got "
-                f"{pixels.dtype} {tuple(image.shape)}; a tensor is (channels, H, W), an array (H, W, channels)."
-            )
-        return Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +30,7 @@ class DatasetImages:
 
     Attributes:
         samples: The data set.
-        labels: int64 ``(N,)``, -1 where unlabelled.
+        labels: int64 ``(N,)``, -1 where unlabelled; of several classes floats ``(N, C)``.
         original_sizes: Height and width of each image, int64 ``(N, 2)``.
         form: Brings each image into its stored form.
         channels: 3 for RGB, 1 for grey.
@@ -167,7 +71,8 @@ class DatasetDataModule(PhotographDataModule):
     """Any map-style data set of ``(image, label)``: torchvision's, Hugging Face's, one of your own.
 
     An image is a PIL image, or a tensor ``(channels, H, W)`` of bytes or of floats in [0, 1]; a label is a class index,
-    or ``None`` where there is none. The images are resized, augmented, normalized and cached as those of
+    or ``None`` where there is none. Lists of class indices declare that an image may have several classes; an empty one
+    is an image with none of them. The images are resized, augmented, normalized and cached as those of
     :class:`ImageFolderDataModule`, so the data sets need no transform. One that returns another image each time, by a
     random transform of its own, is read again in each epoch, and cannot have ``views``. Each data set is read once at
     the start, for its labels and sizes.
@@ -212,7 +117,7 @@ class DatasetDataModule(PhotographDataModule):
             name: Samples(dataset, name, image_key, label_key) for name, dataset in given.items() if dataset is not None
         }
         self._given_classes = num_classes
-        self._scanned: dict[str, tuple[Tensor, Tensor]] = {}
+        self._scanned: dict[str, tuple[list[Label], Tensor]] = {}
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -220,11 +125,20 @@ class DatasetDataModule(PhotographDataModule):
         dataset = self._samples["train"].dataset
         names = getattr(dataset, "classes", None)
         if names is None and hasattr(dataset, "features"):  # of Hugging Face
-            names = getattr(dataset.features.get(self._samples["train"].label_key), "names", None)
+            feature = dataset.features.get(self._samples["train"].label_key)
+            names = getattr(getattr(feature, "feature", feature), "names", None)  # of one class, or of each in a list
         count = self._given_classes
         if isinstance(names, Sequence) and count in (None, len(names)):
             return tuple(map(str, names))
-        return tuple(map(str, range(int(self._scan("train")[0].max()) + 1 if count is None else count)))
+        if count is None:
+            labels = self._scan("train")[0]
+            count = 1 + max(max(label, default=-1) if isinstance(label, tuple) else label for label in labels)
+        return tuple(map(str, range(count)))
+
+    @cached_property
+    def multi_label(self) -> bool:
+        """Return whether an image may have several classes: the labels of ``train`` are lists."""
+        return any(isinstance(label, tuple) for label in self._scan("train")[0])
 
     @cached_property
     def may_keep(self) -> bool:
@@ -264,7 +178,8 @@ class DatasetDataModule(PhotographDataModule):
         samples = self._samples.get(name)
         if samples is None:
             return None
-        labels, sizes = self._scan(name)
+        found, sizes = self._scan(name)
+        labels = self._as_tensor(found, name)
         if self.size is None and len(sizes.unique(dim=0)) > 1:
             raise SizesDifferError(f"The images of {name} have different sizes; set image_size to resize them.")
         digest = self._digest(samples, labels, sizes)
@@ -274,7 +189,26 @@ class DatasetDataModule(PhotographDataModule):
 
         return self.store(split, in_form, (int(sizes[0, 0]), int(sizes[0, 1])))
 
-    def _scan(self, name: str) -> tuple[Tensor, Tensor]:
+    def _as_tensor(self, labels: list[Label], name: str) -> Tensor:
+        """Return labels as int64 ``(N,)``; of several classes 1 for each of them and 0 for the others, ``(N, C)``."""
+        kind = tuple if self.multi_label else int
+        for number, label in enumerate(labels):
+            if not isinstance(label, kind) and label != -1:
+                one = "a list" if isinstance(label, tuple) else "one class"
+                raise UserError(
+                    f"The label of sample {number} of {name} is {one}, and that of others in train is not; give all "
+                    "images a list of their classes, of one too, or each one class."
+                )
+            if isinstance(label, tuple) and max(label, default=0) >= self.num_classes:
+                check_labels(torch.tensor(label), num_classes=self.num_classes, split=name)
+        if not self.multi_label:
+            return torch.tensor(labels)
+        rows = torch.zeros(len(labels), self.num_classes)
+        for row, label in zip(rows, labels, strict=True):
+            row[list(label) if isinstance(label, tuple) else slice(None)] = -1.0 if label == -1 else 1.0
+        return rows
+
+    def _scan(self, name: str) -> tuple[list[Label], Tensor]:
         """Return label and size of each sample."""
         if name not in self._scanned:
             samples = self._samples[name]
@@ -288,7 +222,7 @@ class DatasetDataModule(PhotographDataModule):
                     labels.append(label)
                     sizes.append(size)
                     advance(1)
-            self._scanned[name] = torch.tensor(labels), torch.tensor(sizes)
+            self._scanned[name] = labels, torch.tensor(sizes)
         return self._scanned[name]
 
     def _digest(self, samples: Samples, labels: Tensor, sizes: Tensor) -> str:

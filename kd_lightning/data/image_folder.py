@@ -113,6 +113,8 @@ class ImageFolderDataModule(PhotographDataModule):
         if listing is None:
             return None
         found = listing.files
+        if split == "train":
+            self._check_all(listing)
         listing, sizes = self._readable(listing, skip_unreadable=split == "predict")
 
         def in_form(form: ImageForm) -> ImageFiles:
@@ -206,6 +208,15 @@ class ImageFolderDataModule(PhotographDataModule):
         if not files:
             raise UserError(f"{str(self.root)!r} holds no training images; put them into train/<class>/.")
         return Listing(files, torch.cat([labelled.labels, unlabelled.labels]))
+
+    def _check_all(self, training: Listing) -> None:
+        """Check the headers of test images too, where training would otherwise end before a broken one is named."""
+        one_set = self.layout.has_one_set and bool(self.classes)
+        others = [split for split in ("val", "test") if one_set or self.layout.has_split(split)]
+        files = [file for listing in (training, *map(self._listing, others)) if listing for file in listing.files]
+        errors = [found for found in _sizes_or_errors(files) if isinstance(found, UnreadableImageError)]
+        if errors:
+            raise UserError(describe_unreadable(errors, len(files)))
 
     def _readable(self, listing: Listing, *, skip_unreadable: bool) -> tuple[Listing, Tensor]:
         """Read the headers of all files; return those that are images, and the size of each, int64 ``(N, 2)``."""

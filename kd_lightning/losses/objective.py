@@ -150,12 +150,13 @@ class Objective(nn.ModuleDict):
         instead = ("BinaryTargetLoss", "BinarySoftTargetLoss") if multi_label else ("HardTargetLoss", "SoftTargetLoss")
         found = " and ".join(f"{name!r} ({type(term).__name__})" for name, term in wrong.items())
         used = " and ".join(dict.fromkeys(instead[term.needs_teacher] for term in wrong.values()))
+        flags = " ".join(f"--model.losses.{name}={instead[term.needs_teacher]}" for name, term in wrong.items())
         subject, place = (f"loss {found} is", "its") if len(wrong) == 1 else (f"losses {found} are", "their")
         kinds = ("several classes", "one class") if multi_label else ("one class", "several classes")
         declare = "" if multi_label else ", or let the data declare multi_label if they have several"
         raise UserError(
             f"The {subject} for images of {kinds[1]}, but the data have {kinds[0]} an image; use {used} in {place} "
-            f"place{declare}."
+            f"place ({flags}){declare}."
         )
 
     @property

@@ -135,14 +135,16 @@ def test_the_report_shows_the_classes_and_the_photographs_in_which_models_differ
 
 
 def test_a_softmax_loss_is_refused_before_the_first_step(place: Path, kd: Callable[..., str]) -> None:
-    for options, loss, instead in (
-        ([], r"HardTargetLoss\) and 'decoupled' \(DecoupledLoss", "BinaryTargetLoss and BinarySoftTargetLoss"),
-        (["--model.losses.hard=BinaryTargetLoss"], "DecoupledLoss", "BinarySoftTargetLoss"),
+    binary = ["--model.losses.hard=BinaryTargetLoss", "--model.losses.decoupled=BinarySoftTargetLoss"]
+    for options, loss, flags in (
+        ([], r"HardTargetLoss\) and 'decoupled' \(DecoupledLoss", " ".join(binary)),
+        (binary[:1], "DecoupledLoss", binary[1]),
     ):
         networks = ["--teacher=photos/teacher", f"--model.student={NETWORK}"]
-        message = rf"The loss.* '\w+' \({loss}\) (is|are) for images of one class, but .*; use {instead} in "
+        message = rf"The loss.* '\w+' \({loss}\) (is|are) for images of one class, but .* place \({flags}\)\.$"
         with pytest.raises(SystemExit, match=message):
             kd("fit", "-c", "photos/dkd", *DATA, *QUICK, *networks, *options)
+    kd("fit", "-c", "photos/dkd", *DATA, *QUICK, *networks, *binary, "--trainer.max_epochs=1")
 
 
 def test_a_loss_on_features_teaches_beside_a_binary_one(place: Path, kd: Callable[..., str]) -> None:

@@ -10,6 +10,7 @@ from command_options import QUIET
 from PIL import Image
 
 import kd_lightning.cli.init as init_module
+from kd_lightning import ImageFolderDataModule
 from kd_lightning.cli.image_survey import survey
 from kd_lightning.recipes import recipe_names
 
@@ -93,6 +94,42 @@ def test_splits_sizes_and_imbalance_are_seen(kd: Command, tmp_path: Path) -> Non
     assert "1 file of 'set/train' is left out" in printed
     arguments = yaml.safe_load(Path("split.yaml").read_text())["data"]["init_args"]
     assert set(arguments) == {"root", "batch_size"}, "the recipe chooses the size of photographs"
+
+
+@pytest.fixture
+def table(kd: Command, tmp_path: Path) -> Path:
+    """Images in one folder, and a file of their labels."""
+    save_images(tmp_path / "loose", 8, (90, 70))
+    labels = ("ant;bee", "ant", "-", "bee", "ant;bee", "", "ant", "bee;new ant")
+    rows = [f"{number}.png,{label}" for number, label in enumerate(labels)]
+    (tmp_path / "loose/my labels.csv").write_text("\n".join(["file,label", *rows]))
+    return tmp_path / "loose/my labels.csv"
+
+
+@pytest.mark.usefixtures("table")
+def test_labels_in_a_csv_file_are_counted_and_written(kd: Command) -> None:
+    printed = kd("init", "several", "loose", "--labels", "my labels.csv")
+    assert "Images: train 7, unlabelled 1, in 3 classes" in printed
+    assert "Images of each class: ant 4, bee 4, new ant 1" in printed
+    assert "An image may have several classes; it has 1.3 on average, and 1 have none" in printed
+    config = yaml.safe_load(Path("several.yaml").read_text())["data"]["init_args"]
+    assert (config["labels"], config["val_fraction"]) == ("my labels.csv", 0.1)
+    data = ImageFolderDataModule(config["root"], labels=config["labels"])
+    assert (data.classes, data.multi_label) == (("ant", "bee", "new ant"), True)
+
+
+def test_a_csv_files_own_splits_are_kept(kd: Command, table: Path) -> None:
+    rows = [f"{number}.png,{'ab'[number % 2]},{'train' if number < 4 else 'val'}" for number in range(8)]
+    table.write_text("\n".join(["file,label,split", *rows]))
+    assert "Images: train 4, val 4, in 2 classes" in kd("init", "split", "loose", "--labels", "my labels.csv")
+    assert "val_fraction" not in Path("split.yaml").read_text()
+
+
+def test_labels_that_cannot_be_read_are_refused(kd: Command, table: Path) -> None:
+    assert "if my labels.csv has the columns file,label, add --labels 'my labels.csv'" in refusal(kd, "a", "loose")
+    assert "There is no file 'other.csv' of labels" in refusal(kd, "a", "loose", "--labels", "other.csv")
+    table.write_text("file,label\n0.png,\n")
+    assert "gives no training image a label; label some." in refusal(kd, "a", "loose", "--labels", "my labels.csv")
 
 
 def test_many_classes_are_shortened(tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ def refusal(kd: Command, *arguments: str) -> str:
             ["--data.root=x"],
             "data.root is not an argument of kd_lightning.DigitsDataModule; it takes batch_size, val_fr",
         ),
+        (
+            ["--model.student=torchvision/resnet18"],
+            "model.student is not an argument of kd_lightning.TeacherModule; the nearest is network.",
+        ),
         (["--model.network.num_class=3"], "networks.ResNet; the nearest is num_classes."),
         (
             ["--model.lr", "3"],

@@ -171,7 +171,8 @@ def test_each_sample_is_read_once_for_its_label_and_size() -> None:
         (lambda number: {"picture": 1, "label": 2}, r"has no 'image', but 'picture', 'label'; set image_key"),
         (
             lambda number: (picture(number), "cat"),
-            r"^The label of sample 0 of train must be an integer, or None, got str",
+            r"^The label of sample 0 of train must be an integer, a list of them if an image may "
+            r"have several classes, or None, got str;",
         ),
         (lambda number: ("a.jpg", 0), r"^The image of sample 0 of train must be a PIL image or a tensor"),
         (lambda number: (torch.randn(3, 8, 8), 0), r"has values outside \[0, 1\]; remove Normalize"),
@@ -186,6 +187,60 @@ def test_each_sample_is_read_once_for_its_label_and_size() -> None:
 def test_samples_that_cannot_be_read_are_refused(make: Callable[[int], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         own(make, num_classes=3).setup("fit")
+
+
+# --- images of several classes
+
+
+def several(labels: list[Any], **options: Any) -> DatasetDataModule:
+    def make(number: int) -> Any:
+        return picture(number), labels[number % len(labels)]
+
+    return own(make, preset="none", **options)
+
+
+def test_lists_of_class_indices_declare_several_classes() -> None:
+    data = several([[0, 2], [1], [], None, (2, 1)])
+    assert (data.multi_label, data.num_classes, data.classes) == (True, 3, ("0", "1", "2"))
+    rows = torch.cat([batch.labels for batch in train_batches(data)])
+    assert {*map(tuple, rows.tolist())} == {(1, 0, 1), (0, 1, 0), (0, 0, 0), (-1, -1, -1), (0, 1, 1)}
+    data.setup("test")
+    rows = torch.cat([batch.labels for batch in data.test_dataloader()])
+    assert rows.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0], [-1, -1, -1], [0, 1, 1], [1, 0, 1], [0, 1, 0]]
+    assert not own().multi_label
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            [[0, 1, 0, 1]],
+            r"^The label of sample 0 of train must list the index of each of its classes once, got 0, 1, 0, 1",
+        ),
+        ([[0], [-1]], r"^The label of sample 1 of train must list the index of each of its classes once, got -1"),
+        ([[0.5, 0.5]], r"^The label of sample 0 of train must be an integer, a list of them .*, got float;"),
+        ([[0], [1], 1], r"^The label of sample 2 of train is one class, and that of others in train is not; give all"),
+        ([[0], [1, 7]], r"^Label 7 of the 'train' images is outside \[0, 3\)"),
+    ],
+)
+def test_lists_that_are_no_class_indices_are_refused(labels: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        several(labels, num_classes=3).setup("fit")
+
+
+def test_lists_in_the_test_set_alone_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^The label of sample 0 of test is a list, and that of others in train is not"
+    ):
+        own(test=Own(7, lambda number: (picture(number), [0, 1]))).setup("test")
+
+
+def test_a_student_is_distilled_on_lists_of_classes_from_start_to_test(make_trainer: Callable[..., pl.Trainer]) -> None:
+    data = several([[0, 2], [1], [], [2, 1]], num_classes=3)
+    module = DistillationModule(resnet20(num_classes=3), resnet20(num_classes=3), teacher_check="off")
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(module, data)
+    assert "test/map" in make_trainer().test(module, data)[0]
 
 
 def test_data_sets_that_cannot_be_read_are_refused() -> None:
@@ -223,6 +278,14 @@ class Mappings(Own):
     def __init__(self, count: int = 20) -> None:
         super().__init__(count, mapping)
         self.features = {"img": object(), "fine": SimpleNamespace(names=["ant", "bee", "cat"])}
+
+
+def test_a_list_of_named_classes_as_hugging_face_declares_it() -> None:
+    train = Own(8, lambda number: {"image": picture(number), "label": [number % 3]})
+    names = SimpleNamespace(feature=SimpleNamespace(names=["ant", "bee", "cat"]))  # Sequence(ClassLabel(names=...))
+    train.features = {"label": names}  # type: ignore[attr-defined]
+    data = DatasetDataModule(train, image_size=24)
+    assert (data.classes, data.multi_label) == (("ant", "bee", "cat"), True)
 
 
 HUGGING_FACE = """

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kd_lightning.data import Augmentation, Batch, ImageFolderDataModule
 from kd_lightning.data.image_set import ImageSet, StreamedImages
+from kd_lightning.errors import UserError
 
 
 def write_image(file: Path, size: tuple[int, int] = (6, 8), mode: str = "RGB") -> Path:
@@ -357,6 +358,20 @@ def test_broken_files_are_named_at_once(root: Path, memory_limit: float, workers
     sentences = " ".join(f"{str(file)!r} cannot be read as an image; fix or remove it." for file in broken)
     with pytest.raises(ValueError, match=f"^2 of 6 images cannot be read. {re.escape(sentences)}$"):
         batches(data, "test")
+
+
+def test_a_broken_test_image_is_named_before_training(root: Path) -> None:
+    file = root / "test/bee/2.png"
+    file.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"^'.*test/bee/2\.png' cannot be read as an image; fix or remove it\.$"):
+        ImageFolderDataModule(str(root)).setup("fit")
+
+
+@pytest.mark.parametrize("seed", range(6))  # in some of these the image is one to test on
+def test_a_broken_image_of_one_set_is_named_before_training(root: Path, seed: int) -> None:
+    (root / "train/ant/0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"train/ant/0\.png' cannot be read as an image; fix or remove it\.$"):
+        ImageFolderDataModule(str(root / "train"), split_seed=seed).setup("fit")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -295,22 +295,23 @@ def test_a_loss_for_one_class_an_image_is_refused_on_multi_label_data_and_the_re
     with pytest.raises(
         ValueError,
         match=r"^The loss 'hard' \(HardTargetLoss\) is for images of one class, but the data have several classes an "
-        r"image; use BinaryTargetLoss in its place\.$",
+        r"image; use BinaryTargetLoss in its place \(--model\.losses\.hard=BinaryTargetLoss\)\.$",
     ):
         softmax.check_labels(multi_label=True)
-    with pytest.raises(ValueError, match=r"'soft' \(SoftTargetLoss\).*use BinarySoftTargetLoss in its place\.$"):
+    with pytest.raises(ValueError, match=r"'soft' \(SoftTargetLoss\).*use BinarySoftTargetLoss in its place \(--model"):
         distillation(soft=SoftTargetLoss()).check_labels(multi_label=True)
     with pytest.raises(
         ValueError,
         match=r"^The losses 'hard' \(HardTargetLoss\) and 'soft' \(SoftTargetLoss\) are for images of one class, but "
-        r"the data have several classes an image; use BinaryTargetLoss and BinarySoftTargetLoss in their place\.$",
+        r"the data have several classes an image; use BinaryTargetLoss and BinarySoftTargetLoss in their place "
+        r"\(--model\.losses\.hard=BinaryTargetLoss --model\.losses\.soft=BinarySoftTargetLoss\)\.$",
     ):
         distillation(hard=HardTargetLoss(), soft=SoftTargetLoss()).check_labels(multi_label=True)
     distillation(hard=BinaryTargetLoss(), soft=BinarySoftTargetLoss()).check_labels(multi_label=True)
     with pytest.raises(
         ValueError,
-        match=r"several classes, but the data have one class an image; use HardTargetLoss in its place, or let the "
-        r"data declare multi_label if they have several\.$",
+        match=r"several classes, but the data have one class an image; use HardTargetLoss in its place "
+        r"\(--model\.losses\.hard=HardTargetLoss\), or let the data declare multi_label if they have several\.$",
     ):
         distillation(hard=BinaryTargetLoss()).check_labels(multi_label=False)
 

@@ -193,7 +193,7 @@ def test_the_shell_script_installs_once_and_passes_its_options_on(tmp_path: Path
     command = ["bash", str(tmp_path / "scripts" / "quickstart.sh"), "--seeds", "4"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines() == [
-        "Installing into .venv (a few minutes the first time)",
+        "Installing into .venv (a few minutes the first time, and 6 GB where PyTorch brings CUDA along)",
         "Training on the CPU",
     ]
     calls = (tmp_path / "calls").read_text().splitlines()
