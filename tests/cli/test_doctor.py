@@ -47,7 +47,7 @@ def test_missing_packages_are_named_with_their_use(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(doctor_module, "requires", lambda _: ["torch>=2.11,<3", "pillow>=10.3", 'onnx; extra == "x"'])
     for name in ("_describe_precision", "_describe_loading"):
         monkeypatch.setattr(doctor_module, name, lambda: "quick")
-    missing = [text for title, text in doctor_module._lines() if title == "missing"]
+    missing = [str(text) for title, text in doctor_module._lines() if title == "missing"]
     assert missing[0].startswith("torch 2.5.0 (needed: torch")
     assert missing[1] == "pillow is not installed (needed: pillow>=10.3)"
     assert 'onnx (export to ONNX: pip install "kd-lightning[export]")' in missing
