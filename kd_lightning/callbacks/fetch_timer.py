@@ -201,8 +201,11 @@ def timer_of(trainer: pl.Trainer) -> FetchTimer | None:
 
 
 def measured(trainer: pl.Trainer, action: str) -> AbstractContextManager[object]:
-    """Return the context in which an action runs that is reported to a trainer's profiler."""
-    return _profiled(trainer).profiler.profile(action)
+    """Return the context in which an action runs that is reported to a trainer's profiler.
+
+    In a step that is compiled as a whole (``torch.compile(module)``) nothing is: a compiler cannot hold a clock.
+    """
+    return _UNMEASURED if torch.compiler.is_compiling() else _profiled(trainer).profiler.profile(action)
 
 
 class _Profiled(Protocol):

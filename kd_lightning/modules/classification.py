@@ -346,6 +346,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         if any(weight.grad is not None for group in optimizer.param_groups for weight in group["params"]):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # for the host: clocks and caches
     def log_step(
         self, loss: Tensor, terms: dict[str, Tensor], logits: Tensor, labels: Tensor, tensors: dict[str, Tensor]
     ) -> None:
