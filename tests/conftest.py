@@ -1,4 +1,5 @@
 # torch is imported by the fixtures: nothing may look for GPUs before pytest_configure has decided who sees them
+import logging
 import os
 import shutil
 import signal
@@ -142,6 +143,19 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Browser]":
     started = Browser(tmp_path_factory.mktemp("browser"))
     yield started
     started.close()
+
+
+@pytest.fixture
+def beside_the_scripts() -> Iterator[None]:
+    """Scripts can be imported; they silence Lightning, here only for a while."""
+    scripts = str(Path(__file__).parents[1] / "scripts")
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
+    levels = [logger.level for logger in loggers]
+    sys.path.insert(0, scripts)
+    yield
+    sys.path.remove(scripts)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ def class_accuracy_figure(counts: Tensor, *, classes: Sequence[str]) -> Figure:
     axes = figure.subplots()
     places = range(len(rows))
     axes.barh(places, [100 * accuracy for _, accuracy, _, _ in rows], color="#9ecae1")
-    axes.set_yticks(places, [f"{_short(classes[label])} ({count})" for label, _, count, _ in rows])
+    axes.set_yticks(places, [f"{short_name(classes[label])} ({count})" for label, _, count, _ in rows])
     for place, (_, accuracy, _, other) in zip(places, rows, strict=True):
-        mistaken = "" if other is None else f", most often taken for {_short(classes[other])}"
+        mistaken = "" if other is None else f", most often taken for {short_name(classes[other])}"
         axes.text(1, place, f"{100 * accuracy:.1f}%{mistaken}", va="center", fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
@@ -59,6 +59,7 @@ def class_accuracies(counts: Tensor) -> list[tuple[int, float, int, int | None]]
     return sorted(rows, key=lambda row: (row[1], row[0]))
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """Return a class name in one line, of at most 18 characters."""
     name = " ".join(name.split())
     return name if len(name) <= 18 else f"{name[:17]}…"

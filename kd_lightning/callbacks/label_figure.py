@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from kd_lightning.callbacks.class_accuracy_figure import short_name
 from kd_lightning.callbacks.label_results import LabelResult
 
 _MOST = 20
@@ -25,7 +26,7 @@ def label_figure(results: Sequence[LabelResult]) -> Figure:
     places = range(len(rows))
     axes.barh(places, [100 * _value(one)[0] for one in rows], color="#9ecae1", label="average precision")
     axes.plot([100 * _value(one)[1] for one in rows], places, "|", color="#d55e00", markersize=12, label="F1")
-    axes.set_yticks(places, [f"{_short(one.name)} ({one.images})" for one in rows])
+    axes.set_yticks(places, [f"{short_name(one.name)} ({one.images})" for one in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 101)
     axes.set_xlabel("per cent")
@@ -38,8 +39,3 @@ def label_figure(results: Sequence[LabelResult]) -> Figure:
 
 def _value(result: LabelResult) -> tuple[float, float]:
     return result.average_precision or 0.0, result.f1 or 0.0
-
-
-def _short(name: str) -> str:
-    name = " ".join(name.split())
-    return name if len(name) <= 18 else f"{name[:17]}…"

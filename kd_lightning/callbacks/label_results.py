@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from kd_lightning.callbacks.label_scores import NEUTRAL, LabelScores
-from kd_lightning.networks.data_config import data_config
+from kd_lightning.callbacks.label_scores import LabelScores
+from kd_lightning.networks.data_config import data_config, thresholds_or_default
 
 
 class LabelResult(NamedTuple):
@@ -61,7 +61,8 @@ def named_label_results(pl_module: Any, data: object) -> list[LabelResult]:
     known = data_config(pl_module.network)
     count = len(pl_module.label_scores.images)
     names = getattr(data, "classes", None) or known.classes or range(count)
-    return label_results(pl_module.label_scores, list(map(str, names)), known.thresholds or (NEUTRAL,) * count)
+    thresholds = thresholds_or_default(known.thresholds, count)
+    return label_results(pl_module.label_scores, list(map(str, names)), thresholds)
 
 
 def _numbers(values: Tensor) -> list[float | None]:

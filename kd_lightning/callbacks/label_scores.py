@@ -6,10 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kd_lightning.networks.data_config import truncate
+from kd_lightning.networks.data_config import DEFAULT_THRESHOLD, truncate
 
-NEUTRAL = 0.5
-"""The threshold of a class for which none was chosen."""
 FEWEST_IMAGES = 5
 """Validation images with a class, and without it, from which its threshold is chosen."""
 
@@ -45,18 +43,18 @@ class LabelScores(NamedTuple):
         return {**{name: values[there].mean() for name, values in means.items()}, "f1_micro": self.f1_micro}
 
 
-def decide(logits: Tensor, thresholds: Tensor) -> Tensor:
+def decide(logits: Tensor, thresholds: Tensor | Sequence[float]) -> Tensor:
     """Return which classes images are given, bool ``(N, C)``: those whose probability is above the threshold.
 
     Args:
         logits: ``(N, C)``.
-        thresholds: Probabilities ``(C,)``.
+        thresholds: C probabilities.
 
     Example:
-        >>> decide(torch.tensor([[2.0, 0.0]]), torch.tensor([0.5, 0.5]))
+        >>> decide(torch.tensor([[2.0, 0.0]]), [0.5, 0.5])
         tensor([[ True, False]])
     """
-    return logits.double().sigmoid() > thresholds
+    return logits.double().sigmoid() > torch.as_tensor(thresholds, dtype=torch.float64, device=logits.device)
 
 
 def label_scores(logits: Tensor, labels: Tensor, thresholds: Tensor) -> LabelScores:
@@ -77,7 +75,7 @@ def label_scores(logits: Tensor, labels: Tensor, thresholds: Tensor) -> LabelSco
     """
     from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
-    has, given = labels >= NEUTRAL, decide(logits, thresholds)
+    has, given = labels >= DEFAULT_THRESHOLD, decide(logits, thresholds)
     images, right = has.sum(0), (has & given).sum(0)
     there = (images > 0).nonzero().flatten()
     precisions, f1 = (torch.full(images.shape, torch.nan, device=logits.device) for _ in range(2))
@@ -115,22 +113,22 @@ def choose_thresholds(logits: Tensor, labels: Tensor) -> Tensor:
     """
     count, classes = logits.shape
     if not count:
-        return torch.full((classes,), NEUTRAL, dtype=torch.float64, device=logits.device)
+        return torch.full((classes,), DEFAULT_THRESHOLD, dtype=torch.float64, device=logits.device)
     probabilities, order = logits.double().sigmoid().sort(dim=0, descending=True, stable=True)
-    has = labels >= NEUTRAL
+    has = labels >= DEFAULT_THRESHOLD
     right, images = has.gather(0, order).cumsum(0), has.sum(0)
     given = torch.arange(1, count + 1, device=logits.device)[:, None]
     f1 = 2 * right / (given + images)  # of the first, of the first two, ... that are given the class
     below = torch.cat([probabilities[1:], torch.zeros_like(probabilities[:1])])
     middle = (probabilities + below) / 2
-    neutral = (below <= NEUTRAL) & (probabilities > NEUTRAL)
-    cuts = torch.where(neutral, NEUTRAL, middle)
+    neutral = (below <= DEFAULT_THRESHOLD) & (probabilities > DEFAULT_THRESHOLD)
+    cuts = torch.where(neutral, DEFAULT_THRESHOLD, middle)
     f1 = torch.where(below < probabilities, f1, -1.0)  # equal ones cannot be divided
     best = f1 >= f1.max(0).values - 1e-12
-    distance = torch.where(best, (cuts - NEUTRAL).abs(), torch.inf)
+    distance = torch.where(best, (cuts - DEFAULT_THRESHOLD).abs(), torch.inf)
     chosen = cuts.gather(0, distance.argmin(0)[None])[0]
     enough = (images >= FEWEST_IMAGES) & (count - images >= FEWEST_IMAGES)
-    return torch.where(enough, chosen, NEUTRAL)
+    return torch.where(enough, chosen, DEFAULT_THRESHOLD)
 
 
 def describe_unchosen(scores: LabelScores, classes: Sequence[str] | None) -> str:
@@ -148,8 +146,8 @@ def describe_unchosen(scores: LabelScores, classes: Sequence[str] | None) -> str
     names = [classes[label] if classes else str(label) for label in few]
     stay = f"threshold of {truncate(names)} stays" if len(few) == 1 else f"thresholds of {truncate(names)} stay"
     return (
-        f"The {stay} {NEUTRAL}: choosing one takes {FEWEST_IMAGES} validation images with the class and as many "
-        f"without it (there are {labelled} images)."
+        f"The {stay} {DEFAULT_THRESHOLD}: choosing one takes {FEWEST_IMAGES} validation images with the class and as "
+        f"many without it (there are {labelled} images)."
     )
 
 
@@ -161,7 +159,7 @@ def shuffled_map(logits: Tensor, labels: Tensor, *, count: int = 200) -> Tensor:
         labels: 1 for each class of an image and 0 for the others, ``(N, C)``; at least one image has a class.
         count: Number of orders.
     """
-    has, generator = (labels >= NEUTRAL).double(), torch.Generator().manual_seed(0)
+    has, generator = (labels >= DEFAULT_THRESHOLD).double(), torch.Generator().manual_seed(0)
     order = logits.argsort(0, descending=True)
     shuffled = (has[torch.randperm(len(has), generator=generator)] for _ in range(count))
     return torch.stack([_map(rows.gather(0, order)) for rows in shuffled])
@@ -177,7 +175,7 @@ def resampled_map(logits: Tensor, labels: Tensor, *, count: int = 200) -> Tensor
         labels: 1 for each class of an image and 0 for the others, ``(N, C)``; at least one image has a class.
         count: Number of sets.
     """
-    has, generator = (labels >= NEUTRAL).double(), torch.Generator().manual_seed(0)
+    has, generator = (labels >= DEFAULT_THRESHOLD).double(), torch.Generator().manual_seed(0)
     found = []
     for _ in range(count):
         rows = torch.randint(len(has), (len(has),), generator=generator)

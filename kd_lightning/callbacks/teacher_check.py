@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from kd_lightning.callbacks.gather_rows import gather_rows
-from kd_lightning.callbacks.label_scores import NEUTRAL, label_scores, shuffled_map
+from kd_lightning.callbacks.label_scores import label_scores, shuffled_map
 from kd_lightning.callbacks.step_hooks import CallbackWithoutIdleHooks
 from kd_lightning.data.batch import images_for_teacher
 from kd_lightning.data.labels import check_labels, is_labelled
@@ -20,6 +20,7 @@ from kd_lightning.data.read_batch import check_channels, read_batch
 from kd_lightning.errors import UserError
 from kd_lightning.files.progress import progress
 from kd_lightning.losses._labels import class_indices
+from kd_lightning.networks.data_config import DEFAULT_THRESHOLD
 from kd_lightning.teacher.frozen_teacher import FrozenTeacher
 
 
@@ -129,7 +130,9 @@ def _check_several(trainer: pl.Trainer, classify: Callable[[Tensor], Tensor]) ->
     if not parts:
         return None, ("", False)
     logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-    found = label_scores(logits, labels, torch.full(logits.shape[1:], NEUTRAL)).averages if len(labels) else {}
+    found = (
+        label_scores(logits, labels, torch.full(logits.shape[1:], DEFAULT_THRESHOLD)).averages if len(labels) else {}
+    )
     if not found:
         return None, ("", False)
     measured = float(found["map"])

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -353,16 +353,4 @@ def _get(content: Any, position: Position) -> Any:
 
 def _merge(*contents: Any) -> Any:
     """Return nested plain data in which later ones override earlier ones, as jsonargparse does it."""
-    merged: Any = {}
-    for content in contents:
-        merged = _merge_two(merged, content)
-    return merged
-
-
-def _merge_two(before: Any, after: Any) -> Any:
-    if not isinstance(before, dict) or not isinstance(after, dict):
-        return after
-    classes = before.get("class_path"), after.get("class_path")
-    if None not in classes and classes[0] != classes[1]:
-        return after
-    return {**before, **{key: _merge_two(before.get(key), value) for key, value in after.items()}}
+    return reduce(overridden, contents, {})

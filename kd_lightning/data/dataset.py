@@ -137,8 +137,10 @@ class DatasetDataModule(PhotographDataModule):
 
     @cached_property
     def multi_label(self) -> bool:
-        """Return whether an image may have several classes: the labels of ``train`` are lists."""
-        return any(isinstance(label, tuple) for label in self._scan("train")[0])
+        """Return whether an image may have several classes: the labels of ``train`` are lists, as its first one is."""
+        samples = self._samples["train"]
+        labels = map(samples.label, range(len(samples)))
+        return isinstance(next((label for label in labels if label != -1), None), tuple)
 
     @cached_property
     def may_keep(self) -> bool:

@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from kd_lightning.errors import UserError
 from kd_lightning.files.images import UnreadableImageError, describe_unreadable, shown_size, unreadable
 from kd_lightning.files.progress import progress
 
+Header = tuple[int, int] | UnreadableImageError
+"""Height and width of an image, or why it cannot be read."""
 _TEST_FRACTION = 0.1
 
 
@@ -89,6 +92,7 @@ class ImageFolderDataModule(PhotographDataModule):
         self.root = Path(root).expanduser()
         self.layout = FolderLayout(self.root) if labels is None else CsvLayout(self.root, labels, multi_label)
         self._saved_partition: dict[str, Any] | None = None
+        self._headers: dict[str, tuple[list[Path], list[Header]]] = {}
 
     @property
     def cache_folder(self) -> Path:
@@ -114,8 +118,8 @@ class ImageFolderDataModule(PhotographDataModule):
             return None
         found = listing.files
         if split == "train":
-            self._check_all(listing)
-        listing, sizes = self._readable(listing, skip_unreadable=split == "predict")
+            self._read_headers(listing)
+        listing, sizes = self._readable(split, listing)
 
         def in_form(form: ImageForm) -> ImageFiles:
             return ImageFiles(listing.labels, listing.files, sizes, form, len(self.mean), split == "predict")
@@ -209,18 +213,29 @@ class ImageFolderDataModule(PhotographDataModule):
             raise UserError(f"{str(self.root)!r} holds no training images; put them into train/<class>/.")
         return Listing(files, torch.cat([labelled.labels, unlabelled.labels]))
 
-    def _check_all(self, training: Listing) -> None:
-        """Check the headers of test images too, where training would otherwise end before a broken one is named."""
+    def _read_headers(self, training: Listing) -> None:
+        """Read those of test images too, where training would otherwise end before a broken one is named."""
         one_set = self.layout.has_one_set and bool(self.classes)
         others = [split for split in ("val", "test") if one_set or self.layout.has_split(split)]
-        files = [file for listing in (training, *map(self._listing, others)) if listing for file in listing.files]
-        errors = [found for found in _sizes_or_errors(files) if isinstance(found, UnreadableImageError)]
+        listings = {"train": training, **{split: self._listing(split) for split in others}}
+        files = {split: listing.files for split, listing in listings.items() if listing}
+        found = iter(_sizes_or_errors([file for some in files.values() for file in some]))
+        self._headers = {split: (some, list(islice(found, len(some)))) for split, some in files.items()}
+        errors = [
+            one for _, all_of in self._headers.values() for one in all_of if isinstance(one, UnreadableImageError)
+        ]
         if errors:
-            raise UserError(describe_unreadable(errors, len(files)))
+            raise UserError(describe_unreadable(errors, sum(map(len, files.values()))))
 
-    def _readable(self, listing: Listing, *, skip_unreadable: bool) -> tuple[Listing, Tensor]:
-        """Read the headers of all files; return those that are images, and the size of each, int64 ``(N, 2)``."""
-        found = _sizes_or_errors(listing.files)
+    def _readable(self, split: str, listing: Listing) -> tuple[Listing, Tensor]:
+        """Return the files that are images, by their headers, and the size of each, int64 ``(N, 2)``.
+
+        Of those that are predicted, others are left out; otherwise they are an error.
+        """
+        skip_unreadable = split == "predict"
+        files, found = self._headers.pop(split, ([], []))
+        if files != listing.files:
+            found = _sizes_or_errors(listing.files)
         errors = [result for result in found if isinstance(result, UnreadableImageError)]
         sizes = {row: result for row, result in enumerate(found) if isinstance(result, tuple)}
         if errors:
@@ -240,8 +255,8 @@ class ImageFolderDataModule(PhotographDataModule):
         return readable, torch.tensor(list(sizes.values()), dtype=torch.int64)
 
 
-def _sizes_or_errors(files: list[Path]) -> list[tuple[int, int] | UnreadableImageError]:
-    found: list[tuple[int, int] | UnreadableImageError] = []
+def _sizes_or_errors(files: list[Path]) -> list[Header]:
+    found: list[Header] = []
     shown = getattr(rank_zero_only, "rank", 0) == 0
     with ThreadPoolExecutor() as pool, progress("Reading sizes", len(files), visible=shown) as advance:
         for result in pool.map(_size_or_error, files):
@@ -250,7 +265,7 @@ def _sizes_or_errors(files: list[Path]) -> list[tuple[int, int] | UnreadableImag
     return found
 
 
-def _size_or_error(file: Path) -> tuple[int, int] | UnreadableImageError:
+def _size_or_error(file: Path) -> Header:
     try:
         return shown_size(file)
     except UnreadableImageError as error:

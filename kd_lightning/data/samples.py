@@ -67,6 +67,10 @@ class Samples:
         """Return the image of a sample as a viewer shows it, with 1 or 3 channels."""
         return as_shown(self._picture(self[number][0], number), mode_of(channels))
 
+    def label(self, number: int) -> Label:
+        """Return the label of a sample, -1 where it is ``None``."""
+        return self._label(self[number][1], number)
+
     def label_and_size(self, number: int) -> tuple[Label, tuple[int, int]]:
         """Return the label of a sample, -1 where it is ``None``, and height and width of its image."""
         image, label = self[number]

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.callbacks.label_scores import decide
 from kd_lightning.errors import UserError
 from kd_lightning.export.formats import write_onnx, write_program, write_weights
 from kd_lightning.export.inference import Inference
@@ -175,9 +176,7 @@ def _agreement(logits: Tensor, expected: Tensor, thresholds: tuple[float, ...] |
     """Return the fraction of equal labels, or the F1 of decisions on several classes."""
     if thresholds is None:
         return float((logits.argmax(1) == expected.argmax(1)).float().mean())
-    one, other = (
-        values.double().sigmoid() > torch.tensor(thresholds, dtype=torch.float64) for values in (logits, expected)
-    )
+    one, other = (decide(values, thresholds) for values in (logits, expected))
     given = int(one.sum() + other.sum())
     return 2 * int((one & other).sum()) / given if given else 1.0
 

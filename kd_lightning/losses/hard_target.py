@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._checks import check_fraction
 from kd_lightning.losses._precision import in_full_precision
 from kd_lightning.losses.base import DistillationLoss
 
@@ -98,8 +98,7 @@ class HardTargetLoss(DistillationLoss):
 
     def __init__(self, *, weight: float = 1.0, label_smoothing: float = 0.0, warmup_epochs: int = 0) -> None:
         super().__init__(weight=weight, warmup_epochs=warmup_epochs)
-        if not 0 <= label_smoothing <= 1:
-            raise UserError(f"label_smoothing must be in [0, 1], got {label_smoothing}.")
+        check_fraction(label_smoothing=label_smoothing)
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:

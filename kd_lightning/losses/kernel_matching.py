@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._checks import check_fraction
 from kd_lightning.losses._gather import all_gather_grad
 from kd_lightning.losses._pairs import as_rows, domain_vectors
 from kd_lightning.losses._precision import in_full_precision
@@ -163,8 +164,7 @@ class KernelMeanMatchingLoss(AlignmentLoss):
         warmup_epochs: int = 0,
     ) -> None:
         super().__init__(weight=weight, layers=[layer], warmup_epochs=warmup_epochs)
-        if not 0 <= label_smoothing <= 1:
-            raise UserError(f"label_smoothing must be in [0, 1], got {label_smoothing}.")
+        check_fraction(label_smoothing=label_smoothing)
         if not bandwidths or not all(bandwidth > 0 for bandwidth in bandwidths):
             raise UserError(f"bandwidths must be numbers above 0, got {list(bandwidths)}.")
         _check_arguments(bound, tolerance, ridge)

@@ -135,6 +135,10 @@ class Objective(nn.ModuleDict):
             if term.views > views:
                 raise _too_few_views(name, term, views)
 
+    def terms_for_other_labels(self, *, multi_label: bool) -> dict[str, Loss]:
+        """Return the terms, by name, that are for images of one class where these have several, or the other way."""
+        return {name: term for name, term in self.terms.items() if term.multi_label == (not multi_label)}
+
     def check_labels(self, *, multi_label: bool) -> None:
         """Check that the terms are for images of several classes, or for those of one class.
 
@@ -144,7 +148,7 @@ class Objective(nn.ModuleDict):
         Raises:
             ValueError: If a term is for the other kind of data; the message names all that are.
         """
-        wrong = {name: term for name, term in self.terms.items() if term.multi_label == (not multi_label)}
+        wrong = self.terms_for_other_labels(multi_label=multi_label)
         if not wrong:
             return
         instead = ("BinaryTargetLoss", "BinarySoftTargetLoss") if multi_label else ("HardTargetLoss", "SoftTargetLoss")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import Outputs
+from kd_lightning.losses._checks import check_fraction
 from kd_lightning.losses._gather import all_gather_grad
 from kd_lightning.losses._pairs import domain_vectors, match_dtype, require_built
 from kd_lightning.losses._precision import in_full_precision
@@ -114,8 +115,7 @@ class ReweightedLoss(AlignmentLoss):
         warmup_epochs: int = 0,
     ) -> None:
         super().__init__(weight=weight, layers=[layer], warmup_epochs=warmup_epochs)
-        if not 0 <= label_smoothing <= 1:
-            raise UserError(f"label_smoothing must be in [0, 1], got {label_smoothing}.")
+        check_fraction(label_smoothing=label_smoothing)
         if not bound >= 1:
             raise UserError(f"bound must be >= 1, got {bound}.")
         if not penalty >= 0 or hidden < 0:

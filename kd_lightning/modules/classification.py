@@ -19,7 +19,7 @@ from kd_lightning.callbacks.early_stop import EarlyStopReport
 from kd_lightning.callbacks.epoch_metrics import EpochMetrics
 from kd_lightning.callbacks.exact_resume import ExactResume
 from kd_lightning.callbacks.finite_guard import FiniteGuard, StepRecord
-from kd_lightning.callbacks.label_scores import NEUTRAL, LabelScores, decide, describe_unchosen
+from kd_lightning.callbacks.label_scores import LabelScores, decide, describe_unchosen
 from kd_lightning.callbacks.out_of_memory import OutOfMemoryAdvice
 from kd_lightning.callbacks.speed_report import SpeedReport
 from kd_lightning.checkpoints import rebuild
@@ -37,6 +37,7 @@ from kd_lightning.modules.example_images import example_images
 from kd_lightning.modules.schedule import SchedulerFactory
 from kd_lightning.networks.compiled import CompileMode, unwrap_compiled
 from kd_lightning.networks.data_config import (
+    DEFAULT_THRESHOLD,
     DataConfig,
     check_same_classes,
     check_same_kind,
@@ -222,7 +223,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         self.num_classes = count_classes(self.network, logits, getattr(self.data_module, "num_classes", None) or None)
         known = data_config(self.network)
         if self.multi_label and known.thresholds is None:  # of data that do not know their classes
-            set_data_config(self.network, known._replace(thresholds=(NEUTRAL,) * self.num_classes))
+            set_data_config(self.network, known._replace(thresholds=(DEFAULT_THRESHOLD,) * self.num_classes))
 
     def _first_forward(self, images: Tensor) -> Tensor:
         on_cpu = self.trainer.state.fn == "fit" and self.trainer.strategy.root_device.type == "cpu"
@@ -240,7 +241,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         data = self.data_module
         known = {name: getattr(data, name, None) for name in DataConfig._fields}
         if self.multi_label and (count := getattr(data, "num_classes", None) or len(known["classes"] or ())):
-            known["thresholds"] = (NEUTRAL,) * count
+            known["thresholds"] = (DEFAULT_THRESHOLD,) * count
         return DataConfig.of(**known)
 
     @property
@@ -408,8 +409,7 @@ class ClassificationModule(pl.LightningModule, ABC):
         images, _, ids, _ = read_to_predict(batch)
         if (thresholds := data_config(self.network).thresholds) is not None:
             logits = self(images)
-            cuts = torch.tensor(thresholds, dtype=torch.float64, device=logits.device)
-            return Prediction(ids, decide(logits, cuts), logits.float().sigmoid())
+            return Prediction(ids, decide(logits, thresholds), logits.float().sigmoid())
         probabilities, labels = self(images).float().softmax(1).max(1)
         return Prediction(ids, labels, probabilities)
 

@@ -184,10 +184,7 @@ class DistillationModule(ClassificationModule):
             rank_zero_info(f"An image may have several classes, so the student learns by {weights}.")
 
     def _choose_default(self, *, multi_label: bool) -> None:
-        other = any(
-            term.multi_label is not None and term.multi_label != multi_label for term in self.losses.terms.values()
-        )
-        if self._default is not None and other:
+        if self._default is not None and self.losses.terms_for_other_labels(multi_label=multi_label):
             terms = _terms(*self._default, None, multi_label=multi_label)
             self.losses = Objective(terms, accepts=(DistillationLoss,))
 

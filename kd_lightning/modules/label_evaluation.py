@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from kd_lightning.callbacks.label_scores import NEUTRAL, LabelScores, choose_thresholds, decide, label_scores
+from kd_lightning.callbacks.label_scores import LabelScores, choose_thresholds, decide, label_scores
 from kd_lightning.data.labels import is_labelled
 from kd_lightning.losses import binary_soft_target_loss, binary_target_loss
+from kd_lightning.networks.data_config import thresholds_or_default
 
 
 class LabelMetrics(NamedTuple):
@@ -77,20 +78,20 @@ class LabelEvaluation(nn.Module):
         """
         logits, labels, teacher = self.rows.compute()
         labelled, metrics, scores = is_labelled(labels), {}, None
-        cuts = self._cuts(thresholds, logits)
+        used = self._as_tensor(thresholds, logits)
         if labelled.any():
             if choose:
-                cuts = choose_thresholds(logits[labelled], labels[labelled])
-            scores = label_scores(logits[labelled], labels[labelled], cuts)
+                used = choose_thresholds(logits[labelled], labels[labelled])
+            scores = label_scores(logits[labelled], labels[labelled], used)
             metrics = {**scores.averages, "loss": self.loss.compute()}
         if len(teacher):
-            taught = decide(teacher, self._cuts(teacher_thresholds, logits))
-            metrics["agreement"] = (decide(logits, cuts) == taught).float().mean()
+            taught = decide(teacher, self._as_tensor(teacher_thresholds, logits))
+            metrics["agreement"] = (decide(logits, used) == taught).float().mean()
             metrics["kl"] = self.kl.compute()
-        return LabelMetrics(metrics, scores, cuts)
+        return LabelMetrics(metrics, scores, used)
 
-    def _cuts(self, thresholds: Sequence[float] | None, like: Tensor) -> Tensor:
-        values = [NEUTRAL] * self.num_classes if thresholds is None else list(thresholds)
+    def _as_tensor(self, thresholds: Sequence[float] | None, like: Tensor) -> Tensor:
+        values = thresholds_or_default(thresholds, self.num_classes)
         return torch.tensor(values, dtype=torch.float64, device=like.device)
 
 

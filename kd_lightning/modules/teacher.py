@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.data.read_batch import read_batch
-from kd_lightning.errors import UserError
 from kd_lightning.losses import binary_target_loss, hard_target_loss
+from kd_lightning.losses._checks import check_fraction
 from kd_lightning.losses.hard_target import row_weights
 from kd_lightning.modules.classification import ClassificationModule
 from kd_lightning.networks.dry_run import to_input_dtype
@@ -51,8 +51,7 @@ class TeacherModule(ClassificationModule):
     ) -> None:
         super().__init__(network, **options)
         self.optimization = replace(self.optimization, layer_decay=layer_decay)
-        if not 0 <= label_smoothing <= 1:
-            raise UserError(f"label_smoothing must be in [0, 1], got {label_smoothing}.")
+        check_fraction(label_smoothing=label_smoothing)
         self.label_smoothing = label_smoothing
         self.feature_cache = feature_cache
         self._features: FeatureCache | None = None

@@ -13,6 +13,10 @@ from kd_lightning.files.prepare import Preparation
 _ATTRIBUTE = "data_config"
 
 
+DEFAULT_THRESHOLD = 0.5
+"""The threshold of a class for which none was chosen, where an image may have several."""
+
+
 class DataConfig(NamedTuple):
     """The data that a network's weights were trained on; ``None`` where unknown.
 
@@ -85,6 +89,16 @@ class DataConfig(NamedTuple):
 
 def _is_valid(mean: Sequence[float], std: Sequence[float]) -> bool:
     return 0 < len(mean) == len(std) and all(map(isfinite, [*mean, *std])) and min(std) > 0
+
+
+def thresholds_or_default(thresholds: Sequence[float] | None, count: int) -> Sequence[float]:
+    """Return thresholds, or the default one for each of ``count`` classes where none were chosen.
+
+    Example:
+        >>> thresholds_or_default(None, 2), thresholds_or_default([0.3, 0.6], 2)
+        ((0.5, 0.5), [0.3, 0.6])
+    """
+    return (DEFAULT_THRESHOLD,) * count if thresholds is None else thresholds
 
 
 def _are_thresholds(values: Sequence[float], classes: Sequence[str] | None) -> bool:

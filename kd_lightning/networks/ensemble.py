@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.networks.data_config import check_same_classes, data_config
+from kd_lightning.networks.data_config import DEFAULT_THRESHOLD, check_same_classes, data_config
 from kd_lightning.networks.normalization import normalization_between
 from kd_lightning.networks.placement import weight_device
 
@@ -60,8 +60,8 @@ class EnsembleTeacher(nn.Module):
         known = [data_config(network) for network in networks]
         classes = next((one.classes for one in known if one.classes), None)
         statistics = next((one for one in known if one.mean is not None), known[0])
-        several = any(one.thresholds for one in known)  # chosen for each network, and not for their average
-        thresholds = next((0.5,) * len(one.thresholds) for one in known if one.thresholds) if several else None
+        chosen = next((one.thresholds for one in known if one.thresholds), None)  # for a network, not their average
+        thresholds = None if chosen is None else (DEFAULT_THRESHOLD,) * len(chosen)
         self.data_config = statistics._replace(classes=classes, thresholds=thresholds)
         for number, one in enumerate(known):
             check_same_classes(f"Network {number} of the ensemble", one, self.data_config)

@@ -10,11 +10,11 @@ from kd_lightning.data.labels import is_labelled
 from kd_lightning.files.several_labels import BETWEEN, NO_CLASS, join_labels
 from kd_lightning.report.photographs import largest
 
-Cuts = Sequence[float]
+Thresholds = Sequence[float]
 
 
 def choose_label_images(
-    labels: Tensor, logits: Sequence[Tensor], thresholds: Sequence[Cuts], count: int
+    labels: Tensor, logits: Sequence[Tensor], thresholds: Sequence[Thresholds], count: int
 ) -> tuple[list[int], list[int]]:
     """Return images of which a student gets a class wrong and the teacher right, and others on which they disagree.
 
@@ -32,14 +32,13 @@ def choose_label_images(
         >>> choose_label_images(labels, [teacher, -teacher], [[0.5, 0.5]] * 2, count=5)
         ([0, 1], [])
     """
-    cuts = [torch.tensor(one, dtype=torch.float64) for one in thresholds]
-    decisions = [decide(values, cut) for values, cut in zip(logits, cuts, strict=True)]
+    decisions = [decide(values, cut) for values, cut in zip(logits, thresholds, strict=True)]
     right = (decisions[0] == (labels > 0)) & is_labelled(labels)[:, None]
     errors, divergences = [], []
-    for values, cut, given in zip(logits[1:], cuts[1:], decisions[1:], strict=True):
+    for values, cut, given in zip(logits[1:], thresholds[1:], decisions[1:], strict=True):
         probabilities, taught = values.double().sigmoid(), logits[0].double().sigmoid()
         differs = given != decisions[0]
-        wrong = ((probabilities - cut).abs() * (right & differs)).max(1).values
+        wrong = ((probabilities - torch.as_tensor(cut, dtype=torch.float64)).abs() * (right & differs)).max(1).values
         errors.append(wrong.tolist())
         far = ((probabilities - taught).abs().clamp(min=1e-12) * differs).max(1).values
         divergences.append(torch.where(wrong > 0, 0.0, far).tolist())
@@ -51,7 +50,7 @@ def describe_label_image(
     number: int,
     labels: Tensor,
     logits: Sequence[Tensor],
-    thresholds: Sequence[Cuts],
+    thresholds: Sequence[Thresholds],
     names: Sequence[str],
     classes: Sequence[str],
 ) -> str:
@@ -75,7 +74,7 @@ def describe_label_image(
     """
     opinions: dict[str, list[str]] = {}
     for name, output, cuts in zip(names, logits, thresholds, strict=True):
-        given = decide(output[number], torch.tensor(cuts, dtype=torch.float64)).tolist()
+        given = decide(output[number], cuts).tolist()
         per_cent = (100 * output[number].double().sigmoid()).tolist()
         text, values = join_labels(given, per_cent, classes, digits=0)
         opinions.setdefault(text, []).append(f"{name} ({values}%)" if values else name)

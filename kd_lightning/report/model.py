@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd_lightning.callbacks.label_scores import NEUTRAL
 from kd_lightning.errors import UserError
 from kd_lightning.export import Inference, OnnxClassifier
 from kd_lightning.export.extra import require_extra
 from kd_lightning.files.digest import sha256
 from kd_lightning.networks import DataConfig, data_config, set_data_config
+from kd_lightning.networks.data_config import DEFAULT_THRESHOLD
 from kd_lightning.runs.run import LOGS, Run
 from kd_lightning.runs.source import Source
 
@@ -205,7 +205,7 @@ def teacher_of(model: Model, shape: tuple[int, int, int] | None, known: Sequence
         return None
     if data_config(network).mean is None and source.data is not None:  # as DistillationModule takes it
         data = source.data
-        thresholds = (NEUTRAL,) * len(data.classes) if data.multi_label else None
+        thresholds = (DEFAULT_THRESHOLD,) * len(data.classes) if data.multi_label else None
         set_data_config(network, DataConfig.of(data.mean, data.std, data.classes, thresholds=thresholds))
     name = f"teacher of {model.name}" if run is None else _name(run.folder)
     return _of_network(network, name, path, run, None, shape)

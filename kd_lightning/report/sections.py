@@ -1,19 +1,22 @@
 """The sections of a report: pictures, tables of classes, and images."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from matplotlib import rc_context
 from torch import Tensor
 
-from kd_lightning.callbacks.class_results import class_results, most_confused
-from kd_lightning.callbacks.label_results import label_results
-from kd_lightning.callbacks.label_scores import NEUTRAL
+from kd_lightning.callbacks.class_results import ClassResult, class_results, most_confused
+from kd_lightning.callbacks.label_results import LabelResult, label_results
+from kd_lightning.networks.data_config import thresholds_or_default
 from kd_lightning.report import drawing
 from kd_lightning.report.label_photographs import choose_label_images, describe_label_image
 from kd_lightning.report.metrics import Metrics
 from kd_lightning.report.model import Model, by_runtime
 from kd_lightning.report.page import Section, Table
 from kd_lightning.report.photographs import choose_images, describe_image, photograph_svg
+
+Result = TypeVar("Result", ClassResult, LabelResult)
 
 _READABLE = 20
 """Classes up to which a confusion matrix can be read."""
@@ -101,10 +104,10 @@ def _label_disagreements(
 ) -> list[Section]:
     """Return the same of images that may have several classes."""
     names, logits = [model.name for model in models], [m.logits for m in metrics]
-    cuts = [thresholds_of(model, len(classes)) for model in models]
-    chosen = choose_label_images(labels, logits, cuts, _SHOWN) if len(models) > 1 else ([], [])
+    thresholds = [thresholds_or_default(model.thresholds, len(classes)) for model in models]
+    chosen = choose_label_images(labels, logits, thresholds, _SHOWN) if len(models) > 1 else ([], [])
     return _photographs(
-        chosen, images, lambda number: describe_label_image(number, labels, logits, cuts, names, classes)
+        chosen, images, lambda number: describe_label_image(number, labels, logits, thresholds, names, classes)
     )
 
 
@@ -131,58 +134,73 @@ def label_table(models: list[Model], metrics: list[Metrics], classes: Sequence[s
         classes: Class names.
     """
     results = [
-        label_results(m.scores, classes, thresholds_of(model, len(classes)))
+        label_results(m.scores, classes, thresholds_or_default(model.thresholds, len(classes)))
         for model, m in zip(models, metrics, strict=True)
         if m.scores is not None
-    ]
-    labels = [label for label in range(len(classes)) if results[0][label].images]
-    title = "Each class, average precision and F1 in per cent"
-    if len(labels) > _READABLE:
-        title = f"The {_WORST} of {len(labels)} classes with the lowest average precision, and F1, in per cent"
-        labels.sort(key=lambda label: min(one[label].average_precision or 0.0 for one in results))
-        labels = labels[:_WORST]
-    rows = [
-        {
-            "class": classes[label],
-            "images": str(results[0][label].images),
-            **{
-                model.name: f"{_per_cent(one[label].average_precision)}\nF1 {_per_cent(one[label].f1)} above "
-                f"{one[label].threshold:.2f}"
-                for model, one in zip(models, results, strict=True)
-            },
-        }
-        for label in labels
     ]
     note = (
         "Average precision: how well a class's images are ranked before the others by its probability. F1: how right "
         "and how complete the decisions are where the class is given above the threshold."
     )
-    columns = ["class", "images", *(model.name for model in models)]
-    return Section(title, note, tables={title: Table(columns, rows)} if rows else {})
-
-
-def thresholds_of(model: Model, count: int) -> Sequence[float]:
-    """Return the thresholds of a model, 1/2 where none were chosen."""
-    return model.thresholds or (NEUTRAL,) * count
+    titles = "Each class, average precision and F1 in per cent", "average precision, and F1"
+    return _by_class(
+        models,
+        results,
+        titles,
+        note,
+        value=lambda result: result.average_precision,
+        cell=lambda result: (
+            f"{_per_cent(result.average_precision)}\nF1 {_per_cent(result.f1)} above {result.threshold:.2f}"
+        ),
+    )
 
 
 def _each_class(models: list[Model], metrics: list[Metrics], classes: Sequence[str]) -> Section:
     results = [class_results(_counts(m), classes) for m in metrics]
-    labels = [label for label in range(len(classes)) if results[0][label].images]
-    title = "Each class, accuracy in per cent"
+    note = "The share of a class's test images that a model recognizes. With few images, a difference may be chance."
+    return _by_class(
+        models,
+        results,
+        ("Each class, accuracy in per cent", "accuracy"),
+        note,
+        value=lambda result: result.accuracy,
+        cell=lambda result: _per_cent(result.accuracy),
+    )
+
+
+def _by_class(
+    models: list[Model],
+    results: Sequence[Sequence[Result]],
+    titles: tuple[str, str],
+    note: str,
+    *,
+    value: Callable[[Result], float | None],
+    cell: Callable[[Result], str],
+) -> Section:
+    """Return a table of the classes that have images; of many those of the lowest values.
+
+    Args:
+        models: The models.
+        results: Results of each class, by model.
+        titles: The title, and the name of the values.
+        note: Explanation of the values.
+        value: Returns the value by which classes are ordered.
+        cell: Returns the text for a result.
+    """
+    labels = [label for label, result in enumerate(results[0]) if result.images]
+    title = titles[0]
     if len(labels) > _READABLE:
-        title = f"The {_WORST} of {len(labels)} classes with the lowest accuracy, in per cent"
-        labels.sort(key=lambda label: min(one[label].accuracy or 0.0 for one in results))
+        title = f"The {_WORST} of {len(labels)} classes with the lowest {titles[1]}, in per cent"
+        labels.sort(key=lambda label: min(value(one[label]) or 0.0 for one in results))
         labels = labels[:_WORST]
     rows = [
         {
-            "class": classes[label],
+            "class": results[0][label].name,
             "images": str(results[0][label].images),
-            **{model.name: _per_cent(one[label].accuracy) for model, one in zip(models, results, strict=True)},
+            **{model.name: cell(one[label]) for model, one in zip(models, results, strict=True)},
         }
         for label in labels
     ]
-    note = "The share of a class's test images that a model recognizes. With few images, a difference may be chance."
     columns = ["class", "images", *(model.name for model in models)]
     return Section(title, note, tables={title: Table(columns, rows)} if rows else {})
 

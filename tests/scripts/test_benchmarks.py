@@ -15,6 +15,7 @@ from torch import nn
 
 from kd_lightning.networks import ResNet
 
+pytestmark = pytest.mark.usefixtures("beside_the_scripts")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 CPU = torch.device("cpu")
 TINY = ["--teacher", "resnet20", "--images", "32", "--batch-size", "8"]
@@ -35,13 +36,6 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "bench_step": ([*TINY, "--steps", "1", "--rounds", "1"], "x the competent loop"),
     "environment": (["--device", "cpu"], "CPU threads"),
 }
-
-
-@pytest.fixture(autouse=True)
-def beside_the_scripts() -> Iterator[None]:
-    sys.path.insert(0, str(SCRIPTS))
-    yield
-    sys.path.remove(str(SCRIPTS))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,15 +16,9 @@ import pytest
 import yaml
 from made_photographs import photograph
 
+pytestmark = pytest.mark.usefixtures("beside_the_scripts")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 CLASSES = ["aster", "bellis", "calla"]
-
-
-@pytest.fixture(autouse=True)
-def beside_the_scripts() -> Iterator[None]:
-    sys.path.insert(0, str(SCRIPTS))
-    yield
-    sys.path.remove(str(SCRIPTS))
 
 
 @pytest.fixture

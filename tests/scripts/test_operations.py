@@ -1,10 +1,6 @@
 """A training step launches few operations beside those of the networks."""
 
 import importlib
-import logging
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,20 +8,8 @@ from mostly_slow import mostly_slow
 
 from kd_lightning import DistillationModule, TeacherModule, networks
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+pytestmark = pytest.mark.usefixtures("beside_the_scripts")
 IMAGES = {"batch_size": 32, "count": 320}
-
-
-@pytest.fixture(autouse=True)
-def beside_the_scripts() -> Iterator[None]:
-    """Scripts can be imported; they silence Lightning, here only for a while."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
-    levels = [logger.level for logger in loggers]
-    sys.path.insert(0, str(SCRIPTS))
-    yield
-    sys.path.remove(str(SCRIPTS))
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
 
 
 def module_of(name: str) -> tuple[Any, int | None]:
