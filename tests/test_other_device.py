@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from made_photographs import photograph, write_several_classes
 from on_other_device import OTHER_DEVICE, call, on_other_device
 from recipe_runs import fit_arguments, save_network
-from replay_function import ReplayFunction
+from recorded_step import ReplayStep
 from resume_check import check_resume
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -345,7 +345,7 @@ def test_a_distillation_with_converted_inputs_resumes_within_an_epoch(tmp_path: 
 @on_other_device
 def test_replayed_steps_resume_within_an_epoch(tmp_path: Path) -> None:
     kind = partial(DistillationModule, teacher_check="off")
-    replay: list[pl.Callback] = [ReplayFunction()]
+    replay: list[pl.Callback] = [ReplayStep()]
     check_resume(trainers(tmp_path), tmp_path, digits, kind, replay, student=network, teacher=lambda: network(8))
 
 

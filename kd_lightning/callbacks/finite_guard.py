@@ -71,7 +71,7 @@ class FiniteGuard(CallbackWithoutIdleHooks):
     def observe(self, record: StepRecord) -> None:
         """Remember a batch of the step: the first one that is known not to be finite, otherwise the last."""
         last = self._record
-        if last is None or last.terms["loss"].is_cuda or _is_finite(last.terms["loss"]):
+        if last is None or self.captured or last.terms["loss"].is_cuda or _is_finite(last.terms["loss"]):
             detached = ({name: value.detach() for name, value in part.items()} for part in record[2:])
             self._record = StepRecord(record.epoch, record.step, *detached)
 

@@ -102,7 +102,6 @@ class ContrastiveLoss(DistillationLoss):
         [False, True]
     """
 
-    capturable = False  # the queue is replaced, since the backward pass reads the old one
     multi_label = False  # images of the same class are no negatives
 
     queues: Tensor
@@ -152,10 +151,12 @@ class ContrastiveLoss(DistillationLoss):
         pairs = zip(embeddings, vector_pairs(self, student, teacher), strict=True)
         embedded = [(_unit(a, s), _unit(b, t)) for (a, b), (s, t) in pairs]
         size = len(self.queue_labels)
+        # a copy, since the backward pass reads the queues after the batch has entered them
+        queues = self.queues.clone() if self.training else self.queues
         terms = [
             contrastive_loss(s, t, queue[1], excluded, temperature=self.temperature, effective_negatives=size)
             + contrastive_loss(t, s, queue[0], excluded, temperature=self.temperature, effective_negatives=size)
-            for (s, t), queue in zip(embedded, self.queues, strict=True)
+            for (s, t), queue in zip(embedded, queues, strict=True)
         ]
         if self.training:
             self._enqueue(torch.stack([torch.stack(pair) for pair in embedded]).detach(), labels)
@@ -167,10 +168,9 @@ class ContrastiveLoss(DistillationLoss):
         rows, labels = all_gather_grad(embedded.movedim(2, 0), labels, active=self.gather)
         rows, labels = rows[-size:], labels[-size:]
         indices = (self.position + torch.arange(len(labels), device=labels.device)) % size
-        # copies, since the backward pass still reads the old ones
-        self.queues = self.queues.index_copy(2, indices, rows.movedim(0, 2).to(self.queues))
-        self.queue_labels = self.queue_labels.index_copy(0, indices, labels)
-        self.position = (self.position + len(labels)) % size
+        self.queues.index_copy_(2, indices, rows.movedim(0, 2).to(self.queues))
+        self.queue_labels.index_copy_(0, indices, labels)
+        self.position.add_(len(labels)).remainder_(size)
 
 
 def _unit(embedding: nn.Module, vectors: Tensor) -> Tensor:

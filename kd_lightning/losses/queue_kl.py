@@ -236,16 +236,15 @@ class QueueKLLoss(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Compute the term for one batch, see :class:`DistillationLoss`; the teacher's batch enters the queue."""
-        queue = self.queue
-        if queue is None:
+        if self.queue is None:
             raise RuntimeError("QueueKLLoss has no queue yet; call build with the outputs of a dry run first.")
         own, taught = vector_pairs(self, student, teacher)[0]
         embedded = _unit(_through(self.heads[0], own))
         target = _unit(taught).to(embedded)
         if self.training:
             (rows,) = all_gather_grad(target, active=self.gather)
-            queue = self.queue = push_to_queue(queue, rows)
-        whole = queue_kl_loss(embedded, target, queue.to(embedded), temperature=self.temperature)
+            self.queue.copy_(push_to_queue(self.queue, rows))
+        whole = queue_kl_loss(embedded, target, self.queue.to(embedded), temperature=self.temperature)
         if len(self.heads) == 1:
             return whole
         local = queue_kl_v3_local_loss(*self._tokens(student, teacher), temperature_local=self.temperature_local)

@@ -273,7 +273,7 @@ def _rates_on_device(optimizer: Optimizer, rates: list[Tensor]) -> Iterator[None
     for group, rate in zip(groups, rates, strict=True):
         group["lr"] = rate
         if "capturable" in group:
-            group["capturable"] = rate.is_cuda
+            group["capturable"] = rate.is_cuda and torch.cuda.is_current_stream_capturing()  # else torch warns
     try:
         yield
     finally:
