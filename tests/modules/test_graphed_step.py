@@ -94,7 +94,8 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
 def check_replayed(name: str, **trainer_options: Any) -> None:
     build, options, more_options = CONFIGURATIONS[name]
     states = []
-    for callbacks in ([], [replay := ReplayStep()]):
+    runs: list[list[pl.Callback]] = [[], [replay := ReplayStep()]]
+    for callbacks in runs:
         trainer = pl.Trainer(
             max_epochs=3,
             callbacks=callbacks,
