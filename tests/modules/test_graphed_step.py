@@ -91,39 +91,33 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
 # --- the same run
 
 
-def check_replayed(name: str, **trainer_options: Any) -> None:
-    build, options, more_options = CONFIGURATIONS[name]
+def make_trainer_there(**options: Any) -> pl.Trainer:
+    """A quiet trainer on the device of ``other_device.py``, from and to which a captured step may not copy."""
+    from other_device import OtherDevice
+
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return pl.Trainer(strategy=OtherDevice(), **{**quiet, "log_every_n_steps": 1, **options})
+
+
+def check_replayed(name: str, make_trainer: Trainers) -> None:
+    build, options, trainer_options = CONFIGURATIONS[name]
     states = []
-    runs: list[list[pl.Callback]] = [[], [replay := ReplayStep()]]
-    for callbacks in runs:
-        trainer = pl.Trainer(
-            max_epochs=3,
-            callbacks=callbacks,
-            log_every_n_steps=2,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            **trainer_options,
-            **more_options,
-        )
+    for callbacks in ([], [replay := ReplayStep()]):
+        trainer = make_trainer(max_epochs=3, callbacks=callbacks, **trainer_options)
         trainer.fit(build(), DigitsDataModule(batch_size=256, **options))
         states.append(final_state(trainer))
     assert_equal(states[1], states[0])
     assert (replay.captures, replay.replays) == (1, trainer.global_step)
 
 
-def test_replayed_steps_in_bfloat16_equal_ordinary_ones_to_the_bit() -> None:
-    check_replayed("bfloat16", accelerator="cpu")
+def test_replayed_steps_in_bfloat16_equal_ordinary_ones_to_the_bit(make_trainer: Trainers) -> None:
+    check_replayed("bfloat16", partial(make_trainer, log_every_n_steps=2))
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGURATIONS if name != "bfloat16"])
 @on_other_device
 def test_replayed_steps_equal_ordinary_ones_to_the_bit(name: str) -> None:
-    """On a device from and to which a step may not copy."""
-    from other_device import OtherDevice
-
-    check_replayed(name, strategy=OtherDevice())
+    check_replayed(name, partial(make_trainer_there, log_every_n_steps=2))
 
 
 def test_pairs_of_domains_are_replayed_too(make_trainer: Trainers) -> None:
@@ -167,15 +161,14 @@ def test_a_step_is_captured_again_when_layers_are_thawed(make_trainer: Trainers)
     assert replay.captures == 2
 
 
-@pytest.mark.parametrize("name", mostly_slow(["distillation", "dropout"], "distillation"))
-def test_a_replayed_run_resumes_from_every_checkpoint_to_the_same_bits(
-    name: str, make_trainer: Trainers, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", mostly_slow(["distillation", "dropout", "cached teacher"], "distillation"))
+@on_other_device
+def test_a_replayed_run_resumes_from_every_checkpoint_to_the_same_bits(name: str, tmp_path: Path) -> None:
     """Also with rates that a tensor rounds: those of the default schedule."""
     build, options, trainer_options = CONFIGURATIONS[name]
 
     def run(callbacks: list[pl.Callback], path: Path | None = None) -> dict[str, Any]:
-        trainer = make_trainer(max_epochs=2, callbacks=[ReplayStep(), *callbacks], **trainer_options)
+        trainer = make_trainer_there(max_epochs=2, callbacks=[ReplayStep(), *callbacks], **trainer_options)
         module = build()
         module.optimization = TeacherModule(network()).optimization
         trainer.fit(module, DigitsDataModule(batch_size=256, **options), ckpt_path=path, weights_only=True)
