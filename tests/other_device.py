@@ -67,22 +67,22 @@ class OtherTensor(Tensor):
     def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _run(operator, args, kwargs or {})
 
-    # these read a tensor's memory without an operator
+    # these read a tensor's memory without an operator; here there is one, which a mode sees
 
     def tolist(self) -> Any:
-        return self.held.tolist()
+        return self.to("cpu").tolist()
 
     def item(self) -> Any:
-        return self.held.item()
+        return torch.ops.aten._local_scalar_dense.default(self)
 
     def __bool__(self) -> bool:
-        return bool(self.held)
+        return bool(self.item())
 
     def __float__(self) -> float:
-        return float(self.held)
+        return float(self.item())
 
     def __int__(self) -> int:
-        return int(self.held)
+        return int(self.item())
 
     __index__ = __int__
 

@@ -1,5 +1,7 @@
 """What a recorded step does as a CUDA graph does it, and what it refuses."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from on_other_device import on_other_device
@@ -41,9 +43,22 @@ def test_a_replay_trains() -> None:
     assert all(torch.equal(value, ordinary[name]) for name, value in replayed.items())
 
 
+def check_waiting(device: torch.device) -> None:
+    total = torch.ones(2).sum().to(device)
+    reads: list[Callable[[], object]] = [total.item, lambda: bool(total), lambda: float(total), lambda: int(total)]
+    with RecordStep(device):
+        for read in reads:
+            with pytest.raises(RuntimeError, match="waits for the device"):
+                read()
+
+
 def test_waiting_is_refused() -> None:
-    with RecordStep(CPU), pytest.raises(RuntimeError, match="waits for the device"):
-        torch.ones(2).sum().item()
+    check_waiting(CPU)
+
+
+@on_other_device
+def test_waiting_is_refused_there() -> None:
+    check_waiting(torch.device("other", 0))
 
 
 @on_other_device
