@@ -121,12 +121,12 @@ def choose_thresholds(logits: Tensor, labels: Tensor) -> Tensor:
     f1 = 2 * right / (given + images)  # of the first, of the first two, ... that are given the class
     below = torch.cat([probabilities[1:], torch.zeros_like(probabilities[:1])])
     middle = (probabilities + below) / 2
-    neutral = (below <= DEFAULT_THRESHOLD) & (probabilities > DEFAULT_THRESHOLD)
-    cuts = torch.where(neutral, DEFAULT_THRESHOLD, middle)
+    between = (below <= DEFAULT_THRESHOLD) & (probabilities > DEFAULT_THRESHOLD)
+    candidates = torch.where(between, DEFAULT_THRESHOLD, middle)
     f1 = torch.where(below < probabilities, f1, -1.0)  # equal ones cannot be divided
     best = f1 >= f1.max(0).values - 1e-12
-    distance = torch.where(best, (cuts - DEFAULT_THRESHOLD).abs(), torch.inf)
-    chosen = cuts.gather(0, distance.argmin(0)[None])[0]
+    distance = torch.where(best, (candidates - DEFAULT_THRESHOLD).abs(), torch.inf)
+    chosen = candidates.gather(0, distance.argmin(0)[None])[0]
     enough = (images >= FEWEST_IMAGES) & (count - images >= FEWEST_IMAGES)
     return torch.where(enough, chosen, DEFAULT_THRESHOLD)
 

@@ -73,8 +73,8 @@ def describe_label_image(
         tall: small.onnx (73%)
     """
     opinions: dict[str, list[str]] = {}
-    for name, output, cuts in zip(names, logits, thresholds, strict=True):
-        given = decide(output[number], cuts).tolist()
+    for name, output, chosen in zip(names, logits, thresholds, strict=True):
+        given = decide(output[number], chosen).tolist()
         per_cent = (100 * output[number].double().sigmoid()).tolist()
         text, values = join_labels(given, per_cent, classes, digits=0)
         opinions.setdefault(text, []).append(f"{name} ({values}%)" if values else name)
